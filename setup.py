@@ -4,12 +4,22 @@ They are not installed as `kernels`, ...: Hugging Face has a library of that nam
 bitsandbytes import. Everything else about the distribution is in pyproject.toml.
 """
 
-from setuptools import setup
+from setuptools import Extension, setup
 
-FOLDERS = ("kernels", "instrument", "trainer")
+FOLDERS = ("kernels", "kernels.cpu", "instrument", "trainer")
+
+# Optional: without a compiler the package installs and works, and ATen computes the CPU's statistics.
+# No -march=native: stats.c is compiled for several instruction sets and picks one when it is loaded.
+cpu_statistics = Extension(
+    "lora_train.kernels.cpu._stats",
+    ["kernels/cpu/stats.c"],
+    extra_compile_args=["-O3", "-std=c11", "-ffp-contract=off", "-fno-trapping-math", "-pthread"],
+    optional=True,
+)
 
 setup(
     packages=[f"lora_train.{folder}" for folder in FOLDERS],
-    package_dir={f"lora_train.{folder}": folder for folder in FOLDERS},
-    package_data={"lora_train.instrument": ["catalogue/*.json"]},
+    package_dir={f"lora_train.{folder}": folder.replace(".", "/") for folder in FOLDERS},
+    package_data={"lora_train.instrument": ["catalogue/*.json"], "lora_train.kernels.cpu": ["*.c"]},
+    ext_modules=[cpu_statistics],
 )
