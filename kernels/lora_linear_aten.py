@@ -15,13 +15,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from . import cpu
 from .reduce import FIELDS, N_FIELDS
-from .tensor_stats import tensor_stats
+from .tensor_stats import round_with_stats_cpu, tensor_stats_cpu
 
-N_NAN, N_INF, N_OVERFLOW, N_UNDERFLOW = (
-    FIELDS.index(f) for f in ("n_nan", "n_inf", "n_overflow", "n_underflow")
-)
+N_NAN, N_INF, N_OVERFLOW = (FIELDS.index(field) for field in ("n_nan", "n_inf", "n_overflow"))
+
+_NO_ROW = torch.empty(0, dtype=torch.float64)
 
 
 def dropped_indices(numel: int, seed: Tensor, p: float) -> Tensor:
@@ -49,20 +48,11 @@ def _drop(x: Tensor, seed: Tensor | None, p: float) -> Tensor:
     return _drop_(x.clone(), seed, p) if p > 0 else x
 
 
-def _rounded(acc: Tensor, dtype: torch.dtype, with_stats: bool) -> tuple[Tensor, Tensor | None]:
-    """`acc` in `dtype`, and its row. A row has overflow and underflow if there was a rounding."""
-    if dtype == acc.dtype:
-        return acc, tensor_stats(acc) if with_stats else None
-    if not with_stats:
-        return acc.to(dtype), None
-    if cpu.AVAILABLE:
-        stored = torch.empty_like(acc, dtype=dtype)
-        return stored, cpu.round_with_stats(acc, stored)
-    stored = acc.to(dtype)
-    row = tensor_stats(stored)
-    row[N_OVERFLOW] = (stored.isinf() & acc.isfinite()).sum()
-    row[N_UNDERFLOW] = ((stored == 0) & (acc != 0)).sum()
-    return stored, row
+def _rounded(acc: Tensor, dtype: torch.dtype, with_stats: bool) -> tuple[Tensor, Tensor]:
+    """`acc` in `dtype`, and its row with overflow and underflow (nothing without statistics)."""
+    if with_stats:
+        return round_with_stats_cpu(acc, dtype, full=False)
+    return acc.to(dtype), _NO_ROW
 
 
 def _all_finite(row: Tensor) -> bool:
@@ -145,7 +135,7 @@ def backward(
     for grad, weight, b, s, h_i in zip(grads, weights, lora_B, scalings, h.split(ranks, dim=1), strict=True):
         grad = grad.contiguous()
         if with_stats:
-            grad_rows.append(tensor_stats(grad))
+            grad_rows.append(tensor_stats_cpu(grad, False))
         grad32 = grad.float()
         gs.append(grad32 @ (b * (s / (1 - dropout_p))))
         dBs.append((h_i.t() @ grad32).t().contiguous())  # a third of the time of dY^T H
@@ -176,6 +166,6 @@ def _backward_rows(
     grad_in = _null_row() if dx_row is None else _after_product(dx_row, all(finite))
     h_finite = _finite_values(h)
     lora_rows = [
-        _after_product(tensor_stats(grad), ok and h_finite) for grad, ok in zip(dA + dB, finite * 2, strict=True)
+        _after_product(_rounded(grad, torch.float32, True)[1], ok and h_finite) for grad, ok in zip(dA + dB, finite * 2, strict=True)
     ]
     return torch.stack([*grad_rows, grad_in, *lora_rows])

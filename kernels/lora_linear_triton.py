@@ -1,0 +1,316 @@
+"""Triton kernels of the fused LoRA linear. What they compute together, and their rows, is in lora_linear.py.
+
+    down     H  = dropout(X) A^T          reads X once     counts non-finite X
+    up       Z += s keep(L R^T)           in place         statistics of the sum: Y (L=H, R=B), dX (L=G, R=A^T)
+    grad     D  = Z R,  E = Z^T L         reads Z once     statistics of Z: dY gives G (R=B) and dB (L=H)
+                                                           and X gives dA (L=G), without D
+    total    out = s sum of partials      fixed order      statistics of out: H, G, dA, dB
+    widen    fp32 of keep(Z)              for sm_75        statistics of Z
+    cast     16-bit of fp32               autocast         statistics, overflow and underflow exact
+    rows     partials of all sites -> rows, n_overflow by the rule of lora_linear.py
+
+Shapes: X [M, K], Y and dY [M, N], L [M, R] fp32, R [C, R] fp32 by its strides, masks none: whether an element is kept
+is a function of (seed, row, column). Rank products run on tensor cores as TF32 where the stored side is 16-bit (11
+bits like fp16, and no underflow of small B), as three TF32 products where it is fp32. The 1 / (1 - p) of dropout
+is part of s everywhere. The rank is padded to 16, 32 or 64 inside and never in memory; more than 64 go in chunks.
+"""
+
+import triton
+import triton.language as tl
+
+from .reduce import ABSMAX, FIELDS, N_FIELDS, N_PARTIALS
+from .tensor_stats import add_partials, no_partials, tile_partials, write_partials
+
+_N_PARTIALS = tl.constexpr(N_PARTIALS)
+_N_FIELDS = tl.constexpr(N_FIELDS)
+_ABSMAX = tl.constexpr(ABSMAX)
+_N_NAN = tl.constexpr(FIELDS.index("n_nan"))
+_N_INF = tl.constexpr(FIELDS.index("n_inf"))
+_N_OVERFLOW = tl.constexpr(FIELDS.index("n_overflow"))
+
+# Partials read at once by `_rows_kernel`: as in reduce.py.
+_BLOCK_P = tl.constexpr(128)
+
+
+@triton.jit
+def keep_tile(seed_ptr, rows, first_col, n_cols, p, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr):
+    """Which elements of a tile dropout keeps: word (column % 4) of Philox(seed, row, column // 4).
+
+    One Philox call gives four words; a call for each element would cost more than reading it.
+    """
+    quads = first_col // 4 + tl.arange(0, BLOCK_C // 4)
+    offsets = rows[:, None] * ((n_cols + 3) // 4) + quads[None, :]
+    a, b, c, d = tl.randint4x(tl.load(seed_ptr), offsets)
+    words = tl.reshape(tl.join(tl.join(a, c), tl.join(b, d)), (BLOCK_M, BLOCK_C))
+    return tl.random.uint_to_uniform_float(words) >= p
+
+
+@triton.jit
+def _down_kernel(
+    x_ptr, a_ptr, h_ptr, seed_ptr, partials_ptr, n_rows, n_cols, rank, cols_per_split, p,
+    DROPOUT: tl.constexpr, STATS: tl.constexpr, PRECISION: tl.constexpr,
+    RANK: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """h[split] [M, rank] = keep(x)[:, split] a[:, split]^T for one block of rows and one chunk of the rank."""
+    row_block, split = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
+    chunk = tl.program_id(2)
+    rows = row_block * BLOCK_M + tl.arange(0, BLOCK_M).to(tl.int64)
+    ranks = chunk * RANK + tl.arange(0, RANK).to(tl.int64)
+    n_rows, n_cols = n_rows.to(tl.int64), n_cols.to(tl.int64)
+    row_mask, rank_mask = rows < n_rows, ranks < rank
+    first = split * cols_per_split
+    last = tl.minimum(first + cols_per_split, n_cols)
+    acc = tl.zeros((BLOCK_M, RANK), dtype=tl.float32)
+    n_nan = tl.zeros((BLOCK_M,), dtype=tl.int32)
+    n_inf = tl.zeros((BLOCK_M,), dtype=tl.int32)
+    for start in range(first, last, BLOCK_C):
+        cols = start + tl.arange(0, BLOCK_C)
+        mask = row_mask[:, None] & (cols < last)[None, :]
+        x = tl.load(x_ptr + rows[:, None] * n_cols + cols[None, :], mask=mask, other=0.0).to(tl.float32)
+        if STATS:
+            n_nan += tl.sum((x != x).to(tl.int32), axis=1)
+            n_inf += tl.sum((tl.abs(x) == float("inf")).to(tl.int32), axis=1)
+        if DROPOUT:
+            x = tl.where(keep_tile(seed_ptr, rows, start, n_cols, p, BLOCK_M, BLOCK_C), x, 0.0)
+        a_mask = (cols < last)[:, None] & rank_mask[None, :]
+        a = tl.load(a_ptr + ranks[None, :] * n_cols + cols[:, None], mask=a_mask, other=0.0)
+        acc = tl.dot(x, a, acc, input_precision=PRECISION)
+    h_ptrs = h_ptr + (split * n_rows + rows[:, None]) * rank + ranks[None, :]
+    tl.store(h_ptrs, acc, mask=row_mask[:, None] & rank_mask[None, :])
+    if STATS:
+        if chunk == 0:
+            null = tl.full((), float("nan"), tl.float64)
+            nans, infs = tl.sum(n_nan).to(tl.float64), tl.sum(n_inf).to(tl.float64)
+            program = row_block * tl.num_programs(1) + split
+            write_partials(partials_ptr, program, (null, null, nans, infs, null, null, null, null))
+
+
+@triton.jit
+def _up_kernel(
+    z_ptr, l_ptr, r_ptr, delta_ptr, seed_ptr, partials_ptr, n_rows, n_cols, rank,
+    l_row_stride, r_col_stride, r_rank_stride, first_row, tiles_per_program, scale, p,
+    DROPOUT: tl.constexpr, STATS: tl.constexpr, COUNT_SMALL: tl.constexpr, PRECISION: tl.constexpr,
+    RANK: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """z [M, C] += scale keep(l r^T), in place, for one block of rows and some tiles of columns.
+
+    RANK = 0 adds `delta` [M, C] fp32 instead, a product that cuBLAS made (sm_75).
+    """
+    row_block, col_block = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
+    n_rows, n_cols = n_rows.to(tl.int64), n_cols.to(tl.int64)
+    rows = row_block * BLOCK_M + tl.arange(0, BLOCK_M).to(tl.int64)
+    row_mask = rows < n_rows
+    total = no_partials(False, COUNT_SMALL)
+    for tile in range(tiles_per_program):
+        start = (col_block * tiles_per_program + tile) * BLOCK_C
+        cols = start + tl.arange(0, BLOCK_C)
+        col_mask = cols < n_cols
+        mask = row_mask[:, None] & col_mask[None, :]
+        offsets = rows[:, None] * n_cols + cols[None, :]
+        if RANK == 0:
+            acc = tl.load(delta_ptr + offsets, mask=mask, other=0.0)
+        else:
+            acc = tl.zeros((BLOCK_M, BLOCK_C), dtype=tl.float32)
+            for chunk in range(0, rank, RANK):
+                ranks = chunk + tl.arange(0, RANK).to(tl.int64)
+                rank_mask = ranks < rank
+                l_ptrs = l_ptr + rows[:, None] * l_row_stride + ranks[None, :]
+                left = tl.load(l_ptrs, mask=row_mask[:, None] & rank_mask[None, :], other=0.0)
+                r_ptrs = r_ptr + cols[None, :] * r_col_stride + ranks[:, None] * r_rank_stride
+                right = tl.load(r_ptrs, mask=rank_mask[:, None] & col_mask[None, :], other=0.0)
+                acc = tl.dot(left, right, acc, input_precision=PRECISION)
+        if DROPOUT:
+            keep = keep_tile(seed_ptr, first_row + rows, start, n_cols, p, BLOCK_M, BLOCK_C)
+            acc = tl.where(keep, acc, 0.0)
+        z = tl.load(z_ptr + offsets, mask=mask, other=0.0)
+        z = (z.to(tl.float32) + scale * acc).to(z.dtype)
+        tl.store(z_ptr + offsets, z, mask=mask)
+        if STATS:
+            total = add_partials(total, tile_partials(z, z, mask, False, COUNT_SMALL))
+    if STATS:
+        write_partials(partials_ptr, row_block * tl.num_programs(1) + col_block, total)
+
+
+@triton.jit
+def _grad_kernel(
+    z_ptr, l_ptr, r_ptr, down_ptr, outer_ptr, seed_ptr, partials_ptr, l_bad_ptr, n_rows, n_cols, rank,
+    l_row_stride, r_col_stride, outer_col_stride, outer_rank_stride, rows_per_split, p,
+    DROPOUT: tl.constexpr, DOWN: tl.constexpr, STATS: tl.constexpr, COUNT_SMALL: tl.constexpr,
+    PRECISION: tl.constexpr, RANK: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """Reads z [M, C] once, a strip of BLOCK_C columns and some rows per program:
+
+    outer[split] [C, rank] = z^T l  stays in registers;  down[strip] [M, rank] = z r  leaves with every tile.
+    """
+    strip, split = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
+    chunk = tl.program_id(2)
+    n_rows, n_cols = n_rows.to(tl.int64), n_cols.to(tl.int64)
+    cols = strip * BLOCK_C + tl.arange(0, BLOCK_C)
+    ranks = chunk * RANK + tl.arange(0, RANK).to(tl.int64)
+    col_mask, rank_mask = cols < n_cols, ranks < rank
+    first = split * rows_per_split
+    last = tl.minimum(first + rows_per_split, n_rows)
+    outer = tl.zeros((BLOCK_C, RANK), dtype=tl.float32)
+    right_mask = col_mask[:, None] & rank_mask[None, :]
+    if DOWN:
+        right = tl.load(r_ptr + cols[:, None] * r_col_stride + ranks[None, :], mask=right_mask, other=0.0)
+    total = no_partials(False, COUNT_SMALL)
+    l_bad = tl.zeros((BLOCK_M,), dtype=tl.int32)
+    for start in range(first, last, BLOCK_M):
+        rows = start + tl.arange(0, BLOCK_M).to(tl.int64)
+        row_mask = rows < last
+        mask = row_mask[:, None] & col_mask[None, :]
+        z_ptrs = z_ptr + rows[:, None] * n_cols + cols[None, :]
+        stored = tl.load(z_ptrs, mask=mask, other=0.0, eviction_policy="evict_first")
+        z = stored.to(tl.float32)
+        left_mask = row_mask[:, None] & rank_mask[None, :]
+        left = tl.load(l_ptr + rows[:, None] * l_row_stride + ranks[None, :], mask=left_mask, other=0.0)
+        if DROPOUT:
+            z = tl.where(keep_tile(seed_ptr, rows, strip * BLOCK_C, n_cols, p, BLOCK_M, BLOCK_C), z, 0.0)
+        if DOWN:
+            down = tl.dot(z, right, input_precision=PRECISION)
+            down_ptrs = down_ptr + (strip * n_rows + rows[:, None]) * rank + ranks[None, :]
+            tl.store(down_ptrs, down, mask=left_mask, eviction_policy="evict_last")
+        outer = tl.dot(tl.trans(z), left, outer, input_precision=PRECISION)
+        if STATS:
+            total = add_partials(total, tile_partials(stored, stored, mask, False, COUNT_SMALL))
+            l_bad += tl.sum((tl.abs(left) < float("inf")).to(tl.int32) ^ 1, axis=1)
+    outer_ptrs = outer_ptr + split * n_cols * rank + cols[:, None] * outer_col_stride
+    tl.store(outer_ptrs + ranks[None, :] * outer_rank_stride, outer, mask=right_mask)
+    if STATS:
+        program = (chunk * tl.num_programs(1) + split) * tl.num_programs(0) + strip
+        tl.store(l_bad_ptr + program, tl.sum(l_bad).to(tl.float64))
+        if chunk == 0:
+            write_partials(partials_ptr, program, total)
+
+
+@triton.jit
+def _total_kernel(
+    parts_ptr, out_ptr, partials_ptr, n, n_parts, part_stride, width, out_stride, scale,
+    STATS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """out = scale * sum of `n_parts` parts, in order. Value i goes to row i // width of out, column i % width."""
+    program = tl.program_id(0).to(tl.int64)
+    offsets = program * BLOCK + tl.arange(0, BLOCK)
+    mask = offsets < n
+    acc = tl.zeros((BLOCK,), dtype=tl.float32)
+    for part in range(n_parts):
+        acc += tl.load(parts_ptr + part * part_stride.to(tl.int64) + offsets, mask=mask, other=0.0)
+    acc *= scale
+    tl.store(out_ptr + (offsets // width) * out_stride + offsets % width, acc, mask=mask)
+    if STATS:
+        write_partials(partials_ptr, program, tile_partials(acc, acc, mask, True, False))
+
+
+@triton.jit
+def _widen_kernel(
+    z_ptr, out_ptr, seed_ptr, partials_ptr, n_rows, n_cols, first_row, first_program, p,
+    DROPOUT: tl.constexpr, STATS: tl.constexpr, COUNT_SMALL: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """out [M, C] fp32 = keep(z), for a GEMM in fp32 where tensor cores have no TF32. Rows count from `first_row`."""
+    row_block, col_block = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
+    n_cols = n_cols.to(tl.int64)
+    rows = row_block * BLOCK_M + tl.arange(0, BLOCK_M).to(tl.int64)
+    start = col_block * BLOCK_C
+    cols = start + tl.arange(0, BLOCK_C)
+    mask = (rows < n_rows)[:, None] & (cols < n_cols)[None, :]
+    offsets = rows[:, None] * n_cols + cols[None, :]
+    stored = tl.load(z_ptr + offsets, mask=mask, other=0.0)
+    z = stored.to(tl.float32)
+    if DROPOUT:
+        z = tl.where(keep_tile(seed_ptr, first_row + rows, start, n_cols, p, BLOCK_M, BLOCK_C), z, 0.0)
+    tl.store(out_ptr + offsets, z, mask=mask)
+    if STATS:
+        program = first_program + row_block * tl.num_programs(1) + col_block
+        write_partials(partials_ptr, program, tile_partials(stored, stored, mask, False, COUNT_SMALL))
+
+
+@triton.jit
+def _cast_kernel(x_ptr, out_ptr, partials_ptr, n, BLOCK: tl.constexpr):
+    """out = x rounded to out's 16-bit dtype; statistics of out, with overflow and underflow."""
+    program = tl.program_id(0).to(tl.int64)
+    offsets = program * BLOCK + tl.arange(0, BLOCK)
+    mask = offsets < n
+    acc = tl.load(x_ptr + offsets, mask=mask, other=0.0).to(tl.float32)
+    out = acc.to(out_ptr.dtype.element_ty)
+    tl.store(out_ptr + offsets, out, mask=mask)
+    write_partials(partials_ptr, program, tile_partials(acc, out, mask, True, True))
+
+
+@triton.jit
+def _row(partials_ptr, n_programs):
+    """Partials [n_programs, 8] added to a vector [8], as `reduce.write_row` does, kept in registers."""
+    columns = tl.arange(0, _N_PARTIALS)
+    sums = tl.zeros((_BLOCK_P, _N_PARTIALS), dtype=tl.float64)
+    for start in range(0, n_programs, _BLOCK_P):
+        programs = start + tl.arange(0, _BLOCK_P).to(tl.int64)
+        pointers = partials_ptr + programs[:, None] * _N_PARTIALS + columns[None, :]
+        values = tl.load(pointers, mask=(programs < n_programs)[:, None], other=0.0)
+        sums = tl.where(columns[None, :] == _ABSMAX, tl.maximum(sums, values), sums + values)
+    return tl.where(columns == _ABSMAX, tl.max(sums, axis=0), tl.sum(sums, axis=0))
+
+
+@triton.jit
+def _n_bad(row):
+    """n_nan + n_inf of a row held as a vector [8]."""
+    columns = tl.arange(0, _N_PARTIALS)
+    return tl.sum(tl.where((columns == _N_NAN) | (columns == _N_INF), row, 0.0))
+
+
+@triton.jit
+def _store_row(row, n, n_bad, row_ptr):
+    """Stores a row; with no non-finite input every infinity is an overflow."""
+    columns = tl.arange(0, _N_PARTIALS)
+    n_inf = tl.sum(tl.where(columns == _N_INF, row, 0.0))
+    row = tl.where((columns == _N_OVERFLOW) & (n_bad == 0), n_inf, row)
+    tl.store(row_ptr + columns, row)
+    tl.store(row_ptr + _N_PARTIALS, n.to(tl.float64))
+
+
+@triton.jit
+def _forward_rows_kernel(in_ptr, n_in_programs, n_in, out_ptrs, n_out_programs, n_outs, rows_ptr):
+    """Rows in, out, out, ... One program: the sites are few, and `out` needs what `in` found."""
+    columns = tl.arange(0, _N_PARTIALS)
+    row = _row(in_ptr, n_in_programs)
+    bad = _n_bad(row)
+    null = tl.full((), float("nan"), tl.float64)
+    counts_only = tl.where((columns == _N_NAN) | (columns == _N_INF), row, null)
+    _store_row(counts_only, tl.full((), n_in, tl.int64), null, rows_ptr)
+    for i in tl.static_range(len(out_ptrs)):
+        n = tl.full((), n_outs[i], tl.int64)
+        _store_row(_row(out_ptrs[i], n_out_programs[i]), n, bad, rows_ptr + (1 + i) * _N_FIELDS)
+
+
+@triton.jit
+def _sum(ptr, n):
+    """Sum of float64 [n] in a fixed order."""
+    total = tl.zeros((_BLOCK_P,), dtype=tl.float64)
+    for start in range(0, n, _BLOCK_P):
+        offsets = start + tl.arange(0, _BLOCK_P)
+        total += tl.load(ptr + offsets, mask=offsets < n, other=0.0)
+    return tl.sum(total)
+
+
+@triton.jit
+def _backward_rows_kernel(
+    grad_ptrs, l_bad_ptrs, a_ptrs, b_ptrs, dx_ptr, n_grad_programs, n_l_bad, n_a_programs, n_b_programs,
+    n_dx_programs, n_grads, n_as, n_bs, n_dx, rows_ptr, HAS_DX: tl.constexpr,
+):  # fmt: skip
+    """Rows grad_out..., grad_in, lora_A.grad..., lora_B.grad..., in one program."""
+    GROUP: tl.constexpr = len(grad_ptrs)
+    null = tl.full((), float("nan"), tl.float64)
+    all_bad = tl.full((), 0.0, tl.float64)
+    for i in tl.static_range(GROUP):
+        row = _row(grad_ptrs[i], n_grad_programs[i])
+        _store_row(row, tl.full((), n_grads[i], tl.int64), null, rows_ptr + i * _N_FIELDS)
+        bad = _n_bad(row)
+        all_bad += bad
+        bad += _sum(l_bad_ptrs[i], n_l_bad[i])
+        a_row, b_row = _row(a_ptrs[i], n_a_programs[i]), _row(b_ptrs[i], n_b_programs[i])
+        a_ptr = rows_ptr + (GROUP + 1 + i) * _N_FIELDS
+        _store_row(a_row, tl.full((), n_as[i], tl.int64), bad, a_ptr)
+        _store_row(b_row, tl.full((), n_bs[i], tl.int64), bad, a_ptr + GROUP * _N_FIELDS)
+    if HAS_DX:
+        row = _row(dx_ptr, n_dx_programs)
+        _store_row(row, tl.full((), n_dx, tl.int64), all_bad, rows_ptr + GROUP * _N_FIELDS)
