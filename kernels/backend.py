@@ -1,4 +1,4 @@
-"""Which implementation serves a tensor: Triton on CUDA, the CPU path elsewhere. Decided here and nowhere else.
+"""Which implementation serves a tensor: Triton on CUDA, the CPU path elsewhere. Decided here only.
 
 Triton's interpreter runs the same kernels on CPU tensors, thousands of times slower. Tests call the Triton
 launchers directly, or send everything through them with `triton_on_cpu()`.
@@ -6,6 +6,8 @@ launchers directly, or send everything through them with `triton_on_cpu()`.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import triton
@@ -33,3 +35,27 @@ def triton_on_cpu() -> Iterator[None]:
         yield
     finally:
         _cpu_tensors_use_triton = False
+
+
+@dataclass(frozen=True)
+class AotVariant:
+    """One specialisation of a kernel, as shipped.
+
+    benchmarks/kernels.py compiles it for every chip, without a GPU. Kernel files list theirs in
+    `aot_variants()`.
+    """
+
+    name: str
+    fn: Any
+    """The `@triton.jit` function."""
+    signature: dict[str, str]
+    """Type of every argument that is not a constexpr, in order: `*fp16`, `i32`, ..."""
+    constexprs: dict[str, Any]
+    aligned: tuple[str, ...]
+    """Arguments divisible by 16, as torch's allocations and most sizes are; else no 16-byte copies."""
+    num_warps: int = 4
+    num_stages: int = 3
+    chips: tuple[int, ...] = field(default=(75, 80, 86, 89, 90, 100, 120))
+    """Compute capabilities it is shipped for."""
+    tensor_cores: bool = False
+    """True if it has a `tl.dot`, which must become tensor-core instructions on every chip from sm_80."""

@@ -1,13 +1,13 @@
 """Second stage of every statistic: per-program partials to one row, in a fixed order.
 
-A *row* is a float64 tensor [9], in the order of `FIELDS`. A *partial* is what one program of some kernel found
-in its share of a tensor: float64 [8], the same fields without `n`, which the host knows.
+A *row* is a float64 tensor [9], in the order of `FIELDS`. A *partial* is what one program of some kernel
+found in its share of a tensor: float64 [8], the same fields without `n`, which the host knows.
 
     row[f] = sum over programs of partials[:, f]      (absmax: the maximum)
 
-Counts are integers below 2**53 and so exact in float64. NaN in a count means "not known" and survives the sum:
-a row never shows 0 for something nobody counted. The order of additions depends on the number of programs
-alone, so the same run gives the same bits twice; there are no float atomics.
+Counts are integers below 2**53 and so exact in float64. NaN in a count means "not known" and survives the
+sum: a row never shows 0 for something nobody counted. The order of additions depends on the number of
+programs alone, so the same run gives the same bits twice; there are no float atomics.
 
 Shapes: partials [..., P, 8] -> rows [..., 9].
 """
@@ -16,7 +16,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .backend import uses_triton
+from .backend import AotVariant, uses_triton
 
 FIELDS = ("sumsq", "absmax", "n_nan", "n_inf", "n_overflow", "n_underflow", "n_subnormal", "n_zero", "n")
 N_FIELDS = len(FIELDS)
@@ -33,7 +33,7 @@ BLOCK_P = tl.constexpr(128)
 
 @triton.jit
 def write_row(partials_ptr, n_programs, n, row_ptr):
-    """Adds partials [n_programs, 8] of `n` elements and stores the row. One program of any kernel may call it."""
+    """Adds partials [n_programs, 8] of `n` values and stores the row; any one program of a kernel may."""
     columns = tl.arange(0, _N_PARTIALS)
     sums = tl.zeros((BLOCK_P, _N_PARTIALS), dtype=tl.float64)
     for start in range(0, n_programs, BLOCK_P):
@@ -96,14 +96,12 @@ def reduce_ragged_partials(partials: torch.Tensor, first: torch.Tensor, n: torch
     """
     rows = partials.new_empty((n.numel(), N_FIELDS))
     if rows.numel():
-        _ragged_rows_kernel[(n.numel(),)](
-            partials, rows, first, n, num_warps=4, enable_fp_fusion=False
-        )
+        _ragged_rows_kernel[(n.numel(),)](partials, rows, first, n, num_warps=4, enable_fp_fusion=False)
     return rows
 
 
 def reduce_partials_cpu(partials: torch.Tensor, n: int) -> torch.Tensor:
-    """`reduce_partials` in ATen: P is small wherever the CPU calls it, and float64 sums have a fixed order."""
+    """`reduce_partials` in ATen: P is small wherever the CPU calls it."""
     if partials.shape[-2] == 0:
         rows = partials.new_zeros((*partials.shape[:-2], N_FIELDS))
     else:
@@ -123,3 +121,13 @@ def reduce_partials_reference(partials: torch.Tensor, n: int) -> torch.Tensor:
         rows[..., ABSMAX] = absmax
     rows[..., -1] = n
     return rows
+
+
+def aot_variants() -> list[AotVariant]:
+    """What `benchmarks/kernels.py` compiles ahead of time."""
+    rows = {"partials_ptr": "*fp64", "rows_ptr": "*fp64", "n_programs": "i32", "n": "i64"}
+    ragged = {"partials_ptr": "*fp64", "rows_ptr": "*fp64", "first_ptr": "*i64", "n_ptr": "*i64"}
+    return [
+        AotVariant("reduce rows", _rows_kernel, rows, {}, ("partials_ptr", "rows_ptr")),
+        AotVariant("reduce ragged rows", _ragged_rows_kernel, ragged, {}, tuple(ragged)),
+    ]

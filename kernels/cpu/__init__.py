@@ -15,18 +15,16 @@ DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}  # as in stats.
 
 
 def stats(x: torch.Tensor, count_small: bool, portable: bool = False) -> torch.Tensor:
-    """Row of a contiguous fp32, fp16 or bf16 tensor; overflow and underflow are null. Same bits if `portable`."""
+    """Row of a contiguous fp32, fp16 or bf16 tensor, overflow and underflow null. `portable`: same bits."""
     assert _stats is not None
     row = torch.empty(9, dtype=torch.float64)
     threads = torch.get_num_threads()
-    _stats.stats(
-        x.data_ptr(), x.numel(), DTYPES[x.dtype], count_small, 0, row.data_ptr(), threads, portable
-    )
+    _stats.stats(x.data_ptr(), x.numel(), DTYPES[x.dtype], count_small, 0, row.data_ptr(), threads, portable)
     return row
 
 
 def round_with_stats(acc: torch.Tensor, stored: torch.Tensor, portable: bool = False) -> torch.Tensor:
-    """Rounds a contiguous fp32 tensor into `stored` (fp16 or bf16, contiguous), and returns the row of `stored`."""
+    """Rounds a contiguous fp32 tensor into `stored` (fp16 or bf16, contiguous); the row of `stored`."""
     assert _stats is not None
     row = torch.empty(9, dtype=torch.float64)
     _stats.stats(
