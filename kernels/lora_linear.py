@@ -33,18 +33,41 @@ the CPU for 16-bit tensors, else null. n_underflow is exact on the CPU for 16-bi
 has rounded the base product before anybody can look. Without a slot nothing of it runs.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from . import lora_linear_aten as aten
+from . import lora_linear_launch as launch
 from .backend import uses_triton
-from .reduce import N_FIELDS
+from .nf4 import nf4_decode
+from .reduce import N_FIELDS, reduce_partials
+from .tensor_stats import round_with_stats_cpu
 
-__all__ = ["lora_linear", "lora_linear_reference", "site_names", "store"]
+__all__ = ["MAX_RANK", "NF4Weight", "lora_linear", "lora_linear_reference", "site_names", "store"]
 
 MAX_RANK = 256
+
+
+@dataclass(frozen=True)
+class NF4Weight:
+    """A frozen weight as bitsandbytes packs it; the tensors are those of `nf4.nf4_decode`."""
+
+    packed: Tensor
+    absmax: Tensor
+    code: Tensor
+    blocksize: int
+    nested_absmax: Tensor | None = None
+    nested_code: Tensor | None = None
+    offset: Tensor | None = None
+    nested_blocksize: int = 256
+
+    def tensors(self) -> list[Tensor]:
+        """The three or six tensors, in the order of `nf4_decode`."""
+        nested = (self.nested_absmax, self.nested_code, self.offset)
+        return [self.packed, self.absmax, self.code, *(t for t in nested if t is not None)]
 
 
 def site_names(group: int) -> list[tuple[str, int | None]]:
@@ -60,7 +83,125 @@ def site_names(group: int) -> list[tuple[str, int | None]]:
     ]
 
 
-@torch.library.custom_op("lora_vitals::store", mutates_args=("slot",))
+def lora_linear(
+    x: Tensor,
+    weights: Sequence[Tensor | NF4Weight],
+    lora_A: Sequence[Tensor],
+    lora_B: Sequence[Tensor],
+    scalings: Sequence[float],
+    *,
+    biases: Sequence[Tensor | None] | None = None,
+    dropout_p: float = 0.0,
+    seed: Tensor | None = None,
+    slot: Tensor | None = None,
+) -> list[Tensor]:
+    """Outputs of the projections of a group that share the input `x`.
+
+    Under autocast `x` is rounded to autocast's dtype here, and with a slot what that did is row 0; everything
+    after it computes in that dtype.
+
+    Args:
+        x: [..., K] in fp32, fp16 or bf16.
+        weights: one [N_i, K] or NF4 weight per projection, frozen.
+        lora_A: fp32 [r_i, K], r_i from 1 to MAX_RANK.
+        lora_B: fp32 [N_i, r_i].
+        scalings: lora_alpha / r of each projection.
+        biases: [N_i] or None per projection, frozen.
+        dropout_p: probability that an element of the LoRA branch's input is dropped, in [0, 1).
+        seed: int64 tensor of one element, on the device of `x`; needed if dropout_p > 0. Must not change before
+            backward.
+        slot: float64 [2 + 4 g, 9] for the statistics, see the head of this file; None for none.
+
+    Returns:
+        One [..., N_i] per projection, in the compute dtype.
+    """
+    assert 0 <= dropout_p < 1, f"dropout_p={dropout_p} is not in [0, 1)"
+    assert seed is not None or dropout_p == 0, "dropout needs a seed"
+    assert all(a.dtype == b.dtype == torch.float32 for a, b in zip(lora_A, lora_B, strict=True)), "LoRA is fp32"
+    group, device = len(lora_A), x.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+    cast_row = None
+    if dtype != x.dtype:
+        if slot is None:
+            x = x.to(dtype)
+        else:
+            x, cast_row = _cast(x, dtype)
+    flat_weights, formats = _flatten(weights)
+    flat_biases = [x.new_empty(0)] * group if biases is None else [x.new_empty(0) if b is None else b for b in biases]
+    x_2d = x.reshape(-1, x.shape[-1])
+    ys, _, rows = _forward(
+        x_2d,
+        flat_weights,
+        flat_biases,
+        list(lora_A),
+        list(lora_B),
+        seed if dropout_p > 0 else None,
+        slot,
+        formats,
+        list(scalings),
+        dropout_p,
+    )
+    if slot is not None:
+        store(slot[: 1 + group], rows)
+        if cast_row is not None:
+            store(slot[0], cast_row)
+    return [y.view(*x.shape[:-1], y.shape[-1]) for y in ys]
+
+
+def _flatten(weights: Sequence[Tensor | NF4Weight]) -> tuple[list[Tensor], list[int]]:
+    """Weights as an operator takes them: all tensors, and for each weight (tensors, blocksize, nested blocksize)."""
+    tensors, formats = [], []
+    for weight in weights:
+        if isinstance(weight, Tensor):
+            tensors.append(weight)
+            formats += [1, 0, 0]
+        else:
+            tensors += weight.tensors()
+            formats += [len(weight.tensors()), weight.blocksize, weight.nested_blocksize]
+    return tensors, formats
+
+
+def _dense(
+    tensors: list[Tensor], formats: list[int], lora_A: list[Tensor], lora_B: list[Tensor], dtype: torch.dtype
+) -> Iterator[Tensor]:
+    """The weights one after the other; an NF4 weight is decoded when its turn comes, and lives for it."""
+    start = 0
+    for i, (a, b) in enumerate(zip(lora_A, lora_B, strict=True)):
+        n_tensors, blocksize, nested_blocksize = formats[3 * i : 3 * i + 3]
+        parts = tensors[start : start + n_tensors]
+        start += n_tensors
+        if n_tensors == 1:
+            yield parts[0]
+            continue
+        packed, absmax, code = parts[:3]
+        nested = parts[3:] if n_tensors == 6 else (None, None, None)
+        shape = (b.shape[0], a.shape[1])
+        yield nf4_decode(packed, absmax, code, *nested, shape, blocksize, nested_blocksize, dtype)
+
+
+@torch.library.custom_op("lora_train::cast_with_stats", mutates_args=())
+def _cast(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """`x` in a 16-bit dtype, and the row of the result, overflow and underflow included."""
+    if uses_triton(x):
+        out, site = launch.cast(x, dtype)
+        return out, reduce_partials(site.partials, site.n)
+    return round_with_stats_cpu(x.float(), dtype)
+
+
+@_cast.register_fake
+def _(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    return x.new_empty(x.shape, dtype=dtype), x.new_empty(N_FIELDS, dtype=torch.float64)
+
+
+def _cast_context(ctx, inputs, output) -> None:
+    ctx.dtype = inputs[0].dtype
+    ctx.mark_non_differentiable(output[1])
+
+
+_cast.register_autograd(lambda ctx, grad, _: (grad.to(ctx.dtype), None), setup_context=_cast_context)
+
+
+@torch.library.custom_op("lora_train::store", mutates_args=("slot",))
 def store(slot: Tensor, rows: Tensor) -> None:
     """Assigns `rows` to `slot`. An operator of its own because one that mutates cannot have a gradient."""
     slot.copy_(rows)
@@ -71,7 +212,7 @@ def _(slot: Tensor, rows: Tensor) -> None:
     return None
 
 
-@torch.library.custom_op("lora_vitals::lora_linear", mutates_args=())
+@torch.library.custom_op("lora_train::lora_linear", mutates_args=())
 def _forward(
     x: Tensor,
     weights: list[Tensor],
@@ -80,13 +221,16 @@ def _forward(
     lora_B: list[Tensor],
     seed: Tensor | None,
     slot: Tensor | None,
+    formats: list[int],
     scalings: list[float],
     dropout_p: float,
 ) -> tuple[list[Tensor], list[Tensor], Tensor]:
     """Outputs, tensors for backward ([H] or [H, dropout(X)]), rows [1 + g, 9] or [0, 9]."""
+    dense = _dense(weights, formats, lora_A, lora_B, x.dtype)
+    forward = launch.forward if uses_triton(x) else aten.forward
     with torch.autocast(x.device.type, enabled=False):
-        return aten.forward(
-            x, weights, biases, lora_A, lora_B, seed, scalings, dropout_p, slot is not None
+        return forward(
+            x.contiguous(), dense, biases, lora_A, lora_B, seed, scalings, dropout_p, slot is not None
         )
 
 
@@ -96,7 +240,7 @@ def _saves_x_hat(x: Tensor, dropout_p: float) -> bool:
 
 
 @_forward.register_fake
-def _(x, weights, biases, lora_A, lora_B, seed, slot, scalings, dropout_p):
+def _(x, weights, biases, lora_A, lora_B, seed, slot, formats, scalings, dropout_p):
     ys = [x.new_empty(x.shape[0], b.shape[0]) for b in lora_B]
     saved = [x.new_empty(x.shape[0], sum(a.shape[0] for a in lora_A), dtype=torch.float32)]
     if _saves_x_hat(x, dropout_p):
@@ -105,7 +249,7 @@ def _(x, weights, biases, lora_A, lora_B, seed, slot, scalings, dropout_p):
     return ys, saved, x.new_empty(n_rows, N_FIELDS, dtype=torch.float64)
 
 
-@torch.library.custom_op("lora_vitals::lora_linear_backward", mutates_args=())
+@torch.library.custom_op("lora_train::lora_linear_backward", mutates_args=())
 def _backward(
     grads: list[Tensor],
     x: Tensor,
@@ -114,20 +258,23 @@ def _backward(
     lora_A: list[Tensor],
     lora_B: list[Tensor],
     seed: Tensor | None,
+    formats: list[int],
     scalings: list[float],
     dropout_p: float,
     needs_dx: bool,
     with_stats: bool,
 ) -> tuple[Tensor, list[Tensor], list[Tensor], Tensor]:
     """dX ([0] if not needed), every dA, every dB, rows [1 + 3 g, 9] or [0, 9]."""
+    dense = _dense(weights, formats, lora_A, lora_B, grads[0].dtype)
+    backward = launch.backward if uses_triton(x) else aten.backward
     with torch.autocast(x.device.type, enabled=False):
-        return aten.backward(
-            grads, x, h, weights, lora_A, lora_B, seed, scalings, dropout_p, needs_dx, with_stats
+        return backward(
+            grads, x.contiguous(), h, dense, lora_A, lora_B, seed, scalings, dropout_p, needs_dx, with_stats
         )
 
 
 @_backward.register_fake
-def _(grads, x, h, weights, lora_A, lora_B, seed, scalings, dropout_p, needs_dx, with_stats):
+def _(grads, x, h, weights, lora_A, lora_B, seed, formats, scalings, dropout_p, needs_dx, with_stats):
     dx = torch.empty_like(x) if needs_dx else x.new_empty(0)
     n_rows = 1 + 3 * len(lora_A) if with_stats else 0
     rows = x.new_empty(n_rows, N_FIELDS, dtype=torch.float64)
@@ -135,7 +282,7 @@ def _(grads, x, h, weights, lora_A, lora_B, seed, scalings, dropout_p, needs_dx,
 
 
 def _setup_context(ctx, inputs, output) -> None:
-    x, weights, biases, lora_A, lora_B, seed, slot, scalings, dropout_p = inputs
+    x, weights, biases, lora_A, lora_B, seed, slot, formats, scalings, dropout_p = inputs
     _, saved, rows = output
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(*saved, rows)
@@ -144,7 +291,7 @@ def _setup_context(ctx, inputs, output) -> None:
     # Not among the saved tensors: those may not be written to before backward reads them.
     ctx.slot = slot
     ctx.n_weights, ctx.n_biases, ctx.group = len(weights), len(biases), len(lora_A)
-    ctx.scalings, ctx.dropout_p = scalings, dropout_p
+    ctx.formats, ctx.scalings, ctx.dropout_p = formats, scalings, dropout_p
 
 
 def _differentiate(ctx, grad_ys, _grad_saved, _grad_rows):
@@ -157,12 +304,46 @@ def _differentiate(ctx, grad_ys, _grad_saved, _grad_rows):
     ]
     needs_dx, with_stats = ctx.needs_input_grad[0], ctx.slot is not None
     dx, dA, dB, rows = _backward(
-        grads, x, h, weights, lora_A, lora_B, seed, ctx.scalings, ctx.dropout_p, needs_dx, with_stats
+        grads,
+        x,
+        h,
+        weights,
+        lora_A,
+        lora_B,
+        seed,
+        ctx.formats,
+        ctx.scalings,
+        ctx.dropout_p,
+        needs_dx,
+        with_stats,
     )
     if with_stats:
         store(ctx.slot[1 + g :], rows)
     no_weights, no_biases = [None] * n, [None] * ctx.n_biases
-    return (dx if needs_dx else None), no_weights, no_biases, dA, dB, None, None, None, None
+    return (dx if needs_dx else None), no_weights, no_biases, dA, dB, None, None, None, None, None
 
 
 _forward.register_autograd(_differentiate, setup_context=_setup_context)
+
+
+def lora_linear_reference(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    lora_A: Sequence[Tensor],
+    lora_B: Sequence[Tensor],
+    scalings: Sequence[float],
+    *,
+    biases: Sequence[Tensor | None] | None = None,
+    dropout_p: float = 0.0,
+    keep: Tensor | None = None,
+) -> list[Tensor]:
+    """`lora_linear` in plain PyTorch, differentiable, in the dtype of its inputs; meant for fp64.
+
+    `keep` is the bool mask [..., K] that dropout drew. `slot_reference` has the statistics.
+    """
+    x_hat = x if keep is None else torch.where(keep, x, 0) / (1 - dropout_p)
+    ys = []
+    for i, (weight, a, b, s) in enumerate(zip(weights, lora_A, lora_B, scalings, strict=True)):
+        bias = None if biases is None else biases[i]
+        ys.append(torch.nn.functional.linear(x, weight, bias) + s * (x_hat @ a.t()) @ b.t())
+    return ys

@@ -10,7 +10,7 @@ an output shows that they are needed.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -87,7 +87,7 @@ def _forward_rows(x: Tensor, out_rows: Sequence[Tensor]) -> Tensor:
 
 def forward(
     x: Tensor,
-    weights: Sequence[Tensor],
+    weights: Iterable[Tensor],
     biases: Sequence[Tensor],
     lora_A: Sequence[Tensor],
     lora_B: Sequence[Tensor],
@@ -119,7 +119,7 @@ def backward(
     grads: Sequence[Tensor],
     x: Tensor,
     h: Tensor,
-    weights: Sequence[Tensor],
+    weights: Iterable[Tensor],
     lora_A: Sequence[Tensor],
     lora_B: Sequence[Tensor],
     seed: Tensor | None,

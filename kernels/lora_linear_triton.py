@@ -89,18 +89,20 @@ def _down_kernel(
 def _up_kernel(
     z_ptr, l_ptr, r_ptr, delta_ptr, seed_ptr, partials_ptr, n_rows, n_cols, rank,
     l_row_stride, r_col_stride, r_rank_stride, first_row, tiles_per_program, scale, p,
-    DROPOUT: tl.constexpr, STATS: tl.constexpr, COUNT_SMALL: tl.constexpr, PRECISION: tl.constexpr,
-    RANK: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr,
+    DROPOUT: tl.constexpr, STATS: tl.constexpr, ROUNDED: tl.constexpr, COUNT_SMALL: tl.constexpr,
+    PRECISION: tl.constexpr, RANK: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """z [M, C] += scale keep(l r^T), in place, for one block of rows and some tiles of columns.
 
-    RANK = 0 adds `delta` [M, C] fp32 instead, a product that cuBLAS made (sm_75).
+    RANK = 0 adds scale keep(delta) instead, delta [M, C] fp32 a product that cuBLAS made (sm_75). ROUNDED where z is
+    fp32: nothing is rounded then, and overflow and underflow are 0. Into 16 bits they are null, since whoever made z
+    has rounded it already.
     """
     row_block, col_block = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
     n_rows, n_cols = n_rows.to(tl.int64), n_cols.to(tl.int64)
     rows = row_block * BLOCK_M + tl.arange(0, BLOCK_M).to(tl.int64)
     row_mask = rows < n_rows
-    total = no_partials(False, COUNT_SMALL)
+    total = no_partials(ROUNDED, COUNT_SMALL)
     for tile in range(tiles_per_program):
         start = (col_block * tiles_per_program + tile) * BLOCK_C
         cols = start + tl.arange(0, BLOCK_C)
@@ -126,7 +128,7 @@ def _up_kernel(
         z = (z.to(tl.float32) + scale * acc).to(z.dtype)
         tl.store(z_ptr + offsets, z, mask=mask)
         if STATS:
-            total = add_partials(total, tile_partials(z, z, mask, False, COUNT_SMALL))
+            total = add_partials(total, tile_partials(z, z, mask, ROUNDED, COUNT_SMALL))
     if STATS:
         write_partials(partials_ptr, row_block * tl.num_programs(1) + col_block, total)
 
@@ -204,7 +206,7 @@ def _total_kernel(
 
 @triton.jit
 def _widen_kernel(
-    z_ptr, out_ptr, seed_ptr, partials_ptr, n_rows, n_cols, first_row, first_program, p,
+    z_ptr, out_ptr, seed_ptr, partials_ptr, n_rows, n_cols, first_row, p,
     DROPOUT: tl.constexpr, STATS: tl.constexpr, COUNT_SMALL: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
@@ -222,7 +224,7 @@ def _widen_kernel(
         z = tl.where(keep_tile(seed_ptr, first_row + rows, start, n_cols, p, BLOCK_M, BLOCK_C), z, 0.0)
     tl.store(out_ptr + offsets, z, mask=mask)
     if STATS:
-        program = first_program + row_block * tl.num_programs(1) + col_block
+        program = row_block * tl.num_programs(1) + col_block
         write_partials(partials_ptr, program, tile_partials(stored, stored, mask, False, COUNT_SMALL))
 
 
@@ -259,58 +261,50 @@ def _n_bad(row):
 
 
 @triton.jit
-def _store_row(row, n, n_bad, row_ptr):
-    """Stores a row; with no non-finite input every infinity is an overflow."""
+def _after_product(row, n_bad):
+    """With no non-finite input every infinity is an overflow."""
     columns = tl.arange(0, _N_PARTIALS)
     n_inf = tl.sum(tl.where(columns == _N_INF, row, 0.0))
-    row = tl.where((columns == _N_OVERFLOW) & (n_bad == 0), n_inf, row)
-    tl.store(row_ptr + columns, row)
-    tl.store(row_ptr + _N_PARTIALS, n.to(tl.float64))
+    return tl.where(columns == _N_OVERFLOW, tl.where(n_bad == 0.0, n_inf, row), row)
 
 
 @triton.jit
-def _forward_rows_kernel(in_ptr, n_in_programs, n_in, out_ptrs, n_out_programs, n_outs, rows_ptr):
-    """Rows in, out, out, ... One program: the sites are few, and `out` needs what `in` found."""
+def _store_row(row, n, row_ptr):
+    tl.store(row_ptr + tl.arange(0, _N_PARTIALS), row)
+    tl.store(row_ptr + _N_PARTIALS, tl.full((), n, tl.float64))
+
+
+@triton.jit
+def _forward_rows_kernel(in_ptr, out_ptr, rows_ptr, n_in_programs, n_out_programs, n_in, n_out, index):
+    """Row in, and row out of projection `index`. One program, because `out` needs what `in` found."""
     columns = tl.arange(0, _N_PARTIALS)
-    row = _row(in_ptr, n_in_programs)
-    bad = _n_bad(row)
-    null = tl.full((), float("nan"), tl.float64)
-    counts_only = tl.where((columns == _N_NAN) | (columns == _N_INF), row, null)
-    _store_row(counts_only, tl.full((), n_in, tl.int64), null, rows_ptr)
-    for i in tl.static_range(len(out_ptrs)):
-        n = tl.full((), n_outs[i], tl.int64)
-        _store_row(_row(out_ptrs[i], n_out_programs[i]), n, bad, rows_ptr + (1 + i) * _N_FIELDS)
-
-
-@triton.jit
-def _sum(ptr, n):
-    """Sum of float64 [n] in a fixed order."""
-    total = tl.zeros((_BLOCK_P,), dtype=tl.float64)
-    for start in range(0, n, _BLOCK_P):
-        offsets = start + tl.arange(0, _BLOCK_P)
-        total += tl.load(ptr + offsets, mask=offsets < n, other=0.0)
-    return tl.sum(total)
+    in_row = _row(in_ptr, n_in_programs)
+    # `maximum` has turned the null of absmax into 0.
+    counts_only = tl.where((columns == _N_NAN) | (columns == _N_INF), in_row, float("nan"))
+    _store_row(counts_only, n_in, rows_ptr)
+    out_row = _after_product(_row(out_ptr, n_out_programs), _n_bad(in_row))
+    _store_row(out_row, n_out, rows_ptr + (1 + index) * _N_FIELDS)
 
 
 @triton.jit
 def _backward_rows_kernel(
-    grad_ptrs, l_bad_ptrs, a_ptrs, b_ptrs, dx_ptr, n_grad_programs, n_l_bad, n_a_programs, n_b_programs,
-    n_dx_programs, n_grads, n_as, n_bs, n_dx, rows_ptr, HAS_DX: tl.constexpr,
+    grad_ptr, l_bad_ptr, a_ptr, b_ptr, dx_ptr, rows_ptr, n_grad_programs, n_l_bad, n_a_programs, n_b_programs,
+    n_dx_programs, n_grad, n_a, n_b, n_dx, index, GROUP: tl.constexpr, HAS_DX: tl.constexpr,
 ):  # fmt: skip
-    """Rows grad_out..., grad_in, lora_A.grad..., lora_B.grad..., in one program."""
-    GROUP: tl.constexpr = len(grad_ptrs)
-    null = tl.full((), float("nan"), tl.float64)
-    all_bad = tl.full((), 0.0, tl.float64)
-    for i in tl.static_range(GROUP):
-        row = _row(grad_ptrs[i], n_grad_programs[i])
-        _store_row(row, tl.full((), n_grads[i], tl.int64), null, rows_ptr + i * _N_FIELDS)
-        bad = _n_bad(row)
-        all_bad += bad
-        bad += _sum(l_bad_ptrs[i], n_l_bad[i])
-        a_row, b_row = _row(a_ptrs[i], n_a_programs[i]), _row(b_ptrs[i], n_b_programs[i])
-        a_ptr = rows_ptr + (GROUP + 1 + i) * _N_FIELDS
-        _store_row(a_row, tl.full((), n_as[i], tl.int64), bad, a_ptr)
-        _store_row(b_row, tl.full((), n_bs[i], tl.int64), bad, a_ptr + GROUP * _N_FIELDS)
+    """Rows grad_out, lora_A.grad, lora_B.grad of projection `index`; with HAS_DX, launched last, grad_in too."""
+    grad_row = _row(grad_ptr, n_grad_programs)
+    grad_bad = _n_bad(grad_row)
+    _store_row(grad_row, n_grad, rows_ptr + index * _N_FIELDS)
+    bad = grad_bad
+    for start in range(0, n_l_bad, _BLOCK_P):
+        offsets = start + tl.arange(0, _BLOCK_P)
+        bad += tl.sum(tl.load(l_bad_ptr + offsets, mask=offsets < n_l_bad, other=0.0))
+    a_row_ptr = rows_ptr + (GROUP + 1 + index) * _N_FIELDS
+    _store_row(_after_product(_row(a_ptr, n_a_programs), bad), n_a, a_row_ptr)
+    _store_row(_after_product(_row(b_ptr, n_b_programs), bad), n_b, a_row_ptr + GROUP * _N_FIELDS)
     if HAS_DX:
-        row = _row(dx_ptr, n_dx_programs)
-        _store_row(row, tl.full((), n_dx, tl.int64), all_bad, rows_ptr + GROUP * _N_FIELDS)
+        for earlier in tl.static_range(GROUP - 1):
+            earlier_ptr = rows_ptr + earlier * _N_FIELDS
+            grad_bad += tl.load(earlier_ptr + _N_NAN) + tl.load(earlier_ptr + _N_INF)
+        dx_row = _after_product(_row(dx_ptr, n_dx_programs), grad_bad)
+        _store_row(dx_row, n_dx, rows_ptr + GROUP * _N_FIELDS)
