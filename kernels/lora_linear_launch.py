@@ -13,7 +13,10 @@ import triton
 from torch import Tensor
 
 from . import lora_linear_triton as kernels
+from .backend import AotVariant
 from .reduce import N_FIELDS, N_PARTIALS
+
+CHIPS_WITH_TENSOR_CORES = (80, 86, 89, 90, 100, 120)
 
 MAX_CHUNK = 64
 """Ranks per pass. More would need another pass's worth of registers; 128 reads dY twice, cuBLAS's way three times."""
@@ -42,8 +45,8 @@ class Tile:
 
 
 # fmt: off
-DOWN_TILES = {16: Tile(32, 128, 4, 3), 32: Tile(32, 128, 4, 3), 64: Tile(32, 64, 4, 3)}
-UP_TILES = {16: Tile(64, 128, 8, 1), 32: Tile(64, 128, 8, 1), 64: Tile(64, 64, 8, 1), 0: Tile(16, 256, 8, 1)}
+DOWN_TILES = {16: Tile(32, 64, 4, 3), 32: Tile(32, 64, 4, 3), 64: Tile(64, 64, 8, 2)}
+UP_TILES = {16: Tile(32, 128, 8, 1), 32: Tile(32, 128, 8, 1), 64: Tile(64, 64, 8, 1), 0: Tile(16, 256, 8, 1)}
 GRAD_TILES = {16: Tile(32, 256, 8, 2), 32: Tile(32, 128, 8, 2), 64: Tile(32, 128, 8, 2)}
 DA_TILES = {16: Tile(32, 128, 4, 2), 32: Tile(32, 128, 8, 2), 64: Tile(32, 128, 8, 2)}
 WIDEN_TILE = Tile(16, 256, 8, 1)
@@ -122,7 +125,7 @@ def down(x: Tensor, a: Tensor, seed: Tensor | None, p: float, with_stats: bool) 
     h = torch.empty((splits, n_rows, rank), device=x.device)
     partials = _partials(x, row_blocks * splits, with_stats)
     kernels._down_kernel[(row_blocks, splits, triton.cdiv(rank, padded))](
-        x, a, h, x if seed is None else seed, partials, n_rows, n_cols, rank, length, p,
+        x, a, h, x if seed is None else seed, partials, n_rows, n_cols, rank, length // tile.block_c, p,
         DROPOUT=p > 0, STATS=with_stats, PRECISION=precision(x),
         RANK=padded, BLOCK_M=tile.block_m, BLOCK_C=tile.block_c,
         num_warps=tile.num_warps, num_stages=tile.num_stages, enable_fp_fusion=False,
@@ -363,3 +366,52 @@ def _backward_rows(
 
 def _stacked(lora: Sequence[Tensor]) -> Tensor:
     return torch.cat(list(lora)) if len(lora) > 1 else lora[0]
+
+
+def aot_variants() -> list[AotVariant]:
+    """What `benchmarks/kernels.py` compiles ahead of time: every tile shipped, with dropout and statistics."""
+    types = {
+        "seed_ptr": "*i64", "partials_ptr": "*fp64", "l_bad_ptr": "*fp64", "rank": "i32", "n_rows": "i32",
+        "n_cols": "i32", "scale": "fp32", "p": "fp32", "x_ptr": "*fp16", "z_ptr": "*fp16", "rows_ptr": "*fp64",
+    }  # fmt: skip
+    common = {"DROPOUT": True, "STATS": True, "PRECISION": "tf32"}
+    counts = {"COUNT_SMALL": True}
+    variants = []
+
+    def add(name: str, fn, tile: Tile, constexprs: dict, dot: bool, **overrides: str) -> None:
+        names = [name for name in fn.arg_names if name not in constexprs]
+        pointer = {name: "*fp32" for name in names if name.endswith("_ptr")}
+        signature = {name: overrides.get(name, types.get(name, pointer.get(name, "i32"))) for name in names}
+        aligned = tuple(name for name in names if name in pointer or name == "n_cols")
+        chips = CHIPS_WITH_TENSOR_CORES if dot else (75, *CHIPS_WITH_TENSOR_CORES)
+        variants.append(
+            AotVariant(name, fn, signature, constexprs, aligned, tile.num_warps, tile.num_stages, chips, dot)
+        )
+
+    for dtype, precise in (("fp16", "tf32"), ("bf16", "tf32"), ("fp32", "tf32x3")):
+        z = {"x_ptr": f"*{dtype}", "z_ptr": f"*{dtype}"}
+        small = {"COUNT_SMALL": dtype != "fp32"}
+        for rank in (16, 32, 64):
+            base = {**common, "PRECISION": precise, "RANK": rank}
+            for name, fn, tile, extra in (
+                ("down", kernels._down_kernel, DOWN_TILES[rank], {}),
+                ("up", kernels._up_kernel, UP_TILES[rank], {**small, "ROUNDED": dtype == "fp32"}),
+                ("grad", kernels._grad_kernel, GRAD_TILES[rank], {**small, "DOWN": True, "DROPOUT": False}),
+                ("dA", kernels._grad_kernel, DA_TILES[rank], {**small, "DOWN": False, "STATS": False}),
+            ):
+                shape = {"BLOCK_M": tile.block_m, "BLOCK_C": tile.block_c}
+                add(f"lora {name} {dtype} r{rank}", fn, tile, {**base, **extra, **shape}, True, **z)
+    tile = UP_TILES[0]
+    shape = {"BLOCK_M": tile.block_m, "BLOCK_C": tile.block_c}
+    add("lora add fp16", kernels._up_kernel, tile, {**common, **counts, **shape, "ROUNDED": False, "RANK": 0}, False)
+    shape = {"BLOCK_M": WIDEN_TILE.block_m, "BLOCK_C": WIDEN_TILE.block_c}
+    constexprs = {"DROPOUT": True, "STATS": True, **counts, **shape}
+    add("lora widen fp16", kernels._widen_kernel, WIDEN_TILE, constexprs, False)
+    plain = Tile(0, 0, 4, 3)
+    add("lora total", kernels._total_kernel, plain, {"STATS": True, "BLOCK": TOTAL_BLOCK}, False)
+    add("lora cast", kernels._cast_kernel, plain, {"BLOCK": CAST_BLOCK}, False, x_ptr="*fp32", out_ptr="*fp16")
+    doubles = {name: "*fp64" for name in ("in_ptr", "out_ptr", "grad_ptr", "a_ptr", "b_ptr", "dx_ptr")}
+    add("lora forward rows", kernels._forward_rows_kernel, plain, {}, False, **doubles)
+    ends = {"GROUP": 3, "HAS_DX": True}
+    add("lora backward rows", kernels._backward_rows_kernel, plain, ends, False, **doubles)
+    return variants

@@ -46,8 +46,22 @@ def keep_tile(seed_ptr, rows, first_col, n_cols, p, BLOCK_M: tl.constexpr, BLOCK
 
 
 @triton.jit
+def _operand(x, PRECISION: tl.constexpr):
+    """fp32 operand of a TF32 product, rounded to its 11 bits. The hardware would cut the rest off, a bias of 2^-12.
+
+    Halves round up; NaN and infinity stay.
+    """
+    if PRECISION == "tf32":
+        bits = x.to(tl.int32, bitcast=True)
+        rounded = (bits + 0x1000) & -0x2000
+        return tl.where((bits & 0x7F800000) == 0x7F800000, bits, rounded).to(tl.float32, bitcast=True)
+    else:
+        return x
+
+
+@triton.jit
 def _down_kernel(
-    x_ptr, a_ptr, h_ptr, seed_ptr, partials_ptr, n_rows, n_cols, rank, cols_per_split, p,
+    x_ptr, a_ptr, h_ptr, seed_ptr, partials_ptr, n_rows, n_cols, rank, blocks_per_split, p,
     DROPOUT: tl.constexpr, STATS: tl.constexpr, PRECISION: tl.constexpr,
     RANK: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
@@ -58,23 +72,25 @@ def _down_kernel(
     ranks = chunk * RANK + tl.arange(0, RANK).to(tl.int64)
     n_rows, n_cols = n_rows.to(tl.int64), n_cols.to(tl.int64)
     row_mask, rank_mask = rows < n_rows, ranks < rank
-    first = split * cols_per_split
-    last = tl.minimum(first + cols_per_split, n_cols)
+    first = split * blocks_per_split
+    last = tl.minimum(first + blocks_per_split, tl.cdiv(n_cols, BLOCK_C))
     acc = tl.zeros((BLOCK_M, RANK), dtype=tl.float32)
     n_nan = tl.zeros((BLOCK_M,), dtype=tl.int32)
     n_inf = tl.zeros((BLOCK_M,), dtype=tl.int32)
-    for start in range(first, last, BLOCK_C):
+    for block in range(first, last):
+        start = block * BLOCK_C
         cols = start + tl.arange(0, BLOCK_C)
-        mask = row_mask[:, None] & (cols < last)[None, :]
+        col_mask = cols < n_cols
+        mask = row_mask[:, None] & col_mask[None, :]
         x = tl.load(x_ptr + rows[:, None] * n_cols + cols[None, :], mask=mask, other=0.0).to(tl.float32)
         if STATS:
             n_nan += tl.sum((x != x).to(tl.int32), axis=1)
             n_inf += tl.sum((tl.abs(x) == float("inf")).to(tl.int32), axis=1)
         if DROPOUT:
             x = tl.where(keep_tile(seed_ptr, rows, start, n_cols, p, BLOCK_M, BLOCK_C), x, 0.0)
-        a_mask = (cols < last)[:, None] & rank_mask[None, :]
+        a_mask = col_mask[:, None] & rank_mask[None, :]
         a = tl.load(a_ptr + ranks[None, :] * n_cols + cols[:, None], mask=a_mask, other=0.0)
-        acc = tl.dot(x, a, acc, input_precision=PRECISION)
+        acc = tl.dot(x, _operand(a, PRECISION), acc, input_precision=PRECISION)
     h_ptrs = h_ptr + (split * n_rows + rows[:, None]) * rank + ranks[None, :]
     tl.store(h_ptrs, acc, mask=row_mask[:, None] & rank_mask[None, :])
     if STATS:
@@ -120,6 +136,7 @@ def _up_kernel(
                 left = tl.load(l_ptrs, mask=row_mask[:, None] & rank_mask[None, :], other=0.0)
                 r_ptrs = r_ptr + cols[None, :] * r_col_stride + ranks[:, None] * r_rank_stride
                 right = tl.load(r_ptrs, mask=rank_mask[:, None] & col_mask[None, :], other=0.0)
+                left, right = _operand(left, PRECISION), _operand(right, PRECISION)
                 acc = tl.dot(left, right, acc, input_precision=PRECISION)
         if DROPOUT:
             keep = keep_tile(seed_ptr, first_row + rows, start, n_cols, p, BLOCK_M, BLOCK_C)
@@ -156,6 +173,7 @@ def _grad_kernel(
     right_mask = col_mask[:, None] & rank_mask[None, :]
     if DOWN:
         right = tl.load(r_ptr + cols[:, None] * r_col_stride + ranks[None, :], mask=right_mask, other=0.0)
+        right = _operand(right, PRECISION)
     total = no_partials(False, COUNT_SMALL)
     l_bad = tl.zeros((BLOCK_M,), dtype=tl.int32)
     for start in range(first, last, BLOCK_M):
@@ -173,7 +191,7 @@ def _grad_kernel(
             down = tl.dot(z, right, input_precision=PRECISION)
             down_ptrs = down_ptr + (strip * n_rows + rows[:, None]) * rank + ranks[None, :]
             tl.store(down_ptrs, down, mask=left_mask, eviction_policy="evict_last")
-        outer = tl.dot(tl.trans(z), left, outer, input_precision=PRECISION)
+        outer = tl.dot(tl.trans(z), _operand(left, PRECISION), outer, input_precision=PRECISION)
         if STATS:
             total = add_partials(total, tile_partials(stored, stored, mask, False, COUNT_SMALL))
             l_bad += tl.sum((tl.abs(left) < float("inf")).to(tl.int32) ^ 1, axis=1)
