@@ -1,0 +1,300 @@
+"""Loss of a language-model head over supervised tokens only, a chunk of tokens at a time.
+
+    z = hidden W^T + bias                              [c, V]  fp32, one chunk at a time
+    loss = sum over tokens of logsumexp(z) - z[label]  []      fp32
+    d loss / d hidden = (softmax(z) - onehot(label)) W [T, H]  fp32, made in forward while z is there
+
+hidden [T, H] are the states that have a label, W [V, H] is frozen, bias [V] optional. The full [T, V] never exists.
+That forward already knows the gradient but for one factor is the idea of Liger's fused linear cross-entropy.
+
+The factor comes with backward: under fp16 it is scale / n, of any size. The gradient is kept in fp32 until it
+has been multiplied, so nothing underflows that would not in the product. On CUDA the GEMM that makes it takes
+16-bit operands and returns fp32; softmax(z) - onehot is at most 1 in magnitude, and goes in times 2^15: fp16
+then holds probabilities down to 2^-39.
+
+A label below 0 (-100) is no supervision: loss and gradient of its token are 0. A label of V or more is an error
+on the CPU and makes the loss NaN on CUDA, which does not wait to look.
+"""
+
+from collections.abc import Iterator
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .backend import AotVariant, uses_triton
+
+__all__ = [
+    "linear_cross_entropy",
+    "linear_cross_entropy_reference",
+    "supervised_positions",
+]
+
+IGNORE_INDEX = -100
+
+CPU_CHUNK = 1 << 23
+"""Logits held at once on the CPU: 32 MiB, which malloc reuses; larger blocks cost page faults at every call."""
+
+CPU_CHUNK_16_BIT = 1 << 24
+"""The same where W is 16-bit and has to be widened twice for every chunk."""
+
+WIDEN_BLOCK = 1 << 22
+"""Values of a 16-bit W in fp32 at once on the CPU."""
+
+CUDA_CHUNK = 1 << 26
+"""Logits held at once on CUDA: 256 MiB, and half of it for their gradient."""
+
+GRAD_SCALE = 32768.0
+"""Factor on softmax(z) - onehot in 16 bits; the largest that keeps it below 65504."""
+
+TINY_PROBABILITY = 1e-30
+"""Below it -log(p) is not taken from the fp32 p, which is losing bits or 0."""
+
+BLOCK_V = 4096
+NUM_WARPS = 8
+
+
+def supervised_positions(labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Where a causal language model has something to learn: position t predicts token t + 1.
+
+    Belongs where the batch is made, on the host: on CUDA it waits for the device.
+
+    Args:
+        labels: int64 [B, S], negative where there is no supervision.
+
+    Returns:
+        Indices into hidden.reshape(B * S, H), int64 [T], for `index_select` (whose backward is deterministic), and the
+        labels of those positions [T].
+    """
+    shifted = torch.full_like(labels, IGNORE_INDEX)
+    shifted[:, :-1] = labels[:, 1:]
+    positions = (shifted.reshape(-1) >= 0).nonzero().squeeze(1)
+    return positions, shifted.reshape(-1)[positions]
+
+
+def linear_cross_entropy(
+    hidden: Tensor, weight: Tensor, labels: Tensor, *, bias: Tensor | None = None, count_correct: bool = False
+) -> tuple[Tensor, Tensor | None]:
+    """Sum of the token losses; differentiable in `hidden` alone.
+
+    Args:
+        hidden: [T, H] in fp32, fp16 or bf16. Products take autocast's dtype where it is on, as in lora_linear.py.
+        weight: [V, H], frozen. On the CPU fp32 weights stay fp32.
+        labels: int64 [T].
+        bias: [V], frozen.
+        count_correct: also count tokens whose label has the largest logit.
+
+    Returns:
+        fp32 [], and int64 [] or None.
+    """
+    device = hidden.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
+    needs_grad = torch.is_grad_enabled() and hidden.requires_grad
+    loss, n_correct, _ = _linear_cross_entropy(hidden, weight, labels, bias, dtype, needs_grad, count_correct)
+    return loss, n_correct if count_correct else None
+
+
+@torch.library.custom_op("lora_train::linear_cross_entropy", mutates_args=())
+def _linear_cross_entropy(
+    hidden: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    bias: Tensor | None,
+    dtype: torch.dtype,
+    needs_grad: bool,
+    count_correct: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Loss [] fp32, n_correct [] int64, d loss / d hidden [T, H] fp32 or [0, H]."""
+    forward = _forward_triton if uses_triton(hidden) else _forward_cpu
+    with torch.autocast(hidden.device.type, enabled=False):
+        return forward(hidden.to(dtype), weight, labels, bias, needs_grad, count_correct)
+
+
+@_linear_cross_entropy.register_fake
+def _(hidden, weight, labels, bias, dtype, needs_grad, count_correct):
+    loss = hidden.new_empty((), dtype=torch.float32)
+    n_correct = hidden.new_empty((), dtype=torch.int64)
+    n_rows = hidden.shape[0] if needs_grad else 0
+    return loss, n_correct, hidden.new_empty((n_rows, hidden.shape[1]), dtype=torch.float32)
+
+
+def _setup_context(ctx, inputs, output) -> None:
+    _, n_correct, d_hidden = output
+    ctx.mark_non_differentiable(n_correct, d_hidden)
+    ctx.save_for_backward(d_hidden)
+    ctx.dtype = inputs[0].dtype
+
+
+def _differentiate(ctx, grad_loss, _grad_correct, _grad_d_hidden):
+    (d_hidden,) = ctx.saved_tensors
+    return (d_hidden * grad_loss).to(ctx.dtype), None, None, None, None, None, None
+
+
+_linear_cross_entropy.register_autograd(_differentiate, setup_context=_setup_context)
+
+
+def _widened(weight: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """W in fp32: all of it if it is fp32, else a block of the vocabulary after the other."""
+    step = weight.shape[0]
+    if weight.dtype != torch.float32:
+        step = max(1, WIDEN_BLOCK // weight.shape[1])
+    for start in range(0, weight.shape[0], step):
+        block = slice(start, min(start + step, weight.shape[0]))
+        yield block, weight[block].float()
+
+
+def _forward_cpu(
+    hidden: Tensor, weight: Tensor, labels: Tensor, bias: Tensor | None, needs_grad: bool, count_correct: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Three passes over a chunk of logits: GEMM, softmax in place, GEMM."""
+    n_tokens, vocabulary = hidden.shape[0], weight.shape[0]
+    values = CPU_CHUNK if weight.dtype == torch.float32 else CPU_CHUNK_16_BIT
+    step = max(1, min(n_tokens, values // vocabulary))
+    buffer = torch.empty(step, vocabulary)
+    hidden, bias = hidden.float(), None if bias is None else bias.float()
+    loss, n_correct = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.int64)
+    d_hidden = torch.zeros(hidden.shape) if needs_grad else torch.empty(0, hidden.shape[1])
+    for start in range(0, n_tokens, step):
+        rows = slice(start, start + step)
+        h, label = hidden[rows], labels[rows]
+        ignored = label < 0
+        label = label.masked_fill(ignored, 0).unsqueeze(1)
+        logits = _logits(h, weight, bias, buffer[: h.shape[0]])
+        p = torch.softmax(logits, dim=1, out=logits)
+        p_label = p.gather(1, label)
+        loss += _token_losses(p_label, h, label, weight, bias).masked_fill(ignored, 0).sum(dtype=torch.float64)
+        if count_correct:
+            n_correct += ((p_label.squeeze(1) >= p.amax(1)) & ~ignored).sum()
+        if needs_grad:
+            p.scatter_(1, label, p_label - 1)
+            for block, w32 in _widened(weight):
+                d_hidden[rows].addmm_(p[:, block], w32)
+            d_hidden[rows].masked_fill_(ignored.unsqueeze(1), 0)
+    return loss.float(), n_correct, d_hidden
+
+
+def _logits(h: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> Tensor:
+    for block, w32 in _widened(weight):
+        if bias is None:
+            torch.mm(h, w32.t(), out=out[:, block])
+        else:
+            torch.addmm(bias[block], h, w32.t(), out=out[:, block])
+    return out
+
+
+def _token_losses(p_label: Tensor, h: Tensor, label: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """-log p of every token; where p is tiny, from its logits, made again."""
+    losses = -p_label.squeeze(1).log()
+    tiny = (p_label.squeeze(1) < TINY_PROBABILITY).nonzero().squeeze(1)
+    if tiny.numel():
+        logits = _logits(h[tiny], weight, bias, torch.empty(tiny.numel(), weight.shape[0]))
+        losses[tiny] = logits.logsumexp(1) - logits.gather(1, label[tiny]).squeeze(1)
+    return losses
+
+
+@triton.jit
+def _cross_entropy_kernel(
+    logits_ptr, bias_ptr, labels_ptr, losses_ptr, correct_ptr, grad_ptr, n_cols, scale,
+    HAS_BIAS: tl.constexpr, GRAD: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """One row of logits: its loss, whether its label is largest, and scale (softmax - onehot)."""
+    row = tl.program_id(0).to(tl.int64)
+    label = tl.load(labels_ptr + row)
+    row_ptr = logits_ptr + row * n_cols
+    largest = tl.full((), float("-inf"), tl.float32)
+    total = tl.full((), 0.0, tl.float32)
+    for start in range(0, n_cols, BLOCK):
+        cols = start + tl.arange(0, BLOCK)
+        mask = cols < n_cols
+        z = tl.load(row_ptr + cols, mask=mask, other=float("-inf"))
+        if HAS_BIAS:
+            z += tl.load(bias_ptr + cols, mask=mask, other=0.0).to(tl.float32)
+        new_largest = tl.maximum(largest, tl.max(z))
+        total = total * tl.exp(largest - new_largest) + tl.sum(tl.exp(z - new_largest))
+        largest = new_largest
+    log_total = largest + tl.log(total)
+    known = (label >= 0) & (label < n_cols)
+    z_label = tl.load(row_ptr + label, mask=known, other=float("nan"))
+    if HAS_BIAS:
+        z_label += tl.load(bias_ptr + label, mask=known, other=0.0).to(tl.float32)
+    tl.store(losses_ptr + row, tl.where(label < 0, 0.0, log_total - z_label))
+    tl.store(correct_ptr + row, (z_label >= largest).to(tl.int32))
+    if GRAD:
+        for start in range(0, n_cols, BLOCK):
+            cols = start + tl.arange(0, BLOCK)
+            mask = cols < n_cols
+            z = tl.load(row_ptr + cols, mask=mask, other=0.0)
+            if HAS_BIAS:
+                z += tl.load(bias_ptr + cols, mask=mask, other=0.0).to(tl.float32)
+            d = (tl.exp(z - log_total) - tl.where(cols == label, 1.0, 0.0)) * scale
+            d = tl.where(label < 0, 0.0, d)
+            tl.store(grad_ptr + row * n_cols + cols, d.to(grad_ptr.dtype.element_ty), mask=mask)
+
+
+def _mm_fp32(a: Tensor, b: Tensor) -> Tensor:
+    """a b in fp32 from 16-bit operands: accumulated and returned in fp32, rounded nowhere."""
+    if a.dtype == torch.float32:
+        return a @ b
+    return torch.mm(a, b, out_dtype=torch.float32) if a.is_cuda else a.float() @ b.float()
+
+
+def _forward_triton(
+    hidden: Tensor, weight: Tensor, labels: Tensor, bias: Tensor | None, needs_grad: bool, count_correct: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As `_forward_cpu`; counting the correct tokens is free."""
+    n_tokens, vocabulary = hidden.shape[0], weight.shape[0]
+    weight = weight.to(hidden.dtype)
+    step = max(1, min(n_tokens, CUDA_CHUNK // vocabulary))
+    scale = 1.0 if hidden.dtype == torch.float32 else GRAD_SCALE
+    losses = hidden.new_empty(n_tokens, dtype=torch.float32)
+    correct = hidden.new_empty(n_tokens, dtype=torch.int32)
+    d_hidden = hidden.new_empty(n_tokens if needs_grad else 0, hidden.shape[1], dtype=torch.float32)
+    grad = hidden.new_empty(step if needs_grad else 0, vocabulary)
+    for start in range(0, n_tokens, step):
+        rows = slice(start, start + step)
+        h = hidden[rows]
+        logits = _mm_fp32(h, weight.t())
+        _cross_entropy_kernel[(h.shape[0],)](
+            logits, logits if bias is None else bias, labels[rows], losses[rows], correct[rows], grad,
+            vocabulary, scale, HAS_BIAS=bias is not None, GRAD=needs_grad, BLOCK=BLOCK_V,
+            num_warps=NUM_WARPS, enable_fp_fusion=False,
+        )  # fmt: skip
+        if needs_grad:
+            torch.mul(_mm_fp32(grad[: h.shape[0]], weight), 1 / scale, out=d_hidden[rows])
+    return losses.sum(dtype=torch.float64).float(), correct.sum(dtype=torch.int64), d_hidden
+
+
+def linear_cross_entropy_reference(
+    hidden: Tensor, weight: Tensor, labels: Tensor, bias: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """`linear_cross_entropy` in plain PyTorch, in the dtype of its inputs: loss and number of correct tokens."""
+    logits = torch.nn.functional.linear(hidden, weight, bias)
+    supervised = labels >= 0
+    loss = torch.nn.functional.cross_entropy(
+        logits, labels.masked_fill(~supervised, IGNORE_INDEX), ignore_index=IGNORE_INDEX, reduction="sum"
+    )
+    z_label = logits.gather(1, labels.clamp(min=0).unsqueeze(1)).squeeze(1)
+    return loss, ((z_label >= logits.amax(1)) & supervised).sum()
+
+
+def aot_variants() -> list[AotVariant]:
+    """What `benchmarks/kernels.py` compiles ahead of time."""
+    pointers = {
+        "logits_ptr": "*fp32",
+        "bias_ptr": "*fp32",
+        "labels_ptr": "*i64",
+        "losses_ptr": "*fp32",
+        "correct_ptr": "*i32",
+    }
+    return [
+        AotVariant(
+            f"cross entropy {dtype}",
+            _cross_entropy_kernel,
+            {**pointers, "grad_ptr": f"*{dtype}", "n_cols": "i32", "scale": "fp32"},
+            {"HAS_BIAS": True, "GRAD": True, "BLOCK": BLOCK_V},
+            (*pointers, "grad_ptr", "n_cols"),
+            num_warps=NUM_WARPS,
+        )
+        for dtype in ("fp16", "bf16", "fp32")
+    ]
