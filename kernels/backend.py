@@ -11,6 +11,10 @@ from typing import Any
 
 import torch
 import triton
+from triton import knobs
+
+# Untyped: for a type checker a kernel would take neither num_warps nor a plain value for a constexpr.
+jit: Any = triton.jit
 
 _cpu_tensors_use_triton = False
 
@@ -28,7 +32,7 @@ def triton_on_cpu() -> Iterator[None]:
         RuntimeError: TRITON_INTERPRET=1 was not in the environment when the kernels were imported.
     """
     global _cpu_tensors_use_triton
-    if not triton.knobs.runtime.interpret:
+    if not knobs.runtime.interpret:
         raise RuntimeError("set TRITON_INTERPRET=1 before the kernels are imported")
     _cpu_tensors_use_triton = True
     try:

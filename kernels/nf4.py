@@ -22,7 +22,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .backend import AotVariant, uses_triton
+from .backend import AotVariant, jit, uses_triton
 
 # 16 bytes per thread at 8 warps: one 16-byte load, 64 bytes of fp16 to store. Two of the largest blocks.
 TILE_BYTES = 4096
@@ -30,7 +30,7 @@ NUM_WARPS = 8
 CPU_BLOCKSIZE = 1024
 
 
-@triton.jit
+@jit
 def _nf4_decode_kernel(
     packed_ptr,
     absmax_ptr,
@@ -40,6 +40,7 @@ def _nf4_decode_kernel(
     offset_ptr,
     out_ptr,
     n,
+    n_bytes,
     NESTED: tl.constexpr,
     NESTED_BLOCKSIZE: tl.constexpr,
     BLOCKSIZE: tl.constexpr,
@@ -56,7 +57,7 @@ def _nf4_decode_kernel(
         scale = tl.load(absmax_ptr + rows, mask=row_mask, other=0.0)
 
     byte = rows[:, None] * (BLOCKSIZE // 2) + tl.arange(0, BLOCKSIZE // 2)[None, :]
-    packed = tl.load(packed_ptr + byte, mask=2 * byte < n, other=0).to(tl.int32)  # uint8: no sign to shift in
+    packed = tl.load(packed_ptr + byte, mask=byte < n_bytes, other=0).to(tl.int32)
     high = tl.load(code_ptr + (packed >> 4)) * scale[:, None]
     low = tl.load(code_ptr + (packed & 15)) * scale[:, None]
     values = tl.interleave(high, low).to(out_ptr.dtype.element_ty)
@@ -89,6 +90,7 @@ def nf4_decode_triton(
             offset,
             out,
             out.numel(),
+            triton.cdiv(out.numel(), 2),
             NESTED=nested_absmax is not None,
             NESTED_BLOCKSIZE=nested_blocksize,
             BLOCKSIZE=blocksize,
@@ -120,9 +122,9 @@ def nf4_decode_cpu(
     import bitsandbytes  # noqa: F401  registers the operators; nobody without NF4 weights needs it
 
     ops = torch.ops.bitsandbytes
-    if nested_absmax is not None:
+    if nested_absmax is not None and offset is not None:
         absmax = ops.dequantize_blockwise(absmax, nested_absmax, nested_code, nested_blocksize, torch.float32)
-        absmax += offset
+        absmax = absmax + offset
     if blocksize > CPU_BLOCKSIZE:
         absmax = absmax.repeat_interleave(blocksize // CPU_BLOCKSIZE)
         blocksize = CPU_BLOCKSIZE
@@ -225,6 +227,7 @@ def aot_variants() -> list[AotVariant]:
         "offset_ptr": "*fp32",
         "out_ptr": "*fp16",
         "n": "i32",
+        "n_bytes": "i32",
     }
     variants = []
     for dtype in ("fp16", "bf16", "fp32"):

@@ -13,10 +13,9 @@ Shapes: partials [..., P, 8] -> rows [..., 9].
 """
 
 import torch
-import triton
 import triton.language as tl
 
-from .backend import AotVariant, uses_triton
+from .backend import AotVariant, jit, uses_triton
 
 FIELDS = ("sumsq", "absmax", "n_nan", "n_inf", "n_overflow", "n_underflow", "n_subnormal", "n_zero", "n")
 N_FIELDS = len(FIELDS)
@@ -31,7 +30,7 @@ _ABSMAX = tl.constexpr(ABSMAX)
 BLOCK_P = tl.constexpr(128)
 
 
-@triton.jit
+@jit
 def write_row(partials_ptr, n_programs, n, row_ptr):
     """Adds partials [n_programs, 8] of `n` values and stores the row; any one program of a kernel may."""
     columns = tl.arange(0, _N_PARTIALS)
@@ -46,14 +45,14 @@ def write_row(partials_ptr, n_programs, n, row_ptr):
     tl.store(row_ptr + _N_PARTIALS, tl.full((), n, tl.float64))
 
 
-@triton.jit(do_not_specialize=["n_programs", "n"])
+@jit(do_not_specialize=["n_programs", "n"])
 def _rows_kernel(partials_ptr, rows_ptr, n_programs, n):
     """One program per row; every row has `n_programs` partials and `n` elements."""
     row = tl.program_id(0).to(tl.int64)
     write_row(partials_ptr + row * n_programs * _N_PARTIALS, n_programs, n, rows_ptr + row * _N_FIELDS)
 
 
-@triton.jit
+@jit
 def _ragged_rows_kernel(partials_ptr, rows_ptr, first_ptr, n_ptr):
     """One program per row; row t owns the partials first[t] .. first[t+1] and n[t] elements."""
     row = tl.program_id(0).to(tl.int64)
@@ -125,7 +124,7 @@ def reduce_partials_reference(partials: torch.Tensor, n: int) -> torch.Tensor:
 
 def aot_variants() -> list[AotVariant]:
     """What `benchmarks/kernels.py` compiles ahead of time."""
-    rows = {"partials_ptr": "*fp64", "rows_ptr": "*fp64", "n_programs": "i32", "n": "i64"}
+    rows = {"partials_ptr": "*fp64", "rows_ptr": "*fp64", "n_programs": "i32", "n": "i32"}
     ragged = {"partials_ptr": "*fp64", "rows_ptr": "*fp64", "first_ptr": "*i64", "n_ptr": "*i64"}
     return [
         AotVariant("reduce rows", _rows_kernel, rows, {}, ("partials_ptr", "rows_ptr")),

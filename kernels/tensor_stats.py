@@ -29,7 +29,7 @@ import triton
 import triton.language as tl
 
 from . import cpu
-from .backend import AotVariant, uses_triton
+from .backend import AotVariant, jit, uses_triton
 from .reduce import FIELDS, N_FIELDS, N_PARTIALS, reduce_partials, reduce_ragged_partials
 
 __all__ = [
@@ -72,7 +72,7 @@ N_INF = FIELDS.index("n_inf")
 N_OVERFLOW = FIELDS.index("n_overflow")  # n_underflow follows it
 
 
-@triton.jit
+@jit
 def no_partials(ROUNDED: tl.constexpr, COUNT_SMALL: tl.constexpr):
     """Partials of nothing, the start of a loop over `add_partials`."""
     zero = tl.full((), 0.0, tl.float64)
@@ -82,7 +82,7 @@ def no_partials(ROUNDED: tl.constexpr, COUNT_SMALL: tl.constexpr):
     return zero, zero, zero, zero, rounded, rounded, small, small
 
 
-@triton.jit
+@jit
 def _fp32_bits(x):
     """Bits of a tile as fp32. bf16 is the upper half of fp32; the interpreter's cast loses subnormals."""
     if x.dtype == tl.bfloat16:
@@ -91,14 +91,16 @@ def _fp32_bits(x):
         return x.to(tl.float32).to(tl.int32, bitcast=True)
 
 
-@triton.jit
+@jit
 def _count_two(low, high):
     """Counts two boolean tiles in one reduction: a tile has at most 2^15 values, 16 bits each."""
     packed = tl.sum(low.to(tl.int32) + (high.to(tl.int32) << 16))
-    return (packed & 0xFFFF).to(tl.float64), ((packed >> 16) & 0xFFFF).to(tl.float64)
+    n_low = packed & 0xFFFF  # type: ignore[reportOperatorIssue]
+    n_high = (packed >> 16) & 0xFFFF  # type: ignore[reportOperatorIssue]
+    return n_low.to(tl.float64), n_high.to(tl.float64)
 
 
-@triton.jit
+@jit
 def _sum_of_squares(magnitude, max_bits, STORED_FP16: tl.constexpr):
     """Sum of squares of a tile of finite magnitudes, float64; `max_bits` are the bits of the largest."""
     if STORED_FP16:
@@ -113,7 +115,7 @@ def _sum_of_squares(magnitude, max_bits, STORED_FP16: tl.constexpr):
         return tl.sum(scaled * scaled).to(tl.float64) * inverse * inverse
 
 
-@triton.jit
+@jit
 def tile_partials(acc, stored, mask, ROUNDED: tl.constexpr, COUNT_SMALL: tl.constexpr):
     """Statistics of one tile held in registers.
 
@@ -136,7 +138,7 @@ def tile_partials(acc, stored, mask, ROUNDED: tl.constexpr, COUNT_SMALL: tl.cons
     max_bits = tl.max(finite_bits)
     magnitude = finite_bits.to(tl.float32, bitcast=True)
     sumsq = _sum_of_squares(magnitude, max_bits, stored.dtype == tl.float16)
-    absmax = max_bits.to(tl.float32, bitcast=True).to(tl.float64)
+    absmax = tl.cast(tl.cast(max_bits, tl.float32, bitcast=True), tl.float64)
 
     null = tl.full((), float("nan"), tl.float64)
     n_overflow, n_underflow, n_subnormal, n_zero = null, null, null, null
@@ -151,7 +153,7 @@ def tile_partials(acc, stored, mask, ROUNDED: tl.constexpr, COUNT_SMALL: tl.cons
     return sumsq, absmax, n_nan, n_inf, n_overflow, n_underflow, n_subnormal, n_zero
 
 
-@triton.jit
+@jit
 def add_partials(a, b):
     """Partials of two tiles together."""
     return (
@@ -166,15 +168,15 @@ def add_partials(a, b):
     )
 
 
-@triton.jit
+@jit
 def write_partials(partials_ptr, program, partials):
     """Stores eight scalars to row `program` (int64) of a float64 buffer [n_programs, 8]."""
     row_ptr = partials_ptr + program * _N_PARTIALS
-    for i in tl.static_range(_N_PARTIALS):
+    for i in tl.static_range(_N_PARTIALS):  # type: ignore[reportGeneralTypeIssues]
         tl.store(row_ptr + i, partials[i])
 
 
-@triton.jit(do_not_specialize=["tiles_per_program"])
+@jit(do_not_specialize=["tiles_per_program"])
 def _stats_kernel(x_ptr, partials_ptr, n, tiles_per_program, COUNT_SMALL: tl.constexpr, BLOCK: tl.constexpr):
     """Each program reads `tiles_per_program` consecutive tiles of the flat tensor x [n]."""
     program = tl.program_id(0).to(tl.int64)
@@ -187,7 +189,7 @@ def _stats_kernel(x_ptr, partials_ptr, n, tiles_per_program, COUNT_SMALL: tl.con
     write_partials(partials_ptr, program, total)
 
 
-@triton.jit
+@jit
 def _multi_stats_kernel(
     address_ptr,
     tensor_ptr,
@@ -203,8 +205,9 @@ def _multi_stats_kernel(
     tensor = tl.load(tensor_ptr + program)
     n = tl.load(n_ptr + tensor)
     x_ptr = tl.load(address_ptr + tensor).to(tl.pointer_type(tl.float32))
-    if ALIGNED:
+    if ALIGNED:  # what the compiler knows of an argument by itself; a loaded value it must be told about
         x_ptr = tl.multiple_of(x_ptr, 16)
+        n = tl.multiple_of(n, 4)
     tiles_per_program = tl.cdiv(tl.cdiv(n, BLOCK), MAX_PROGRAMS)
     start = (program - tl.load(first_ptr + tensor)) * tiles_per_program
     total = no_partials(False, False)
@@ -216,7 +219,7 @@ def _multi_stats_kernel(
     write_partials(partials_ptr, program, total)
 
 
-@triton.jit(do_not_specialize=["tiles_per_program"])
+@jit(do_not_specialize=["tiles_per_program"])
 def _histogram_kernel(
     x_ptr, counts_ptr, n, tiles_per_program, BLOCK: tl.constexpr, N_EXPONENTS: tl.constexpr
 ):
@@ -443,15 +446,15 @@ def multi_tensor_stats_triton(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
     """`multi_tensor_stats` on the device; stream order keeps the tensors alive until the kernel has run."""
     device = tensors[0].device
     n_programs, tensor, first, n = _shares(tuple(x.numel() for x in tensors), device)
-    addresses = [x.data_ptr() for x in tensors]
+    addresses = torch.tensor([x.data_ptr() for x in tensors])
     partials = torch.empty((n_programs, N_PARTIALS), dtype=torch.float64, device=device)
     _multi_stats_kernel[(n_programs,)](
-        _upload(torch.tensor(addresses), device),
+        _upload(addresses, device),
         tensor,
         first,
         n,
         partials,
-        ALIGNED=all(address % 16 == 0 for address in addresses),
+        ALIGNED=all(x.data_ptr() % 16 == 0 and x.numel() % 4 == 0 for x in tensors),
         BLOCK=BLOCK,
         MAX_PROGRAMS=MAX_PROGRAMS,
         num_warps=NUM_WARPS,
@@ -507,7 +510,7 @@ def aot_variants() -> list[AotVariant]:
         AotVariant(
             f"stats {dtype}",
             _stats_kernel,
-            {"x_ptr": f"*{dtype}", "partials_ptr": "*fp64", "n": "i64", "tiles_per_program": "i32"},
+            {"x_ptr": f"*{dtype}", "partials_ptr": "*fp64", "n": "i32", "tiles_per_program": "i32"},
             {"COUNT_SMALL": True, "BLOCK": BLOCK},
             ("x_ptr", "partials_ptr", "n"),
             num_warps=NUM_WARPS,
@@ -535,7 +538,7 @@ def aot_variants() -> list[AotVariant]:
         AotVariant(
             "exponent histogram fp16",
             _histogram_kernel,
-            {"x_ptr": "*fp16", "counts_ptr": "*i32", "n": "i64", "tiles_per_program": "i32"},
+            {"x_ptr": "*fp16", "counts_ptr": "*i32", "n": "i32", "tiles_per_program": "i32"},
             {"BLOCK": BLOCK, "N_EXPONENTS": N_EXPONENTS},
             ("x_ptr", "counts_ptr", "n"),
             num_warps=NUM_WARPS,

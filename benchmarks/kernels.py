@@ -1,0 +1,124 @@
+"""Compiles every Triton kernel for seven chips, without a GPU, and prints what the compiler made of it.
+
+    python benchmarks/kernels.py [--json] [--kernel SUBSTRING] [--chip 80]
+
+Per chip and kernel: registers per thread, stack bytes (0, or values are spilled to memory), shared memory of
+a block, and how many tensor-core and 16-byte copy instructions its PTX has. Kernels are listed by
+`aot_variants()` of the files that hold them. Not under TRITON_INTERPRET=1, which replaces the compiler.
+"""
+
+import argparse
+import dataclasses
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import triton
+from lora_train.kernels import nf4, reduce, tensor_stats
+from lora_train.kernels.backend import AotVariant
+from triton import knobs
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+FILES = (tensor_stats, reduce, nf4)
+
+# Shared memory one block may have, KiB (CUDA C++ programming guide, "technical specifications per compute
+# capability"; 1 KiB of each SM is the system's).
+SHARED_LIMIT_KIB = {75: 64, 80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}
+
+TENSOR_CORES = re.compile(r"\b(?:mma\.sync|wgmma\.mma_async|tcgen05\.mma)\b")
+COPIES_16_BYTES = re.compile(
+    r"\b(?:ld|st)\.global(?:\.\w+)*\.(?:v4\.[bfu]32|v2\.[bfu]64|v8\.[bfu]32)|\bcp\.async\.cg|\bcp\.async\.bulk\.tensor"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Compiled:
+    """What one kernel became on one chip."""
+
+    chip: int
+    kernel: str
+    registers: int
+    stack_bytes: int
+    shared_bytes: int
+    shared_limit_bytes: int
+    tensor_core_instructions: int
+    copies_16_bytes: int
+    wants_tensor_cores: bool
+
+
+def compile_variant(variant: AotVariant, chip: int) -> Compiled:
+    """Compiles one variant for one chip and reads its resources from the binary."""
+    names: list[str] = list(variant.fn.arg_names)
+    signature = {name: variant.signature.get(name, "constexpr") for name in names}
+    attrs = {(names.index(name),): [["tt.divisibility", 16]] for name in variant.aligned}
+    source = ASTSource(fn=variant.fn, signature=signature, constexprs=variant.constexprs, attrs=attrs)
+    options = {
+        "num_warps": variant.num_warps,
+        "num_stages": variant.num_stages,
+        "enable_fp_fusion": False,
+    }
+    compiled: Any = triton.compile(source, target=GPUTarget("cuda", chip, 32), options=options)
+    usage = resource_usage(compiled.asm["cubin"])
+    ptx = compiled.asm["ptx"]
+    return Compiled(
+        chip=chip,
+        kernel=variant.name,
+        registers=usage["REG"],
+        stack_bytes=usage["STACK"] + usage["LOCAL"],
+        shared_bytes=compiled.metadata.shared,
+        shared_limit_bytes=SHARED_LIMIT_KIB[chip] * 1024,
+        tensor_core_instructions=len(TENSOR_CORES.findall(ptx)),
+        copies_16_bytes=len(COPIES_16_BYTES.findall(ptx)),
+        wants_tensor_cores=variant.tensor_cores and chip >= 80,
+    )
+
+
+def resource_usage(cubin: bytes) -> dict[str, int]:
+    """REG, STACK, LOCAL, ... of the one kernel in a cubin, by the cuobjdump of Triton's own wheel."""
+    cuobjdump = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        command = [cuobjdump, "--dump-resource-usage", file.name]
+        text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    return {name: int(value) for name, value in re.findall(r"\b(REG|STACK|LOCAL|SHARED):(\d+)", text)}
+
+
+def compile_all(kernel: str = "", chips: tuple[int, ...] = tuple(SHARED_LIMIT_KIB)) -> list[Compiled]:
+    """Every shipped variant whose name contains `kernel`, on every one of `chips` it is shipped for."""
+    variants = [variant for file in FILES for variant in file.aot_variants() if kernel in variant.name]
+    return [compile_variant(variant, chip) for variant in variants for chip in chips if chip in variant.chips]
+
+
+def print_table(results: list[Compiled]) -> None:
+    print(f"{'chip':<8}{'kernel':<28}{'registers':>10}{'stack':>7}{'shared':>9}{'tensor':>13}{'16-byte':>9}")
+    for r in results:
+        chip, shared = f"sm_{r.chip}", f"{r.shared_bytes / 1024:.1f}K"
+        counts = f"{r.tensor_core_instructions:>13}{r.copies_16_bytes:>9}"
+        print(f"{chip:<8}{r.kernel:<28}{r.registers:>10}{r.stack_bytes:>7}{shared:>9}{counts}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--json", action="store_true", help="print a list of records instead of a table")
+    parser.add_argument("--kernel", default="", help="only kernels whose name contains this")
+    parser.add_argument("--chip", type=int, action="append", choices=SHARED_LIMIT_KIB, help="only this chip")
+    arguments = parser.parse_args()
+    if knobs.runtime.interpret:
+        sys.exit("error: TRITON_INTERPRET=1 replaces the compiler\nhint: unset it")
+    results = compile_all(arguments.kernel, tuple(arguments.chip or SHARED_LIMIT_KIB))
+    if arguments.json:
+        json.dump([dataclasses.asdict(result) for result in results], sys.stdout)
+    else:
+        print_table(results)
+
+
+if __name__ == "__main__":
+    main()

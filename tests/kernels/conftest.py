@@ -1,0 +1,29 @@
+"""Fixtures of the kernel tests: where Triton runs, and memory that shows what a kernel forgot to write."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+
+@pytest.fixture(
+    params=[
+        pytest.param("cpu", id="interpreter"),
+        pytest.param("cuda", id="cuda", marks=pytest.mark.gpu),
+    ]
+)
+def triton_device(request: pytest.FixtureRequest) -> str:
+    """The device whose tensors a Triton launcher takes: `cpu` is the interpreter (tests/conftest.py)."""
+    if request.param == "cpu" and torch.cuda.is_available():
+        pytest.skip("kernels are compiled here, not interpreted")
+    return request.param
+
+
+@pytest.fixture(autouse=True)
+def nan_in_fresh_memory() -> Iterator[None]:
+    """torch.empty() is filled with NaN, or the largest integer, while deterministic algorithms are on."""
+    torch.use_deterministic_algorithms(True)
+    assert torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
+    assert torch.empty(3).isnan().all()
+    yield
+    torch.use_deterministic_algorithms(False)

@@ -1,0 +1,48 @@
+"""Every shipped kernel compiles for every chip: no spills, shared memory within limits, wide copies."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def compiled() -> list[dict[str, Any]]:
+    """Compiled in a process of its own: this one may interpret kernels (tests/conftest.py)."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, "benchmarks/kernels.py", "--json"]
+    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900)
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout)
+
+
+def name(result: dict[str, Any]) -> str:
+    return f"{result['kernel']} on sm_{result['chip']}"
+
+
+def test_every_kernel_is_compiled_for_seven_chips(compiled: list[dict[str, Any]]):
+    assert {result["chip"] for result in compiled} == {75, 80, 86, 89, 90, 100, 120}
+    kernels = {result["kernel"] for result in compiled}
+    assert {"stats fp16", "multi-tensor stats", "reduce rows", "nf4 decode fp16 64"} <= kernels
+
+
+def test_nothing_is_spilled(compiled: list[dict[str, Any]]):
+    assert {name(r): r["stack_bytes"] for r in compiled if r["stack_bytes"]} == {}
+
+
+def test_shared_memory_fits(compiled: list[dict[str, Any]]):
+    assert [name(r) for r in compiled if r["shared_bytes"] > r["shared_limit_bytes"]] == []
+
+
+def test_memory_is_copied_16_bytes_at_a_time(compiled: list[dict[str, Any]]):
+    assert [name(r) for r in compiled if not r["copies_16_bytes"]] == []
+
+
+def test_matrix_products_use_tensor_cores(compiled: list[dict[str, Any]]):
+    assert [name(r) for r in compiled if r["wants_tensor_cores"] and not r["tensor_core_instructions"]] == []
