@@ -43,10 +43,10 @@ from . import lora_linear_aten as aten
 from . import lora_linear_launch as launch
 from .backend import uses_triton
 from .nf4 import nf4_decode
-from .reduce import N_FIELDS, reduce_partials
-from .tensor_stats import round_with_stats_cpu
+from .reduce import FIELDS, N_FIELDS, reduce_partials
+from .tensor_stats import round_with_stats_cpu, tensor_stats_reference
 
-__all__ = ["MAX_RANK", "NF4Weight", "lora_linear", "lora_linear_reference", "site_names", "store"]
+__all__ = ["MAX_RANK", "NF4Weight", "lora_linear", "lora_linear_reference", "site_names", "slot_reference", "store"]
 
 MAX_RANK = 256
 
@@ -347,3 +347,42 @@ def lora_linear_reference(
         bias = None if biases is None else biases[i]
         ys.append(torch.nn.functional.linear(x, weight, bias) + s * (x_hat @ a.t()) @ b.t())
     return ys
+
+
+def slot_reference(
+    x: Tensor,
+    ys: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    dx: Tensor,
+    dA: Sequence[Tensor],
+    dB: Sequence[Tensor],
+    accs: Sequence[Tensor] | None = None,
+    dx_acc: Tensor | None = None,
+) -> Tensor:
+    """The slot that these tensors must leave behind, one pass per statistic.
+
+    `accs` and `dx_acc` are what was rounded into 16-bit `ys` and `dx`, where somebody could see it (the CPU).
+    """
+    x_finite = bool(x.isfinite().all())
+    finite = [bool(grad.isfinite().all()) for grad in grads]
+    in_row = tensor_stats_reference(x, full=False)
+    in_row[[i for i, field in enumerate(FIELDS) if field not in ("n_nan", "n_inf", "n")]] = float("nan")
+    outs = [_row_reference(y, x_finite, None if accs is None else accs[i]) for i, y in enumerate(ys)]
+    grad_outs = [tensor_stats_reference(grad, full=False) for grad in grads]
+    lora = [
+        _row_reference(grad, x_finite and ok, None) for grad, ok in zip([*dA, *dB], finite * 2, strict=True)
+    ]
+    return torch.stack([in_row, *outs, *grad_outs, _row_reference(dx, all(finite), dx_acc), *lora])
+
+
+def _row_reference(stored: Tensor, finite_inputs: bool, acc: Tensor | None) -> Tensor:
+    row = tensor_stats_reference(stored, full=False)
+    overflow, underflow = FIELDS.index("n_overflow"), FIELDS.index("n_underflow")
+    if stored.dtype == torch.float32:
+        row[overflow] = row[underflow] = 0
+    elif acc is not None:
+        row[overflow] = (acc.isfinite() & stored.isinf()).sum()
+        row[underflow] = ((acc != 0) & (stored == 0)).sum()
+    if finite_inputs:
+        row[overflow] = stored.isinf().sum()
+    return row

@@ -50,9 +50,12 @@ def _drop(x: Tensor, seed: Tensor | None, p: float) -> Tensor:
 
 def _rounded(acc: Tensor, dtype: torch.dtype, with_stats: bool) -> tuple[Tensor, Tensor]:
     """`acc` in `dtype`, and its row with overflow and underflow (nothing without statistics)."""
-    if with_stats:
-        return round_with_stats_cpu(acc, dtype, full=False)
-    return acc.to(dtype), _NO_ROW
+    if not with_stats:
+        return acc.to(dtype), _NO_ROW
+    stored, row = round_with_stats_cpu(acc, dtype, full=False)
+    if acc.numel() == 0:
+        row[N_OVERFLOW : N_OVERFLOW + 2] = 0
+    return stored, row
 
 
 def _all_finite(row: Tensor) -> bool:

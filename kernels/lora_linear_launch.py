@@ -45,12 +45,29 @@ class Tile:
 
 
 # fmt: off
-DOWN_TILES = {16: Tile(32, 64, 4, 3), 32: Tile(32, 64, 4, 3), 64: Tile(64, 64, 8, 2)}
-UP_TILES = {16: Tile(32, 128, 8, 1), 32: Tile(32, 128, 8, 1), 64: Tile(64, 64, 8, 1), 0: Tile(16, 256, 8, 1)}
-GRAD_TILES = {16: Tile(32, 256, 8, 2), 32: Tile(32, 128, 8, 2), 64: Tile(32, 128, 8, 2)}
-DA_TILES = {16: Tile(32, 128, 4, 2), 32: Tile(32, 128, 8, 2), 64: Tile(32, 128, 8, 2)}
+TILES = {
+    ("down", 16): Tile(32, 64, 4, 3), ("down", 32): Tile(32, 64, 4, 3), ("down", 64): Tile(32, 64, 8, 2),
+    ("up", 16): Tile(32, 64, 4, 1), ("up", 32): Tile(32, 128, 8, 1), ("up", 64): Tile(64, 64, 8, 1),
+    ("grad", 16): Tile(32, 256, 8, 2), ("grad", 32): Tile(32, 128, 8, 2), ("grad", 64): Tile(32, 128, 8, 2),
+    ("dA", 16): Tile(32, 128, 4, 2), ("dA", 32): Tile(32, 128, 8, 2), ("dA", 64): Tile(32, 128, 8, 2),
+}
+"""By kernel and padded rank, for 16-bit X."""
+
+FP32_TILES = {
+    ("down", 16): Tile(32, 32, 4, 2), ("down", 32): Tile(32, 32, 4, 2), ("down", 64): Tile(32, 32, 8, 2),
+    ("up", 16): Tile(32, 64, 4, 1), ("up", 32): Tile(32, 64, 8, 1), ("up", 64): Tile(32, 64, 8, 1),
+    ("grad", 16): Tile(32, 64, 8, 2), ("grad", 32): Tile(32, 64, 8, 2), ("grad", 64): Tile(32, 32, 8, 2),
+    ("dA", 16): Tile(32, 64, 4, 2), ("dA", 32): Tile(32, 64, 8, 2), ("dA", 64): Tile(32, 64, 8, 2),
+}
+"""For fp32 X, whose products are three TF32 products: twice the bytes and three times the registers."""
+
+ADD_TILE = Tile(16, 256, 8, 1)
 WIDEN_TILE = Tile(16, 256, 8, 1)
 # fmt: on
+
+
+def tile_for(kernel: str, dtype: torch.dtype, padded: int) -> Tile:
+    return (FP32_TILES if dtype == torch.float32 else TILES)[kernel, padded]
 
 
 @dataclass
@@ -119,7 +136,7 @@ def down(x: Tensor, a: Tensor, seed: Tensor | None, p: float, with_stats: bool) 
     if not has_tensor_cores(x.device):
         return _down_by_gemm(x, a, seed, p, with_stats)
     padded = padded_rank(rank)
-    tile = DOWN_TILES[padded]
+    tile = tile_for("down", x.dtype, padded)
     row_blocks = max(1, triton.cdiv(n_rows, tile.block_m))
     splits, length = _shares(n_cols, tile.block_c, 2 * n_multiprocessors(x.device) // row_blocks)
     h = torch.empty((splits, n_rows, rank), device=x.device)
@@ -170,7 +187,7 @@ def _launch_up(
     scale: float, seed: Tensor | None, p: float, with_stats: bool, padded: int,
 ) -> Tensor:  # fmt: skip
     n_rows, n_cols = z.shape
-    tile = UP_TILES[padded]
+    tile = tile_for("up", z.dtype, padded) if padded else ADD_TILE
     row_blocks = max(1, triton.cdiv(n_rows, tile.block_m))
     col_blocks, length = _shares(n_cols, tile.block_c, MAX_PARTIALS // row_blocks)
     partials = _partials(z, row_blocks * col_blocks, with_stats)
@@ -191,7 +208,7 @@ def grad(
     db = torch.empty_like(b)
     if has_tensor_cores(dy.device):
         g_parts, db_parts, dy_site, h_bad = _launch_grad(
-            dy, h, b, (b.shape[1], 1), None, 0.0, with_stats, GRAD_TILES
+            dy, h, b, (b.shape[1], 1), None, 0.0, with_stats
         )
         total(g_parts, g, scale, False)
         return db, total(db_parts, db, scale, with_stats), dy_site, h_bad
@@ -212,7 +229,7 @@ def da(
 ) -> tuple[list[Tensor], list[Site]]:
     """dA = G^T keep(x) for every projection, and their sites."""
     if has_tensor_cores(x.device):
-        parts = _launch_grad(x, g, None, (1, x.shape[1]), seed, p, False, DA_TILES)[1]
+        parts = _launch_grad(x, g, None, (1, x.shape[1]), seed, p, False)[1]
     else:
         parts = torch.zeros((1, g.shape[1], x.shape[1]), device=x.device)
         step = max(1, GEMM_BLOCK // x.shape[1])
@@ -226,11 +243,11 @@ def da(
 
 def _launch_grad(
     z: Tensor, left: Tensor, right: Tensor | None, outer_strides: tuple[int, int], seed: Tensor | None, p: float,
-    with_stats: bool, tiles: dict[int, Tile],
+    with_stats: bool,
 ) -> tuple[Tensor, Tensor, Site, Tensor]:  # fmt: skip
     n_rows, n_cols, rank = *z.shape, left.shape[1]
     padded = padded_rank(rank)
-    tile = tiles[padded]
+    tile = tile_for("dA" if right is None else "grad", z.dtype, padded)
     strips, chunks = triton.cdiv(n_cols, tile.block_c), triton.cdiv(rank, padded)
     splits, length = _shares(n_rows, tile.block_m, n_multiprocessors(z.device) // strips)
     down_parts = torch.empty((strips if right is not None else 0, n_rows, rank), device=z.device)
@@ -382,7 +399,7 @@ def aot_variants() -> list[AotVariant]:
         names = [name for name in fn.arg_names if name not in constexprs]
         pointer = {name: "*fp32" for name in names if name.endswith("_ptr")}
         signature = {name: overrides.get(name, types.get(name, pointer.get(name, "i32"))) for name in names}
-        aligned = tuple(name for name in names if name in pointer or name == "n_cols")
+        aligned = tuple(n for n in names if n in pointer or n in ("n", "n_cols", "part_stride", "width", "out_stride"))
         chips = CHIPS_WITH_TENSOR_CORES if dot else (75, *CHIPS_WITH_TENSOR_CORES)
         variants.append(
             AotVariant(name, fn, signature, constexprs, aligned, tile.num_warps, tile.num_stages, chips, dot)
@@ -393,15 +410,16 @@ def aot_variants() -> list[AotVariant]:
         small = {"COUNT_SMALL": dtype != "fp32"}
         for rank in (16, 32, 64):
             base = {**common, "PRECISION": precise, "RANK": rank}
-            for name, fn, tile, extra in (
-                ("down", kernels._down_kernel, DOWN_TILES[rank], {}),
-                ("up", kernels._up_kernel, UP_TILES[rank], {**small, "ROUNDED": dtype == "fp32"}),
-                ("grad", kernels._grad_kernel, GRAD_TILES[rank], {**small, "DOWN": True, "DROPOUT": False}),
-                ("dA", kernels._grad_kernel, DA_TILES[rank], {**small, "DOWN": False, "STATS": False}),
+            for name, fn, extra in (
+                ("down", kernels._down_kernel, {}),
+                ("up", kernels._up_kernel, {**small, "ROUNDED": dtype == "fp32"}),
+                ("grad", kernels._grad_kernel, {**small, "DOWN": True, "DROPOUT": False}),
+                ("dA", kernels._grad_kernel, {**small, "DOWN": False, "STATS": False}),
             ):
+                tile = (FP32_TILES if dtype == "fp32" else TILES)[name, rank]
                 shape = {"BLOCK_M": tile.block_m, "BLOCK_C": tile.block_c}
                 add(f"lora {name} {dtype} r{rank}", fn, tile, {**base, **extra, **shape}, True, **z)
-    tile = UP_TILES[0]
+    tile = ADD_TILE
     shape = {"BLOCK_M": tile.block_m, "BLOCK_C": tile.block_c}
     add("lora add fp16", kernels._up_kernel, tile, {**common, **counts, **shape, "ROUNDED": False, "RANK": 0}, False)
     shape = {"BLOCK_M": WIDEN_TILE.block_m, "BLOCK_C": WIDEN_TILE.block_c}

@@ -1,0 +1,188 @@
+"""The chunked loss against fp64: loss, gradient, correct tokens, at any upstream factor, on every backend."""
+
+import contextlib
+import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+import pytest
+import torch
+from lora_train.kernels import cross_entropy
+from lora_train.kernels.backend import triton_on_cpu
+from lora_train.kernels.cross_entropy import (
+    _linear_cross_entropy,
+    linear_cross_entropy,
+    linear_cross_entropy_reference,
+    supervised_positions,
+)
+from torch import Tensor
+
+# ||a - b|| / ||b|| of the gradient: fp32 products of 130 terms; one rounding to the stored dtype, and on CUDA one of
+# softmax - onehot to 16 bits.
+TOLERANCE = {torch.float32: 2e-6, torch.float16: 2**-11 + 2**-12, torch.bfloat16: 2**-8 + 2**-9}
+
+Backend = tuple[str, Callable[[], AbstractContextManager[Any]]]
+
+
+@pytest.fixture(params=["cpu", "interpreter", pytest.param("cuda", marks=pytest.mark.gpu)])
+def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Backend:
+    """Device and context; chunks so small that 63 tokens and 130 words need many."""
+    for name, value in (("CPU_CHUNK", 1300), ("CPU_CHUNK_16_BIT", 2600), ("CUDA_CHUNK", 2600)):
+        monkeypatch.setattr(cross_entropy, name, value)
+    monkeypatch.setattr(cross_entropy, "WIDEN_BLOCK", 48 * 33)
+    monkeypatch.setattr(cross_entropy, "BLOCK_V", 64)
+    if request.param == "interpreter":
+        if torch.cuda.is_available():
+            pytest.skip("kernels are compiled here, not interpreted")
+        return "cpu", triton_on_cpu
+    return request.param, contextlib.nullcontext
+
+
+def make(n_tokens: int, dtype: torch.dtype, bias: bool) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    generator = torch.Generator().manual_seed(n_tokens)
+    hidden = torch.randn(n_tokens, 48, generator=generator).to(dtype)
+    weight = (torch.randn(130, 48, generator=generator) / 4).to(dtype)
+    labels = torch.randint(130, (n_tokens,), generator=generator)
+    labels[5::7] = -100
+    return hidden, weight, labels, torch.randn(130, generator=generator).to(dtype) if bias else None
+
+
+def run(
+    backend: Backend, hidden: Tensor, weight: Tensor, labels: Tensor, bias: Tensor | None, upstream: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    device, entered = backend
+    hidden = hidden.to(device).clone().requires_grad_()
+    on_device = None if bias is None else bias.to(device)
+    with entered():
+        loss, n_correct = linear_cross_entropy(
+            hidden, weight.to(device), labels.to(device), bias=on_device, count_correct=True
+        )
+        (grad,) = torch.autograd.grad(loss, hidden, torch.tensor(upstream, device=device))
+    assert n_correct is not None
+    return loss.detach().cpu(), n_correct.cpu(), grad.cpu()
+
+
+@pytest.mark.parametrize("bias", [False, True], ids=["", "bias"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=["fp32", "fp16", "bf16"])
+@pytest.mark.parametrize("n_tokens", [0, 1, 63])
+@pytest.mark.parametrize("upstream", [1.0, 65536 / 3, 2.0**-14])
+def test_against_fp64(backend: Backend, n_tokens: int, dtype: torch.dtype, bias: bool, upstream: float):
+    if dtype == torch.bfloat16 and backend[1] is triton_on_cpu:
+        pytest.skip("the interpreter cuts bf16 off instead of rounding")
+    hidden, weight, labels, head_bias = make(n_tokens, dtype, bias)
+    loss, n_correct, grad = run(backend, hidden, weight, labels, head_bias, upstream)
+    exact = hidden.double().requires_grad_()
+    want, want_correct = linear_cross_entropy_reference(
+        exact, weight.double(), labels, None if head_bias is None else head_bias.double()
+    )
+    (want_grad,) = torch.autograd.grad(want, exact, torch.tensor(upstream, dtype=torch.float64))
+    assert (loss.dtype, grad.dtype, n_correct.dtype) == (torch.float32, dtype, torch.int64)
+    torch.testing.assert_close(loss.double(), want.detach(), rtol=1e-6, atol=0)
+    assert n_correct == want_correct
+    ignored = labels < 0
+    assert (grad[ignored] == 0).all()
+    # Values below the smallest normal of fp16 have an absolute rounding error, not a relative one.
+    slack = 2.0**-25 * math.sqrt(grad.numel()) if dtype == torch.float16 else 0.0
+    assert (grad.double() - want_grad).norm() <= TOLERANCE[dtype] * want_grad.norm() + slack
+
+
+def test_a_small_gradient_does_not_underflow_before_it_is_scaled(backend: Backend):
+    """Every logit but the label's has p near 2^-30, far below fp16; the loss scale brings the gradient back."""
+    hidden, weight = torch.zeros(1, 48).half(), torch.zeros(130, 48).half()
+    hidden[0, 0], weight[7, 0], weight[3, 1] = 1.0, 21.0, 1.0
+    labels = torch.tensor([7])
+    _, _, grad = run(backend, hidden, weight, labels, None, 65536.0)
+    p = 1 / (math.exp(21) + 129)
+    want = torch.tensor([65536 * p * -129 * 21, 65536 * p]).half()
+    torch.testing.assert_close(grad[0, :2], want, rtol=2**-9, atol=0)
+
+
+def test_a_token_of_no_probability(backend: Backend):
+    """p of the label is 0 in fp32, its loss is 200."""
+    hidden, weight = torch.zeros(2, 48), torch.zeros(130, 48)
+    hidden[0, 0], weight[7, 0] = 1.0, 200.0
+    loss, _, grad = run(backend, hidden, weight, torch.tensor([8, -100]), None, 1.0)
+    assert loss == pytest.approx(200.0)
+    assert grad[0, 0] == pytest.approx(200.0)
+    assert (grad[1] == 0).all()
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf], ids=str)
+def test_nonfinite_hidden_states_are_not_hidden(backend: Backend, value: float):
+    hidden, weight, labels, _ = make(63, torch.float32, False)
+    hidden[62, 47] = value
+    labels[62] = 1
+    loss, _, grad = run(backend, hidden, weight, labels, None, 1.0)
+    assert loss.isnan()
+    assert grad[62].isnan().all()
+    assert grad[:62].isfinite().all()
+
+
+def test_the_same_bits_twice(backend: Backend):
+    arguments = make(63, torch.float16, True)
+    first, second = run(backend, *arguments, 7.0), run(backend, *arguments, 7.0)
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_chunks_do_not_change_the_sum(backend: Backend, monkeypatch: pytest.MonkeyPatch):
+    arguments = make(63, torch.float32, False)
+    many = run(backend, *arguments, 1.0)
+    for name in ("CPU_CHUNK", "CUDA_CHUNK"):
+        monkeypatch.setattr(cross_entropy, name, 1 << 20)
+    one = run(backend, *arguments, 1.0)
+    torch.testing.assert_close(many, one, rtol=1e-6, atol=1e-7)
+
+
+def test_no_gradient_is_made_for_evaluation(backend: Backend):
+    device, entered = backend
+    hidden, weight, labels, _ = make(63, torch.float32, False)
+    with entered(), torch.no_grad():
+        loss, n_correct = linear_cross_entropy(hidden.to(device), weight.to(device), labels.to(device))
+        out = _linear_cross_entropy(
+            hidden.to(device), weight.to(device), labels.to(device), None, torch.float32, False, False
+        )
+    assert n_correct is None
+    assert out[2].shape == (0, 48)
+    want, _ = linear_cross_entropy_reference(hidden.double(), weight.double(), labels)
+    torch.testing.assert_close(loss.cpu().double(), want, rtol=1e-6, atol=0)
+
+
+def test_autocast_gives_the_gradient_in_the_dtype_of_hidden(backend: Backend):
+    device, entered = backend
+    hidden, weight, labels, _ = make(63, torch.float32, False)
+    hidden = hidden.to(device).requires_grad_()
+    with entered(), torch.autocast(device, dtype=torch.float16):
+        loss, _ = linear_cross_entropy(hidden, weight.to(device), labels.to(device))
+        (grad,) = torch.autograd.grad(loss, hidden)
+    exact = hidden.detach().cpu().double().requires_grad_()
+    want, _ = linear_cross_entropy_reference(exact, weight.double(), labels)
+    (want_grad,) = torch.autograd.grad(want, exact)
+    assert grad.dtype == torch.float32
+    torch.testing.assert_close(loss.detach().cpu().double(), want.detach(), rtol=1e-3, atol=0)
+    assert (grad.cpu().double() - want_grad).norm() <= 2**-9 * want_grad.norm()
+
+
+def test_supervised_positions_shift_and_stay_in_their_row():
+    labels = torch.tensor([[7, 1, -100, 2], [3, -100, -100, -100], [-100, 4, 5, 6]])
+    positions, targets = supervised_positions(labels)
+    assert positions.tolist() == [0, 2, 8, 9, 10]
+    assert targets.tolist() == [1, 2, 4, 5, 6]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=["fp32", "fp16"])
+def test_opcheck(dtype: torch.dtype):
+    hidden, weight, labels, bias = make(9, dtype, True)
+    arguments = (hidden.requires_grad_(), weight, labels, bias, dtype, True, True)
+    torch.library.opcheck(_linear_cross_entropy, arguments)
+
+
+def test_compiles_in_one_graph():
+    hidden, weight, labels, _ = make(9, torch.float32, False)
+    compiled = torch.compile(linear_cross_entropy, backend="aot_eager", fullgraph=True)
+    grads = []
+    for function in (linear_cross_entropy, compiled):
+        leaf = hidden.clone().requires_grad_()
+        loss, _ = function(leaf, weight, labels)
+        grads.append(torch.autograd.grad(loss * 3, leaf)[0])
+    assert torch.equal(*grads)

@@ -1,0 +1,552 @@
+"""The fused LoRA linear against fp64: outputs, gradients and every row of its slot, on every backend."""
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from lora_train.kernels import cpu, lora_linear_aten, lora_linear_launch
+from lora_train.kernels.backend import triton_on_cpu
+from lora_train.kernels.lora_linear import (
+    NF4Weight,
+    _cast,
+    _forward,
+    lora_linear,
+    lora_linear_reference,
+    site_names,
+    slot_reference,
+    store,
+)
+from lora_train.kernels.reduce import FIELDS
+from torch import Tensor
+
+INF, NAN = math.inf, math.nan
+N_NAN, N_INF, N_OVERFLOW, N_UNDERFLOW = (
+    FIELDS.index(f) for f in ("n_nan", "n_inf", "n_overflow", "n_underflow")
+)
+
+# Largest relative error of a tensor, ||a - b|| / ||b||. 16-bit results: half a unit in the last place is at most
+# 2^-11 (fp16) or 2^-8 (bf16), once per rounding. LoRA gradients are fp32 everywhere; Triton's products beside a
+# 16-bit X have TF32 operands (2^-11).
+ROUNDING = {torch.float32: 2e-6, torch.float16: 2**-11, torch.bfloat16: 2**-8}
+TF32 = 2**-11
+
+
+@dataclass
+class Backend:
+    """Where a test runs, and how."""
+
+    name: str
+    device: str
+    entered: Callable[[], contextlib.AbstractContextManager[Any]]
+    sees_accumulator: bool
+    tf32: bool
+
+    def grad_tolerance(self, dtype: torch.dtype) -> float:
+        return TF32 if self.tf32 and dtype != torch.float32 else ROUNDING[torch.float32]
+
+    def keep(self, x: Tensor, seed: Tensor, p: float) -> Tensor:
+        """The mask that dropout draws for `x`."""
+        if self.name.startswith("cpu"):
+            kept = torch.ones(x.shape, dtype=torch.bool)
+            kept.view(-1)[lora_linear_aten.dropped_indices(x.numel(), seed, p)] = False
+            return kept
+        ones = torch.ones(x.shape, device=self.device)
+        return lora_linear_launch.widen(ones, 0, seed.to(self.device), p, False)[0].bool().cpu()
+
+
+@pytest.fixture(
+    params=[
+        "cpu",
+        "cpu without C",
+        "interpreter",
+        "interpreter sm_75",
+        pytest.param("cuda", marks=pytest.mark.gpu),
+    ]
+)
+def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Backend:
+    name = request.param
+    if name == "cpu without C":
+        monkeypatch.setattr(cpu, "AVAILABLE", False)
+    if name == "cpu" and not cpu.AVAILABLE:
+        pytest.skip("the C extension was not built")
+    if name.startswith("cpu"):
+        return Backend(name, "cpu", contextlib.nullcontext, sees_accumulator=True, tf32=False)
+    if name == "cuda":
+        return Backend(name, "cuda", contextlib.nullcontext, sees_accumulator=False, tf32=True)
+    if torch.cuda.is_available():
+        pytest.skip("kernels are compiled here, not interpreted")
+    if name == "interpreter sm_75":
+        monkeypatch.setattr(lora_linear_launch, "has_tensor_cores", lambda device: False)
+    return Backend(name, "cpu", triton_on_cpu, sees_accumulator=False, tf32=name == "interpreter")
+
+
+@dataclass
+class Layer:
+    """A group of projections on one input, on the CPU."""
+
+    x: Tensor
+    weights: list[Tensor]
+    lora_A: list[Tensor]
+    lora_B: list[Tensor]
+    scalings: list[float]
+    biases: list[Tensor | None]
+    grads: list[Tensor]
+
+
+def make_layer(
+    m: int, k: int, ns: tuple[int, ...], ranks: tuple[int, ...], dtype: torch.dtype, bias: bool = False
+) -> Layer:
+    generator = torch.Generator().manual_seed(m + k + sum(ns) + sum(ranks))
+
+    def randn(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    return Layer(
+        x=randn(m, k).to(dtype),
+        weights=[(randn(n, k) / 8).to(dtype) for n in ns],
+        lora_A=[randn(r, k) / 8 for r in ranks],
+        lora_B=[randn(n, r) / 8 for n, r in zip(ns, ranks, strict=True)],
+        scalings=[2.0 / (i + 1) for i in range(len(ns))],
+        biases=[randn(n).to(dtype) if bias and i != 1 else None for i, n in enumerate(ns)],
+        grads=[randn(m, n).to(dtype) for n in ns],
+    )
+
+
+@dataclass
+class Result:
+    ys: list[Tensor]
+    dx: Tensor
+    dA: list[Tensor]
+    dB: list[Tensor]
+    slot: Tensor
+
+    def tensors(self) -> list[Tensor]:
+        return [*self.ys, self.dx, *self.dA, *self.dB]
+
+
+def run(
+    backend: Backend, layer: Layer, p: float = 0.0, seed: Tensor | None = None, with_slot: bool = True
+) -> Result:
+    """One forward and backward of `layer` on a backend; everything back on the CPU."""
+
+    def leaf(t: Tensor) -> Tensor:
+        return t.to(backend.device).clone().requires_grad_()
+
+    x, lora_A, lora_B = leaf(layer.x), [leaf(a) for a in layer.lora_A], [leaf(b) for b in layer.lora_B]
+    slot = torch.full((2 + 4 * len(lora_A), len(FIELDS)), -1.0, dtype=torch.float64, device=backend.device)
+    with backend.entered():
+        ys = lora_linear(
+            x,
+            [w.to(backend.device) for w in layer.weights],
+            lora_A,
+            lora_B,
+            layer.scalings,
+            biases=[None if b is None else b.to(backend.device) for b in layer.biases],
+            dropout_p=p,
+            seed=None if seed is None else seed.to(backend.device),
+            slot=slot if with_slot else None,
+        )
+        torch.autograd.backward(ys, [grad.to(backend.device) for grad in layer.grads])
+    back = [[t.grad.cpu() for t in group] for group in ([x], lora_A, lora_B)]  # type: ignore[union-attr]
+    return Result([y.detach().cpu() for y in ys], back[0][0], back[1], back[2], slot.cpu())
+
+
+def run_reference(layer: Layer, p: float = 0.0, keep: Tensor | None = None) -> Result:
+    """The same in fp64."""
+
+    def leaf(t: Tensor) -> Tensor:
+        return t.double().requires_grad_()
+
+    x, lora_A, lora_B = leaf(layer.x), [leaf(a) for a in layer.lora_A], [leaf(b) for b in layer.lora_B]
+    biases = [None if b is None else b.double() for b in layer.biases]
+    weights = [w.double() for w in layer.weights]
+    ys = lora_linear_reference(
+        x, weights, lora_A, lora_B, layer.scalings, biases=biases, dropout_p=p, keep=keep
+    )
+    torch.autograd.backward(ys, [grad.double() for grad in layer.grads])
+    back = [[t.grad for t in group] for group in ([x], lora_A, lora_B)]
+    return Result([y.detach() for y in ys], back[0][0], back[1], back[2], torch.empty(0))  # type: ignore[arg-type]
+
+
+def assert_near(actual: Tensor, expected: Tensor, tolerance: float) -> None:
+    assert actual.shape == expected.shape
+    error = (actual.double() - expected).norm()
+    assert error <= tolerance * expected.norm(), f"relative error {error / expected.norm():.2e}"
+
+
+def assert_slot(slot: Tensor, expected: Tensor, group: int) -> None:
+    """Counts and absmax equal, null where null, norms to 1e-6."""
+    for row, want, site in zip(slot, expected, site_names(group), strict=True):
+        assert torch.equal(row[1:].nan_to_num(-1), want[1:].nan_to_num(-1)), f"{site}: {row} is not {want}"
+        torch.testing.assert_close(row[0].sqrt(), want[0].sqrt(), rtol=1e-6, atol=0, equal_nan=True)
+
+
+def check(backend: Backend, layer: Layer, result: Result, expected: Result, dtype: torch.dtype) -> None:
+    roundings = 2 if dtype != torch.float32 else 1  # of the base product, and of the sum
+    tolerance = roundings * ROUNDING[dtype] + backend.grad_tolerance(dtype)
+    for actual, want in zip([*result.ys, result.dx], [*expected.ys, expected.dx], strict=True):
+        assert actual.dtype == dtype
+        assert_near(actual, want, tolerance)
+    for actual, want in zip(result.dA + result.dB, expected.dA + expected.dB, strict=True):
+        assert actual.dtype == torch.float32
+        assert_near(actual, want, 2 * backend.grad_tolerance(dtype))
+    known = backend.sees_accumulator
+    slot = slot_reference(
+        layer.x, result.ys, layer.grads, result.dx, result.dA, result.dB,
+        expected.ys if known else None, expected.dx if known else None,
+    )  # fmt: skip
+    assert_slot(result.slot, slot, len(layer.weights))
+
+
+# Every M, rank and odd size at least once, with and without a bias, alone and in groups of unequal N and rank.
+CASES = [
+    (0, 48, (72,), (8,), True),
+    (1, 72, (48,), (1,), False),
+    (63, 48, (72,), (4,), True),
+    (123, 130, (48,), (8,), False),
+    (63, 72, (130,), (16,), True),
+    (123, 48, (130,), (33,), False),
+    (63, 130, (72,), (64,), True),
+    (63, 72, (48,), (100,), False),
+    (63, 48, (72,), (256,), False),
+    (123, 72, (72, 48, 130), (8, 8, 8), True),
+    (63, 48, (48, 72), (16, 33), True),
+    (0, 48, (48, 72), (4, 4), False),
+]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=["fp32", "fp16"])
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_everything_against_fp64(backend: Backend, case: tuple, dtype: torch.dtype):
+    layer = make_layer(*case[:4], dtype, case[4])
+    check(backend, layer, run(backend, layer), run_reference(layer), dtype)
+
+
+@pytest.mark.parametrize("m", [1, 123])
+def test_bf16_on_the_cpu(m: int):
+    """The interpreter cuts bf16 off instead of rounding, so only the CPU path is held to it."""
+    backend = Backend("cpu", "cpu", contextlib.nullcontext, sees_accumulator=True, tf32=False)
+    layer = make_layer(m, 48, (72, 130), (8, 4), torch.bfloat16, True)
+    check(backend, layer, run(backend, layer), run_reference(layer), torch.bfloat16)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=["fp32", "fp16"])
+@pytest.mark.parametrize("p", [0.05, 0.5])
+def test_dropout_is_the_mask_of_its_seed(backend: Backend, dtype: torch.dtype, p: float):
+    """With the mask that the seed stands for, everything is the reference's: forward and backward drew the same."""
+    layer = make_layer(63, 130, (48, 72), (8, 33), dtype, True)
+    seed = torch.tensor([1234])
+    keep = backend.keep(layer.x, seed, p)
+    assert not torch.equal(keep, backend.keep(layer.x, seed + 1, p))
+    check(backend, layer, run(backend, layer, p, seed), run_reference(layer, p, keep), dtype)
+
+
+@pytest.mark.parametrize("p", [0.01, 0.1, 0.7])
+def test_dropout_drops_each_element_with_its_probability(backend: Backend, p: float):
+    """Rate over all elements within 5 standard deviations, and of every row and column within 6."""
+    x = torch.empty(200, 130)
+    dropped = ~backend.keep(x, torch.tensor([7]), p)
+    for rate, n, sigmas in (
+        (dropped.double().mean(), x.numel(), 5),
+        (dropped.double().mean(0), 200, 6),
+        (dropped.double().mean(1), 130, 6),
+    ):
+        assert ((rate - p).abs() <= sigmas * math.sqrt(p * (1 - p) / n) + 1 / n).all()
+
+
+def row(result: Result, site: str) -> dict[str, float]:
+    index = [name for name, _ in site_names(1)].index(site)
+    return dict(zip(FIELDS, result.slot[index].tolist(), strict=True))
+
+
+def threshold_layer(grad_side: bool) -> Layer:
+    """fp16 products next to every threshold, exact in fp32: a pair of terms for each of six results."""
+    terms = [
+        (65504.0, 15.9921875),  # 65519.99 rounds to 65504
+        (65504.0, 16.0),  # 65520 rounds to infinity
+        (-65504.0, -16.0),
+        (2.0**-24, -(2.0**-24)),  # 0, and nothing is lost
+        (2.0**-24, -(2.0**-25) * (1 - 2.0**-10)),  # just above 2^-25: rounds to 2^-24
+        (2.0**-24, -(2.0**-25)),  # 2^-25 exactly rounds to 0
+    ]
+    # x = [1, 1/2] lets the small second terms be fp16 numbers after doubling.
+    pairs = torch.tensor([[a, 2 * b] for a, b in terms], dtype=torch.float64)
+    weight = pairs.half()
+    weight[4, 1] = -(2.0**-24)  # not an fp16 number; three terms instead
+    m, n = 3, len(terms)
+    side = torch.zeros(m, 2)
+    side[1] = torch.tensor([1.0, 0.5])
+    zeros = {
+        "lora_A": [torch.zeros(1, n if grad_side else 2)],
+        "lora_B": [torch.zeros(2 if grad_side else n, 1)],
+    }
+    if grad_side:
+        return Layer(torch.ones(m, n).half(), [weight.t().contiguous()], **zeros, scalings=[1.0], biases=[None],
+                     grads=[side.half()])  # fmt: skip
+    return Layer(
+        side.half(), [weight], **zeros, scalings=[1.0], biases=[None], grads=[torch.ones(m, n).half()]
+    )
+
+
+@pytest.mark.parametrize("grad_side", [False, True], ids=["out", "grad_in"])
+def test_overflow_and_underflow_at_their_thresholds(backend: Backend, grad_side: bool):
+    result = run(backend, threshold_layer(grad_side))
+    values = (result.dx if grad_side else result.ys[0])[1].tolist()
+    assert values[:4] == [65504.0, INF, -INF, 0.0]
+    assert values[5] == 0.0
+    found = row(result, "grad_in" if grad_side else "out")
+    assert found["n_overflow"] == 2
+    if backend.sees_accumulator:
+        assert found["n_underflow"] == sum(value == 0 for value in values[4:])
+    else:
+        assert math.isnan(found["n_underflow"])
+
+
+def test_overflow_of_the_lora_part(backend: Backend):
+    """A base product that fits and a LoRA part that fits may still not fit together."""
+    layer = make_layer(1, 48, (72,), (1,), torch.float16)
+    layer.x.zero_()
+    layer.x[0, 0] = 1
+    layer.weights[0][:, 0] = 65504
+    layer.lora_A[0][:] = 1
+    layer.lora_B[0][:] = 8
+    layer.lora_B[0][71] = 7.75  # s = 2: 15.5 more than 65504 still rounds down
+    found = row(run(backend, layer), "out")
+    assert (found["n_overflow"], found["n_inf"], found["absmax"]) == (71, 71, 65504)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=["fp32", "fp16"])
+@pytest.mark.parametrize(("value", "field"), [(NAN, "n_nan"), (INF, "n_inf"), (-INF, "n_inf")], ids=str)
+@pytest.mark.parametrize("place", [(0, 0), (62, 47), (31, 46)], ids=str)
+def test_nonfinite_input_is_not_the_modules_fault(
+    backend: Backend, dtype: torch.dtype, value: float, field: str, place: tuple[int, int]
+):
+    layer = make_layer(63, 48, (72,), (8,), dtype)
+    layer.x[place] = value
+    result = run(backend, layer)
+    assert row(result, "in") | {"n": 0} == pytest.approx(
+        dict.fromkeys(FIELDS, NAN) | {"n_nan": 0, "n_inf": 0, field: 1, "n": 0}, nan_ok=True
+    )
+    out = row(result, "out")
+    assert out["n_nan"] + out["n_inf"] == 72
+    if dtype == torch.float32 or backend.sees_accumulator:
+        assert out["n_overflow"] == 0
+    else:
+        assert math.isnan(out["n_overflow"])
+    assert row(result, "grad_in")["n_nan"] == 0
+    assert row(result, "grad_in")["n_overflow"] == 0
+
+
+@pytest.mark.parametrize("place", [(0, 0), (62, 71), (31, 70)], ids=str)
+@pytest.mark.parametrize("value", [NAN, INF], ids=str)
+def test_nonfinite_grad_out_is_not_the_modules_fault(backend: Backend, value: float, place: tuple[int, int]):
+    layer = make_layer(63, 48, (72, 130), (8, 4), torch.float16)
+    layer.grads[0][place] = value
+    result = run(backend, layer)
+    expected = run_reference(layer)
+    known = backend.sees_accumulator
+    slot = slot_reference(
+        layer.x, result.ys, layer.grads, result.dx, result.dA, result.dB,
+        expected.ys if known else None, expected.dx if known else None,
+    )  # fmt: skip
+    assert_slot(result.slot, slot, 2)
+    bad = (~result.dx.isfinite()).any(1).nonzero().flatten().tolist()
+    assert bad == [place[0]]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=["fp32", "fp16"])
+def test_statistics_change_nothing_and_repeat_to_the_bit(backend: Backend, dtype: torch.dtype):
+    layer = make_layer(63, 48, (72, 130), (8, 33), dtype, True)
+    seed = torch.tensor([5])
+    first, second = (run(backend, layer, 0.1, seed) for _ in range(2))
+    off = run(backend, layer, 0.1, seed, with_slot=False)
+    assert torch.equal(first.slot.nan_to_num(-1), second.slot.nan_to_num(-1))
+    assert (off.slot == -1).all()
+    for a, b, c in zip(first.tensors(), second.tensors(), off.tensors(), strict=True):
+        assert torch.equal(a, b)
+        assert torch.equal(a, c)
+
+
+def test_the_first_layer_has_no_grad_in(backend: Backend):
+    layer = make_layer(63, 48, (72,), (8,), torch.float32)
+    lora_A = layer.lora_A[0].to(backend.device).clone().requires_grad_()
+    slot = torch.zeros(6, len(FIELDS), dtype=torch.float64, device=backend.device)
+    with backend.entered():
+        (y,) = lora_linear(
+            layer.x.to(backend.device),
+            [w.to(backend.device) for w in layer.weights],
+            [lora_A],
+            [b.to(backend.device) for b in layer.lora_B],
+            layer.scalings,
+            slot=slot,
+        )
+        y.backward(layer.grads[0].to(backend.device))
+    assert slot[3].isnan().all()
+    assert_near(lora_A.grad.cpu(), run_reference(layer).dA[0], 2e-6)  # type: ignore[union-attr]
+
+
+def test_an_unused_projection_gets_zero_gradients(backend: Backend):
+    layer = make_layer(63, 48, (72, 48), (8, 8), torch.float32)
+    lora_B = [b.to(backend.device).clone().requires_grad_() for b in layer.lora_B]
+    with backend.entered():
+        ys = lora_linear(
+            layer.x.to(backend.device),
+            [w.to(backend.device) for w in layer.weights],
+            [a.to(backend.device) for a in layer.lora_A],
+            lora_B,
+            layer.scalings,
+        )
+        ys[0].sum().backward()
+    assert lora_B[0].grad.abs().sum() > 0  # type: ignore[union-attr]
+    assert (lora_B[1].grad == 0).all()  # type: ignore[union-attr]
+
+
+def test_autocast_counts_what_its_cast_does(backend: Backend):
+    """fp32 input under autocast: the cast to fp16 is in row 0, and the gradient comes back in fp32."""
+    layer = make_layer(63, 48, (72,), (8,), torch.float32)
+    layer.x[0, 0], layer.x[0, 1], layer.x[62, 47], layer.x[1, 1] = 65520.0, 1e-9, 2.0**-25, 65519.0
+    x = layer.x.to(backend.device).requires_grad_()
+    slot = torch.zeros(6, len(FIELDS), dtype=torch.float64, device=backend.device)
+    with backend.entered(), torch.autocast(backend.device, dtype=torch.float16):
+        (y,) = lora_linear(
+            x,
+            [w.to(backend.device) for w in layer.weights],
+            [a.to(backend.device) for a in layer.lora_A],
+            [b.to(backend.device) for b in layer.lora_B],
+            layer.scalings,
+            slot=slot,
+        )
+        y.sum().backward()
+    found = dict(zip(FIELDS, slot[0].tolist(), strict=True))
+    assert (found["n_overflow"], found["n_underflow"], found["n_inf"], found["n_zero"]) == (1, 2, 1, 2)
+    assert (y.dtype, x.grad.dtype) == (torch.float16, torch.float32)  # type: ignore[union-attr]
+
+
+def test_nf4_is_its_decoded_weight(backend: Backend):
+    functional = pytest.importorskip("bitsandbytes.functional")
+    layer = make_layer(63, 64, (72, 48), (8, 8), torch.float16)
+    packed, dense = [], []
+    for weight in layer.weights:
+        data, state = functional.quantize_4bit(weight, quant_type="nf4", compress_statistics=True)
+        dense.append(functional.dequantize_4bit(data, state).half())
+        nested = (state.state2.absmax, state.state2.code, state.offset)
+        nf4 = NF4Weight(data, state.absmax, state.code, state.blocksize, *nested, state.state2.blocksize)
+        packed.append(nf4)
+    want = run(backend, Layer(**{**vars(layer), "weights": dense}))
+    x = layer.x.to(backend.device).requires_grad_()
+    on_device = [
+        NF4Weight(**{k: v.to(backend.device) if isinstance(v, Tensor) else v for k, v in vars(w).items()})
+        for w in packed
+    ]
+    with backend.entered():
+        ys = lora_linear(
+            x,
+            on_device,
+            [a.to(backend.device) for a in layer.lora_A],
+            [b.to(backend.device) for b in layer.lora_B],
+            layer.scalings,
+        )
+        torch.autograd.backward(ys, [grad.to(backend.device) for grad in layer.grads])
+    for y, expected in zip(ys, want.ys, strict=True):
+        assert torch.equal(y.cpu(), expected)
+    assert torch.equal(x.grad.cpu(), want.dx)  # type: ignore[union-attr]
+
+
+def op_arguments(dtype: torch.dtype, slot: bool, p: float) -> tuple:
+    layer = make_layer(5, 16, (24, 8), (4, 2), dtype, True)
+    return (
+        layer.x.requires_grad_(),
+        layer.weights,
+        [torch.empty(0, dtype=dtype) if b is None else b for b in layer.biases],
+        [a.requires_grad_() for a in layer.lora_A],
+        [b.requires_grad_() for b in layer.lora_B],
+        torch.tensor([3]) if p else None,
+        torch.zeros(10, len(FIELDS), dtype=torch.float64) if slot else None,
+        [1, 0, 0, 1, 0, 0],
+        layer.scalings,
+        p,
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=["fp32", "fp16"])
+@pytest.mark.parametrize(("slot", "p"), [(True, 0.0), (True, 0.1), (False, 0.1)])
+def test_opcheck(dtype: torch.dtype, slot: bool, p: float):
+    checks = ["test_schema", "test_autograd_registration", "test_faketensor"]
+    if not slot:  # it compares outputs, and null is not equal to null
+        checks.append("test_aot_dispatch_dynamic")
+    torch.library.opcheck(_forward, op_arguments(dtype, slot, p), test_utils=checks)
+
+
+def test_opcheck_of_store_and_cast():
+    torch.library.opcheck(store, (torch.zeros(2, 9), torch.ones(2, 9)))
+    torch.library.opcheck(_cast, (torch.randn(5, 3, requires_grad=True), torch.float16))
+
+
+class Module(torch.nn.Module):
+    """A LoRA linear as a model holds it: the slot is a view of one buffer, the seed a tensor of its own."""
+
+    def __init__(self, slot: Tensor, seed: int) -> None:
+        super().__init__()
+        layer = make_layer(1, 16, (16,), (4,), torch.float32)
+        self.weight = torch.nn.Parameter(layer.weights[0] + seed, requires_grad=False)
+        self.lora_A = torch.nn.Parameter(layer.lora_A[0])
+        self.lora_B = torch.nn.Parameter(layer.lora_B[0])
+        self.slot, self.seed = slot, torch.tensor([seed])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return lora_linear(
+            x,
+            [self.weight],
+            [self.lora_A],
+            [self.lora_B],
+            [2.0],
+            dropout_p=0.1,
+            seed=self.seed,
+            slot=self.slot,
+        )[0]
+
+
+@pytest.fixture
+def _fresh_dynamo() -> Iterator[None]:
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+@pytest.mark.usefixtures("_fresh_dynamo")
+def test_twelve_layers_compile_once_and_change_nothing():
+    x = torch.randn(5, 16, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    eager, compiled = (torch.full((12, 6, len(FIELDS)), -1.0, dtype=torch.float64) for _ in range(2))
+    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    forward = torch.compile(lambda module, x: module(x), backend=counter, fullgraph=True)
+    for i in range(12):
+        want, got = Module(eager[i], i), Module(compiled[i], i)
+        y, z = want(x), forward(got, x)
+        assert torch.equal(y, z)
+        (a,) = torch.autograd.grad(y.square().sum(), want.lora_A)
+        (b,) = torch.autograd.grad(z.square().sum(), got.lora_A)
+        assert torch.equal(a, b)
+    assert counter.frame_count == 1
+    assert torch.equal(eager.nan_to_num(-2), compiled.nan_to_num(-2))
+    assert (eager != -1).all()
+
+
+def test_checkpointing_changes_neither_gradients_nor_statistics():
+    x = torch.randn(5, 16, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    slots = torch.full((2, 2, 6, len(FIELDS)), -1.0, dtype=torch.float64)
+    found = []
+    for kept, slot in zip((True, False), slots, strict=True):
+        first, second = Module(slot[0], 1), Module(slot[1], 2)
+
+        def block(x: Tensor, first: Module = first, second: Module = second) -> Tensor:
+            return second(torch.tanh(first(x)))
+
+        y = block(x) if kept else torch.utils.checkpoint.checkpoint(block, x, use_reentrant=False)
+        parameters = [first.lora_A, first.lora_B, second.lora_A, second.lora_B]
+        found.append([y, *torch.autograd.grad(y.square().sum(), [x, *parameters])])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+    assert torch.equal(slots[0].nan_to_num(-2), slots[1].nan_to_num(-2))
