@@ -9,7 +9,7 @@ from setuptools import Extension, setup
 FOLDERS = ("kernels", "kernels.cpu", "instrument", "trainer")
 
 # Optional: without a compiler the package installs and works, and ATen computes the CPU's statistics.
-# No -march=native: stats.c is compiled for several instruction sets and picks one when it is loaded.
+# No -march=native: stats.c holds an AVX2 and a portable variant and picks one at run time.
 cpu_statistics = Extension(
     "lora_train.kernels.cpu._stats",
     ["kernels/cpu/stats.c"],

@@ -147,7 +147,6 @@ INLINE void round_piece(const uint32_t *acc, int count, int dtype, RoundHalf *ro
 }
 
 typedef int32_t Int8 __attribute__((vector_size(32)));
-typedef float Float4 __attribute__((vector_size(16)));
 typedef double Double4 __attribute__((vector_size(32)));
 
 /* Sum of squares, largest magnitude and, if asked, small values of `count` magnitudes, a multiple of LANES. */
@@ -168,9 +167,9 @@ INLINE double square_piece(const uint32_t *bits, int count, uint32_t min_normal,
             }
         }
         for (int quarter = 0; quarter < 4; quarter++) {
-            Float4 narrow;
-            memcpy(&narrow, bits + i + 4 * quarter, sizeof narrow);
-            Double4 value = __builtin_convertvector(narrow, Double4);
+            float narrow[4];
+            memcpy(narrow, bits + i + 4 * quarter, sizeof narrow);
+            Double4 value = {narrow[0], narrow[1], narrow[2], narrow[3]}; /* GCC 12: a third faster than a cast */
             sums[quarter] += value * value;
         }
     }
