@@ -4,16 +4,17 @@
     loss = sum over tokens of logsumexp(z) - z[label]  []      fp32
     d loss / d hidden = (softmax(z) - onehot(label)) W [T, H]  fp32, made in forward while z is there
 
-hidden [T, H] are the states that have a label, W [V, H] is frozen, bias [V] optional. The full [T, V] never exists.
-That forward already knows the gradient but for one factor is the idea of Liger's fused linear cross-entropy.
+hidden [T, H] are the states that have a label, W [V, H] is frozen, bias [V] optional. The full [T, V] never
+exists. That forward already knows the gradient but for one factor is the idea of Liger's fused linear
+cross-entropy.
 
 The factor comes with backward: under fp16 it is scale / n, of any size. The gradient is kept in fp32 until it
 has been multiplied, so nothing underflows that would not in the product. On CUDA the GEMM that makes it takes
 16-bit operands and returns fp32; softmax(z) - onehot is at most 1 in magnitude, and goes in times 2^15: fp16
 then holds probabilities down to 2^-39.
 
-A label below 0 (-100) is no supervision: loss and gradient of its token are 0. A label of V or more is an error
-on the CPU and makes the loss NaN on CUDA, which does not wait to look.
+A label below 0 (-100) is no supervision: loss and gradient of its token are 0. A label of V or more is an
+error on the CPU and makes the loss NaN on CUDA, which does not wait to look.
 """
 
 from collections.abc import Iterator
@@ -34,7 +35,7 @@ __all__ = [
 IGNORE_INDEX = -100
 
 CPU_CHUNK = 1 << 23
-"""Logits held at once on the CPU: 32 MiB, which malloc reuses; larger blocks cost page faults at every call."""
+"""Logits held at once on the CPU: 32 MiB, which malloc reuses; larger blocks are faulted in at every call."""
 
 CPU_CHUNK_16_BIT = 1 << 24
 """The same where W is 16-bit and has to be widened twice for every chunk."""
@@ -64,8 +65,8 @@ def supervised_positions(labels: Tensor) -> tuple[Tensor, Tensor]:
         labels: int64 [B, S], negative where there is no supervision.
 
     Returns:
-        Indices into hidden.reshape(B * S, H), int64 [T], for `index_select` (whose backward is deterministic), and the
-        labels of those positions [T].
+        Indices into hidden.reshape(B * S, H), int64 [T], for `index_select` (whose backward is
+        deterministic), and the labels of those positions [T].
     """
     shifted = torch.full_like(labels, IGNORE_INDEX)
     shifted[:, :-1] = labels[:, 1:]
@@ -79,7 +80,8 @@ def linear_cross_entropy(
     """Sum of the token losses; differentiable in `hidden` alone.
 
     Args:
-        hidden: [T, H] in fp32, fp16 or bf16. Products take autocast's dtype where it is on, as in lora_linear.py.
+        hidden: [T, H] in fp32, fp16 or bf16. Products take autocast's dtype where it is on, as in
+            lora_linear.py.
         weight: [V, H], frozen. On the CPU fp32 weights stay fp32.
         labels: int64 [T].
         bias: [V], frozen.
@@ -163,7 +165,9 @@ def _forward_cpu(
         logits = _logits(h, weight, bias, buffer[: h.shape[0]])
         p = torch.softmax(logits, dim=1, out=logits)
         p_label = p.gather(1, label)
-        loss += _token_losses(p_label, h, label, weight, bias).masked_fill(ignored, 0).sum(dtype=torch.float64)
+        loss += (
+            _token_losses(p_label, h, label, weight, bias).masked_fill(ignored, 0).sum(dtype=torch.float64)
+        )
         if count_correct:
             n_correct += ((p_label.squeeze(1) >= p.amax(1)) & ~ignored).sum()
         if needs_grad:
@@ -268,7 +272,7 @@ def _forward_triton(
 def linear_cross_entropy_reference(
     hidden: Tensor, weight: Tensor, labels: Tensor, bias: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """`linear_cross_entropy` in plain PyTorch, in the dtype of its inputs: loss and number of correct tokens."""
+    """`linear_cross_entropy` in plain PyTorch, in the dtype of its inputs: loss, and number correct."""
     logits = torch.nn.functional.linear(hidden, weight, bias)
     supervised = labels >= 0
     loss = torch.nn.functional.cross_entropy(

@@ -13,11 +13,12 @@ and backward, given dY_i:
     dX   = sum_i dY_i W_i + dropout'(sum_i G_i A_i)    [M, K]  X's dtype
 
 W_i [N_i, K] is frozen: fp32, fp16, bf16, or packed NF4, which is decoded once per use. A_i [r_i, K] and B_i
-[N_i, r_i] are fp32. Where W_i is fp32 and X is 16-bit, Triton rounds W_i to X's dtype as autocast does; the CPU
-computes in fp32 anyway and does not. One dropout mask serves the group; it is a function of a seed tensor, so
-recomputation repeats it, and masks differ between the CPU and Triton.
+[N_i, r_i] are fp32. Where W_i is fp32 and X is 16-bit, Triton rounds W_i to X's dtype as autocast does; the
+CPU computes in fp32 anyway and does not. One dropout mask serves the group; it is a function of a seed
+tensor, so recomputation repeats it, and masks differ between the CPU and Triton.
 
-Statistics: rows as in reduce.py, in one slot, a float64 [2 + 4 g, 9] view of the caller's buffer for a group of g:
+Statistics: rows as in reduce.py, in one slot: for a group of g a float64 [2 + 4 g, 9] view of the caller's
+buffer.
 
     row          site
     0            in            non-finite counts; everything if autocast rounded X here
@@ -27,10 +28,10 @@ Statistics: rows as in reduce.py, in one slot, a float64 [2 + 4 g, 9] view of th
     2 + 2g + i   lora_A.grad   of this micro-batch
     2 + 3g + i   lora_B.grad   of this micro-batch
 
-Rows are assigned, never added, so recomputation under checkpointing writes the same values again. n_overflow of
-out, grad_in and the LoRA gradients is every infinity if what went in is finite. If it is not, n_overflow is exact on
-the CPU for 16-bit tensors, else null. n_underflow is exact on the CPU for 16-bit tensors, null elsewhere: cuBLAS
-has rounded the base product before anybody can look. Without a slot nothing of it runs.
+Rows are assigned, never added, so recomputation under checkpointing writes the same values again. n_overflow
+of out, grad_in and the LoRA gradients is every infinity if what went in is finite. If it is not, n_overflow
+is exact on the CPU for 16-bit tensors, else null. n_underflow is exact on the CPU for 16-bit tensors, null
+elsewhere: cuBLAS has rounded the base product before anybody can look. Without a slot nothing of it runs.
 """
 
 from collections.abc import Iterator, Sequence
@@ -43,10 +44,10 @@ from . import lora_linear_aten as aten
 from . import lora_linear_launch as launch
 from .backend import uses_triton
 from .nf4 import nf4_decode
-from .reduce import FIELDS, N_FIELDS, reduce_partials
-from .tensor_stats import round_with_stats_cpu, tensor_stats_reference
+from .reduce import N_FIELDS, reduce_partials
+from .tensor_stats import round_with_stats_cpu
 
-__all__ = ["MAX_RANK", "NF4Weight", "lora_linear", "lora_linear_reference", "site_names", "slot_reference", "store"]
+__all__ = ["MAX_RANK", "NF4Weight", "lora_linear", "site_names", "store"]
 
 MAX_RANK = 256
 
@@ -108,8 +109,8 @@ def lora_linear(
         scalings: lora_alpha / r of each projection.
         biases: [N_i] or None per projection, frozen.
         dropout_p: probability that an element of the LoRA branch's input is dropped, in [0, 1).
-        seed: int64 tensor of one element, on the device of `x`; needed if dropout_p > 0. Must not change before
-            backward.
+        seed: int64 tensor of one element, on the device of `x`; needed if dropout_p > 0. Must not change
+            before backward.
         slot: float64 [2 + 4 g, 9] for the statistics, see the head of this file; None for none.
 
     Returns:
@@ -117,7 +118,9 @@ def lora_linear(
     """
     assert 0 <= dropout_p < 1, f"dropout_p={dropout_p} is not in [0, 1)"
     assert seed is not None or dropout_p == 0, "dropout needs a seed"
-    assert all(a.dtype == b.dtype == torch.float32 for a, b in zip(lora_A, lora_B, strict=True)), "LoRA is fp32"
+    assert all(a.dtype == b.dtype == torch.float32 for a, b in zip(lora_A, lora_B, strict=True)), (
+        "LoRA is fp32"
+    )
     group, device = len(lora_A), x.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
     cast_row = None
@@ -127,7 +130,9 @@ def lora_linear(
         else:
             x, cast_row = _cast(x, dtype)
     flat_weights, formats = _flatten(weights)
-    flat_biases = [x.new_empty(0)] * group if biases is None else [x.new_empty(0) if b is None else b for b in biases]
+    flat_biases = (
+        [x.new_empty(0)] * group if biases is None else [x.new_empty(0) if b is None else b for b in biases]
+    )
     x_2d = x.reshape(-1, x.shape[-1])
     ys, _, rows = _forward(
         x_2d,
@@ -149,7 +154,7 @@ def lora_linear(
 
 
 def _flatten(weights: Sequence[Tensor | NF4Weight]) -> tuple[list[Tensor], list[int]]:
-    """Weights as an operator takes them: all tensors, and for each weight (tensors, blocksize, nested blocksize)."""
+    """Weights as an operator takes them: tensors, and per weight (tensors, blocksize, nested blocksize)."""
     tensors, formats = [], []
     for weight in weights:
         if isinstance(weight, Tensor):
@@ -324,65 +329,3 @@ def _differentiate(ctx, grad_ys, _grad_saved, _grad_rows):
 
 
 _forward.register_autograd(_differentiate, setup_context=_setup_context)
-
-
-def lora_linear_reference(
-    x: Tensor,
-    weights: Sequence[Tensor],
-    lora_A: Sequence[Tensor],
-    lora_B: Sequence[Tensor],
-    scalings: Sequence[float],
-    *,
-    biases: Sequence[Tensor | None] | None = None,
-    dropout_p: float = 0.0,
-    keep: Tensor | None = None,
-) -> list[Tensor]:
-    """`lora_linear` in plain PyTorch, differentiable, in the dtype of its inputs; meant for fp64.
-
-    `keep` is the bool mask [..., K] that dropout drew. `slot_reference` has the statistics.
-    """
-    x_hat = x if keep is None else torch.where(keep, x, 0) / (1 - dropout_p)
-    ys = []
-    for i, (weight, a, b, s) in enumerate(zip(weights, lora_A, lora_B, scalings, strict=True)):
-        bias = None if biases is None else biases[i]
-        ys.append(torch.nn.functional.linear(x, weight, bias) + s * (x_hat @ a.t()) @ b.t())
-    return ys
-
-
-def slot_reference(
-    x: Tensor,
-    ys: Sequence[Tensor],
-    grads: Sequence[Tensor],
-    dx: Tensor,
-    dA: Sequence[Tensor],
-    dB: Sequence[Tensor],
-    accs: Sequence[Tensor] | None = None,
-    dx_acc: Tensor | None = None,
-) -> Tensor:
-    """The slot that these tensors must leave behind, one pass per statistic.
-
-    `accs` and `dx_acc` are what was rounded into 16-bit `ys` and `dx`, where somebody could see it (the CPU).
-    """
-    x_finite = bool(x.isfinite().all())
-    finite = [bool(grad.isfinite().all()) for grad in grads]
-    in_row = tensor_stats_reference(x, full=False)
-    in_row[[i for i, field in enumerate(FIELDS) if field not in ("n_nan", "n_inf", "n")]] = float("nan")
-    outs = [_row_reference(y, x_finite, None if accs is None else accs[i]) for i, y in enumerate(ys)]
-    grad_outs = [tensor_stats_reference(grad, full=False) for grad in grads]
-    lora = [
-        _row_reference(grad, x_finite and ok, None) for grad, ok in zip([*dA, *dB], finite * 2, strict=True)
-    ]
-    return torch.stack([in_row, *outs, *grad_outs, _row_reference(dx, all(finite), dx_acc), *lora])
-
-
-def _row_reference(stored: Tensor, finite_inputs: bool, acc: Tensor | None) -> Tensor:
-    row = tensor_stats_reference(stored, full=False)
-    overflow, underflow = FIELDS.index("n_overflow"), FIELDS.index("n_underflow")
-    if stored.dtype == torch.float32:
-        row[overflow] = row[underflow] = 0
-    elif acc is not None:
-        row[overflow] = (acc.isfinite() & stored.isinf()).sum()
-        row[underflow] = ((acc != 0) & (stored == 0)).sum()
-    if finite_inputs:
-        row[overflow] = stored.isinf().sum()
-    return row

@@ -1,12 +1,13 @@
 """The CPU path of the fused LoRA linear. Formulas, names and rows are those of lora_linear.py.
 
-Everything is computed in fp32. A 16-bit X, W or dY is widened first, the LoRA part is added to the fp32 product, and
-the sum is rounded once: the same rounding as cuBLAS's fp32 accumulator, and overflow and underflow in it are
-counted exactly. A 16-bit GEMM is no faster on a chip that has one and 120 times slower on one that has not.
+Everything is computed in fp32. A 16-bit X, W or dY is widened first, the LoRA part is added to the fp32
+product, and the sum is rounded once: the same rounding as cuBLAS's fp32 accumulator, and overflow and
+underflow in it are counted exactly. A 16-bit GEMM is no faster on a chip that has one and 120 times slower on
+one that has not.
 
 What it saves against PEFT's LoRA linear: one GEMM for the A of a group; the LoRA product added into the base
-product in place; dropout by index instead of a mask; X or dropout(X) kept, never both; statistics of X only if
-an output shows that they are needed.
+product in place; dropout by index instead of a mask; X or dropout(X) kept, never both; statistics of X only
+if an output shows that they are needed.
 """
 
 import math
@@ -26,9 +27,9 @@ _NO_ROW = torch.empty(0, dtype=torch.float64)
 def dropped_indices(numel: int, seed: Tensor, p: float) -> Tensor:
     """Flat indices to set to zero, int64, with repeats; a function of `seed` alone.
 
-    Poisson(n lambda) draws with replacement hit every element a Poisson(lambda) number of times, independently. With
-    lambda = -ln(1 - p) each is spared with probability exactly 1 - p: dropout, at the cost of p n random numbers.
-    At M=512, K=576, p=0.05 that is 0.2 ms against the 8 ms of `F.dropout`.
+    Poisson(n lambda) draws with replacement hit every element a Poisson(lambda) number of times,
+    independently. With lambda = -ln(1 - p) each is spared with probability exactly 1 - p: dropout, at the
+    cost of p n random numbers. At M=512, K=576, p=0.05 that is 0.2 ms against the 8 ms of `F.dropout`.
     """
     generator = torch.Generator().manual_seed(int(seed))
     mean = torch.tensor(-math.log1p(-p) * numel, dtype=torch.float64)
@@ -37,7 +38,7 @@ def dropped_indices(numel: int, seed: Tensor, p: float) -> Tensor:
 
 
 def _drop_(x: Tensor, seed: Tensor | None, p: float) -> Tensor:
-    """Sets dropped elements of a contiguous tensor to zero, in place; the factor 1 / (1 - p) is the caller's."""
+    """Sets dropped elements of a contiguous tensor to zero, in place; 1 / (1 - p) is the caller's."""
     if p > 0:
         assert seed is not None
         x.view(-1).index_fill_(0, dropped_indices(x.numel(), seed, p), 0.0)
@@ -79,7 +80,7 @@ def _null_row() -> Tensor:
 
 
 def _forward_rows(x: Tensor, out_rows: Sequence[Tensor]) -> Tensor:
-    """Rows in, out, out, ... A non-finite X makes a whole row of every Y non-finite, so finite Y need no look at X."""
+    """Rows in, out, out, ... Non-finite X makes a row of every Y non-finite: finite Y, finite X."""
     row = _null_row()
     row[N_NAN], row[N_INF], row[-1] = 0, 0, x.numel()
     if not _all_finite(out_rows[0]):
@@ -105,9 +106,7 @@ def forward(
     h = x_hat @ torch.cat(list(lora_A)).t() if len(lora_A) > 1 else x_hat @ lora_A[0].t()
     ranks = [a.shape[0] for a in lora_A]
     ys, rows = [], []
-    for weight, bias, b, s, h_i in zip(
-        weights, biases, lora_B, scalings, h.split(ranks, dim=1), strict=True
-    ):
+    for weight, bias, b, s, h_i in zip(weights, biases, lora_B, scalings, h.split(ranks, dim=1), strict=True):
         h_i.mul_(s / (1 - dropout_p))
         w32 = weight.float()
         acc = torch.addmm(bias.float(), x32, w32.t()) if bias.numel() else x32 @ w32.t()
@@ -164,11 +163,12 @@ def backward(
 def _backward_rows(
     grad_rows: list[Tensor], dx_row: Tensor | None, dA: list[Tensor], dB: list[Tensor], h: Tensor
 ) -> Tensor:
-    """Rows grad_out..., grad_in, lora_A.grad..., lora_B.grad... What goes into a LoRA gradient is its dY, and H."""
+    """Rows grad_out..., grad_in, lora_A.grad..., lora_B.grad... A LoRA gradient's inputs are dY and H."""
     finite = [_all_finite(row) for row in grad_rows]
     grad_in = _null_row() if dx_row is None else _after_product(dx_row, all(finite))
     h_finite = _finite_values(h)
     lora_rows = [
-        _after_product(_rounded(grad, torch.float32, True)[1], ok and h_finite) for grad, ok in zip(dA + dB, finite * 2, strict=True)
+        _after_product(_rounded(grad, torch.float32, True)[1], ok and h_finite)
+        for grad, ok in zip(dA + dB, finite * 2, strict=True)
     ]
     return torch.stack([*grad_rows, grad_in, *lora_rows])

@@ -1,7 +1,7 @@
 """Launches of the kernels in lora_linear_triton.py, and the order in which forward and backward make them.
 
-Formulas, shapes and rows are those of lora_linear.py. Base products are torch's, that is cuBLAS. On sm_75, where
-Triton has no tensor cores, the rank products are cuBLAS's too, in fp32 and by blocks of rows.
+Formulas, shapes and rows are those of lora_linear.py. Base products are torch's, that is cuBLAS. On sm_75,
+where Triton has no tensor cores, the rank products are cuBLAS's too, in fp32 and by blocks of rows.
 """
 
 import functools
@@ -13,61 +13,17 @@ import triton
 from torch import Tensor
 
 from . import lora_linear_triton as kernels
-from .backend import AotVariant
+from .lora_linear_tiles import ADD_TILE, CAST_BLOCK, TOTAL_BLOCK, WIDEN_TILE, padded_rank, tile_for
 from .reduce import N_FIELDS, N_PARTIALS
-
-CHIPS_WITH_TENSOR_CORES = (80, 86, 89, 90, 100, 120)
-
-MAX_CHUNK = 64
-"""Ranks per pass. More would need another pass's worth of registers; 128 reads dY twice, cuBLAS's way three times."""
 
 MAX_PARTIALS = 1024
 """Programs of one launch that leave statistics: one program adds them up."""
 
 INTERPRETER_PROGRAMS = 8
-"""What the interpreter takes for the number of a chip's multiprocessors: enough that every split is tested."""
+"""The interpreter's number of multiprocessors: enough that every split is tested."""
 
 GEMM_BLOCK = 1 << 22
 """Values of an fp32 block on sm_75: 16 MiB, so that the whole product never exists in fp32."""
-
-TOTAL_BLOCK = 1024
-CAST_BLOCK = 4096
-
-
-@dataclass(frozen=True)
-class Tile:
-    """Tile of one kernel for one padded rank; one table for every chip, chosen to fit 99 KiB of shared memory."""
-
-    block_m: int
-    block_c: int
-    num_warps: int
-    num_stages: int
-
-
-# fmt: off
-TILES = {
-    ("down", 16): Tile(32, 64, 4, 3), ("down", 32): Tile(32, 64, 4, 3), ("down", 64): Tile(32, 64, 8, 2),
-    ("up", 16): Tile(32, 64, 4, 1), ("up", 32): Tile(32, 128, 8, 1), ("up", 64): Tile(64, 64, 8, 1),
-    ("grad", 16): Tile(32, 256, 8, 2), ("grad", 32): Tile(32, 128, 8, 2), ("grad", 64): Tile(32, 128, 8, 2),
-    ("dA", 16): Tile(32, 128, 4, 2), ("dA", 32): Tile(32, 128, 8, 2), ("dA", 64): Tile(32, 128, 8, 2),
-}
-"""By kernel and padded rank, for 16-bit X."""
-
-FP32_TILES = {
-    ("down", 16): Tile(32, 32, 4, 2), ("down", 32): Tile(32, 32, 4, 2), ("down", 64): Tile(32, 32, 8, 2),
-    ("up", 16): Tile(32, 64, 4, 1), ("up", 32): Tile(32, 64, 8, 1), ("up", 64): Tile(32, 64, 8, 1),
-    ("grad", 16): Tile(32, 64, 8, 2), ("grad", 32): Tile(32, 64, 8, 2), ("grad", 64): Tile(32, 32, 8, 2),
-    ("dA", 16): Tile(32, 64, 4, 2), ("dA", 32): Tile(32, 64, 8, 2), ("dA", 64): Tile(32, 64, 8, 2),
-}
-"""For fp32 X, whose products are three TF32 products: twice the bytes and three times the registers."""
-
-ADD_TILE = Tile(16, 256, 8, 1)
-WIDEN_TILE = Tile(16, 256, 8, 1)
-# fmt: on
-
-
-def tile_for(kernel: str, dtype: torch.dtype, padded: int) -> Tile:
-    return (FP32_TILES if dtype == torch.float32 else TILES)[kernel, padded]
 
 
 @dataclass
@@ -81,11 +37,6 @@ class Site:
 def _partials(like: Tensor, n_programs: int, with_stats: bool) -> Tensor:
     shape = (n_programs if with_stats else 0, N_PARTIALS)
     return torch.empty(shape, dtype=torch.float64, device=like.device)
-
-
-def padded_rank(rank: int) -> int:
-    """Rank of a kernel's tiles: the smallest of 16, 32, 64 that holds it, 64 if none does."""
-    return min(MAX_CHUNK, max(16, triton.next_power_of_2(rank)))
 
 
 def precision(x: Tensor) -> str:
@@ -154,7 +105,9 @@ def down(x: Tensor, a: Tensor, seed: Tensor | None, p: float, with_stats: bool) 
     return out, Site(partials, x.numel())
 
 
-def _down_by_gemm(x: Tensor, a: Tensor, seed: Tensor | None, p: float, with_stats: bool) -> tuple[Tensor, Site]:
+def _down_by_gemm(
+    x: Tensor, a: Tensor, seed: Tensor | None, p: float, with_stats: bool
+) -> tuple[Tensor, Site]:
     h, found = torch.empty((x.shape[0], a.shape[0]), device=x.device), []
     step = max(1, GEMM_BLOCK // x.shape[1])
     for start in range(0, max(x.shape[0], 1), step):
@@ -194,8 +147,9 @@ def _launch_up(
     kernels._up_kernel[(row_blocks, col_blocks)](
         z, left, right, delta, z if seed is None else seed, partials, n_rows, n_cols, left.shape[1],
         left.stride(0), right.stride(0), right.stride(1), first_row, length // tile.block_c, scale, p,
-        DROPOUT=p > 0, STATS=with_stats, ROUNDED=z.dtype == torch.float32, COUNT_SMALL=z.dtype != torch.float32,
-        PRECISION=precision(z), RANK=padded, BLOCK_M=tile.block_m, BLOCK_C=tile.block_c,
+        DROPOUT=p > 0, STATS=with_stats, ROUNDED=z.dtype == torch.float32,
+        COUNT_SMALL=z.dtype != torch.float32, PRECISION=precision(z),
+        RANK=padded, BLOCK_M=tile.block_m, BLOCK_C=tile.block_c,
         num_warps=tile.num_warps, num_stages=tile.num_stages, enable_fp_fusion=False,
     )  # fmt: skip
     return partials
@@ -204,12 +158,10 @@ def _launch_up(
 def grad(
     dy: Tensor, h: Tensor, b: Tensor, scale: float, g: Tensor, with_stats: bool
 ) -> tuple[Tensor, Site, Site, Tensor]:
-    """Writes G = scale dy b to `g` [M, r], any row stride. Returns dB, its site, that of dy, non-finite H counts."""
+    """Writes G = scale dy b to `g` [M, r], any row stride. Returns dB, its site, dy's, non-finite H."""
     db = torch.empty_like(b)
     if has_tensor_cores(dy.device):
-        g_parts, db_parts, dy_site, h_bad = _launch_grad(
-            dy, h, b, (b.shape[1], 1), None, 0.0, with_stats
-        )
+        g_parts, db_parts, dy_site, h_bad = _launch_grad(dy, h, b, (b.shape[1], 1), None, 0.0, with_stats)
         total(g_parts, g, scale, False)
         return db, total(db_parts, db, scale, with_stats), dy_site, h_bad
     product, found = torch.zeros_like(b), []
@@ -242,7 +194,8 @@ def da(
 
 
 def _launch_grad(
-    z: Tensor, left: Tensor, right: Tensor | None, outer_strides: tuple[int, int], seed: Tensor | None, p: float,
+    z: Tensor, left: Tensor, right: Tensor | None, outer_strides: tuple[int, int], seed: Tensor | None, p:
+        float,
     with_stats: bool,
 ) -> tuple[Tensor, Tensor, Site, Tensor]:  # fmt: skip
     n_rows, n_cols, rank = *z.shape, left.shape[1]
@@ -254,7 +207,9 @@ def _launch_grad(
     shape = (splits, n_cols, rank) if outer_strides[1] == 1 else (splits, rank, n_cols)
     outer_parts = torch.empty(shape, device=z.device)
     partials = _partials(z, strips * splits, with_stats)
-    left_bad = torch.empty(strips * splits * chunks if with_stats else 0, dtype=torch.float64, device=z.device)
+    left_bad = torch.empty(
+        strips * splits * chunks if with_stats else 0, dtype=torch.float64, device=z.device
+    )
     kernels._grad_kernel[(strips, splits, chunks)](
         z, left, z if right is None else right, down_parts, outer_parts, z if seed is None else seed,
         partials, left_bad, n_rows, n_cols, rank, left.stride(0), 0 if right is None else right.stride(0),
@@ -267,17 +222,19 @@ def _launch_grad(
 
 
 def total(parts: Tensor, out: Tensor, scale: float, with_stats: bool) -> Site:
-    """out [rows, width] = scale * sum over parts [S, ...], S slices of as many values in the order of `out`."""
+    """out [rows, width] = scale * sum over parts [S, ...], each as many values in the order of `out`."""
     programs = max(1, triton.cdiv(out.numel(), TOTAL_BLOCK))
     partials = _partials(out, programs, with_stats)
     kernels._total_kernel[(programs,)](
-        parts, out, partials, out.numel(), parts.shape[0], parts.stride(0), out.shape[1], out.stride(0), scale,
-        STATS=with_stats, BLOCK=TOTAL_BLOCK, num_warps=4, enable_fp_fusion=False,
+        parts, out, partials, out.numel(), parts.shape[0], parts.stride(0), out.shape[1], out.stride(0),
+        scale, STATS=with_stats, BLOCK=TOTAL_BLOCK, num_warps=4, enable_fp_fusion=False,
     )  # fmt: skip
     return Site(partials, out.numel())
 
 
-def widen(z: Tensor, first_row: int, seed: Tensor | None, p: float, with_stats: bool) -> tuple[Tensor, Tensor]:
+def widen(
+    z: Tensor, first_row: int, seed: Tensor | None, p: float, with_stats: bool
+) -> tuple[Tensor, Tensor]:
     """keep(z) in fp32, and partials of z."""
     n_rows, n_cols = z.shape
     tile = WIDEN_TILE
@@ -360,7 +317,11 @@ def backward(
     dx_site = None
     if needs_dx:
         dx_site = up(dx, g, _stacked(lora_A).t(), 1.0, seed, dropout_p, with_stats)
-    rows = _backward_rows(found, a_sites, dx_site) if with_stats else x.new_empty(0, N_FIELDS, dtype=torch.float64)
+    rows = (
+        _backward_rows(found, a_sites, dx_site)
+        if with_stats
+        else x.new_empty(0, N_FIELDS, dtype=torch.float64)
+    )
     return dx, das, [db for db, *_ in found], rows
 
 
@@ -368,7 +329,9 @@ def _backward_rows(
     found: Sequence[tuple[Tensor, Site, Site, Tensor]], a_sites: Sequence[Site], dx_site: Site | None
 ) -> Tensor:
     group = len(found)
-    nulls = torch.full((1 + 3 * group, N_FIELDS), float("nan"), dtype=torch.float64, device=found[0][0].device)
+    nulls = torch.full(
+        (1 + 3 * group, N_FIELDS), float("nan"), dtype=torch.float64, device=found[0][0].device
+    )
     for i, (_, b_site, dy_site, h_bad) in enumerate(found):
         has_dx = dx_site is not None and i == group - 1
         dx = dx_site if dx_site is not None and has_dx else dy_site
@@ -383,53 +346,3 @@ def _backward_rows(
 
 def _stacked(lora: Sequence[Tensor]) -> Tensor:
     return torch.cat(list(lora)) if len(lora) > 1 else lora[0]
-
-
-def aot_variants() -> list[AotVariant]:
-    """What `benchmarks/kernels.py` compiles ahead of time: every tile shipped, with dropout and statistics."""
-    types = {
-        "seed_ptr": "*i64", "partials_ptr": "*fp64", "l_bad_ptr": "*fp64", "rank": "i32", "n_rows": "i32",
-        "n_cols": "i32", "scale": "fp32", "p": "fp32", "x_ptr": "*fp16", "z_ptr": "*fp16", "rows_ptr": "*fp64",
-    }  # fmt: skip
-    common = {"DROPOUT": True, "STATS": True, "PRECISION": "tf32"}
-    counts = {"COUNT_SMALL": True}
-    variants = []
-
-    def add(name: str, fn, tile: Tile, constexprs: dict, dot: bool, **overrides: str) -> None:
-        names = [name for name in fn.arg_names if name not in constexprs]
-        pointer = {name: "*fp32" for name in names if name.endswith("_ptr")}
-        signature = {name: overrides.get(name, types.get(name, pointer.get(name, "i32"))) for name in names}
-        aligned = tuple(n for n in names if n in pointer or n in ("n", "n_cols", "part_stride", "width", "out_stride"))
-        chips = CHIPS_WITH_TENSOR_CORES if dot else (75, *CHIPS_WITH_TENSOR_CORES)
-        variants.append(
-            AotVariant(name, fn, signature, constexprs, aligned, tile.num_warps, tile.num_stages, chips, dot)
-        )
-
-    for dtype, precise in (("fp16", "tf32"), ("bf16", "tf32"), ("fp32", "tf32x3")):
-        z = {"x_ptr": f"*{dtype}", "z_ptr": f"*{dtype}"}
-        small = {"COUNT_SMALL": dtype != "fp32"}
-        for rank in (16, 32, 64):
-            base = {**common, "PRECISION": precise, "RANK": rank}
-            for name, fn, extra in (
-                ("down", kernels._down_kernel, {}),
-                ("up", kernels._up_kernel, {**small, "ROUNDED": dtype == "fp32"}),
-                ("grad", kernels._grad_kernel, {**small, "DOWN": True, "DROPOUT": False}),
-                ("dA", kernels._grad_kernel, {**small, "DOWN": False, "STATS": False}),
-            ):
-                tile = (FP32_TILES if dtype == "fp32" else TILES)[name, rank]
-                shape = {"BLOCK_M": tile.block_m, "BLOCK_C": tile.block_c}
-                add(f"lora {name} {dtype} r{rank}", fn, tile, {**base, **extra, **shape}, True, **z)
-    tile = ADD_TILE
-    shape = {"BLOCK_M": tile.block_m, "BLOCK_C": tile.block_c}
-    add("lora add fp16", kernels._up_kernel, tile, {**common, **counts, **shape, "ROUNDED": False, "RANK": 0}, False)
-    shape = {"BLOCK_M": WIDEN_TILE.block_m, "BLOCK_C": WIDEN_TILE.block_c}
-    constexprs = {"DROPOUT": True, "STATS": True, **counts, **shape}
-    add("lora widen fp16", kernels._widen_kernel, WIDEN_TILE, constexprs, False)
-    plain = Tile(0, 0, 4, 3)
-    add("lora total", kernels._total_kernel, plain, {"STATS": True, "BLOCK": TOTAL_BLOCK}, False)
-    add("lora cast", kernels._cast_kernel, plain, {"BLOCK": CAST_BLOCK}, False, x_ptr="*fp32", out_ptr="*fp16")
-    doubles = {name: "*fp64" for name in ("in_ptr", "out_ptr", "grad_ptr", "a_ptr", "b_ptr", "dx_ptr")}
-    add("lora forward rows", kernels._forward_rows_kernel, plain, {}, False, **doubles)
-    ends = {"GROUP": 3, "HAS_DX": True}
-    add("lora backward rows", kernels._backward_rows_kernel, plain, ends, False, **doubles)
-    return variants

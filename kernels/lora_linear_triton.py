@@ -1,7 +1,7 @@
 """Triton kernels of the fused LoRA linear. What they compute together, and their rows, is in lora_linear.py.
 
     down     H  = dropout(X) A^T          reads X once     counts non-finite X
-    up       Z += s keep(L R^T)           in place         statistics of the sum: Y (L=H, R=B), dX (L=G, R=A^T)
+    up       Z += s keep(L R^T)           in place         statistics of Z: Y (L=H, R=B), dX (L=G, R=A^T)
     grad     D  = Z R,  E = Z^T L         reads Z once     statistics of Z: dY gives G (R=B) and dB (L=H)
                                                            and X gives dA (L=G), without D
     total    out = s sum of partials      fixed order      statistics of out: H, G, dA, dB
@@ -9,10 +9,11 @@
     cast     16-bit of fp32               autocast         statistics, overflow and underflow exact
     rows     partials of all sites -> rows, n_overflow by the rule of lora_linear.py
 
-Shapes: X [M, K], Y and dY [M, N], L [M, R] fp32, R [C, R] fp32 by its strides, masks none: whether an element is kept
-is a function of (seed, row, column). Rank products run on tensor cores as TF32 where the stored side is 16-bit (11
-bits like fp16, and no underflow of small B), as three TF32 products where it is fp32. The 1 / (1 - p) of dropout
-is part of s everywhere. The rank is padded to 16, 32 or 64 inside and never in memory; more than 64 go in chunks.
+Shapes: X [M, K], Y and dY [M, N], L [M, R] fp32, R [C, R] fp32 by its strides, masks none: whether an element
+is kept is a function of (seed, row, column). Rank products run on tensor cores as TF32 where the stored side
+is 16-bit (11 bits like fp16, and no underflow of small B), as three TF32 products where it is fp32. The 1 /
+(1 - p) of dropout is part of s everywhere. The rank is padded to 16, 32 or 64 inside and never in memory;
+more than 64 go in chunks.
 """
 
 import triton
@@ -47,7 +48,8 @@ def keep_tile(seed_ptr, rows, first_col, n_cols, p, BLOCK_M: tl.constexpr, BLOCK
 
 @triton.jit
 def _operand(x, PRECISION: tl.constexpr):
-    """fp32 operand of a TF32 product, rounded to its 11 bits. The hardware would cut the rest off, a bias of 2^-12.
+    """fp32 operand of a TF32 product, rounded to its 11 bits. The hardware would cut the rest off, a bias of
+    2^-12.
 
     Halves round up; NaN and infinity stay.
     """
@@ -65,7 +67,7 @@ def _down_kernel(
     DROPOUT: tl.constexpr, STATS: tl.constexpr, PRECISION: tl.constexpr,
     RANK: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """h[split] [M, rank] = keep(x)[:, split] a[:, split]^T for one block of rows and one chunk of the rank."""
+    """h[split] [M, rank] = keep(x)[:, split] a[:, split]^T, a block of rows and a chunk of the rank."""
     row_block, split = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
     chunk = tl.program_id(2)
     rows = row_block * BLOCK_M + tl.arange(0, BLOCK_M).to(tl.int64)
@@ -93,12 +95,11 @@ def _down_kernel(
         acc = tl.dot(x, _operand(a, PRECISION), acc, input_precision=PRECISION)
     h_ptrs = h_ptr + (split * n_rows + rows[:, None]) * rank + ranks[None, :]
     tl.store(h_ptrs, acc, mask=row_mask[:, None] & rank_mask[None, :])
-    if STATS:
-        if chunk == 0:
-            null = tl.full((), float("nan"), tl.float64)
-            nans, infs = tl.sum(n_nan).to(tl.float64), tl.sum(n_inf).to(tl.float64)
-            program = row_block * tl.num_programs(1) + split
-            write_partials(partials_ptr, program, (null, null, nans, infs, null, null, null, null))
+    if STATS and chunk == 0:
+        null = tl.full((), float("nan"), tl.float64)
+        nans, infs = tl.sum(n_nan).to(tl.float64), tl.sum(n_inf).to(tl.float64)
+        program = row_block * tl.num_programs(1) + split
+        write_partials(partials_ptr, program, (null, null, nans, infs, null, null, null, null))
 
 
 @triton.jit
@@ -110,9 +111,10 @@ def _up_kernel(
 ):  # fmt: skip
     """z [M, C] += scale keep(l r^T), in place, for one block of rows and some tiles of columns.
 
-    RANK = 0 adds scale keep(delta) instead, delta [M, C] fp32 a product that cuBLAS made (sm_75). ROUNDED where z is
-    fp32: nothing is rounded then, and overflow and underflow are 0. Into 16 bits they are null, since whoever made z
-    has rounded it already.
+    RANK = 0 adds scale keep(delta) instead, delta [M, C] fp32 a product that cuBLAS made (sm_75). ROUNDED
+    where z is
+    fp32: nothing is rounded then, and overflow and underflow are 0. Into 16 bits they are null, since whoever
+    made z has rounded it already.
     """
     row_block, col_block = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
     n_rows, n_cols = n_rows.to(tl.int64), n_cols.to(tl.int64)
@@ -209,7 +211,7 @@ def _total_kernel(
     parts_ptr, out_ptr, partials_ptr, n, n_parts, part_stride, width, out_stride, scale,
     STATS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """out = scale * sum of `n_parts` parts, in order. Value i goes to row i // width of out, column i % width."""
+    """out = scale * sum of the parts, in order. Value i goes to row i // width, column i % width of out."""
     program = tl.program_id(0).to(tl.int64)
     offsets = program * BLOCK + tl.arange(0, BLOCK)
     mask = offsets < n
@@ -228,7 +230,7 @@ def _widen_kernel(
     DROPOUT: tl.constexpr, STATS: tl.constexpr, COUNT_SMALL: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """out [M, C] fp32 = keep(z), for a GEMM in fp32 where tensor cores have no TF32. Rows count from `first_row`."""
+    """out [M, C] fp32 = keep(z), for GEMMs on chips without TF32. Rows count from `first_row`."""
     row_block, col_block = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
     n_cols = n_cols.to(tl.int64)
     rows = row_block * BLOCK_M + tl.arange(0, BLOCK_M).to(tl.int64)
@@ -309,7 +311,7 @@ def _backward_rows_kernel(
     grad_ptr, l_bad_ptr, a_ptr, b_ptr, dx_ptr, rows_ptr, n_grad_programs, n_l_bad, n_a_programs, n_b_programs,
     n_dx_programs, n_grad, n_a, n_b, n_dx, index, GROUP: tl.constexpr, HAS_DX: tl.constexpr,
 ):  # fmt: skip
-    """Rows grad_out, lora_A.grad, lora_B.grad of projection `index`; with HAS_DX, launched last, grad_in too."""
+    """Rows grad_out, lora_A.grad, lora_B.grad of projection `index`; with HAS_DX, on the last, grad_in."""
     grad_row = _row(grad_ptr, n_grad_programs)
     grad_bad = _n_bad(grad_row)
     _store_row(grad_row, n_grad, rows_ptr + index * _N_FIELDS)
