@@ -14,6 +14,7 @@ from torch import Tensor
 
 from . import lora_linear_triton as kernels
 from .lora_linear_tiles import ADD_TILE, CAST_BLOCK, TOTAL_BLOCK, WIDEN_TILE, padded_rank, tile_for
+from .lora_linear_tiles import aot_variants as aot_variants
 from .reduce import N_FIELDS, N_PARTIALS
 
 MAX_PARTIALS = 1024

@@ -88,7 +88,7 @@ def aot_variants() -> list[AotVariant]:
     for dtype, precise in (("fp16", "tf32"), ("bf16", "tf32"), ("fp32", "tf32x3")):
         z = {"x_ptr": f"*{dtype}", "z_ptr": f"*{dtype}"}
         small = {"COUNT_SMALL": dtype != "fp32"}
-        for rank in (16, 32, 64):
+        for rank in (16,) if dtype == "bf16" else (16, 32, 64):  # bf16 compiles as fp16 does
             base = {**common, "PRECISION": precise, "RANK": rank}
             for name, fn, extra in (
                 ("down", kernels._down_kernel, {}),
