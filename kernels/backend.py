@@ -45,7 +45,7 @@ def triton_on_cpu() -> Iterator[None]:
 class AotVariant:
     """One specialisation of a kernel, as shipped.
 
-    benchmarks/kernels.py compiles it for every chip, without a GPU. Kernel files list theirs in
+    benchmarks/compile_kernels.py compiles it for every chip, without a GPU. Kernel files list theirs in
     `aot_variants()`.
     """
 

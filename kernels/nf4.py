@@ -217,7 +217,7 @@ def _(
 
 
 def aot_variants() -> list[AotVariant]:
-    """What `benchmarks/kernels.py` compiles ahead of time."""
+    """What `benchmarks/compile_kernels.py` compiles ahead of time."""
     signature = {
         "packed_ptr": "*u8",
         "absmax_ptr": "*u8",

@@ -123,7 +123,7 @@ def reduce_partials_reference(partials: torch.Tensor, n: int) -> torch.Tensor:
 
 
 def aot_variants() -> list[AotVariant]:
-    """What `benchmarks/kernels.py` compiles ahead of time."""
+    """What `benchmarks/compile_kernels.py` compiles ahead of time."""
     rows = {"partials_ptr": "*fp64", "rows_ptr": "*fp64", "n_programs": "i32", "n": "i32"}
     ragged = {"partials_ptr": "*fp64", "rows_ptr": "*fp64", "first_ptr": "*i64", "n_ptr": "*i64"}
     return [

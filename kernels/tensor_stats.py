@@ -505,7 +505,7 @@ def exponent_histogram_reference(x: torch.Tensor) -> torch.Tensor:
 
 
 def aot_variants() -> list[AotVariant]:
-    """What `benchmarks/kernels.py` compiles ahead of time."""
+    """What `benchmarks/compile_kernels.py` compiles ahead of time."""
     variants = [
         AotVariant(
             f"stats {dtype}",

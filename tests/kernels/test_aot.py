@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 def compiled() -> list[dict[str, Any]]:
     """Compiled in a process of its own: this one may interpret kernels (tests/conftest.py)."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, "benchmarks/kernels.py", "--json"]
+    command = [sys.executable, "benchmarks/compile_kernels.py", "--json"]
     result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900)
     assert result.returncode == 0, result.stderr
     return json.loads(result.stdout)

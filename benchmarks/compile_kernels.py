@@ -1,15 +1,19 @@
 """Compiles every Triton kernel for seven chips, without a GPU, and prints what the compiler made of it.
 
-    python benchmarks/kernels.py [--json] [--kernel SUBSTRING] [--chip 80]
+    python benchmarks/compile_kernels.py [--json] [--kernel SUBSTRING] [--chip 80]
 
 Per chip and kernel: registers per thread, stack bytes (0, or values are spilled to memory), shared memory of
 a block, and how many tensor-core and 16-byte copy instructions its PTX has. Kernels are listed by
 `aot_variants()` of the files that hold them. Not under TRITON_INTERPRET=1, which replaces the compiler.
+
+This file is not called kernels.py: scripts beside it would hide Hugging Face's library of that name.
 """
 
 import argparse
 import dataclasses
 import json
+import multiprocessing
+import os
 import re
 import subprocess
 import sys
@@ -18,13 +22,13 @@ from pathlib import Path
 from typing import Any
 
 import triton
-from lora_train.kernels import nf4, reduce, tensor_stats
+from lora_train.kernels import cross_entropy, lora_linear_launch, nf4, reduce, tensor_stats
 from lora_train.kernels.backend import AotVariant
 from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-FILES = (tensor_stats, reduce, nf4)
+FILES = (lora_linear_launch, cross_entropy, tensor_stats, reduce, nf4)
 
 # Shared memory one block may have, KiB (CUDA C++ programming guide, "technical specifications per compute
 # capability"; 1 KiB of each SM is the system's).
@@ -32,7 +36,8 @@ SHARED_LIMIT_KIB = {75: 64, 80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}
 
 TENSOR_CORES = re.compile(r"\b(?:mma\.sync|wgmma\.mma_async|tcgen05\.mma)\b")
 COPIES_16_BYTES = re.compile(
-    r"\b(?:ld|st)\.global(?:\.\w+)*\.(?:v4\.[bfu]32|v2\.[bfu]64|v8\.[bfu]32)|\bcp\.async\.cg|\bcp\.async\.bulk\.tensor"
+    r"\b(?:ld|st)\.global(?:\.[\w:]+)*\.(?:v4\.[bfu]32|v2\.[bfu]64|v8\.[bfu]32)"
+    r"|\bcp\.async\.cg|\bcp\.async\.bulk\.tensor"
 )
 
 
@@ -90,9 +95,25 @@ def resource_usage(cubin: bytes) -> dict[str, int]:
 
 
 def compile_all(kernel: str = "", chips: tuple[int, ...] = tuple(SHARED_LIMIT_KIB)) -> list[Compiled]:
-    """Every shipped variant whose name contains `kernel`, on every one of `chips` it is shipped for."""
-    variants = [variant for file in FILES for variant in file.aot_variants() if kernel in variant.name]
-    return [compile_variant(variant, chip) for variant in variants for chip in chips if chip in variant.chips]
+    """Every shipped variant whose name contains `kernel`, on every one of `chips` it is shipped for.
+
+    One process per core: about 320 compilations take a second each. Triton caches them.
+    """
+    tasks = [
+        (file, index, chip)
+        for file in range(len(FILES))
+        for index, variant in enumerate(FILES[file].aot_variants())
+        for chip in chips
+        if kernel in variant.name and chip in variant.chips
+    ]
+    with multiprocessing.get_context("spawn").Pool(os.cpu_count()) as pool:
+        return pool.map(_compile_task, tasks, chunksize=4)
+
+
+def _compile_task(task: tuple[int, int, int]) -> Compiled:
+    """A kernel cannot be sent to another process, its place in the list can."""
+    file, index, chip = task
+    return compile_variant(FILES[file].aot_variants()[index], chip)
 
 
 def print_table(results: list[Compiled]) -> None:
