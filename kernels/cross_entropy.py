@@ -20,11 +20,10 @@ error on the CPU and makes the loss NaN on CUDA, which does not wait to look.
 from collections.abc import Iterator
 
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
 
-from .backend import AotVariant, uses_triton
+from .backend import AotVariant, jit, uses_triton
 
 __all__ = [
     "linear_cross_entropy",
@@ -197,7 +196,7 @@ def _token_losses(p_label: Tensor, h: Tensor, label: Tensor, weight: Tensor, bia
     return losses
 
 
-@triton.jit
+@jit
 def _cross_entropy_kernel(
     logits_ptr, bias_ptr, labels_ptr, losses_ptr, correct_ptr, grad_ptr, n_cols, scale,
     HAS_BIAS: tl.constexpr, GRAD: tl.constexpr, BLOCK: tl.constexpr,
@@ -283,7 +282,7 @@ def linear_cross_entropy_reference(
 
 
 def aot_variants() -> list[AotVariant]:
-    """What `benchmarks/kernels.py` compiles ahead of time."""
+    """What `benchmarks/compile_kernels.py` compiles ahead of time."""
     pointers = {
         "logits_ptr": "*fp32",
         "bias_ptr": "*fp32",

@@ -47,9 +47,7 @@ from .nf4 import nf4_decode
 from .reduce import N_FIELDS, reduce_partials
 from .tensor_stats import round_with_stats_cpu
 
-__all__ = ["MAX_RANK", "NF4Weight", "lora_linear", "site_names", "store"]
-
-MAX_RANK = 256
+__all__ = ["NF4Weight", "lora_linear", "site_names", "store"]
 
 
 @dataclass(frozen=True)
@@ -104,7 +102,7 @@ def lora_linear(
     Args:
         x: [..., K] in fp32, fp16 or bf16.
         weights: one [N_i, K] or NF4 weight per projection, frozen.
-        lora_A: fp32 [r_i, K], r_i from 1 to MAX_RANK.
+        lora_A: fp32 [r_i, K], any rank; tested from 1 to 256.
         lora_B: fp32 [N_i, r_i].
         scalings: lora_alpha / r of each projection.
         biases: [N_i] or None per projection, frozen.
@@ -121,14 +119,8 @@ def lora_linear(
     assert all(a.dtype == b.dtype == torch.float32 for a, b in zip(lora_A, lora_B, strict=True)), (
         "LoRA is fp32"
     )
-    group, device = len(lora_A), x.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
-    cast_row = None
-    if dtype != x.dtype:
-        if slot is None:
-            x = x.to(dtype)
-        else:
-            x, cast_row = _cast(x, dtype)
+    group = len(lora_A)
+    x, cast_row = _in_compute_dtype(x, slot is not None)
     flat_weights, formats = _flatten(weights)
     flat_biases = (
         [x.new_empty(0)] * group if biases is None else [x.new_empty(0) if b is None else b for b in biases]
@@ -151,6 +143,15 @@ def lora_linear(
         if cast_row is not None:
             store(slot[0], cast_row)
     return [y.view(*x.shape[:-1], y.shape[-1]) for y in ys]
+
+
+def _in_compute_dtype(x: Tensor, with_stats: bool) -> tuple[Tensor, Tensor | None]:
+    """`x` in autocast's dtype where it is on, and with statistics the row of that rounding, if there was one."""
+    device = x.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+    if dtype != x.dtype and with_stats:
+        return _cast(x, dtype)
+    return x.to(dtype), None
 
 
 def _flatten(weights: Sequence[Tensor | NF4Weight]) -> tuple[list[Tensor], list[int]]:

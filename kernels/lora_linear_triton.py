@@ -16,9 +16,9 @@ is 16-bit (11 bits like fp16, and no underflow of small B), as three TF32 produc
 more than 64 go in chunks.
 """
 
-import triton
 import triton.language as tl
 
+from .backend import jit
 from .reduce import ABSMAX, FIELDS, N_FIELDS, N_PARTIALS
 from .tensor_stats import add_partials, no_partials, tile_partials, write_partials
 
@@ -33,7 +33,7 @@ _N_OVERFLOW = tl.constexpr(FIELDS.index("n_overflow"))
 _BLOCK_P = tl.constexpr(128)
 
 
-@triton.jit
+@jit
 def keep_tile(seed_ptr, rows, first_col, n_cols, p, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr):
     """Which elements of a tile dropout keeps: word (column % 4) of Philox(seed, row, column // 4).
 
@@ -46,7 +46,7 @@ def keep_tile(seed_ptr, rows, first_col, n_cols, p, BLOCK_M: tl.constexpr, BLOCK
     return tl.random.uint_to_uniform_float(words) >= p
 
 
-@triton.jit
+@jit
 def _operand(x, PRECISION: tl.constexpr):
     """fp32 operand of a TF32 product, rounded to its 11 bits. The hardware would cut the rest off, a bias of
     2^-12.
@@ -61,7 +61,7 @@ def _operand(x, PRECISION: tl.constexpr):
         return x
 
 
-@triton.jit
+@jit
 def _down_kernel(
     x_ptr, a_ptr, h_ptr, seed_ptr, partials_ptr, n_rows, n_cols, rank, blocks_per_split, p,
     DROPOUT: tl.constexpr, STATS: tl.constexpr, PRECISION: tl.constexpr,
@@ -102,7 +102,7 @@ def _down_kernel(
         write_partials(partials_ptr, program, (null, null, nans, infs, null, null, null, null))
 
 
-@triton.jit
+@jit
 def _up_kernel(
     z_ptr, l_ptr, r_ptr, delta_ptr, seed_ptr, partials_ptr, n_rows, n_cols, rank,
     l_row_stride, r_col_stride, r_rank_stride, first_row, tiles_per_program, scale, p,
@@ -152,7 +152,7 @@ def _up_kernel(
         write_partials(partials_ptr, row_block * tl.num_programs(1) + col_block, total)
 
 
-@triton.jit
+@jit
 def _grad_kernel(
     z_ptr, l_ptr, r_ptr, down_ptr, outer_ptr, seed_ptr, partials_ptr, l_bad_ptr, n_rows, n_cols, rank,
     l_row_stride, r_col_stride, outer_col_stride, outer_rank_stride, rows_per_split, p,
@@ -206,7 +206,7 @@ def _grad_kernel(
             write_partials(partials_ptr, program, total)
 
 
-@triton.jit
+@jit
 def _total_kernel(
     parts_ptr, out_ptr, partials_ptr, n, n_parts, part_stride, width, out_stride, scale,
     STATS: tl.constexpr, BLOCK: tl.constexpr,
@@ -224,7 +224,7 @@ def _total_kernel(
         write_partials(partials_ptr, program, tile_partials(acc, acc, mask, True, False))
 
 
-@triton.jit
+@jit
 def _widen_kernel(
     z_ptr, out_ptr, seed_ptr, partials_ptr, n_rows, n_cols, first_row, p,
     DROPOUT: tl.constexpr, STATS: tl.constexpr, COUNT_SMALL: tl.constexpr,
@@ -248,7 +248,7 @@ def _widen_kernel(
         write_partials(partials_ptr, program, tile_partials(stored, stored, mask, False, COUNT_SMALL))
 
 
-@triton.jit
+@jit
 def _cast_kernel(x_ptr, out_ptr, partials_ptr, n, BLOCK: tl.constexpr):
     """out = x rounded to out's 16-bit dtype; statistics of out, with overflow and underflow."""
     program = tl.program_id(0).to(tl.int64)
@@ -260,7 +260,7 @@ def _cast_kernel(x_ptr, out_ptr, partials_ptr, n, BLOCK: tl.constexpr):
     write_partials(partials_ptr, program, tile_partials(acc, out, mask, True, True))
 
 
-@triton.jit
+@jit
 def _row(partials_ptr, n_programs):
     """Partials [n_programs, 8] added to a vector [8], as `reduce.write_row` does, kept in registers."""
     columns = tl.arange(0, _N_PARTIALS)
@@ -273,14 +273,14 @@ def _row(partials_ptr, n_programs):
     return tl.where(columns == _ABSMAX, tl.max(sums, axis=0), tl.sum(sums, axis=0))
 
 
-@triton.jit
+@jit
 def _n_bad(row):
     """n_nan + n_inf of a row held as a vector [8]."""
     columns = tl.arange(0, _N_PARTIALS)
     return tl.sum(tl.where((columns == _N_NAN) | (columns == _N_INF), row, 0.0))
 
 
-@triton.jit
+@jit
 def _after_product(row, n_bad):
     """With no non-finite input every infinity is an overflow."""
     columns = tl.arange(0, _N_PARTIALS)
@@ -288,13 +288,13 @@ def _after_product(row, n_bad):
     return tl.where(columns == _N_OVERFLOW, tl.where(n_bad == 0.0, n_inf, row), row)
 
 
-@triton.jit
+@jit
 def _store_row(row, n, row_ptr):
     tl.store(row_ptr + tl.arange(0, _N_PARTIALS), row)
     tl.store(row_ptr + _N_PARTIALS, tl.full((), n, tl.float64))
 
 
-@triton.jit
+@jit
 def _forward_rows_kernel(in_ptr, out_ptr, rows_ptr, n_in_programs, n_out_programs, n_in, n_out, index):
     """Row in, and row out of projection `index`. One program, because `out` needs what `in` found."""
     columns = tl.arange(0, _N_PARTIALS)
@@ -306,7 +306,7 @@ def _forward_rows_kernel(in_ptr, out_ptr, rows_ptr, n_in_programs, n_out_program
     _store_row(out_row, n_out, rows_ptr + (1 + index) * _N_FIELDS)
 
 
-@triton.jit
+@jit
 def _backward_rows_kernel(
     grad_ptr, l_bad_ptr, a_ptr, b_ptr, dx_ptr, rows_ptr, n_grad_programs, n_l_bad, n_a_programs, n_b_programs,
     n_dx_programs, n_grad, n_a, n_b, n_dx, index, GROUP: tl.constexpr, HAS_DX: tl.constexpr,
@@ -323,7 +323,7 @@ def _backward_rows_kernel(
     _store_row(_after_product(_row(a_ptr, n_a_programs), bad), n_a, a_row_ptr)
     _store_row(_after_product(_row(b_ptr, n_b_programs), bad), n_b, a_row_ptr + GROUP * _N_FIELDS)
     if HAS_DX:
-        for earlier in tl.static_range(GROUP - 1):
+        for earlier in tl.static_range(GROUP - 1):  # type: ignore[reportGeneralTypeIssues]
             earlier_ptr = rows_ptr + earlier * _N_FIELDS
             grad_bad += tl.load(earlier_ptr + _N_NAN) + tl.load(earlier_ptr + _N_INF)
         dx_row = _after_product(_row(dx_ptr, n_dx_programs), grad_bad)

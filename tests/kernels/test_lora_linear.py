@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 import torch
+import torch._dynamo.testing
+import torch.utils.checkpoint
 from lora_train.kernels import cpu, lora_linear_aten, lora_linear_launch
 from lora_train.kernels.backend import triton_on_cpu
 from lora_train.kernels.lora_linear import (
@@ -221,8 +223,9 @@ CASES = [
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=["fp32", "fp16"])
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_everything_against_fp64(backend: Backend, case: tuple, dtype: torch.dtype):
-    layer = make_layer(*case[:4], dtype, case[4])
+def test_everything_against_fp64(backend: Backend, case: Any, dtype: torch.dtype):
+    m, k, ns, ranks, bias = case
+    layer = make_layer(m, k, ns, ranks, dtype, bias)
     check(backend, layer, run(backend, layer), run_reference(layer), dtype)
 
 
@@ -436,14 +439,14 @@ def test_nf4_is_its_decoded_weight(backend: Backend):
         packed.append(nf4)
     want = run(backend, Layer(**{**vars(layer), "weights": dense}))
     x = layer.x.to(backend.device).requires_grad_()
-    on_device = [
-        NF4Weight(**{k: v.to(backend.device) if isinstance(v, Tensor) else v for k, v in vars(w).items()})
-        for w in packed
-    ]
+    for weight in packed:
+        for name, value in vars(weight).items():
+            if isinstance(value, Tensor):
+                object.__setattr__(weight, name, value.to(backend.device))
     with backend.entered():
         ys = lora_linear(
             x,
-            on_device,
+            packed,
             [a.to(backend.device) for a in layer.lora_A],
             [b.to(backend.device) for b in layer.lora_B],
             layer.scalings,
