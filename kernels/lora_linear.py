@@ -146,7 +146,7 @@ def lora_linear(
 
 
 def _in_compute_dtype(x: Tensor, with_stats: bool) -> tuple[Tensor, Tensor | None]:
-    """`x` in autocast's dtype where it is on, and with statistics the row of that rounding, if there was one."""
+    """`x` in autocast's dtype where it is on, and with statistics the row of that rounding."""
     device = x.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
     if dtype != x.dtype and with_stats:
