@@ -42,8 +42,11 @@ class Batch:
         """The batch on a device; from pinned memory the copy does not wait."""
         if device.type == "cpu":
             return self
-        moved = [t.pin_memory().to(device, non_blocking=True) for t in (self.input_ids, self.positions, self.targets)]
-        return Batch(*moved, self.rows, self.n_tokens)
+
+        def move(tensor: torch.Tensor) -> torch.Tensor:
+            return tensor.pin_memory().to(device, non_blocking=True)
+
+        return Batch(move(self.input_ids), move(self.positions), move(self.targets), self.rows, self.n_tokens)
 
 
 def collate(examples: Sequence[Example], pad_token_id: int) -> Batch:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import importlib.metadata
+import logging
 import sys
+import warnings
 from collections.abc import Sequence
 from typing import NoReturn
 
@@ -43,6 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         arguments = _parser().parse_intermixed_args(argv)
         config = read_config(arguments.config, arguments.overrides)
+        quiet_libraries()
         from .run import run  # imports torch, which takes seconds
 
         return run(config, arguments.resume)
@@ -51,6 +54,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(error, file=sys.stderr)
         return EXIT_USER_ERROR
+
+
+def quiet_libraries() -> None:
+    """Keeps other libraries' notes for their developers out of the log of a run; errors still show."""
+    # offers an optional 4-bit CPU kernel from the hub; training does not use it
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    # transformers 5.2x renames these; peft and older releases know the old names only
+    warnings.filterwarnings("ignore", message="`(is_)?gradient_checkpointing(_enable)?` is deprecated")
+    # said in the banner where it matters
+    warnings.filterwarnings("ignore", message="Paged optimizers are not supported on CPU")
 
 
 if __name__ == "__main__":

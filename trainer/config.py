@@ -7,7 +7,7 @@ neither torch nor transformers, so that a typing mistake is answered within a se
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
@@ -18,7 +18,11 @@ Strategy = Annotated[Literal["no", "steps", "epoch"], _NoOrWord]
 
 class Section(BaseModel):
     model_config = ConfigDict(
-        extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=(), allow_inf_nan=False
+        extra="forbid",
+        frozen=True,
+        use_attribute_docstrings=True,
+        protected_namespaces=(),
+        allow_inf_nan=False,
     )
 
 
@@ -47,11 +51,11 @@ class QuantizationSection(Section):
 
 
 class LoraSection(Section):
-    r: int = Field(8, ge=1)
+    r: int = Field(default=8, ge=1)
     """Rank of the adapter."""
-    lora_alpha: float = Field(8, gt=0)
+    lora_alpha: float = Field(default=8, gt=0)
     """The adapter's output is scaled by lora_alpha / r."""
-    lora_dropout: float = Field(0.0, ge=0, lt=1)
+    lora_dropout: float = Field(default=0.0, ge=0, lt=1)
     """Dropout on the adapter's input."""
     target_modules: list[str] | str = "all-linear"
     """Module names (a list), one regular expression, or all-linear."""
@@ -62,54 +66,60 @@ class DataSection(Section):
     """Training rows: a .jsonl file or a hub id."""
     eval: str | None = None
     """Evaluation rows: a .jsonl file or a hub id."""
-    eval_fraction: float = Field(0.0, ge=0, lt=1)
+    eval_fraction: float = Field(default=0.0, ge=0, lt=1)
     """Share of the training rows to hold out for evaluation instead of data.eval."""
     format: Literal["koalpaca", "alpaca", "text"]
     """How a row becomes text: koalpaca and alpaca read instruction/input/output, text reads text."""
-    cutoff_len: int = Field(1024, ge=2)
+    cutoff_len: int = Field(default=1024, ge=2)
     """Longest row in tokens; the rest is cut off."""
     train_on_inputs: bool = False
     """true: the question is trained on as well as the answer."""
-    limit: int | None = Field(None, ge=1)
+    limit: int | None = Field(default=None, ge=1)
     """Use only the first rows of data.train."""
 
 
 class TrainingSection(Section):
-    output_dir: str = Field("trainer_output", min_length=1)
+    output_dir: str = Field(default="trainer_output", min_length=1)
     """The run folder. If it already holds a run, the new one goes to <output_dir>-2."""
-    per_device_train_batch_size: int = Field(8, ge=1)
+    per_device_train_batch_size: int = Field(default=8, ge=1)
     """Rows in one micro-batch of one device."""
-    per_device_eval_batch_size: int = Field(8, ge=1)
+    per_device_eval_batch_size: int = Field(default=8, ge=1)
     """Rows in one evaluation batch of one device."""
-    gradient_accumulation_steps: int = Field(1, ge=1)
+    gradient_accumulation_steps: int = Field(default=1, ge=1)
     """Micro-batches in one optimizer step. The loss is normalised over all of them: 4x1 equals 1x4."""
-    num_train_epochs: float = Field(3.0, gt=0)
+    num_train_epochs: float = Field(default=3.0, gt=0)
     """Passes over the training rows."""
-    max_steps: int = Field(-1, ge=-1)
+    max_steps: int = Field(default=-1, ge=-1)
     """Stop after so many optimizer steps, whatever num_train_epochs says. -1: not set."""
-    max_hours: float | None = Field(None, gt=0)
+    max_hours: float | None = Field(default=None, gt=0)
     """Write a checkpoint and exit 0 before this many hours have passed (Colab and other session limits)."""
-    learning_rate: float = Field(5e-5, ge=0)
+    learning_rate: float = Field(default=5e-5, ge=0)
     """Peak learning rate."""
     lr_scheduler_type: Literal[
-        "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup", "inverse_sqrt"
+        "linear",
+        "cosine",
+        "cosine_with_restarts",
+        "polynomial",
+        "constant",
+        "constant_with_warmup",
+        "inverse_sqrt",
     ] = "linear"
     """Schedule of the learning rate over all steps (transformers' own)."""
-    warmup_steps: int = Field(0, ge=0)
+    warmup_steps: int = Field(default=0, ge=0)
     """Steps of linear warm-up; overrides warmup_ratio."""
-    warmup_ratio: float = Field(0.0, ge=0, le=1)
+    warmup_ratio: float = Field(default=0.0, ge=0, le=1)
     """Share of all steps spent in warm-up."""
     optim: Literal["adamw_torch_fused", "adamw_torch", "adamw_8bit", "paged_adamw_8bit"] = "adamw_torch_fused"
     """Optimizer. All but adamw_torch_fused make the host wait for the device once a step."""
-    weight_decay: float = Field(0.0, ge=0)
+    weight_decay: float = Field(default=0.0, ge=0)
     """Decoupled weight decay of matrices (not of biases and norms)."""
-    adam_beta1: float = Field(0.9, ge=0, lt=1)
+    adam_beta1: float = Field(default=0.9, ge=0, lt=1)
     """Decay of Adam's first moment."""
-    adam_beta2: float = Field(0.999, ge=0, lt=1)
+    adam_beta2: float = Field(default=0.999, ge=0, lt=1)
     """Decay of Adam's second moment."""
-    adam_epsilon: float = Field(1e-8, gt=0)
+    adam_epsilon: float = Field(default=1e-8, gt=0)
     """Adam's epsilon."""
-    max_grad_norm: float = Field(1.0, ge=0)
+    max_grad_norm: float = Field(default=1.0, ge=0)
     """Gradients are scaled down to this norm. 0: no clipping."""
     fp16: bool = False
     """Compute in float16 with loss scaling. Norms, softmax and loss stay in float32."""
@@ -117,32 +127,32 @@ class TrainingSection(Section):
     """Compute in bfloat16."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
-    logging_steps: int = Field(500, ge=1)
+    logging_steps: int = Field(default=500, ge=1)
     """Console line every so many steps. Every step is recorded in metrics.jsonl all the same."""
     eval_strategy: Strategy = "no"
     """When to evaluate: no, steps or epoch."""
-    eval_steps: int | None = Field(None, ge=1)
+    eval_steps: int | None = Field(default=None, ge=1)
     """Steps between evaluations. null: logging_steps."""
     save_strategy: Strategy = "steps"
     """When to write a checkpoint: no, steps or epoch."""
-    save_steps: int = Field(500, ge=1)
+    save_steps: int = Field(default=500, ge=1)
     """Steps between checkpoints."""
-    save_total_limit: int | None = Field(None, ge=1)
+    save_total_limit: int | None = Field(default=None, ge=1)
     """Keep only so many checkpoints."""
-    seed: int = Field(42, ge=0)
+    seed: int = Field(default=42, ge=0)
     """Seed of the adapter's initial weights and of dropout."""
-    data_seed: int | None = Field(None, ge=0)
+    data_seed: int | None = Field(default=None, ge=0)
     """Seed of the data order. null: seed."""
 
 
 class PrecisionSection(Section):
     loss_scale: Literal["dynamic"] | Annotated[float, Field(gt=0)] = "dynamic"
     """fp16 loss scale: dynamic, or a fixed number."""
-    min_loss_scale: float = Field(1.0, gt=0)
+    min_loss_scale: float = Field(default=1.0, gt=0)
     """Floor of the dynamic loss scale."""
     on_collapse: Literal["heal", "rollback", "stop"] = "heal"
     """Reserved for the collapse handling; has no effect in this version."""
-    max_heals: int = Field(3, ge=0)
+    max_heals: int = Field(default=3, ge=0)
     """Reserved for the collapse handling; has no effect in this version."""
     fp32_modules: list[str] = []
     """Reserved for the collapse handling; has no effect in this version."""
@@ -153,9 +163,9 @@ class InstrumentSection(Section):
     """Reserved for the per-layer statistics; has no effect in this version."""
     sites: Literal["all"] = "all"
     """Reserved for the per-layer statistics; has no effect in this version."""
-    histogram_every: int = Field(100, ge=0)
+    histogram_every: int = Field(default=100, ge=0)
     """Reserved for the per-layer statistics; has no effect in this version."""
-    probe_every: int = Field(100, ge=0)
+    probe_every: int = Field(default=100, ge=0)
     """Reserved for the per-layer statistics; has no effect in this version."""
 
 
@@ -170,6 +180,15 @@ class Config(Section):
     precision: PrecisionSection = PrecisionSection()
     instrument: InstrumentSection = InstrumentSection()
 
+    def without_effect(self) -> list[str]:
+        """Keys that were changed from their default although this version does nothing with them."""
+        return [
+            f"{name}.{key}"
+            for name, schema in sections().items()
+            for key, field in schema.model_fields.items()
+            if (field.description or "").startswith("Reserved") and getattr(getattr(self, name), key) != field.default
+        ]
+
     @property
     def compute_dtype(self) -> str:
         """Dtype of the matrix products: "float16", "bfloat16" or "float32"."""
@@ -183,7 +202,7 @@ class Config(Section):
 
 def sections() -> dict[str, type[Section]]:
     """Section name -> its schema."""
-    return {name: field.annotation for name, field in Config.model_fields.items() if field.annotation is not None}
+    return {name: cast("type[Section]", field.annotation) for name, field in Config.model_fields.items()}
 
 
 def describe() -> str:

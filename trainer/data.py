@@ -69,7 +69,7 @@ class Dataset:
         """16 hex digits that change with any token, mask or row index."""
         digest = hashlib.sha256()
         for example in self.examples:
-            digest.update(np.int64([example.row, len(example.input_ids)]).tobytes())
+            digest.update(f"{example.row} {len(example.input_ids)} ".encode())
             digest.update(example.input_ids.tobytes() + example.supervised.tobytes())
         return digest.hexdigest()[:16]
 

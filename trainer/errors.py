@@ -19,9 +19,7 @@ class Problem:
     hint: str = ""
 
     def __str__(self) -> str:
-        return say("error.line", text=self.error) + (
-            "\n" + say("hint.line", text=self.hint) if self.hint else ""
-        )
+        return say("error.line", text=self.error) + ("\n" + say("hint.line", text=self.hint) if self.hint else "")
 
 
 class UserError(Exception):

@@ -41,7 +41,9 @@ def evaluate(
         batch = collate(examples, pad).to(engine.device)
         with autocast(config, engine.device):
             loss_sum, n_correct = loss(batch)
-        totals += torch.stack([loss_sum.double(), n_correct.double(), n_correct.new_tensor(len(batch.targets)).double()])
+        totals += torch.stack(
+            [loss_sum.double(), n_correct.double(), n_correct.new_tensor(len(batch.targets)).double()]
+        )
     model.train()
     engine.sum_([totals])
     loss_total, n_right, n_tokens = totals.tolist()

@@ -140,7 +140,10 @@ def train(parts: Parts, progress: Progress, run_dir: Path, log: RunLog, console:
         for done, values in ring.drain() if evaluates or saves else ring.ready():
             log.step(done, values)
         if evaluates and parts.eval_data is not None:
-            log.evaluation(step, evaluate(parts.model, parts.loss, parts.eval_data, parts.config, engine, parts.pad_token_id))
+            log.evaluation(
+                step,
+                evaluate(parts.model, parts.loss, parts.eval_data, parts.config, engine, parts.pad_token_id),
+            )
         if saves:
             save(parts, progress, run_dir, log, console)
         if cut_short:

@@ -10,9 +10,12 @@ nothing. A head that does more than a projection (soft-capping, scaling) is left
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from peft import PeftModel
+from transformers import PreTrainedModel
 
 from ..instrument.messages import say
 from .batches import Batch
@@ -31,9 +34,11 @@ class SupervisedLoss:
     """
 
     def __init__(self, model: PeftModel, compute_dtype: torch.dtype):
-        base = model.get_base_model()
-        self._model, self._decoder, self._head = base, base.base_model, base.get_output_embeddings()
-        self.own_head = self._head is None or self._decoder is base or self._transforms_logits(compute_dtype)
+        base = cast("PreTrainedModel", model.get_base_model())
+        self._model, self._decoder = base, cast("torch.nn.Module", base.base_model)
+        head = base.get_output_embeddings()
+        self._head = cast("torch.nn.Module", head)
+        self.own_head = head is None or self._decoder is base or self._transforms_logits(compute_dtype)
 
     def __call__(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """Loss sum float32 [] and, without gradient, the number of right argmax predictions int64 []."""
@@ -54,7 +59,7 @@ class SupervisedLoss:
             return True
         training = self._model.training
         self._model.eval()
-        input_ids = torch.arange(4, device=self._head.weight.device)[None]
+        input_ids = torch.arange(4, device=self._model.device)[None]
         own = self._model(input_ids=input_ids, use_cache=False).logits.float()
         ours = self._head(self._decoder(input_ids=input_ids, use_cache=False)[0]).float()
         self._model.train(training)

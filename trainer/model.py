@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 import os
 import shutil
 from contextlib import AbstractContextManager
@@ -11,15 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from bitsandbytes.nn import Linear4bit
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from .config import Config
 from .errors import UserError, problem
-
-# bitsandbytes offers an optional 4-bit CPU kernel from the hub; training does not use it.
-logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
 def autocast(config: Config, device: torch.device) -> AbstractContextManager:
@@ -42,20 +39,19 @@ def converted_gguf(path: Path) -> Path:
     Kept under $XDG_CACHE_HOME/lora-train (~/.cache/lora-train).
     """
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lora-train" / "gguf"
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256") if hasattr(hashlib, "file_digest") else _digest(file)
-    folder = cache / f"{path.stem}-{digest.hexdigest()[:16]}"
+    folder = cache / f"{path.stem}-{_sha256(path)[:16]}"
     if folder.is_dir():
         return folder
     partial = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
+    transformers_logging.disable_progress_bar()
     try:
         tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
         model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
     except (ImportError, OSError, ValueError, KeyError) as error:
         raise UserError(problem("model.gguf", path=path, what=_first_line(error))) from error
     # transformers marks the dequantized model as quantized and then refuses to save it
-    model.hf_quantizer = None
-    del model.config.quantization_config
+    model.hf_quantizer = None  # pyright: ignore[reportArgumentType]
+    del model.config.quantization_config  # pyright: ignore[reportAttributeAccessIssue]
     model.config.name_or_path = path.stem
     model.save_pretrained(partial)
     tokenizer.save_pretrained(partial)
@@ -119,6 +115,10 @@ def load_base(config: Config, device: torch.device) -> PreTrainedModel:
         )
     except (OSError, ValueError, ImportError) as error:
         raise UserError(problem("model.load", name=model.name_or_path, what=_first_line(error))) from error
+    for module in base.modules():
+        if isinstance(module, Linear4bit):
+            # On the CPU an evaluation would repack the weights for inference, and training could not go on.
+            module.support_avx512bf16_for_cpu = False
     return base.requires_grad_(False)
 
 
@@ -156,7 +156,9 @@ def add_lora(base: PreTrainedModel, config: Config) -> PeftModel:
 def linear_names(base: PreTrainedModel) -> list[str]:
     """The last components of all linear layers' names: what target_modules may hold."""
     head = base.get_output_embeddings()
-    layers = {name.split(".")[-1] for name, m in base.named_modules() if isinstance(m, torch.nn.Linear) and m is not head}
+    layers = {
+        name.split(".")[-1] for name, m in base.named_modules() if isinstance(m, torch.nn.Linear) and m is not head
+    }
     return sorted(layers)
 
 
@@ -165,11 +167,12 @@ def trainable(model: PeftModel) -> dict[str, torch.nn.Parameter]:
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
-def _digest(file: Any) -> Any:
+def _sha256(path: Path) -> str:
     digest = hashlib.sha256()
-    while chunk := file.read(1 << 20):
-        digest.update(chunk)
-    return digest
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def _first_line(error: BaseException) -> str:

@@ -40,9 +40,7 @@ class Optimizer:
         waits: whether a step makes the host wait for the device.
     """
 
-    def __init__(
-        self, parameters: Mapping[str, torch.nn.Parameter], training: TrainingSection, lr_table: list[float]
-    ):
+    def __init__(self, parameters: Mapping[str, torch.nn.Parameter], training: TrainingSection, lr_table: list[float]):
         self._parameters = dict(parameters)
         self.device = next(iter(self._parameters.values())).device
         self._max_grad_norm = training.max_grad_norm
@@ -57,7 +55,10 @@ class Optimizer:
         decays, rest = [], []
         for parameter in self._parameters.values():
             (decays if parameter.ndim >= 2 else rest).append(parameter)
-        groups = [{"params": decays, "weight_decay": training.weight_decay}, {"params": rest, "weight_decay": 0.0}]
+        groups = [
+            {"params": decays, "weight_decay": training.weight_decay},
+            {"params": rest, "weight_decay": 0.0},
+        ]
         groups = [group for group in groups if group["params"]]
         common = {"betas": (training.adam_beta1, training.adam_beta2), "eps": training.adam_epsilon}
         if training.optim == "adamw_torch_fused":

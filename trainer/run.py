@@ -43,6 +43,8 @@ def run(config: Config, resume: str | None) -> int:
     console = Console(silent=not engine.is_main)
     checkpoint = find_checkpoint(resume, config.training.output_dir) if resume else None
 
+    for key in config.without_effect():
+        console.warn(say("config.no_effect", key=key))
     tokenizer = load_tokenizer(config)
     train_data, eval_data = load_data(config, tokenizer, console)
     parts, rates = build(config, engine, train_data, eval_data, pad_token_id(tokenizer), console)
@@ -111,7 +113,9 @@ def loss_scale_of(config: Config, device: torch.device) -> LossScale:
     if not config.training.fp16:
         return LossScale(device, initial=1.0, dynamic=False)
     if precision.loss_scale == "dynamic":
-        return LossScale(device, initial=max(INITIAL_SCALE, precision.min_loss_scale), min_scale=precision.min_loss_scale)
+        return LossScale(
+            device, initial=max(INITIAL_SCALE, precision.min_loss_scale), min_scale=precision.min_loss_scale
+        )
     return LossScale(device, initial=float(precision.loss_scale), dynamic=False)
 
 
@@ -136,12 +140,16 @@ def open_folder(run_dir: Path, parts: Parts, progress: Progress) -> MetricsLog:
 
 
 def greet(
-    parts: Parts, progress: Progress, run_dir: Path, checkpoint: Path | None, resume: str | None, console: Console
+    parts: Parts,
+    progress: Progress,
+    run_dir: Path,
+    checkpoint: Path | None,
+    resume: str | None,
+    console: Console,
 ) -> None:
     """The banner: what is trained on what, where it goes."""
     config, plan = parts.config, parts.plan
-    parameters = list(parts.model.parameters())
-    n_trained = sum(p.numel() for p in parameters if p.requires_grad)
+    n_trained, n_all = parts.model.get_nb_trainable_parameters()
     quantized = config.quantization.bnb_4bit_quant_type if config.quantization.load_in_4bit else ""
     console.line(
         say(
@@ -153,7 +161,6 @@ def greet(
             processes=parts.engine.world_size,
         )
     )
-    n_all = parts.model.num_parameters() if not quantized else parts.model.get_nb_trainable_parameters()[1]
     console.line(say("banner.lora", r=config.lora.r, trained=n_trained, all=n_all, share=100 * n_trained / n_all))
     supervised = sum(example.n_supervised for example in plan.dataset.examples)
     tokens = sum(len(example.input_ids) for example in plan.dataset.examples)
