@@ -172,7 +172,9 @@ def test_fp16_run_backs_off_from_too_high_a_scale_and_learns(cli, tiny_models, t
 
 def start(config: Path, *arguments: str) -> subprocess.Popen:
     command = [str(Path(sys.executable).with_name("lora-train")), "--config", str(config), *arguments]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
 
 
 def wait_for_step(run: Path, step: int, process: subprocess.Popen) -> None:
