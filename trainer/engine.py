@@ -51,7 +51,7 @@ class Engine:
         """Makes every process hold rank 0's values."""
         if self.world_size > 1:
             for tensor in tensors:
-                torch.distributed.broadcast(tensor, src=0)
+                torch.distributed.broadcast(tensor.detach(), src=0)
 
     def barrier(self) -> None:
         """Waits for all processes."""
