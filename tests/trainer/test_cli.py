@@ -244,7 +244,9 @@ def test_sigterm_writes_a_checkpoint_and_exits_143(tiny_models, tmp_path):
     process.send_signal(signal.SIGTERM)
     out, _ = process.communicate(timeout=60)
     assert process.returncode == 143
-    step = int(re.search(r"stopped after step (\d+) of 5000", out)[1])
+    stopped = re.search(r"stopped after step (\d+) of 5000", out)
+    assert stopped is not None
+    step = int(stopped[1])
     assert (tmp_path / "run" / f"checkpoint-{step}" / "adapter_model.safetensors").exists()
     assert steps_of(tmp_path / "run")[-1]["step"] == step
 

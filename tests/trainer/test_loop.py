@@ -98,7 +98,7 @@ def train_stock(config: Config, out: Path) -> tuple[list[float], list[float], di
         disable_tqdm=True,
         use_cpu=True,
     )
-    rows = [{"example": example} for example in data.examples]
+    rows: Any = [{"example": example} for example in data.examples]
     trainer = StockTrainer(model=parts.model, args=arguments, train_dataset=rows, data_collator=collator)
     index = {example.row: position for position, example in enumerate(data.examples)}
     trainer.losses, trainer.order = [], [index[example.row] for example in order]
@@ -184,7 +184,7 @@ def test_fp16_overflow_halves_the_scale_and_skips_the_update(tiny_models):
 def test_a_nan_in_the_model_is_counted_and_never_applied(tiny_models):
     parts = make_parts(make_config(tiny_models["llama"], gradient_accumulation_steps=2))
     batch = parts.plan.step(1)[1][0]
-    base = parts.model.get_base_model()
+    base: Any = parts.model.get_base_model()
     with torch.no_grad():
         base.get_input_embeddings().weight[int(batch.input_ids[-1])] = float("nan")
     loss, norm, _, skipped, nonfinite, updates = train_step(parts, 1).tolist()
