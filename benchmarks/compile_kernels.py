@@ -125,9 +125,7 @@ def print_table(results: list[Compiled]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="print a list of records instead of a table")
     parser.add_argument("--kernel", default="", help="only kernels whose name contains this")
     parser.add_argument("--chip", type=int, action="append", choices=SHARED_LIMIT_KIB, help="only this chip")

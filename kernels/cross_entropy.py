@@ -164,9 +164,7 @@ def _forward_cpu(
         logits = _logits(h, weight, bias, buffer[: h.shape[0]])
         p = torch.softmax(logits, dim=1, out=logits)
         p_label = p.gather(1, label)
-        loss += (
-            _token_losses(p_label, h, label, weight, bias).masked_fill(ignored, 0).sum(dtype=torch.float64)
-        )
+        loss += _token_losses(p_label, h, label, weight, bias).masked_fill(ignored, 0).sum(dtype=torch.float64)
         if count_correct:
             n_correct += ((p_label.squeeze(1) >= p.amax(1)) & ~ignored).sum()
         if needs_grad:

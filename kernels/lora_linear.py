@@ -116,15 +116,11 @@ def lora_linear(
     """
     assert 0 <= dropout_p < 1, f"dropout_p={dropout_p} is not in [0, 1)"
     assert seed is not None or dropout_p == 0, "dropout needs a seed"
-    assert all(a.dtype == b.dtype == torch.float32 for a, b in zip(lora_A, lora_B, strict=True)), (
-        "LoRA is fp32"
-    )
+    assert all(a.dtype == b.dtype == torch.float32 for a, b in zip(lora_A, lora_B, strict=True)), "LoRA is fp32"
     group = len(lora_A)
     x, cast_row = _in_compute_dtype(x, slot is not None)
     flat_weights, formats = _flatten(weights)
-    flat_biases = (
-        [x.new_empty(0)] * group if biases is None else [x.new_empty(0) if b is None else b for b in biases]
-    )
+    flat_biases = [x.new_empty(0)] * group if biases is None else [x.new_empty(0) if b is None else b for b in biases]
     x_2d = x.reshape(-1, x.shape[-1])
     ys, _, rows = _forward(
         x_2d,
@@ -235,9 +231,7 @@ def _forward(
     dense = _dense(weights, formats, lora_A, lora_B, x.dtype)
     forward = launch.forward if uses_triton(x) else aten.forward
     with torch.autocast(x.device.type, enabled=False):
-        return forward(
-            x.contiguous(), dense, biases, lora_A, lora_B, seed, scalings, dropout_p, slot is not None
-        )
+        return forward(x.contiguous(), dense, biases, lora_A, lora_B, seed, scalings, dropout_p, slot is not None)
 
 
 def _saves_x_hat(x: Tensor, dropout_p: float) -> bool:
@@ -305,8 +299,7 @@ def _differentiate(ctx, grad_ys, _grad_saved, _grad_rows):
     g, n = ctx.group, ctx.n_weights
     weights, lora_A, lora_B = rest[:n], rest[n : n + g], rest[n + g :]
     grads = [
-        x.new_zeros(x.shape[0], b.shape[0]) if grad is None else grad
-        for grad, b in zip(grad_ys, lora_B, strict=True)
+        x.new_zeros(x.shape[0], b.shape[0]) if grad is None else grad for grad, b in zip(grad_ys, lora_B, strict=True)
     ]
     needs_dx, with_stats = ctx.needs_input_grad[0], ctx.slot is not None
     dx, dA, dB, rows = _backward(

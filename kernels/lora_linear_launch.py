@@ -106,9 +106,7 @@ def down(x: Tensor, a: Tensor, seed: Tensor | None, p: float, with_stats: bool) 
     return out, Site(partials, x.numel())
 
 
-def _down_by_gemm(
-    x: Tensor, a: Tensor, seed: Tensor | None, p: float, with_stats: bool
-) -> tuple[Tensor, Site]:
+def _down_by_gemm(x: Tensor, a: Tensor, seed: Tensor | None, p: float, with_stats: bool) -> tuple[Tensor, Site]:
     h, found = torch.empty((x.shape[0], a.shape[0]), device=x.device), []
     step = max(1, GEMM_BLOCK // x.shape[1])
     for start in range(0, max(x.shape[0], 1), step):
@@ -119,9 +117,7 @@ def _down_by_gemm(
     return h, Site(torch.cat(found), x.numel())
 
 
-def up(
-    z: Tensor, left: Tensor, right: Tensor, scale: float, seed: Tensor | None, p: float, with_stats: bool
-) -> Site:
+def up(z: Tensor, left: Tensor, right: Tensor, scale: float, seed: Tensor | None, p: float, with_stats: bool) -> Site:
     """z += scale keep(left right^T) in place; left [M, R], right [C, R] any strides. Statistics of z."""
     n_rows, n_cols, rank = *z.shape, left.shape[1]
     if has_tensor_cores(z.device):
@@ -208,9 +204,7 @@ def _launch_grad(
     shape = (splits, n_cols, rank) if outer_strides[1] == 1 else (splits, rank, n_cols)
     outer_parts = torch.empty(shape, device=z.device)
     partials = _partials(z, strips * splits, with_stats)
-    left_bad = torch.empty(
-        strips * splits * chunks if with_stats else 0, dtype=torch.float64, device=z.device
-    )
+    left_bad = torch.empty(strips * splits * chunks if with_stats else 0, dtype=torch.float64, device=z.device)
     kernels._grad_kernel[(strips, splits, chunks)](
         z, left, z if right is None else right, down_parts, outer_parts, z if seed is None else seed,
         partials, left_bad, n_rows, n_cols, rank, left.stride(0), 0 if right is None else right.stride(0),
@@ -233,9 +227,7 @@ def total(parts: Tensor, out: Tensor, scale: float, with_stats: bool) -> Site:
     return Site(partials, out.numel())
 
 
-def widen(
-    z: Tensor, first_row: int, seed: Tensor | None, p: float, with_stats: bool
-) -> tuple[Tensor, Tensor]:
+def widen(z: Tensor, first_row: int, seed: Tensor | None, p: float, with_stats: bool) -> tuple[Tensor, Tensor]:
     """keep(z) in fp32, and partials of z."""
     n_rows, n_cols = z.shape
     tile = WIDEN_TILE
@@ -318,11 +310,7 @@ def backward(
     dx_site = None
     if needs_dx:
         dx_site = up(dx, g, _stacked(lora_A).t(), 1.0, seed, dropout_p, with_stats)
-    rows = (
-        _backward_rows(found, a_sites, dx_site)
-        if with_stats
-        else x.new_empty(0, N_FIELDS, dtype=torch.float64)
-    )
+    rows = _backward_rows(found, a_sites, dx_site) if with_stats else x.new_empty(0, N_FIELDS, dtype=torch.float64)
     return dx, das, [db for db, *_ in found], rows
 
 
@@ -330,9 +318,7 @@ def _backward_rows(
     found: Sequence[tuple[Tensor, Site, Site, Tensor]], a_sites: Sequence[Site], dx_site: Site | None
 ) -> Tensor:
     group = len(found)
-    nulls = torch.full(
-        (1 + 3 * group, N_FIELDS), float("nan"), dtype=torch.float64, device=found[0][0].device
-    )
+    nulls = torch.full((1 + 3 * group, N_FIELDS), float("nan"), dtype=torch.float64, device=found[0][0].device)
     for i, (_, b_site, dy_site, h_bad) in enumerate(found):
         has_dx = dx_site is not None and i == group - 1
         dx = dx_site if dx_site is not None and has_dx else dy_site

@@ -52,9 +52,7 @@ def slot_reference(
     in_row[[i for i, field in enumerate(FIELDS) if field not in ("n_nan", "n_inf", "n")]] = float("nan")
     outs = [_row_reference(y, x_finite, None if accs is None else accs[i]) for i, y in enumerate(ys)]
     grad_outs = [tensor_stats_reference(grad, full=False) for grad in grads]
-    lora = [
-        _row_reference(grad, x_finite and ok, None) for grad, ok in zip([*dA, *dB], finite * 2, strict=True)
-    ]
+    lora = [_row_reference(grad, x_finite and ok, None) for grad, ok in zip([*dA, *dB], finite * 2, strict=True)]
     return torch.stack([in_row, *outs, *grad_outs, _row_reference(dx, all(finite), dx_acc), *lora])
 
 

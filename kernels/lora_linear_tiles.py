@@ -77,9 +77,7 @@ def aot_variants() -> list[AotVariant]:
         names = [name for name in fn.arg_names if name not in constexprs]
         pointer = {name: "*fp32" for name in names if name.endswith("_ptr")}
         signature = {name: overrides.get(name, types.get(name, pointer.get(name, "i32"))) for name in names}
-        aligned = tuple(
-            n for n in names if n in pointer or n in ("n", "n_cols", "part_stride", "width", "out_stride")
-        )
+        aligned = tuple(n for n in names if n in pointer or n in ("n", "n_cols", "part_stride", "width", "out_stride"))
         chips = CHIPS_WITH_TENSOR_CORES if dot else (75, *CHIPS_WITH_TENSOR_CORES)
         variants.append(
             AotVariant(name, fn, signature, constexprs, aligned, tile.num_warps, tile.num_stages, chips, dot)
@@ -113,9 +111,7 @@ def aot_variants() -> list[AotVariant]:
     add("lora widen fp16", kernels._widen_kernel, WIDEN_TILE, constexprs, False)
     plain = Tile(0, 0, 4, 3)
     add("lora total", kernels._total_kernel, plain, {"STATS": True, "BLOCK": TOTAL_BLOCK}, False)
-    add(
-        "lora cast", kernels._cast_kernel, plain, {"BLOCK": CAST_BLOCK}, False, x_ptr="*fp32", out_ptr="*fp16"
-    )
+    add("lora cast", kernels._cast_kernel, plain, {"BLOCK": CAST_BLOCK}, False, x_ptr="*fp32", out_ptr="*fp16")
     doubles = dict.fromkeys(("in_ptr", "out_ptr", "grad_ptr", "a_ptr", "b_ptr", "dx_ptr"), "*fp64")
     add("lora forward rows", kernels._forward_rows_kernel, plain, {}, False, **doubles)
     ends = {"GROUP": 3, "HAS_DX": True}

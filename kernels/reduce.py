@@ -58,9 +58,7 @@ def _ragged_rows_kernel(partials_ptr, rows_ptr, first_ptr, n_ptr):
     row = tl.program_id(0).to(tl.int64)
     first = tl.load(first_ptr + row)
     n_programs = tl.load(first_ptr + row + 1) - first
-    write_row(
-        partials_ptr + first * _N_PARTIALS, n_programs, tl.load(n_ptr + row), rows_ptr + row * _N_FIELDS
-    )
+    write_row(partials_ptr + first * _N_PARTIALS, n_programs, tl.load(n_ptr + row), rows_ptr + row * _N_FIELDS)
 
 
 def reduce_partials(partials: torch.Tensor, n: int) -> torch.Tensor:

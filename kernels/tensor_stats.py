@@ -220,9 +220,7 @@ def _multi_stats_kernel(
 
 
 @jit(do_not_specialize=["tiles_per_program"])
-def _histogram_kernel(
-    x_ptr, counts_ptr, n, tiles_per_program, BLOCK: tl.constexpr, N_EXPONENTS: tl.constexpr
-):
+def _histogram_kernel(x_ptr, counts_ptr, n, tiles_per_program, BLOCK: tl.constexpr, N_EXPONENTS: tl.constexpr):
     """Each program counts the fp32 exponent fields of its tiles into its row of int32 counts [P, 256]."""
     program = tl.program_id(0).to(tl.int64)
     counts = tl.zeros((N_EXPONENTS,), dtype=tl.int32)
@@ -363,9 +361,7 @@ def overflow_after_product(row: torch.Tensor, finite_inputs: torch.Tensor | bool
     return torch.cat([row[..., :N_OVERFLOW], overflow[..., None], row[..., N_OVERFLOW + 1 :]], dim=-1)
 
 
-def round_with_stats_cpu(
-    acc: torch.Tensor, dtype: torch.dtype, full: bool = True
-) -> tuple[torch.Tensor, torch.Tensor]:
+def round_with_stats_cpu(acc: torch.Tensor, dtype: torch.dtype, full: bool = True) -> tuple[torch.Tensor, torch.Tensor]:
     """Rounds a CPU accumulator to the stored dtype and counts what that did to it, in one pass.
 
     Args:
@@ -401,9 +397,7 @@ def _rounded_row(row: torch.Tensor, acc: torch.Tensor, stored: torch.Tensor) -> 
 
 
 @functools.lru_cache(maxsize=16)
-def _shares(
-    sizes: tuple[int, ...], device: torch.device
-) -> tuple[int, torch.Tensor, torch.Tensor, torch.Tensor]:
+def _shares(sizes: tuple[int, ...], device: torch.device) -> tuple[int, torch.Tensor, torch.Tensor, torch.Tensor]:
     """How programs share tensors of these sizes: their number P, tensor [P], first [T + 1] and n [T].
 
     LoRA's sizes never change, so this is built once a run.

@@ -1,24 +1,92 @@
-"""Triton kernels are tested everywhere: compiled where there is a CUDA device, interpreted elsewhere.
+"""Shared by all tests: tiny real models made from configs, and the real command line in a subprocess.
 
-TRITON_INTERPRET is read when a kernel is defined, so it is set here, before any test file imports one, for
-the whole pytest process. That changes nothing else: CPU tensors take the CPU path, interpreter or not, unless
-a test calls a Triton launcher itself or enters `lora_train.kernels.backend.triton_on_cpu()`. Tests that need
-the real compiler start a process without the variable (tests/kernels/test_aot.py).
+Triton kernels are tested everywhere: compiled where there is a CUDA device, interpreted elsewhere. TRITON_INTERPRET is
+read when a kernel is defined, so it is set here, for the whole pytest process. That changes nothing else: CPU tensors
+take the CPU path, interpreter or not, unless a test calls a Triton launcher itself or enters
+`lora_train.kernels.backend.triton_on_cpu()`. Tests that need the real compiler start a process without the variable.
 """
 
+from __future__ import annotations
+
 import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+ROOT = Path(__file__).resolve().parent.parent
+DATA = ROOT / "examples" / "data" / "koalpaca_mini.jsonl"
+VOCABULARY = 512
+
+# sentences are tested in English unless a test says otherwise; the hub is never asked
+os.environ.update(LORA_TRAIN_LANG="en", HF_HUB_OFFLINE="1")
+
+# What a user's shell has: compiled kernels; one thread, because the models are tiny.
+COMMAND_ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 HAS_CUDA = torch.cuda.is_available()
 if not HAS_CUDA:
     os.environ["TRITON_INTERPRET"] = "1"
 
+Cli = Callable[..., subprocess.CompletedProcess]
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skips what is marked gpu where there is none, with the reason."""
     if not HAS_CUDA:
-        skip = pytest.mark.skip(reason="needs a CUDA device")
         for item in items:
             if "gpu" in item.keywords:
-                item.add_marker(skip)
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture(scope="session")
+def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Folders with a two-layer GPT-NeoX and a two-layer LLaMA (float32) and a byte-level BPE tokenizer."""
+    from tokenizers import ByteLevelBPETokenizer
+    from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    bpe = ByteLevelBPETokenizer()
+    bpe.train([str(DATA)], vocab_size=VOCABULARY, special_tokens=["<|endoftext|>"], show_progress=False)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe._tokenizer, eos_token="<|endoftext|>")
+    sizes: dict[str, Any] = {
+        "vocab_size": VOCABULARY,
+        "hidden_size": 64,
+        "intermediate_size": 192,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 512,
+        "bos_token_id": 0,
+        "eos_token_id": 0,
+    }
+    torch.manual_seed(0)
+    models = {
+        "gpt_neox": GPTNeoXForCausalLM(GPTNeoXConfig(**sizes)),
+        "llama": LlamaForCausalLM(LlamaConfig(**sizes, num_key_value_heads=2)),
+    }
+    folders = {}
+    for name, model in models.items():
+        folders[name] = tmp_path_factory.mktemp("models") / name
+        model.save_pretrained(folders[name])
+        tokenizer.save_pretrained(folders[name])
+    return folders
+
+
+@pytest.fixture(scope="session")
+def cli() -> Cli:
+    """Runs the installed lora-train command."""
+
+    def run(*arguments: object, cwd: Path = ROOT, env: dict[str, str] | None = None) -> subprocess.CompletedProcess:
+        return subprocess.run(
+            [str(Path(sys.executable).with_name("lora-train")), *map(str, arguments)],
+            cwd=cwd,
+            env={**COMMAND_ENVIRONMENT, **(env or {})},
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+
+    return run

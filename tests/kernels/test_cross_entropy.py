@@ -64,9 +64,7 @@ def run(
 
 
 @pytest.mark.parametrize("bias", [False, True], ids=["", "bias"])
-@pytest.mark.parametrize(
-    "dtype", [torch.float32, torch.float16, torch.bfloat16], ids=["fp32", "fp16", "bf16"]
-)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=["fp32", "fp16", "bf16"])
 @pytest.mark.parametrize("n_tokens", [0, 1, 63])
 @pytest.mark.parametrize("upstream", [1.0, 65536 / 3, 2.0**-14])
 def test_against_fp64(backend: Backend, n_tokens: int, dtype: torch.dtype, bias: bool, upstream: float):

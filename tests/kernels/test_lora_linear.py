@@ -25,9 +25,7 @@ from lora_train.kernels.reduce import FIELDS
 from torch import Tensor
 
 INF, NAN = math.inf, math.nan
-N_NAN, N_INF, N_OVERFLOW, N_UNDERFLOW = (
-    FIELDS.index(f) for f in ("n_nan", "n_inf", "n_overflow", "n_underflow")
-)
+N_NAN, N_INF, N_OVERFLOW, N_UNDERFLOW = (FIELDS.index(f) for f in ("n_nan", "n_inf", "n_overflow", "n_underflow"))
 
 # Largest relative error of a tensor, ||a - b|| / ||b||. 16-bit results: half a unit in the last place is at
 # most 2^-11 (fp16) or 2^-8 (bf16), once per rounding. LoRA gradients are fp32 everywhere; Triton's products
@@ -129,9 +127,7 @@ class Result:
         return [*self.ys, self.dx, *self.dA, *self.dB]
 
 
-def run(
-    backend: Backend, layer: Layer, p: float = 0.0, seed: Tensor | None = None, with_slot: bool = True
-) -> Result:
+def run(backend: Backend, layer: Layer, p: float = 0.0, seed: Tensor | None = None, with_slot: bool = True) -> Result:
     """One forward and backward of `layer` on a backend; everything back on the CPU."""
 
     def leaf(t: Tensor) -> Tensor:
@@ -165,9 +161,7 @@ def run_reference(layer: Layer, p: float = 0.0, keep: Tensor | None = None) -> R
     x, lora_A, lora_B = leaf(layer.x), [leaf(a) for a in layer.lora_A], [leaf(b) for b in layer.lora_B]
     biases = [None if b is None else b.double() for b in layer.biases]
     weights = [w.double() for w in layer.weights]
-    ys = lora_linear_reference(
-        x, weights, lora_A, lora_B, layer.scalings, biases=biases, dropout_p=p, keep=keep
-    )
+    ys = lora_linear_reference(x, weights, lora_A, lora_B, layer.scalings, biases=biases, dropout_p=p, keep=keep)
     torch.autograd.backward(ys, [grad.double() for grad in layer.grads])
     back: Any = [[t.grad for t in group] for group in ([x], lora_A, lora_B)]
     return Result([y.detach() for y in ys], back[0][0], back[1], back[2], torch.empty(0))

@@ -15,15 +15,11 @@ SHAPES = ((64, 64), (63, 123), (431,), (1, 1), (3, 4099), (40, 576))
 
 def quantized(shape: tuple[int, ...], blocksize: int, nested: bool) -> tuple[torch.Tensor, Any]:
     weight = torch.randn(shape, generator=torch.Generator().manual_seed(5))
-    packed, state = bnb.quantize_4bit(
-        weight, blocksize=blocksize, compress_statistics=nested, quant_type="nf4"
-    )
+    packed, state = bnb.quantize_4bit(weight, blocksize=blocksize, compress_statistics=nested, quant_type="nf4")
     return packed, state
 
 
-def arguments(
-    packed: torch.Tensor, state: Any, shape: tuple[int, ...], dtype: torch.dtype
-) -> tuple[Any, ...]:
+def arguments(packed: torch.Tensor, state: Any, shape: tuple[int, ...], dtype: torch.dtype) -> tuple[Any, ...]:
     second = (state.state2.absmax, state.state2.code, state.offset) if state.nested else (None, None, None)
     nested_blocksize = state.state2.blocksize if state.nested else 256
     return packed, state.absmax, state.code, *second, shape, state.blocksize, nested_blocksize, dtype

@@ -72,9 +72,7 @@ def test_ragged_rows(triton_device: str):
     values = partials(300)
     first = torch.tensor([0, 1, 1, 290, 300])
     n = torch.tensor([5, 0, 2**40, 7])
-    rows = reduce_ragged_partials(
-        values.to(triton_device), first.to(triton_device), n.to(triton_device)
-    ).cpu()
+    rows = reduce_ragged_partials(values.to(triton_device), first.to(triton_device), n.to(triton_device)).cpu()
     for t in range(4):
         expected = reduce_partials_reference(values[first[t] : first[t + 1]], int(n[t]))
         torch.testing.assert_close(rows[t], expected, rtol=1e-14, atol=0)

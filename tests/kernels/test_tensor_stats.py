@@ -20,9 +20,7 @@ SIZES = (0, 1, 15, 63, 123, 431, 512, 8191, 8193, 20_001)
 Stats = Callable[[torch.Tensor, bool], torch.Tensor]
 
 
-@pytest.fixture(
-    params=["aten", "c", "c-portable", "interpreter", pytest.param("cuda", marks=pytest.mark.gpu)]
-)
+@pytest.fixture(params=["aten", "c", "c-portable", "interpreter", pytest.param("cuda", marks=pytest.mark.gpu)])
 def stats(request: pytest.FixtureRequest) -> Stats:
     """One implementation of `tensor_stats(x, full)`."""
     if request.param == "aten":
@@ -31,9 +29,7 @@ def stats(request: pytest.FixtureRequest) -> Stats:
         if not cpu.AVAILABLE:
             pytest.skip("the C extension was not built")
         portable = request.param == "c-portable"
-        return lambda x, full: cpu.stats(
-            tensor_stats._flat(x), tensor_stats._counts_small(x.dtype, full), portable
-        )
+        return lambda x, full: cpu.stats(tensor_stats._flat(x), tensor_stats._counts_small(x.dtype, full), portable)
     if request.param == "cuda":
         return lambda x, full: tensor_stats.tensor_stats_triton(x.cuda(), full).cpu()
     if torch.cuda.is_available():
@@ -71,9 +67,7 @@ def test_planted_values_at_the_ends(stats: Stats, dtype: torch.dtype, n: int):
     """Each special value first, last and in the middle; nothing past the end is counted."""
     tiny = torch.finfo(dtype).smallest_normal / 2
     x = random(n, dtype).abs() + 1
-    for position, value in zip(
-        (0, 1, n // 2, n - 3, n - 2, n - 1), (NAN, -INF, -0.0, tiny, INF, NAN), strict=True
-    ):
+    for position, value in zip((0, 1, n // 2, n - 3, n - 2, n - 1), (NAN, -INF, -0.0, tiny, INF, NAN), strict=True):
         x[position] = value
     row = dict(zip(FIELDS, stats(x, True).tolist(), strict=True))
     assert (row["n_nan"], row["n_inf"], row["n_zero"], row["n_subnormal"], row["n"]) == (2, 2, 1, 1, n)
@@ -363,9 +357,7 @@ def test_nothing_waits_for_the_device():
     torch.cuda.set_sync_debug_mode("error")
     try:
         tensor_stats.multi_tensor_stats(tensors)
-        tensor_stats.tensor_stats(
-            tensors[0], product_of_finite=torch.ones((), dtype=torch.bool, device="cuda")
-        )
+        tensor_stats.tensor_stats(tensors[0], product_of_finite=torch.ones((), dtype=torch.bool, device="cuda"))
         tensor_stats.exponent_histogram(tensors[0])
     finally:
         torch.cuda.set_sync_debug_mode("default")

@@ -1,0 +1,40 @@
+"""Every sentence a user sees, in Korean and in English.
+
+The sentences live in catalogue/en.json and catalogue/ko.json under the same keys; placeholders are
+str.format fields. The language is LORA_TRAIN_LANG, else that of the locale. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+LANGUAGES = ("en", "ko")
+_CATALOGUE = Path(__file__).with_name("catalogue")
+
+
+def language() -> str:
+    """The language of this process: "ko" or "en"."""
+    for variable in ("LORA_TRAIN_LANG", "LC_ALL", "LC_MESSAGES", "LANG"):
+        value = os.environ.get(variable, "")
+        if value:
+            return "ko" if value.lower().startswith("ko") else "en"
+    return "en"
+
+
+@functools.cache
+def catalogue(lang: str) -> dict[str, str]:
+    """All sentences of one language, by key."""
+    return json.loads((_CATALOGUE / f"{lang}.json").read_text(encoding="utf-8"))
+
+
+def say(key: str, /, **values: Any) -> str:
+    """The sentence `key` in the user's language with its placeholders filled.
+
+    Raises:
+        KeyError: the catalogue has no such key, or a placeholder has no value (a programmer's error).
+    """
+    return catalogue(language())[key].format(**values)

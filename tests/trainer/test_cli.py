@@ -1,0 +1,325 @@
+"""The real command line in a subprocess, as a user runs it."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from lora_train.instrument.store import read_metrics
+
+from ..conftest import COMMAND_ENVIRONMENT, DATA, ROOT
+
+STEP_KEYS = """start step updates epoch loss learning_rate grad_norm loss_scale skipped nonfinite_micro_batches tokens
+supervised_tokens tokens_per_second step_seconds max_sequence_length memory_allocated_gib memory_reserved_gib
+host_memory_gib eval_seconds_total save_seconds_total"""
+EVAL_KEYS = """start step eval_loss eval_token_accuracy eval_runtime eval_samples_per_second eval_steps_per_second"""
+
+
+def write_config(folder: Path, model: Path, **training) -> Path:
+    path = folder / "run.yaml"
+    settings = {"output_dir": str(folder / "run"), "per_device_train_batch_size": 2, "learning_rate": 1e-3}
+    content = {
+        "model": {"name_or_path": str(model)},
+        "lora": {"r": 4, "lora_dropout": 0.1},
+        "data": {"train": str(DATA), "format": "koalpaca", "limit": 40, "cutoff_len": 128},
+        "training": settings | training,
+    }
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+def steps_of(run: Path) -> list[dict]:
+    return [row for row in read_metrics(run) if "loss" in row]
+
+
+@pytest.fixture(scope="module")
+def finished(cli, tiny_models, tmp_path_factory):
+    """One whole run: twelve steps, evaluation and saving every five."""
+    folder = tmp_path_factory.mktemp("a run with spaces")
+    config = write_config(
+        folder,
+        tiny_models["gpt_neox"],
+        max_steps=12,
+        logging_steps=4,
+        eval_strategy="steps",
+        eval_steps=5,
+        save_steps=5,
+    )
+    result = cli("--config", config, "data.eval_fraction=0.1", "training.save_total_limit=2")
+    assert result.returncode == 0, result.stderr
+    return folder / "run", result.stdout
+
+
+def test_prints_banner_steps_and_end(finished):
+    run, out = finished
+    assert "trainable params: 2,048 || all params: " in out or re.search(r"trainable params: [\d,]+ \|\| all", out)
+    line = (
+        r"step  8/12  loss \d\.\d+  grad_norm [\d.]+  lr 0\.00041\d+  scale 1  skipped 0  [\d,]+ tok/s  "
+        r"\d+\.\d GiB  eta 0:00:\d\d"
+    )
+    assert re.search(line, out), out
+    assert [int(step) for step in re.findall(r"^step +(\d+)/12", out, re.M)] == [1, 4, 8, 12]
+    assert [int(step) for step in re.findall(r"^eval (\d+)/12", out, re.M)] == [5, 10, 12]
+    assert f"adapter {run / 'adapter'}" in out
+
+
+def test_run_folder_holds_what_the_design_says(finished):
+    run, _ = finished
+    assert {path.name for path in run.iterdir()} == {
+        "config.yaml", "env.json", "metrics.jsonl", "checkpoint-10", "checkpoint-12", "adapter",
+    }  # fmt: skip
+    rows = read_metrics(run)
+    steps = steps_of(run)
+    assert [row["step"] for row in steps] == list(range(1, 13))
+    assert [row["step"] for row in rows if "eval_loss" in row] == [5, 10, 12]
+    assert all(list(row) == STEP_KEYS.split() for row in steps)
+    assert all(list(row) == EVAL_KEYS.split() for row in rows if "eval_loss" in row)
+    assert rows[-1].keys() == {"start", "train_runtime", "train_samples_per_second", "train_steps_per_second"}
+    assert steps[-1]["epoch"] == pytest.approx(12 / 18)
+    assert steps[0]["learning_rate"] == 1e-3
+    assert steps[0]["learning_rate"] > steps[-1]["learning_rate"] > 0
+    assert 0 < steps[0]["supervised_tokens"] < steps[0]["tokens"]
+    assert json.loads((run / "env.json").read_text())["processes"] == 1
+
+
+def test_saved_adapter_gives_the_same_logits_in_a_fresh_process(finished, tiny_models):
+    """peft alone, without this package, computes what this trainer's last evaluation saw."""
+    run, _ = finished
+    code = """
+import sys, torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+model = AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype=torch.float32)
+model = PeftModel.from_pretrained(model, sys.argv[2]).eval()
+logits = model(input_ids=torch.arange(40)[None]).logits
+torch.save(logits.detach(), sys.argv[3])
+print(any(name.startswith("lora_train") for name in sys.modules))
+"""
+    file = run / "logits.pt"
+    fresh = [sys.executable, "-c", code, str(tiny_models["gpt_neox"]), str(run / "adapter"), str(file)]
+    assert subprocess.run(fresh, capture_output=True, text=True, check=True).stdout == "False\n"
+
+    import torch
+    from lora_train.trainer.checkpoint import load_checkpoint
+
+    from .test_loop import make_config, make_parts
+
+    config = make_config(tiny_models["gpt_neox"])
+    parts = make_parts(config.model_copy(update={"lora": config.lora.model_copy(update={"r": 4, "lora_alpha": 8.0})}))
+    load_checkpoint(run / "checkpoint-12", parts.model, parts.optimizer, parts.loss_scale)
+    with torch.no_grad():
+        ours = parts.model.eval()(input_ids=torch.arange(40)[None]).logits
+    torch.testing.assert_close(torch.load(file, weights_only=True), ours, rtol=0, atol=0)
+    file.unlink()
+
+
+def test_model_card_holds_the_config(finished):
+    run, _ = finished
+    front, _, body = (run / "adapter" / "README.md").read_text().removeprefix("---\n").partition("---\n")
+    assert yaml.safe_load(front)["library_name"] == "peft"
+    folded = body.split("```yaml\n")[1].split("```")[0]
+    assert yaml.safe_load(folded)["training"]["max_steps"] == 12
+
+
+def test_a_second_run_does_not_touch_the_first(finished, cli, tiny_models):
+    run, _ = finished
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+    result = cli("--config", run.parent / "run.yaml", "training.max_steps=1", "training.eval_strategy=no")
+    assert result.returncode == 0
+    assert f"{run} already holds a run; this one goes to {run}-2" in result.stdout
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
+    assert len(steps_of(run.with_name("run-2"))) == 1
+
+
+def test_koalpaca_yaml_trains_in_4_bits_fp16_with_a_paged_optimizer(cli, tiny_models, tmp_path):
+    """The shipped config itself; only model, data and length are exchanged. In Korean."""
+    result = cli(
+        "--config", ROOT / "koalpaca.yaml",
+        f"model.name_or_path={tiny_models['gpt_neox']}", f"data.train={DATA}", "data.limit=60",
+        f"training.output_dir={tmp_path / 'run'}", "training.max_steps=12", "training.eval_steps=12",
+        "training.learning_rate=3e-3", env={"LORA_TRAIN_LANG": "ko"},
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert "가중치 nf4, 계산 float16" in result.stdout
+    assert "paged_adamw_8bit은 스텝마다 장치를 한 번 기다립니다" in result.stdout
+    rows = steps_of(tmp_path / "run")
+    assert len(rows) == 12
+    assert {row["loss_scale"] for row in rows} == {65536.0}
+    assert rows[-1]["updates"] == 12
+    assert rows[-1]["loss"] < rows[0]["loss"]
+    assert result.stderr == ""
+
+
+def test_fp16_run_backs_off_from_too_high_a_scale_and_learns(cli, tiny_models, tmp_path):
+    config = write_config(tmp_path, tiny_models["llama"], max_steps=25, fp16=True, optim="adamw_torch_fused")
+    result = cli("--config", config, "precision.min_loss_scale=1.0e+7")
+    assert result.returncode == 0, result.stderr
+    rows = steps_of(tmp_path / "run")
+    skipped = [row for row in rows if row["skipped"]]
+    assert skipped
+    assert all(row["grad_norm"] is None and row["loss"] is not None for row in skipped)
+    assert rows[-1]["updates"] == 25 - len(skipped)
+    assert min(row["loss_scale"] for row in rows) >= 1.0e7
+
+
+def start(config: Path, *arguments: str) -> subprocess.Popen:
+    command = [str(Path(sys.executable).with_name("lora-train")), "--config", str(config), *arguments]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=COMMAND_ENVIRONMENT)
+
+
+def wait_for_step(run: Path, step: int, process: subprocess.Popen) -> None:
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        if (run / "metrics.jsonl").exists() and len((run / "metrics.jsonl").read_text().splitlines()) >= step:
+            return
+        time.sleep(0.005)
+    raise AssertionError(process.communicate()[1])
+
+
+def test_a_killed_run_resumes_bit_for_bit(cli, tiny_models, tmp_path):
+    """30 steps straight equal 17, SIGKILL, and --resume auto to 30: losses and adapter bytes; fp16 with dropout."""
+    settings = {"max_steps": 30, "gradient_accumulation_steps": 4, "save_steps": 5, "fp16": True}
+    for name in ("straight", "killed"):
+        (tmp_path / name).mkdir()
+        write_config(tmp_path / name, tiny_models["gpt_neox"], **settings)
+    straight, killed = tmp_path / "straight" / "run", tmp_path / "killed" / "run"
+    assert cli("--config", straight.parent / "run.yaml").returncode == 0
+
+    process = start(killed.parent / "run.yaml")
+    wait_for_step(killed, 17, process)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    reached = len(steps_of(killed))
+    assert 17 <= reached < 30
+    assert not (killed / "adapter").exists()
+    result = cli("--config", killed.parent / "run.yaml", "--resume", "auto")
+    assert result.returncode == 0, result.stderr
+    assert f"going on after step {reached // 5 * 5}" in result.stdout
+
+    rows, expected = steps_of(killed), steps_of(straight)
+    same = ("step", "updates", "loss", "grad_norm", "loss_scale", "learning_rate", "skipped", "tokens")
+    assert [[row[key] for key in same] for row in rows] == [[row[key] for key in same] for row in expected]
+    assert {row["start"] for row in rows} == {0, 1}
+    for file in ("adapter/adapter_model.safetensors", "checkpoint-30/optimizer.safetensors"):
+        assert (killed / file).read_bytes() == (straight / file).read_bytes()
+
+
+def test_two_processes_equal_one_with_twice_the_accumulation(cli, tiny_models, tmp_path):
+    """41 rows: the last step of an epoch leaves the second process without a row. No dropout: masks differ by rank."""
+    settings = {"max_steps": 12, "logging_steps": 4}
+    for name, accumulation in (("one", 2), ("two", 1)):
+        (tmp_path / name).mkdir()
+        write_config(tmp_path / name, tiny_models["gpt_neox"], gradient_accumulation_steps=accumulation, **settings)
+    overrides = ["lora.lora_dropout=0", "data.limit=41"]
+    assert cli("--config", tmp_path / "one" / "run.yaml", *overrides).returncode == 0
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    train = ["-m", "lora_train.trainer.cli", "--config", str(tmp_path / "two" / "run.yaml"), *overrides]
+    result = subprocess.run(
+        [*launch, *train], capture_output=True, text=True, env=COMMAND_ENVIRONMENT, timeout=120, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("step  4/12") == 1
+    assert "(2 process)" in result.stdout
+    one, two = steps_of(tmp_path / "one" / "run"), steps_of(tmp_path / "two" / "run")
+    same = ("step", "loss", "grad_norm", "tokens", "supervised_tokens", "epoch")
+    for ours, theirs in zip(two, one, strict=True):
+        assert [ours[key] for key in same] == pytest.approx([theirs[key] for key in same], rel=1e-5)
+
+
+def test_sigterm_writes_a_checkpoint_and_exits_143(tiny_models, tmp_path):
+    config = write_config(tmp_path, tiny_models["gpt_neox"], max_steps=5000, save_strategy="no")
+    process = start(config)
+    wait_for_step(tmp_path / "run", 3, process)
+    process.send_signal(signal.SIGTERM)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 143
+    stopped = re.search(r"stopped after step (\d+) of 5000", out)
+    assert stopped is not None
+    step = int(stopped[1])
+    assert (tmp_path / "run" / f"checkpoint-{step}" / "adapter_model.safetensors").exists()
+    assert steps_of(tmp_path / "run")[-1]["step"] == step
+
+
+def test_max_hours_saves_in_time_and_exits_0(cli, tiny_models, tmp_path):
+    config = write_config(tmp_path, tiny_models["gpt_neox"], max_steps=100000, max_hours=20 / 3600)
+    result = cli("--config", config)
+    assert result.returncode == 0, result.stderr
+    assert "go on with --resume auto" in result.stdout
+    assert len(list((tmp_path / "run").glob("checkpoint-*"))) >= 1
+
+
+BAD = [
+    (["lora.rnak=8"], "lora.rnak is not a known key", "did you mean lora.r?"),
+    (["lora.r=eight"], "lora.r must be a whole number, not eight", ""),
+    (["lora.lora_dropout=1"], "lora.lora_dropout must be less than 1.0, not 1", ""),
+    (["training.fp16=true", "training.bf16=true"], "training.fp16 and training.bf16 are both true", "keep one"),
+    (["data.train=nowhere.jsonl"], "there is no file nowhere.jsonl", "paths are taken from the folder"),
+    (["model.name_or_path=./nowhere"], "there is no file or folder ./nowhere", "give a hub id"),
+    (["training.eval_strategy=epoch"], "there is nothing to evaluate on", "set data.eval=PATH"),
+    (["trainer.seed=1"], "trainer is not a known section", "did you mean training?"),
+    (["lora.r"], "lora.r is not of the form section.key=value", "for example"),
+    (["lora.target_modules=[]"], "lora.target_modules is empty", "all-linear trains every linear layer"),
+    (["--resmue", "auto"], "unrecognized arguments: --resmue", "lora-train --config koalpaca.yaml"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "error", "hint"), BAD)
+def test_wrong_input_exits_2_within_a_second_and_writes_nothing(cli, tmp_path, arguments, error, hint):
+    config = write_config(tmp_path, Path("owner/model"))
+    result = cli("--config", config, *arguments)
+    assert result.returncode == 2
+    assert result.stdout == ""
+    assert result.stderr.startswith("error: ")
+    assert error in result.stderr
+    assert f"hint: {hint}" in result.stderr or hint == ""
+    assert "Traceback" not in result.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["run.yaml"]
+
+
+@pytest.mark.parametrize("content", ["", "model: [", "- 1", None])
+def test_unusable_config_files(cli, tmp_path, content):
+    path = tmp_path / "run.yaml"
+    if content is not None:
+        path.write_text(content)
+    result = cli("--config", path)
+    assert result.returncode == 2
+    assert result.stderr.startswith(f"error: {path} ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        (["lora.target_modules=[q_proj_typo]"], "nothing in the model is called ['q_proj_typo']"),
+        (["model.name_or_path=owner/model"], "the tokenizer of owner/model cannot be loaded"),
+        (["--resume", "nowhere"], "nowhere holds no checkpoint"),
+    ],
+)
+def test_what_only_the_model_can_tell_is_an_error_too(cli, tiny_models, tmp_path, arguments, error):
+    config = write_config(tmp_path, tiny_models["llama"], max_steps=1)
+    result = cli("--config", config, *arguments)
+    assert result.returncode == 2
+    assert error in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_help_lists_every_key_and_imports_no_torch(cli):
+    result = cli("--help")
+    assert result.returncode == 0
+    assert "r                            Rank of the adapter. (default 8)" in result.stdout
+    assert "name_or_path                 Hub id, folder in Hugging Face format" in result.stdout
+    code = """
+import sys
+from lora_train.trainer.cli import main
+code = main(["--config", "nowhere.yaml"])
+print(code, "torch" in sys.modules, "transformers" in sys.modules)
+"""
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert output == "2 False False\n"

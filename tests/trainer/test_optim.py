@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from lora_train.trainer.config import TrainingSection
+from lora_train.trainer.optim import Optimizer, lr_table
+
+OPTIMIZERS = ["adamw_torch_fused", "adamw_torch", "adamw_8bit", "paged_adamw_8bit"]
+
+
+def parameters() -> dict[str, torch.nn.Parameter]:
+    torch.manual_seed(0)
+    return {"lora_A": torch.nn.Parameter(torch.randn(8, 600)), "bias": torch.nn.Parameter(torch.randn(5))}
+
+
+def set_gradients(params: dict[str, torch.nn.Parameter], step: int, scale: float = 1.0) -> None:
+    generator = torch.Generator().manual_seed(step)
+    for parameter in params.values():
+        parameter.grad = torch.randn(parameter.shape, generator=generator) * scale
+
+
+def section(**changes) -> TrainingSection:
+    return TrainingSection(**{"learning_rate": 0.01, "optim": "adamw_torch_fused", **changes})
+
+
+@pytest.mark.parametrize("optim", ["adamw_torch_fused", "adamw_torch"])
+def test_scaled_clipped_step_equals_plain_torch(optim):
+    ours, theirs = parameters(), parameters()
+    training = section(optim=optim, weight_decay=0.1, max_grad_norm=0.5)
+    optimizer = Optimizer(ours, training, [0.01, 0.005, 0.0025])
+    groups = [{"params": theirs["lora_A"], "weight_decay": 0.1}, {"params": theirs["bias"], "weight_decay": 0.0}]
+    reference = torch.optim.AdamW(groups, lr=0.01)
+    for step, learning_rate in enumerate([0.01, 0.005, 0.0025]):
+        set_gradients(ours, step, scale=1024.0)
+        norm, found_inf = optimizer.step(torch.tensor(1024.0))
+        set_gradients(theirs, step)
+        expected = torch.nn.utils.clip_grad_norm_(theirs.values(), 0.5)
+        for group in reference.param_groups:
+            group["lr"] = learning_rate
+        reference.step()
+        assert norm.item() == pytest.approx(expected.item(), rel=1e-6)
+        assert found_inf.item() == 0.0
+    for name in ours:
+        torch.testing.assert_close(ours[name], theirs[name], rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("optim", OPTIMIZERS)
+def test_non_finite_gradients_are_skipped_and_do_not_move_the_schedule(optim):
+    params = parameters()
+    optimizer = Optimizer(params, section(optim=optim), [0.1, 0.01])
+    before = {name: parameter.detach().clone() for name, parameter in params.items()}
+    set_gradients(params, 0)
+    params["bias"].grad = torch.tensor([1.0, 2.0, 3.0, float("nan"), 4.0])
+    norm, found_inf = optimizer.step(torch.tensor(1.0))
+    assert (math.isnan(norm.item()), found_inf.item(), optimizer.updates.item()) == (True, 1.0, 0)
+    assert all(torch.equal(params[name], before[name]) for name in params)
+    assert all(parameter.grad is None for parameter in params.values())
+    set_gradients(params, 1)
+    optimizer.step(torch.tensor(1.0))
+    # Adam's first step moves every value by the learning rate of update 0
+    moved = (params["bias"] - before["bias"]).abs()
+    torch.testing.assert_close(moved, torch.full((5,), 0.1), rtol=1e-3, atol=0)
+    assert optimizer.updates.item() == 1
+
+
+@pytest.mark.parametrize("optim", OPTIMIZERS)
+def test_state_continues_bit_for_bit(optim):
+    straight, resumed = parameters(), parameters()
+    table = [0.01] * 6
+    optimizer, first = Optimizer(straight, section(optim=optim), table), Optimizer(resumed, section(optim=optim), table)
+    for step in range(6):
+        set_gradients(straight, step)
+        optimizer.step(torch.tensor(1.0))
+    for step in range(3):
+        set_gradients(resumed, step)
+        first.step(torch.tensor(1.0))
+    second = Optimizer(resumed, section(optim=optim), table)
+    second.load_state_dict({key: value.clone() for key, value in first.state_dict().items()})
+    for step in range(3, 6):
+        set_gradients(resumed, step)
+        second.step(torch.tensor(1.0))
+    assert second.updates.item() == 6
+    assert all(torch.equal(straight[name], resumed[name]) for name in straight)
+
+
+def test_only_the_fused_optimizer_never_waits():
+    waits = {optim: Optimizer(parameters(), section(optim=optim), [0.1]).waits for optim in OPTIMIZERS}
+    assert [optim for optim in OPTIMIZERS if not waits[optim]] == ["adamw_torch_fused"]
+
+
+def test_table_of_learning_rates():
+    linear = lr_table(section(learning_rate=1.0, warmup_steps=2), 6)
+    assert linear == pytest.approx([0.0, 0.5, 1.0, 0.75, 0.5, 0.25, 0.0])
+    assert lr_table(section(learning_rate=1.0, warmup_ratio=0.25, lr_scheduler_type="constant_with_warmup"), 4) == [
+        0.0, 1.0, 1.0, 1.0, 1.0,
+    ]  # fmt: skip
+    cosine = lr_table(section(learning_rate=1.0, lr_scheduler_type="cosine"), 4)
+    assert cosine == pytest.approx([0.5 * (1 + math.cos(math.pi * i / 4)) for i in range(5)])

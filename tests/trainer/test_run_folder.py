@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+import yaml
+from lora_train.trainer.config import Config
+from lora_train.trainer.errors import UserError
+from lora_train.trainer.run_folder import family, find_checkpoint, fresh_folder, write_config, write_env
+
+CONFIG = Config.model_validate({"model": {"name_or_path": "o/m"}, "data": {"train": "o/d", "format": "text"}})
+
+
+def make_run(folder, *steps: int) -> None:
+    folder.mkdir(parents=True)
+    (folder / "metrics.jsonl").touch()
+    for step in steps:
+        (folder / f"checkpoint-{step}").mkdir()
+        (folder / f"checkpoint-{step}" / "trainer_state.json").touch()
+
+
+def test_a_second_run_goes_to_a_new_folder(tmp_path):
+    base = tmp_path / "run"
+    assert fresh_folder(str(base)) == base
+    make_run(base)
+    assert str(fresh_folder(str(base))) == f"{base}-2"
+    make_run(tmp_path / "run-2")
+    assert str(fresh_folder(str(base))) == f"{base}-3"
+    # a folder without a run in it is free to use
+    (tmp_path / "run-3").mkdir()
+    assert str(fresh_folder(str(base))) == f"{base}-3"
+
+
+def test_resume_auto_takes_the_newest_checkpoint_of_the_newest_run(tmp_path):
+    base = tmp_path / "run"
+    assert find_checkpoint("auto", str(base)) is None
+    make_run(base, 5, 10)
+    assert find_checkpoint("auto", str(base)) == base / "checkpoint-10"
+    make_run(tmp_path / "run-2", 3)
+    make_run(tmp_path / "run-10")
+    make_run(tmp_path / "running", 99)
+    assert [path.name for path in family(str(base))] == ["run", "run-2", "run-10"]
+    assert find_checkpoint("auto", str(base)) == tmp_path / "run-2" / "checkpoint-3"
+
+
+def test_resume_takes_a_run_or_a_checkpoint_by_name(tmp_path):
+    make_run(tmp_path / "run", 5, 10)
+    assert find_checkpoint(str(tmp_path / "run"), "x") == tmp_path / "run" / "checkpoint-10"
+    assert find_checkpoint(str(tmp_path / "run" / "checkpoint-5"), "x") == tmp_path / "run" / "checkpoint-5"
+    with pytest.raises(UserError, match="holds no checkpoint"):
+        find_checkpoint(str(tmp_path / "nowhere"), "x")
+
+
+def test_resolved_config_is_written_and_an_earlier_one_kept(tmp_path):
+    write_config(tmp_path, CONFIG)
+    write_config(tmp_path, CONFIG)
+    assert Config.model_validate(yaml.safe_load((tmp_path / "config.yaml").read_text())) == CONFIG
+    other = CONFIG.model_copy(update={"lora": CONFIG.lora.model_copy(update={"r": 2})})
+    write_config(tmp_path, other)
+    assert yaml.safe_load((tmp_path / "config.yaml").read_text())["lora"]["r"] == 2
+    assert yaml.safe_load((tmp_path / "config.0.yaml").read_text())["lora"]["r"] == 8
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_environment_names_versions_and_hardware(tmp_path):
+    write_env(tmp_path, {"model": "한국어"})
+    env = json.loads((tmp_path / "env.json").read_text())
+    assert env["model"] == "한국어"
+    assert env["versions"]["torch"].startswith("2.")
+    assert env["schema_version"] == 1
+    assert env["threads"] >= 1

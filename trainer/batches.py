@@ -1,0 +1,136 @@
+"""Which rows each step sees, in which order, and their tensors.
+
+The order is a function of the seed and the epoch alone, and any step's rows are found without visiting the
+steps before it: a resumed run reads nothing twice. One step is `gradient_accumulation_steps` micro-batches on
+each process; rank k takes the k-th slice of every micro-batch, so that two processes see the rows of one
+process with twice the accumulation. The last step of an epoch may be smaller.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import math
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from .data import Dataset, Example
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The tensors of one micro-batch of B rows and S tokens, T of them supervised.
+
+    Attributes:
+        input_ids: int64 [B, S], padded on the right.
+        positions: int64 [T], indices into the flattened [B * S] positions whose next token is supervised.
+        targets: int64 [T], those next tokens.
+        rows: source index of each row.
+        n_tokens: tokens without the padding.
+    """
+
+    input_ids: torch.Tensor
+    positions: torch.Tensor
+    targets: torch.Tensor
+    rows: tuple[int, ...]
+    n_tokens: int
+
+    def to(self, device: torch.device) -> Batch:
+        """The batch on a device; from pinned memory the copy does not wait."""
+        if device.type == "cpu":
+            return self
+
+        def move(tensor: torch.Tensor) -> torch.Tensor:
+            return tensor.pin_memory().to(device, non_blocking=True)
+
+        return Batch(move(self.input_ids), move(self.positions), move(self.targets), self.rows, self.n_tokens)
+
+
+def collate(examples: Sequence[Example], pad_token_id: int) -> Batch:
+    """Pads examples on the right and gathers where the supervised targets are.
+
+    Right padding needs no attention mask in a causal model: no real token looks at what comes after it.
+    """
+    width = max(len(example.input_ids) for example in examples)
+    input_ids = torch.full((len(examples), width), pad_token_id, dtype=torch.int64)
+    positions, targets = [], []
+    for index, example in enumerate(examples):
+        ids = torch.from_numpy(example.input_ids).long()
+        input_ids[index, : len(ids)] = ids
+        target_at = torch.from_numpy(example.supervised).nonzero().squeeze(1)
+        positions.append(index * width + target_at - 1)
+        targets.append(ids[target_at])
+    rows = tuple(example.row for example in examples)
+    n_tokens = sum(len(example.input_ids) for example in examples)
+    return Batch(input_ids, torch.cat(positions), torch.cat(targets), rows, n_tokens)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The order of a whole run.
+
+    Attributes:
+        dataset: the training rows.
+        batch_size: rows in a micro-batch of one process.
+        accumulation: micro-batches of one process in a step.
+        seed: of the order.
+        world_size: number of processes.
+    """
+
+    dataset: Dataset
+    batch_size: int
+    accumulation: int
+    seed: int
+    world_size: int = 1
+
+    @property
+    def rows_per_step(self) -> int:
+        return self.batch_size * self.accumulation * self.world_size
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return math.ceil(len(self.dataset.examples) / self.rows_per_step)
+
+    def n_steps(self, num_train_epochs: float, max_steps: int) -> int:
+        """Length of the run in optimizer steps; `max_steps` > 0 wins, as in transformers."""
+        return max_steps if max_steps > 0 else math.ceil(num_train_epochs * self.steps_per_epoch)
+
+    def step(self, step: int) -> list[list[Example]]:
+        """The micro-batches of a step (counted from 1), each over all processes: rank 0's slice first."""
+        epoch, within = divmod(step - 1, self.steps_per_epoch)
+        order = epoch_order(len(self.dataset.examples), self.seed, epoch)
+        chosen = [self.dataset.examples[i] for i in order[within * self.rows_per_step :][: self.rows_per_step]]
+        size = self.batch_size * self.world_size
+        return [chosen[start : start + size] for start in range(0, len(chosen), size)]
+
+    def local(self, micro_batch: list[Example], rank: int) -> list[Example]:
+        """One process's slice of a micro-batch; it may be empty at the end of an epoch."""
+        return micro_batch[rank * self.batch_size : (rank + 1) * self.batch_size]
+
+    def epoch_at(self, step: int) -> float:
+        """Epochs completed after a step."""
+        return step / self.steps_per_epoch
+
+    def fingerprint(self) -> str:
+        """16 hex digits of the rows' content and order in the first epoch."""
+        order = epoch_order(len(self.dataset.examples), self.seed, 0)
+        text = f"{self.dataset.fingerprint()} {self.batch_size} {self.accumulation} {self.world_size} {order}"
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@functools.lru_cache(maxsize=2)
+def epoch_order(n_rows: int, seed: int, epoch: int) -> tuple[int, ...]:
+    """The permutation of one epoch. Python's generator: the same on every version and platform."""
+    order = list(range(n_rows))
+    random.Random(f"order-{seed}-{epoch}").shuffle(order)
+    return tuple(order)
+
+
+def in_batches(examples: Sequence[Example], size: int) -> Iterator[Sequence[Example]]:
+    """Evaluation batches, longest rows first: the batch that needs most memory fails first, padding is least."""
+    by_length = sorted(examples, key=lambda example: (-len(example.input_ids), example.row))
+    for start in range(0, len(by_length), size):
+        yield by_length[start : start + size]

@@ -1,0 +1,152 @@
+"""Checkpoints: safetensors and JSON only, whole or not there at all.
+
+    checkpoint-500/adapter_model.safetensors, adapter_config.json   peft's format
+    checkpoint-500/optimizer.safetensors                            optimizer and loss-scaler state
+    checkpoint-500/trainer_state.json                               counters, schema version, config
+
+Random numbers need no saving: each micro-batch is seeded from (seed, step, micro-batch, rank), and the order of
+the rows from (seed, epoch).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel, set_peft_model_state_dict
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from ..instrument.loss_scale import LossScale
+from ..instrument.store import SCHEMA_VERSION
+from .errors import UserError, problem
+from .model import trainable
+from .optim import Optimizer
+
+OPTIMIZER = "optimizer.safetensors"
+STATE = "trainer_state.json"
+ADAPTER = "adapter_model.safetensors"
+_NAME = re.compile(r"checkpoint-(\d+)")
+
+
+@dataclass
+class Progress:
+    """Where a run stands, as plain numbers.
+
+    Attributes:
+        step: attempted optimizer steps.
+        start: resumes so far.
+        skipped: steps whose gradients were not finite.
+        train_seconds: spent in steps, over all starts; likewise evaluation and saving.
+    """
+
+    step: int = 0
+    start: int = 0
+    skipped: int = 0
+    train_seconds: float = 0.0
+    eval_seconds_total: float = 0.0
+    save_seconds_total: float = 0.0
+
+
+class NotFinite(Exception):
+    """The adapter holds a value that is not finite; nothing was written."""
+
+
+def save_adapter(model: PeftModel, folder: Path) -> None:
+    """Writes the adapter in peft's format, loadable by PeftModel.from_pretrained.
+
+    Raises:
+        NotFinite: before anything is written.
+    """
+    for name, parameter in trainable(model).items():
+        if not torch.isfinite(parameter).all():
+            raise NotFinite(name)
+    # "auto" would ask the hub for the base model's vocabulary
+    model.save_pretrained(str(folder), safe_serialization=True, save_embedding_layers=False)
+    (folder / "README.md").unlink(missing_ok=True)
+
+
+def save_checkpoint(
+    run_dir: Path,
+    model: PeftModel,
+    optimizer: Optimizer,
+    loss_scale: LossScale,
+    progress: Progress,
+    config: dict[str, Any],
+    keep: int | None,
+) -> Path:
+    """Writes checkpoint-<step> under a temporary name, syncs and renames it, then drops the oldest.
+
+    Raises:
+        NotFinite: the adapter is not finite; earlier checkpoints stay.
+        OSError: the disk refused; earlier checkpoints stay.
+    """
+    final = run_dir / f"checkpoint-{progress.step}"
+    partial = final.with_name(final.name + ".tmp")
+    shutil.rmtree(partial, ignore_errors=True)
+    save_adapter(model, partial)
+    tensors = {f"optimizer.{key}": value for key, value in optimizer.state_dict().items()}
+    tensors |= {f"loss_scale.{key}": value for key, value in loss_scale.state_dict().items()}
+    save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, partial / OPTIMIZER)
+    state = {"schema_version": SCHEMA_VERSION, **asdict(progress), "config": config}
+    (partial / STATE).write_text(json.dumps(state, indent=1), encoding="utf-8")
+    commit(partial, final)
+    if keep is not None:
+        for old in checkpoints(run_dir)[:-keep]:
+            shutil.rmtree(old)
+    return final
+
+
+def commit(partial: Path, final: Path) -> None:
+    """Syncs a folder's files to disk and gives the folder its final name."""
+    for path in [*partial.iterdir(), partial]:
+        descriptor = os.open(path, os.O_RDONLY)
+        os.fsync(descriptor)
+        os.close(descriptor)
+    shutil.rmtree(final, ignore_errors=True)
+    partial.rename(final)
+    descriptor = os.open(final.parent, os.O_RDONLY)
+    os.fsync(descriptor)
+    os.close(descriptor)
+
+
+def checkpoints(run_dir: Path) -> list[Path]:
+    """A run's checkpoints, oldest first; unfinished ones are not among them."""
+    found = [path for path in run_dir.glob("checkpoint-*") if _NAME.fullmatch(path.name) and path.is_dir()]
+    return sorted(found, key=lambda path: int(path.name.split("-")[1]))
+
+
+def load_checkpoint(folder: Path, model: PeftModel, optimizer: Optimizer, loss_scale: LossScale) -> Progress:
+    """Restores adapter, optimizer and scaler in place and returns where the run stood.
+
+    Raises:
+        UserError: the folder is not a whole checkpoint of this model.
+    """
+    try:
+        adapter = load_file(folder / ADAPTER)
+        tensors = load_file(folder / OPTIMIZER)
+        state = json.loads((folder / STATE).read_text(encoding="utf-8"))
+        progress = Progress(**{key: state[key] for key in Progress.__dataclass_fields__})
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise UserError(problem("checkpoint.broken", folder=folder, what=error)) from error
+    try:
+        outcome = set_peft_model_state_dict(model, adapter)
+    except RuntimeError as error:
+        raise UserError(problem("checkpoint.other_model", folder=folder, what=str(error).split("\n")[-1])) from error
+    missing = [key for key in outcome.missing_keys if "lora_" in key]
+    if missing or outcome.unexpected_keys:
+        key = (missing or outcome.unexpected_keys)[0]
+        raise UserError(problem("checkpoint.other_model", folder=folder, what=key))
+    optimizer.load_state_dict(_under("optimizer.", tensors))
+    loss_scale.load_state_dict(_under("loss_scale.", tensors))
+    return progress
+
+
+def _under(prefix: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {key[len(prefix) :]: value for key, value in tensors.items() if key.startswith(prefix)}

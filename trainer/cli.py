@@ -1,0 +1,70 @@
+"""The command line. Help and every mistake in the input come before torch is imported."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import logging
+import sys
+import warnings
+from collections.abc import Sequence
+from typing import NoReturn
+
+from ..instrument.messages import say
+from .config import describe
+from .errors import UserError, problem
+from .read_config import read_config
+
+EXIT_USER_ERROR = 2
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(problem("cli.usage", message=message))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="lora-train",
+        description=say("cli.description"),
+        epilog=say("cli.epilog") + "\n" + describe(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", required=True, metavar="FILE", help=say("cli.config"))
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help=say("cli.overrides"))
+    parser.add_argument("--resume", metavar="auto|PATH", help=say("cli.resume"))
+    parser.add_argument("--debug", action="store_true", help=say("cli.debug"))
+    parser.add_argument("--version", action="version", version=importlib.metadata.version("lora-vitals"))
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line and returns the exit code: 0 done, 2 wrong input, 130/143 interrupted."""
+    argv = sys.argv[1:] if argv is None else argv
+    try:
+        arguments = _parser().parse_intermixed_args(argv)
+        config = read_config(arguments.config, arguments.overrides)
+        quiet_libraries()
+        from .run import run  # imports torch, which takes seconds
+
+        return run(config, arguments.resume)
+    except UserError as error:
+        if "--debug" in argv:
+            raise
+        print(error, file=sys.stderr)
+        return EXIT_USER_ERROR
+
+
+def quiet_libraries() -> None:
+    """Keeps other libraries' notes for their developers out of the log of a run; errors still show."""
+    # offers an optional 4-bit CPU kernel from the hub; training does not use it
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    # transformers 5.2x renames these; peft and older releases know the old names only
+    warnings.filterwarnings("ignore", message="`(is_)?gradient_checkpointing(_enable)?` is deprecated")
+    # said in the banner where it matters
+    warnings.filterwarnings("ignore", message="Paged optimizers are not supported on CPU")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,222 @@
+"""The configuration: YAML -> one validated, frozen object, or every problem at once.
+
+Keys are the ecosystem's own words: `training` takes TrainingArguments' names, `lora` LoraConfig's,
+`quantization` BitsAndBytesConfig's. The string under each field is its help text. This module imports
+neither torch nor transformers, so that a typing mistake is answered within a second.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, cast
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+# YAML 1.1 reads an unquoted `no` as false
+_NoOrWord = BeforeValidator(lambda value: "no" if value is False else value)
+Strategy = Annotated[Literal["no", "steps", "epoch"], _NoOrWord]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        use_attribute_docstrings=True,
+        protected_namespaces=(),
+        allow_inf_nan=False,
+    )
+
+
+class ModelSection(Section):
+    name_or_path: str = Field(min_length=1)
+    """Hub id, folder in Hugging Face format, or a .gguf file (converted once, then reused)."""
+    revision: str | None = None
+    """Hub revision. null: resolved once and recorded in env.json."""
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
+    """Storage of the frozen weights. auto: 16-bit when training.fp16 or bf16 is on, else float32."""
+    attn_implementation: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
+    """Attention kernel. eager forms QK^T in the compute dtype and overflows in fp16 sooner."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with the model. Off unless you have read that code."""
+
+
+class QuantizationSection(Section):
+    load_in_4bit: bool = False
+    """Keep the frozen weights in 4 bits (bitsandbytes)."""
+    bnb_4bit_quant_type: Literal["nf4", "fp4"] = "nf4"
+    """4-bit code book."""
+    bnb_4bit_use_double_quant: bool = False
+    """Quantize the block scales as well: about 0.4 bit a weight less."""
+    bnb_4bit_compute_dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
+    """Dtype the 4-bit weights are decoded to. auto: the compute dtype of the run."""
+
+
+class LoraSection(Section):
+    r: int = Field(default=8, ge=1)
+    """Rank of the adapter."""
+    lora_alpha: float = Field(default=8, gt=0)
+    """The adapter's output is scaled by lora_alpha / r."""
+    lora_dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Dropout on the adapter's input."""
+    target_modules: list[str] | str = "all-linear"
+    """Module names (a list), one regular expression, or all-linear."""
+
+
+class DataSection(Section):
+    train: str = Field(min_length=1)
+    """Training rows: a .jsonl file or a hub id."""
+    eval: str | None = None
+    """Evaluation rows: a .jsonl file or a hub id."""
+    eval_fraction: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the training rows to hold out for evaluation instead of data.eval."""
+    format: Literal["koalpaca", "alpaca", "text"]
+    """How a row becomes text: koalpaca and alpaca read instruction/input/output, text reads text."""
+    cutoff_len: int = Field(default=1024, ge=2)
+    """Longest row in tokens; the rest is cut off."""
+    train_on_inputs: bool = False
+    """true: the question is trained on as well as the answer."""
+    limit: int | None = Field(default=None, ge=1)
+    """Use only the first rows of data.train."""
+
+
+class TrainingSection(Section):
+    output_dir: str = Field(default="trainer_output", min_length=1)
+    """The run folder. If it already holds a run, the new one goes to <output_dir>-2."""
+    per_device_train_batch_size: int = Field(default=8, ge=1)
+    """Rows in one micro-batch of one device."""
+    per_device_eval_batch_size: int = Field(default=8, ge=1)
+    """Rows in one evaluation batch of one device."""
+    gradient_accumulation_steps: int = Field(default=1, ge=1)
+    """Micro-batches in one optimizer step. The loss is normalised over all of them: 4x1 equals 1x4."""
+    num_train_epochs: float = Field(default=3.0, gt=0)
+    """Passes over the training rows."""
+    max_steps: int = Field(default=-1, ge=-1)
+    """Stop after so many optimizer steps, whatever num_train_epochs says. -1: not set."""
+    max_hours: float | None = Field(default=None, gt=0)
+    """Write a checkpoint and exit 0 before this many hours have passed (Colab and other session limits)."""
+    learning_rate: float = Field(default=5e-5, ge=0)
+    """Peak learning rate."""
+    lr_scheduler_type: Literal[
+        "linear",
+        "cosine",
+        "cosine_with_restarts",
+        "polynomial",
+        "constant",
+        "constant_with_warmup",
+        "inverse_sqrt",
+    ] = "linear"
+    """Schedule of the learning rate over all steps (transformers' own)."""
+    warmup_steps: int = Field(default=0, ge=0)
+    """Steps of linear warm-up; overrides warmup_ratio."""
+    warmup_ratio: float = Field(default=0.0, ge=0, le=1)
+    """Share of all steps spent in warm-up."""
+    optim: Literal["adamw_torch_fused", "adamw_torch", "adamw_8bit", "paged_adamw_8bit"] = "adamw_torch_fused"
+    """Optimizer. All but adamw_torch_fused make the host wait for the device once a step."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """Decoupled weight decay of matrices (not of biases and norms)."""
+    adam_beta1: float = Field(default=0.9, ge=0, lt=1)
+    """Decay of Adam's first moment."""
+    adam_beta2: float = Field(default=0.999, ge=0, lt=1)
+    """Decay of Adam's second moment."""
+    adam_epsilon: float = Field(default=1e-8, gt=0)
+    """Adam's epsilon."""
+    max_grad_norm: float = Field(default=1.0, ge=0)
+    """Gradients are scaled down to this norm. 0: no clipping."""
+    fp16: bool = False
+    """Compute in float16 with loss scaling. Norms, softmax and loss stay in float32."""
+    bf16: bool = False
+    """Compute in bfloat16."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+    logging_steps: int = Field(default=500, ge=1)
+    """Console line every so many steps. Every step is recorded in metrics.jsonl all the same."""
+    eval_strategy: Strategy = "no"
+    """When to evaluate: no, steps or epoch."""
+    eval_steps: int | None = Field(default=None, ge=1)
+    """Steps between evaluations. null: logging_steps."""
+    save_strategy: Strategy = "steps"
+    """When to write a checkpoint: no, steps or epoch."""
+    save_steps: int = Field(default=500, ge=1)
+    """Steps between checkpoints."""
+    save_total_limit: int | None = Field(default=None, ge=1)
+    """Keep only so many checkpoints."""
+    seed: int = Field(default=42, ge=0)
+    """Seed of the adapter's initial weights and of dropout."""
+    data_seed: int | None = Field(default=None, ge=0)
+    """Seed of the data order. null: seed."""
+
+
+class PrecisionSection(Section):
+    loss_scale: Literal["dynamic"] | Annotated[float, Field(gt=0)] = "dynamic"
+    """fp16 loss scale: dynamic, or a fixed number."""
+    min_loss_scale: float = Field(default=1.0, gt=0)
+    """Floor of the dynamic loss scale."""
+    on_collapse: Literal["heal", "rollback", "stop"] = "heal"
+    """Reserved for the collapse handling; has no effect in this version."""
+    max_heals: int = Field(default=3, ge=0)
+    """Reserved for the collapse handling; has no effect in this version."""
+    fp32_modules: list[str] = []
+    """Reserved for the collapse handling; has no effect in this version."""
+
+
+class InstrumentSection(Section):
+    enabled: bool = True
+    """Reserved for the per-layer statistics; has no effect in this version."""
+    sites: Literal["all"] = "all"
+    """Reserved for the per-layer statistics; has no effect in this version."""
+    histogram_every: int = Field(default=100, ge=0)
+    """Reserved for the per-layer statistics; has no effect in this version."""
+    probe_every: int = Field(default=100, ge=0)
+    """Reserved for the per-layer statistics; has no effect in this version."""
+
+
+class Config(Section):
+    """One training run."""
+
+    model: ModelSection
+    quantization: QuantizationSection = QuantizationSection()
+    lora: LoraSection = LoraSection()
+    data: DataSection
+    training: TrainingSection = TrainingSection()
+    precision: PrecisionSection = PrecisionSection()
+    instrument: InstrumentSection = InstrumentSection()
+
+    def without_effect(self) -> list[str]:
+        """Keys that were changed from their default although this version does nothing with them."""
+        return [
+            f"{name}.{key}"
+            for name, schema in sections().items()
+            for key, field in schema.model_fields.items()
+            if (field.description or "").startswith("Reserved") and getattr(getattr(self, name), key) != field.default
+        ]
+
+    @property
+    def compute_dtype(self) -> str:
+        """Dtype of the matrix products: "float16", "bfloat16" or "float32"."""
+        return "float16" if self.training.fp16 else "bfloat16" if self.training.bf16 else "float32"
+
+    @property
+    def storage_dtype(self) -> str:
+        """Dtype of the frozen weights that are not quantized."""
+        return self.compute_dtype if self.model.dtype == "auto" else self.model.dtype
+
+
+def sections() -> dict[str, type[Section]]:
+    """Section name -> its schema."""
+    return {name: cast("type[Section]", field.annotation) for name, field in Config.model_fields.items()}
+
+
+def describe() -> str:
+    """Every key with its default and its help text, for --help."""
+    lines = []
+    for name, section in sections().items():
+        lines.append(f"\n{name}:")
+        for key, field in section.model_fields.items():
+            default = "required" if field.is_required() else f"default {_yaml_word(field.default)}"
+            lines.append(f"  {key:<28} {field.description} ({default})")
+    return "\n".join(lines)
+
+
+def _yaml_word(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return "null" if value is None else str(value)

@@ -1,0 +1,66 @@
+"""What the user sees while a run goes on: a bar on a terminal, plain lines elsewhere and with NO_COLOR."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from rich.console import Console as RichConsole
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+from ..instrument.messages import say
+
+
+class Console:
+    """Prints lines, and on a terminal keeps a progress bar below them."""
+
+    def __init__(self, silent: bool = False):
+        self._silent = silent
+        self._rich = RichConsole(highlight=False, soft_wrap=True)
+        self._bar: Progress | None = None
+        self._plain = not sys.stdout.isatty() or bool(os.environ.get("NO_COLOR"))
+
+    def line(self, text: str) -> None:
+        """One line of text, as it is: user data may hold brackets and braces."""
+        if self._silent:
+            return
+        if self._plain:
+            print(text, flush=True)
+        else:
+            self._rich.print(text, markup=False)
+
+    def warn(self, text: str) -> None:
+        """One warning."""
+        self.line(say("warn.line", text=text))
+
+    def begin(self, step: int, n_steps: int) -> None:
+        """Starts the bar, if there is one."""
+        if self._plain or self._silent:
+            return
+        columns = (BarColumn(bar_width=40), MofNCompleteColumn(), TextColumn("{task.description}"))
+        self._bar = Progress(*columns, console=self._rich, transient=True)
+        self._bar.add_task("", completed=step, total=n_steps)
+        self._bar.start()
+
+    def advance(self, step: int, text: str) -> None:
+        """Moves the bar."""
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], completed=step, description=text)
+
+    def end(self) -> None:
+        """Removes the bar."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+
+def duration(seconds: float) -> str:
+    """Hours, minutes and seconds: 12:51:40."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}"
+
+
+def compact(value: float | None) -> str:
+    """A number for a log line: three or four significant digits, `nan` for what is not finite."""
+    return "nan" if value is None or value != value or abs(value) == float("inf") else f"{value:.4g}"

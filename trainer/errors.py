@@ -1,0 +1,36 @@
+"""What is wrong with the user's input: an `error:` line and a `hint:` line for each problem.
+
+Raised once, with every problem found; the command line prints them and exits with 2.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from ..instrument.messages import catalogue, say
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing to put right. `hint` may be empty."""
+
+    error: str
+    hint: str = ""
+
+    def __str__(self) -> str:
+        return say("error.line", text=self.error) + ("\n" + say("hint.line", text=self.hint) if self.hint else "")
+
+
+class UserError(Exception):
+    """The user's input is wrong; nothing was written."""
+
+    def __init__(self, *problems: Problem):
+        super().__init__("\n".join(str(problem) for problem in problems))
+        self.problems = problems
+
+
+def problem(key: str, /, **values: Any) -> Problem:
+    """The problem whose sentences are `key` and, where the catalogue has it, `key.hint`."""
+    hint = say(f"{key}.hint", **values) if f"{key}.hint" in catalogue("en") else ""
+    return Problem(say(key, **values), hint)

@@ -1,0 +1,71 @@
+"""The training loss: a sum over supervised tokens, with logits formed only where there is a label.
+
+    h = decoder(input_ids)            [B, S, H]
+    logits = head(h[supervised])      [T, V]
+    loss = sum of cross-entropies     float32 []
+
+The caller divides by the number of supervised tokens of the whole step, so that accumulation and padding change
+nothing. A head that does more than a projection (soft-capping, scaling) is left to the model itself.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from peft import PeftModel
+from transformers import PreTrainedModel
+
+from ..instrument.messages import say
+from .batches import Batch
+
+# Config keys by which architectures transform the logits after the projection (Gemma 2, Cohere, Granite).
+LOGIT_TRANSFORMS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
+# The two routes differ by the rounding of one matrix product.
+ROUTES_AGREE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
+
+
+class SupervisedLoss:
+    """Sum of cross-entropies over the supervised tokens of a batch.
+
+    Attributes:
+        own_head: whether the model's own forward forms the logits, for all positions.
+    """
+
+    def __init__(self, model: PeftModel, compute_dtype: torch.dtype):
+        base = cast("PreTrainedModel", model.get_base_model())
+        self._model, self._decoder = base, cast("torch.nn.Module", base.base_model)
+        head = base.get_output_embeddings()
+        self._head = cast("torch.nn.Module", head)
+        self.own_head = head is None or self._decoder is base or self._transforms_logits(compute_dtype)
+
+    def __call__(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Loss sum float32 [] and, without gradient, the number of right argmax predictions int64 []."""
+        if self.own_head:
+            logits = self._model(input_ids=batch.input_ids, use_cache=False).logits
+            logits = logits.flatten(0, 1).index_select(0, batch.positions)
+        else:
+            hidden = self._decoder(input_ids=batch.input_ids, use_cache=False)[0]
+            # index_select's backward is deterministic, that of hidden[index] is not
+            logits = self._head(hidden.flatten(0, 1).index_select(0, batch.positions))
+        loss = F.cross_entropy(logits.float(), batch.targets, reduction="sum")
+        return loss, (logits.detach().argmax(-1) == batch.targets).sum()
+
+    @torch.no_grad()
+    def _transforms_logits(self, compute_dtype: torch.dtype) -> bool:
+        """Asks the config, then compares both routes on four tokens."""
+        if any(getattr(self._model.config, key, None) not in (None, 1, 1.0) for key in LOGIT_TRANSFORMS):
+            return True
+        training = self._model.training
+        self._model.eval()
+        input_ids = torch.arange(4, device=self._model.device)[None]
+        own = self._model(input_ids=input_ids, use_cache=False).logits.float()
+        ours = self._head(self._decoder(input_ids=input_ids, use_cache=False)[0]).float()
+        self._model.train(training)
+        limit = ROUTES_AGREE[compute_dtype] * own.abs().max()
+        return not torch.allclose(own, ours, rtol=0, atol=float(limit), equal_nan=True)
+
+    def warning(self) -> str | None:
+        """A sentence for the user when the slower route is taken."""
+        return say("loss.own_head", model=type(self._model).__name__) if self.own_head else None

@@ -1,0 +1,142 @@
+"""The optimizer step: learning rate, unscaling, clipping and the skip of a non-finite step.
+
+    divisor = loss_scale * max(1, (grad_norm + 1e-6) / max_grad_norm)
+    skip if any gradient is not finite, else apply gradient / divisor with lr_table[updates]
+
+With adamw_torch_fused all of this stays on the device. The other optimizers take a host-side learning rate and
+decision, so they wait for the device once a step. Stepping never counts attempts: `updates` counts what was
+applied, and the schedule follows it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from transformers import get_scheduler
+
+from .config import TrainingSection
+
+
+def lr_table(training: TrainingSection, n_steps: int) -> list[float]:
+    """Learning rate of update i (from 0) for i in 0..n_steps, from transformers' schedule."""
+    dummy = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=training.learning_rate)
+    n_warmup = training.warmup_steps or math.ceil(training.warmup_ratio * n_steps)
+    schedule = get_scheduler(training.lr_scheduler_type, dummy, n_warmup, n_steps)
+    table = []
+    for _ in range(n_steps + 1):
+        table.append(schedule.get_last_lr()[0])
+        dummy.step()
+        schedule.step()
+    return table
+
+
+class Optimizer:
+    """An optimizer that skips non-finite steps and follows a table of learning rates.
+
+    Attributes:
+        updates: int64 [] on the device, number of steps applied.
+        waits: whether a step makes the host wait for the device.
+    """
+
+    def __init__(self, parameters: Mapping[str, torch.nn.Parameter], training: TrainingSection, lr_table: list[float]):
+        self._parameters = dict(parameters)
+        self.device = next(iter(self._parameters.values())).device
+        self._max_grad_norm = training.max_grad_norm
+        self._lr_host = lr_table
+        self._lr_device = torch.tensor(lr_table, dtype=torch.float32, device=self.device)
+        self.updates = torch.zeros((), dtype=torch.int64, device=self.device)
+        self.waits = training.optim != "adamw_torch_fused"
+        self._inner = self._build(training)
+
+    def _build(self, training: TrainingSection) -> torch.optim.Optimizer:
+        # as in transformers: matrices decay, biases and norms do not
+        decays, rest = [], []
+        for parameter in self._parameters.values():
+            (decays if parameter.ndim >= 2 else rest).append(parameter)
+        groups = [
+            {"params": decays, "weight_decay": training.weight_decay},
+            {"params": rest, "weight_decay": 0.0},
+        ]
+        groups = [group for group in groups if group["params"]]
+        common = {"betas": (training.adam_beta1, training.adam_beta2), "eps": training.adam_epsilon}
+        if training.optim == "adamw_torch_fused":
+            return torch.optim.AdamW(groups, lr=self._lr_device[0].clone(), fused=True, **common)
+        if training.optim == "adamw_torch":
+            return torch.optim.AdamW(groups, lr=self._lr_host[0], **common)
+        from bitsandbytes.optim import AdamW8bit, PagedAdamW8bit
+
+        kind = PagedAdamW8bit if training.optim == "paged_adamw_8bit" else AdamW8bit
+        return kind(groups, lr=self._lr_host[0], **common)
+
+    @property
+    def gradients(self) -> list[torch.Tensor]:
+        """Scaled float32 gradients; a parameter that took no part has zeros."""
+        for parameter in self._parameters.values():
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        return [parameter.grad for parameter in self._parameters.values() if parameter.grad is not None]
+
+    def step(self, loss_scale: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Applies the accumulated gradients, or skips them if any is not finite, and clears them.
+
+        Args:
+            loss_scale: float32 [], the factor the gradients carry.
+
+        Returns:
+            grad_norm float32 [], unscaled and before clipping; found_inf float32 [], 1 where the step was skipped.
+        """
+        scaled_norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(self.gradients)))
+        grad_norm = scaled_norm / loss_scale
+        found_inf = (~torch.isfinite(grad_norm)).float()
+        divisor = loss_scale.clone()
+        if self._max_grad_norm > 0:
+            divisor = divisor * ((grad_norm + 1e-6) / self._max_grad_norm).clamp(min=1.0)
+        if self.waits:
+            self._step_on_host(divisor, found_inf)
+        else:
+            self._step_on_device(divisor, found_inf)
+        self.updates += (1 - found_inf).long()
+        self._inner.zero_grad(set_to_none=True)
+        return grad_norm, found_inf
+
+    def _step_on_device(self, divisor: torch.Tensor, found_inf: torch.Tensor) -> None:
+        learning_rate = self._lr_device[self.updates]
+        for group in self._inner.param_groups:
+            group["lr"].copy_(learning_rate)
+        # torch's fused optimizers read these two attributes (GradScaler's protocol)
+        self._inner.grad_scale = divisor  # pyright: ignore[reportAttributeAccessIssue]
+        self._inner.found_inf = found_inf  # pyright: ignore[reportAttributeAccessIssue]
+        self._inner.step()
+
+    def _step_on_host(self, divisor: torch.Tensor, found_inf: torch.Tensor) -> None:
+        if found_inf.item():  # the step's one wait for the device
+            return
+        torch._foreach_div_(self.gradients, divisor)
+        for group in self._inner.param_groups:
+            group["lr"] = self._lr_host[int(self.updates)]
+        self._inner.step()
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """Flat tensors: "<parameter>.<key>" for every state of the inner optimizer, and "updates"."""
+        state: dict[str, torch.Tensor] = {"updates": self.updates}
+        for name, parameter in self._parameters.items():
+            for key, value in self._inner.state.get(parameter, {}).items():
+                state[f"{name}.{key}"] = value if isinstance(value, torch.Tensor) else torch.tensor(value)
+        return state
+
+    def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Continues from `state_dict()`. Learning rate and decay stay those of the configuration."""
+        self.updates = state["updates"].to(self.device)
+        for name, parameter in self._parameters.items():
+            prefix = f"{name}."
+            own = {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}
+            for key, value in own.items():
+                self._inner.state[parameter][key] = self._restored(key, value)
+
+    def _restored(self, key: str, value: torch.Tensor) -> torch.Tensor | int:
+        if key != "step" or not self.waits:
+            return value.to(self.device)
+        # torch's unfused AdamW counts in a float tensor on the host, bitsandbytes in a Python int
+        return value.cpu() if value.is_floating_point() else int(value)

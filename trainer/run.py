@@ -1,0 +1,214 @@
+"""One run from a validated configuration to the final adapter: everything around the loop."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import torch
+import transformers
+from peft import PeftModel
+
+from ..instrument.loss_scale import INITIAL_SCALE, LossScale
+from ..instrument.messages import say
+from ..instrument.store import MetricsLog
+from .batches import Plan
+from .checkpoint import NotFinite, Progress, load_checkpoint, save_adapter
+from .checkpoint import commit as commit_folder
+from .config import Config
+from .console import Console, compact, duration
+from .data import Dataset, load_examples, split_held_out
+from .engine import Engine
+from .errors import UserError, problem
+from .loop import Parts, Stop, train
+from .loss import SupervisedLoss
+from .model import add_lora, autocast, load_base, load_tokenizer, pad_token_id, trainable
+from .model_card import model_card
+from .optim import Optimizer, lr_table
+from .run_folder import find_checkpoint, fresh_folder, write_config, write_env
+from .run_log import RunLog
+
+
+def run(config: Config, resume: str | None) -> int:
+    """Trains and returns the exit code: 0 done, 130/143 interrupted with a checkpoint written.
+
+    Raises:
+        UserError: data, model or checkpoint cannot be used; nothing was overwritten.
+    """
+    stop = Stop()
+    if config.training.max_hours is not None:
+        stop.deadline = time.monotonic() + 3600 * config.training.max_hours
+    transformers.logging.set_verbosity_error()
+    engine = Engine()
+    console = Console(silent=not engine.is_main)
+    checkpoint = find_checkpoint(resume, config.training.output_dir) if resume else None
+
+    for key in config.without_effect():
+        console.warn(say("config.no_effect", key=key))
+    tokenizer = load_tokenizer(config)
+    train_data, eval_data = load_data(config, tokenizer, console)
+    parts, rates = build(config, engine, train_data, eval_data, pad_token_id(tokenizer), console)
+    progress = Progress()
+    if checkpoint is not None:
+        progress = load_checkpoint(checkpoint, parts.model, parts.optimizer, parts.loss_scale)
+        progress.start += 1
+    run_dir = checkpoint.parent if checkpoint else fresh_folder(config.training.output_dir)
+    metrics = open_folder(run_dir, parts, progress) if engine.is_main else None
+    engine.barrier()
+    greet(parts, progress, run_dir, checkpoint, resume, console)
+
+    stop.listen()
+    log = RunLog(metrics, console, config, progress, parts.n_steps, parts.plan.steps_per_epoch, rates, engine.device)
+    console.begin(progress.step, parts.n_steps)
+    try:
+        train(parts, progress, run_dir, log, console, stop)
+    finally:
+        console.end()
+    code = finish(parts, progress, run_dir, log, console, stop)
+    engine.close()
+    return code
+
+
+def load_data(config: Config, tokenizer, console: Console) -> tuple[Dataset, Dataset | None]:
+    """Training and evaluation rows, tokenized; says what was dropped or cut."""
+    data, seed = config.data, config.training.seed
+    train_data = load_examples(data.train, data, tokenizer, data.limit)
+    eval_data = load_examples(data.eval, data, tokenizer) if data.eval is not None else None
+    for dataset in (train_data, eval_data):
+        if dataset is not None and dataset.dropped:
+            rows = ", ".join(map(str, dataset.dropped[:5])) + (" ..." if len(dataset.dropped) > 5 else "")
+            console.warn(say("data.dropped", source=dataset.source, count=len(dataset.dropped), rows=rows))
+        if dataset is not None and dataset.truncated:
+            cutoff = data.cutoff_len
+            console.warn(say("data.truncated", source=dataset.source, count=dataset.truncated, cutoff=cutoff))
+    if data.eval_fraction > 0:
+        train_data, eval_data = split_held_out(train_data, data.eval_fraction, seed)
+    return train_data, eval_data
+
+
+def build(
+    config: Config, engine: Engine, train_data: Dataset, eval_data: Dataset | None, pad: int, console: Console
+) -> tuple[Parts, list[float]]:
+    """Model, adapter, optimizer and order of a run, and its table of learning rates."""
+    training = config.training
+    seed = training.seed if training.data_seed is None else training.data_seed
+    sizes = (training.per_device_train_batch_size, training.gradient_accumulation_steps)
+    plan = Plan(train_data, *sizes, seed, engine.world_size)
+    n_steps = plan.n_steps(training.num_train_epochs, training.max_steps)
+    model = add_lora(load_base(config, engine.device), config)
+    engine.same_everywhere(list(trainable(model).values()))
+    with autocast(config, engine.device):
+        loss = SupervisedLoss(model, getattr(torch, config.compute_dtype))
+    if warning := loss.warning():
+        console.warn(warning)
+    rates = lr_table(training, n_steps)
+    optimizer = Optimizer(trainable(model), training, rates)
+    scale = loss_scale_of(config, engine.device)
+    return Parts(config, engine, model, loss, optimizer, scale, plan, pad, n_steps, eval_data), rates
+
+
+def loss_scale_of(config: Config, device: torch.device) -> LossScale:
+    """The loss scale the configuration asks for: 1 without fp16."""
+    precision = config.precision
+    if not config.training.fp16:
+        return LossScale(device, initial=1.0, dynamic=False)
+    if precision.loss_scale == "dynamic":
+        return LossScale(
+            device, initial=max(INITIAL_SCALE, precision.min_loss_scale), min_scale=precision.min_loss_scale
+        )
+    return LossScale(device, initial=float(precision.loss_scale), dynamic=False)
+
+
+def open_folder(run_dir: Path, parts: Parts, progress: Progress) -> MetricsLog:
+    """Makes the run folder and writes down what the run is made of."""
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        write_config(run_dir, parts.config)
+        base = parts.model.get_base_model()
+        facts = {
+            "start": progress.start,
+            "device": str(parts.engine.device),
+            "processes": parts.engine.world_size,
+            "model": parts.config.model.name_or_path,
+            "revision": getattr(base.config, "_commit_hash", None) or parts.config.model.revision,
+            "data_fingerprint": parts.plan.fingerprint(),
+        }
+        write_env(run_dir, facts)
+        return MetricsLog(run_dir, progress.start)
+    except OSError as error:
+        raise UserError(problem("run.cannot_write", folder=run_dir, what=error.strerror)) from error
+
+
+def greet(
+    parts: Parts,
+    progress: Progress,
+    run_dir: Path,
+    checkpoint: Path | None,
+    resume: str | None,
+    console: Console,
+) -> None:
+    """The banner: what is trained on what, where it goes."""
+    config, plan = parts.config, parts.plan
+    n_trained, n_all = parts.model.get_nb_trainable_parameters()
+    quantized = config.quantization.bnb_4bit_quant_type if config.quantization.load_in_4bit else ""
+    console.line(
+        say(
+            "banner.model",
+            model=config.model.name_or_path,
+            storage=quantized or config.storage_dtype,
+            compute=config.compute_dtype,
+            device=parts.engine.device,
+            processes=parts.engine.world_size,
+        )
+    )
+    console.line(say("banner.lora", r=config.lora.r, trained=n_trained, all=n_all, share=100 * n_trained / n_all))
+    supervised = sum(example.n_supervised for example in plan.dataset.examples)
+    tokens = sum(len(example.input_ids) for example in plan.dataset.examples)
+    console.line(
+        say(
+            "banner.data",
+            source=plan.dataset.source,
+            rows=len(plan.dataset.examples),
+            eval_rows=len(parts.eval_data.examples) if parts.eval_data else 0,
+            share=100 * supervised / tokens,
+            steps=parts.n_steps,
+            per_step=plan.rows_per_step,
+        )
+    )
+    if parts.optimizer.waits:
+        console.line(say("banner.optimizer_waits", optim=config.training.optim))
+    if resume is not None and checkpoint is None:
+        console.line(say("banner.nothing_to_resume", output_dir=config.training.output_dir))
+    elif checkpoint is not None:
+        console.line(say("banner.resume", checkpoint=checkpoint, step=progress.step))
+    elif str(run_dir) != config.training.output_dir:
+        console.line(say("banner.moved", taken=config.training.output_dir, folder=run_dir))
+    console.line(say("banner.folder", folder=run_dir))
+
+
+def finish(parts: Parts, progress: Progress, run_dir: Path, log: RunLog, console: Console, stop: Stop) -> int:
+    """Writes the final adapter of a complete run, says where things are, and gives the exit code."""
+    complete = progress.step == parts.n_steps
+    if parts.engine.is_main:
+        if complete:
+            log.summary(progress.step * parts.plan.rows_per_step, progress.step)
+            try:
+                write_adapter(parts.model, run_dir / "adapter", parts.config, log.final_loss)
+            except NotFinite as error:
+                console.warn(say("save.not_finite", step=progress.step, name=error))
+                return 1
+            seconds = duration(progress.train_seconds)
+            console.line(say("end.done", steps=progress.step, time=seconds, loss=compact(log.final_loss)))
+            console.line(say("end.adapter", folder=run_dir / "adapter"))
+        else:
+            console.line(say("end.interrupted", step=progress.step, total=parts.n_steps, folder=run_dir))
+    parts.engine.barrier()
+    return 0 if complete or not stop.signal else 128 + stop.signal
+
+
+def write_adapter(model: PeftModel, folder: Path, config: Config, final_loss: float | None) -> None:
+    """The adapter with its card, whole or not at all."""
+    partial = folder.with_name(folder.name + ".tmp")
+    save_adapter(model, partial)
+    (partial / "README.md").write_text(model_card(config, final_loss), encoding="utf-8")
+    commit_folder(partial, folder)

@@ -1,0 +1,182 @@
+"""Turns device rows and host facts into metrics.jsonl lines, console lines and the time that is left."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from dataclasses import asdict, dataclass
+
+import psutil
+import torch
+
+from ..instrument.messages import say
+from ..instrument.store import MetricsLog
+from .checkpoint import Progress
+from .config import Config
+from .console import Console, compact, duration
+from .evaluate import Evaluation
+
+# What train_step puts in a row, in this order; float64 on the device.
+ROW_FIELDS = ("loss", "grad_norm", "loss_scale", "skipped", "nonfinite_micro_batches", "updates")
+GIB = 2**30
+# Steps whose mean time the ETA is based on.
+RATE_WINDOW = 50
+
+
+@dataclass(frozen=True)
+class StepFacts:
+    """What the host knows of a step without asking the device, over all processes."""
+
+    step: int
+    tokens: int
+    supervised_tokens: int
+    max_sequence_length: int
+    step_seconds: float
+    rows: tuple[int, ...]
+
+
+class RunLog:
+    """Writes every step to metrics.jsonl and every logging_steps-th to the console."""
+
+    def __init__(
+        self,
+        metrics: MetricsLog | None,
+        console: Console,
+        config: Config,
+        progress: Progress,
+        n_steps: int,
+        steps_per_epoch: int,
+        lr_table: list[float],
+        device: torch.device,
+    ):
+        self._metrics, self._console, self._config, self._progress = metrics, console, config, progress
+        self._n_steps, self._steps_per_epoch, self._lr_table = n_steps, steps_per_epoch, lr_table
+        self._device = device
+        self._pending: dict[int, StepFacts] = {}
+        self._recent: deque[float] = deque(maxlen=RATE_WINDOW)
+        self._eval_seconds = self._save_seconds = 0.0
+        self.final_loss: float | None = None
+
+    def expect(self, facts: StepFacts) -> None:
+        """Keeps a step's host facts until its row arrives."""
+        self._pending[facts.step] = facts
+        self._recent.append(facts.step_seconds)
+        self._progress.train_seconds += facts.step_seconds
+
+    def step(self, step: int, values: list[float]) -> None:
+        """Records a step whose row has arrived."""
+        facts = self._pending.pop(step)
+        row = dict(zip(ROW_FIELDS, values, strict=True))
+        skipped = bool(row["skipped"])
+        self._progress.skipped += skipped
+        updates = int(row["updates"])
+        line = {
+            "step": step,
+            "updates": updates,
+            "epoch": step / self._steps_per_epoch,
+            "loss": row["loss"],
+            "learning_rate": self._lr_table[updates - (not skipped)],
+            "grad_norm": row["grad_norm"],
+            "loss_scale": row["loss_scale"],
+            "skipped": skipped,
+            "nonfinite_micro_batches": int(row["nonfinite_micro_batches"]),
+            "tokens": facts.tokens,
+            "supervised_tokens": facts.supervised_tokens,
+            "tokens_per_second": facts.tokens / facts.step_seconds,
+            "step_seconds": facts.step_seconds,
+            "max_sequence_length": facts.max_sequence_length,
+            **self._memory(),
+            "eval_seconds_total": self._progress.eval_seconds_total,
+            "save_seconds_total": self._progress.save_seconds_total,
+        }
+        if not math.isfinite(row["loss"]):
+            line["rows"] = facts.rows
+            self._console.warn(say("step.nonfinite", step=step, rows=", ".join(map(str, facts.rows))))
+        self.final_loss = row["loss"]
+        if self._metrics:
+            self._metrics.write(line)
+        self._show(line)
+
+    def evaluation(self, step: int, evaluation: Evaluation) -> None:
+        """Records an evaluation."""
+        self._eval_seconds = evaluation.eval_runtime
+        self._progress.eval_seconds_total += evaluation.eval_runtime
+        if self._metrics:
+            self._metrics.write({"step": step, **asdict(evaluation)})
+        self._console.line(
+            say(
+                "eval.line",
+                step=step,
+                total=self._n_steps,
+                loss=compact(evaluation.eval_loss),
+                accuracy=100 * evaluation.eval_token_accuracy,
+                seconds=evaluation.eval_runtime,
+            )
+        )
+
+    def seconds_to_stop(self) -> float:
+        """What one more step and a checkpoint would take, with a margin."""
+        return 2 * (self._save_seconds + (self._recent[-1] if self._recent else 0.0))
+
+    def saved(self, seconds: float) -> None:
+        """Counts the time a checkpoint took."""
+        self._save_seconds = seconds
+        self._progress.save_seconds_total += seconds
+
+    def summary(self, n_rows: int, n_steps: int) -> None:
+        """Writes the last line of a run: seconds spent in steps over all starts, and the rates."""
+        seconds = max(self._progress.train_seconds, 1e-9)
+        if self._metrics:
+            self._metrics.write(
+                {
+                    "train_runtime": seconds,
+                    "train_samples_per_second": n_rows / seconds,
+                    "train_steps_per_second": n_steps / seconds,
+                }
+            )
+            self._metrics.close()
+
+    def seconds_left(self, step: int) -> float:
+        """Steps at their recent rate, evaluations and checkpoints at their last cost."""
+        training, left = self._config.training, self._n_steps - step
+        rate = sum(self._recent) / max(len(self._recent), 1)
+        every = {
+            "no": math.inf,
+            "epoch": self._steps_per_epoch,
+            "steps": training.eval_steps or training.logging_steps,
+        }
+        evaluations = left // every[training.eval_strategy]
+        checkpoints = left // (every | {"steps": training.save_steps})[training.save_strategy]
+        return left * rate + evaluations * self._eval_seconds + checkpoints * self._save_seconds
+
+    def _show(self, line: dict) -> None:
+        step, total = line["step"], self._n_steps
+        eta = duration(self.seconds_left(step))
+        self._console.advance(step, f"loss {compact(line['loss'])}  eta {eta}")
+        if step % self._config.training.logging_steps and step not in (1, total):
+            return
+        self._console.line(
+            say(
+                "step.line",
+                step=step,
+                width=len(str(total)),
+                total=total,
+                loss=compact(line["loss"]),
+                grad_norm=compact(line["grad_norm"]),
+                lr=compact(line["learning_rate"]),
+                scale=f"{line['loss_scale']:g}",
+                skipped=self._progress.skipped,
+                rate=line["tokens_per_second"],
+                memory=line["memory_reserved_gib"] or line["host_memory_gib"],
+                eta=eta,
+            )
+        )
+
+    def _memory(self) -> dict[str, float | None]:
+        """GiB in use: of the GPU (null on the CPU) and of this process on the host."""
+        cuda = self._device.type == "cuda"
+        return {
+            "memory_allocated_gib": torch.cuda.memory_allocated(self._device) / GIB if cuda else None,
+            "memory_reserved_gib": torch.cuda.memory_reserved(self._device) / GIB if cuda else None,
+            "host_memory_gib": psutil.Process().memory_info().rss / GIB,
+        }
