@@ -1,0 +1,261 @@
+"""Reads a run folder into pandas frames: the steps, the sites, their statistics. Imports no torch.
+
+    run = load_run("runs/koalpaca")
+    run.metrics()                                            # one row per step
+    run.stats(sites=r"layers\\.2\\..*:grad_in$", columns=["norm", "n_overflow"], steps=range(500, 513))
+    run.exponents("gpt_neox.layers.2.mlp.dense_4h_to_h:out", step=500)
+
+A run may be read while it is written and after a kill: what is torn is left out. Of a step that was run twice the last
+`start` counts.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .store import (
+    COLUMNS,
+    EXPONENT_COLUMNS,
+    FLOAT_COLUMNS,
+    METRICS,
+    N_EXPONENTS,
+    SITES,
+    read_metrics,
+    read_sites,
+    stats_files,
+    stream_batches,
+    stream_facts,
+    stream_steps,
+)
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+GRADIENTS = ("grad_out", "grad_in", "lora_A.grad", "lora_B.grad")
+"""Tensors that are recorded multiplied by the loss scale."""
+STATS_COLUMNS = (*COLUMNS, "norm")
+
+
+def load_run(path: str | Path) -> Run:
+    """The run in a folder.
+
+    Raises:
+        ValueError: the folder holds no run.
+    """
+    folder = Path(path)
+    if not any((folder / name).is_file() for name in (METRICS, SITES, "config.yaml")):
+        raise ValueError(f"{path} holds no run: there is no {METRICS} in it; name the folder of training.output_dir")
+    return Run(folder)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder; each call reads what is on disk then."""
+
+    path: Path
+
+    def metrics(self) -> pd.DataFrame:
+        """The steps of metrics.jsonl, in order; null is NaN."""
+        import pandas as pd
+
+        rows = self._step_rows()
+        frame = pd.DataFrame(rows, columns=None if rows else ["start", "step"])
+        unknown = [column for column in frame.columns if frame[column].isna().all()]
+        return frame.astype(dict.fromkeys(unknown, "float64")).sort_values("step", ignore_index=True)
+
+    @cached_property
+    def sites(self) -> pd.DataFrame:
+        """sites.json with a `name` column, in the order of the ids."""
+        import pandas as pd
+
+        columns = ["id", "name", "module", "tensor", "shape", "dtype", "forward_order"]
+        return pd.DataFrame([{"name": site.name, **asdict(site)} for site in read_sites(self.path)], columns=columns)
+
+    def stats(
+        self,
+        sites: str | re.Pattern[str] | None = None,
+        columns: Sequence[str] | None = None,
+        steps: int | Iterable[int] | None = None,
+    ) -> pd.DataFrame:
+        """The statistics of some sites at some steps; only what is asked for is read.
+
+        Args:
+            sites: a regular expression that is searched for in `module:tensor`.
+            columns: from STATS_COLUMNS; None for all. `norm` is sqrt(sumsq), for gradients over the loss scale that
+                metrics.jsonl has for the step: 1 where it has none, NaN where the line or the value is missing.
+            steps: a step, a range or any other iterable; None for all.
+
+        Returns:
+            `step`, `start`, `site` (a categorical in execution order) and the columns, one row per step and site,
+            sorted by both. Counts are nullable integers (Int64), the others float64 with NaN for null.
+
+        Raises:
+            ValueError: a column is unknown.
+        """
+        import pandas as pd
+        import pyarrow as pa
+
+        wanted = list(STATS_COLUMNS if columns is None else columns)
+        if unknown := [column for column in wanted if column not in STATS_COLUMNS]:
+            raise ValueError(f"no such column: {', '.join(unknown)}; there are {', '.join(STATS_COLUMNS)}")
+        stored = [column for column in COLUMNS if column in wanted or (column == "sumsq" and "norm" in wanted)]
+        parts = self._parts(steps)
+        pattern = re.compile(sites or "")
+        names = dict.fromkeys(name for part in reversed(parts) for name in part.names if pattern.search(name))
+        code = {name: at for at, name in enumerate(names)}
+        tables = [_read_coded(part, stored, code) for part in parts]
+        table = pa.concat_tables([_no_rows(stored), *tables]).sort_by([("step", "ascending"), ("site", "ascending")])
+        frame = table.select(stored).to_pandas(types_mapper={pa.int64(): pd.Int64Dtype()}.get)
+        frame["step"], frame["start"] = table["step"].to_numpy(), table["start"].to_numpy()
+        frame["site"] = pd.Categorical.from_codes(table["site"].to_numpy(), categories=pd.Index(names, dtype="str"))
+        if "norm" in wanted:
+            frame["norm"] = self._norms(frame)
+        return frame[["step", "start", "site", *wanted]]
+
+    def exponents(self, site: str, step: int) -> np.ndarray | None:
+        """The histogram of a site's binary exponents: int64 [256], entry e counts exponent field e as fp32.
+
+        Returns:
+            None if the step, or the site at that step, has no histogram.
+
+        Raises:
+            ValueError: the run has no such site.
+        """
+        import numpy as np
+
+        parts = self._parts(step)
+        if site not in {name for part in parts for name in part.names} | set(self.sites["name"]):
+            raise ValueError(f"{self.path} has no site {site}; Run.sites lists them")
+        for part in parts:
+            table = _read_coded(part, EXPONENT_COLUMNS, {site: 0})
+            if table.num_rows and (first := table["exponent_first"][0].as_py()) is not None:
+                counts = table["exponent_counts"][0].as_py()
+                histogram = np.zeros(N_EXPONENTS, np.int64)
+                histogram[first : first + len(counts)] = counts
+                return histogram
+        return None
+
+    def _step_rows(self) -> list[dict[str, Any]]:
+        rows = read_metrics(self.path) if (self.path / METRICS).exists() else []
+        return [row for row in rows if "eval_loss" not in row and "train_runtime" not in row]
+
+    def _parts(self, steps: int | Iterable[int] | None) -> list[_Part]:
+        """The files of stats/ that hold these steps, each with those of which it has the last word."""
+        files = [file for file in map(_open, stats_files(self.path)) if file]
+        last = {step: number for number, file in enumerate(files) for step in file.steps}
+        asked = last.keys() if steps is None else {steps} if isinstance(steps, int) else set(steps)
+        for number, file in enumerate(files):
+            file.steps.intersection_update(step for step in asked if last.get(step) == number)
+        return [file for file in files if file.steps]
+
+    def _norms(self, frame: pd.DataFrame) -> np.ndarray:
+        """sqrt(sumsq), unscaled for gradients; a start's scale never serves another start's row."""
+        import numpy as np
+        import pandas as pd
+
+        scales = {(row["start"], row["step"]): row.get("loss_scale", 1.0) for row in self._step_rows()}
+        ran = frame[["start", "step"]].drop_duplicates()
+        at_step = {step: scales.get((start, step)) for start, step in ran.itertuples(index=False)}
+        names = frame["site"].cat.categories
+        scaled = np.array([name.rpartition(":")[2] in GRADIENTS for name in names], bool)[frame["site"].cat.codes]
+        scale = frame["step"].map(pd.Series(at_step, dtype="float64")).to_numpy()
+        norm = np.sqrt(frame["sumsq"].to_numpy())
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return np.where(scaled, norm / scale, norm)
+
+
+@dataclass
+class _Part:
+    """A file of stats/ and the steps to read from it."""
+
+    path: Path
+    start: int
+    names: list[str]
+    """Of its sites, by id."""
+    steps: set[int]
+
+
+def _open(path: Path) -> _Part | None:
+    """A file with all its steps; None if a kill tore even its head."""
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    if path.suffix == ".parquet":
+        facts = pq.read_metadata(path).metadata
+        steps = set(_read_compacted(path, ["step"], pc.field("site") == 0)["step"].to_pylist())
+    else:
+        facts, steps = stream_facts(path), set(stream_steps(path))
+    return _Part(path, int(facts[b"start"]), json.loads(facts[b"sites"]), steps) if facts else None
+
+
+def _no_rows(columns: Sequence[str]) -> pa.Table:
+    import pyarrow as pa
+
+    fields = [(name, pa.int64()) for name in ("step", "start", "site")]
+    fields += [(name, pa.float64() if name in FLOAT_COLUMNS else pa.int64()) for name in columns]
+    return pa.schema(fields).empty_table()
+
+
+def _read_coded(part: _Part, columns: Sequence[str], code: dict[str, int]) -> pa.Table:
+    """`step`, `start`, `site` and the columns of the sites in `code`, which gives each name its number."""
+    import numpy as np
+    import pyarrow as pa
+
+    ids = np.array([at for at, name in enumerate(part.names) if name in code], np.int64)
+    codes = np.array([code.get(name, -1) for name in part.names], np.int64)
+    table = (_read_part if part.path.suffix == ".parquet" else _read_stream)(part, ["step", *columns], ids)
+    site = table["site"].to_numpy()
+    start = np.full(len(site), part.start)
+    return pa.table(
+        {
+            "step": table["step"],
+            "start": start,
+            "site": codes[site],
+            **{column: table[column] for column in columns},
+        }
+    )
+
+
+def _read_stream(part: _Part, columns: list[str], ids: np.ndarray) -> pa.Table:
+    import numpy as np
+    import pyarrow as pa
+
+    last = stream_steps(part.path)
+    positions = {last[step] for step in part.steps}
+    take = None if len(ids) == len(part.names) else pa.array(ids)
+    batches = []
+    for at, batch in enumerate(itertools.islice(stream_batches(part.path, columns), max(positions) + 1)):
+        if at in positions:
+            batches.append(batch if take is None else batch.take(take))
+    return pa.Table.from_batches(batches).append_column("site", pa.array(np.tile(ids, len(batches))))
+
+
+def _read_part(part: _Part, columns: list[str], ids: np.ndarray) -> pa.Table:
+    """From a compacted file; the ranges let Parquet skip row groups, the sets then pick the rows."""
+    import pyarrow.compute as pc
+
+    step, site = pc.field("step"), pc.field("site")
+    asked = (step >= min(part.steps)) & (step <= max(part.steps)) & step.isin(sorted(part.steps))
+    if 0 < len(ids) < len(part.names):
+        asked &= (site >= ids[0]) & (site <= ids[-1]) & site.isin(ids)
+    table = _read_compacted(part.path, ["site", *columns], asked)
+    return table if len(ids) else table.slice(0, 0)
+
+
+def _read_compacted(path: Path, columns: list[str], asked: pc.Expression) -> pa.Table:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    # an open file, not its path: from a path a folder called lr=1e-4 would become a column
+    with pa.OSFile(str(path)) as file:
+        return pq.read_table(file, columns=columns, filters=asked)
