@@ -1,0 +1,24 @@
+"""What is measured, kept, judged and shown; runs without the trainer.
+
+from lora_train.instrument import load_run      reads a run; imports no torch
+from lora_train.instrument import watch         records a tensor of your own
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .load import load_run
+    from .recorder import watch
+
+__all__ = ["load_run", "watch"]
+
+_HOME = {"load_run": ".load", "watch": ".recorder"}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(importlib.import_module(_HOME[name], __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

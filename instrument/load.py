@@ -16,7 +16,6 @@ import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -73,7 +72,7 @@ class Run:
         unknown = [column for column in frame.columns if frame[column].isna().all()]
         return frame.astype(dict.fromkeys(unknown, "float64")).sort_values("step", ignore_index=True)
 
-    @cached_property
+    @property
     def sites(self) -> pd.DataFrame:
         """sites.json with a `name` column, in the order of the ids."""
         import pandas as pd
@@ -117,7 +116,9 @@ class Run:
         table = pa.concat_tables([_no_rows(stored), *tables]).sort_by([("step", "ascending"), ("site", "ascending")])
         frame = table.select(stored).to_pandas(types_mapper={pa.int64(): pd.Int64Dtype()}.get)
         frame["step"], frame["start"] = table["step"].to_numpy(), table["start"].to_numpy()
-        frame["site"] = pd.Categorical.from_codes(table["site"].to_numpy(), categories=pd.Index(names, dtype="str"))
+        frame["site"] = pd.Categorical.from_codes(
+            table["site"].to_numpy(), categories=pd.Index(list(names), dtype="str")
+        )
         if "norm" in wanted:
             frame["norm"] = self._norms(frame)
         return frame[["step", "start", "site", *wanted]]
@@ -153,9 +154,9 @@ class Run:
         """The files of stats/ that hold these steps, each with those of which it has the last word."""
         files = [file for file in map(_open, stats_files(self.path)) if file]
         last = {step: number for number, file in enumerate(files) for step in file.steps}
-        asked = last.keys() if steps is None else {steps} if isinstance(steps, int) else set(steps)
+        asked = last if steps is None else {steps} if isinstance(steps, int) else set(steps)
         for number, file in enumerate(files):
-            file.steps.intersection_update(step for step in asked if last.get(step) == number)
+            file.steps = {step: at for step, at in file.steps.items() if step in asked and last[step] == number}
         return [file for file in files if file.steps]
 
     def _norms(self, frame: pd.DataFrame) -> np.ndarray:
@@ -182,7 +183,8 @@ class _Part:
     start: int
     names: list[str]
     """Of its sites, by id."""
-    steps: set[int]
+    steps: dict[int, int]
+    """Step -> position of its batch, in a stream."""
 
 
 def _open(path: Path) -> _Part | None:
@@ -192,9 +194,9 @@ def _open(path: Path) -> _Part | None:
 
     if path.suffix == ".parquet":
         facts = pq.read_metadata(path).metadata
-        steps = set(_read_compacted(path, ["step"], pc.field("site") == 0)["step"].to_pylist())
+        steps = dict.fromkeys(_read_compacted(path, ["step"], pc.field("site") == 0)["step"].to_pylist(), 0)
     else:
-        facts, steps = stream_facts(path), set(stream_steps(path))
+        facts, steps = stream_facts(path), stream_steps(path)
     return _Part(path, int(facts[b"start"]), json.loads(facts[b"sites"]), steps) if facts else None
 
 
@@ -213,7 +215,7 @@ def _read_coded(part: _Part, columns: Sequence[str], code: dict[str, int]) -> pa
 
     ids = np.array([at for at, name in enumerate(part.names) if name in code], np.int64)
     codes = np.array([code.get(name, -1) for name in part.names], np.int64)
-    table = (_read_part if part.path.suffix == ".parquet" else _read_stream)(part, ["step", *columns], ids)
+    table = (_read_rows if part.path.suffix == ".parquet" else _read_stream)(part, ["step", *columns], ids)
     site = table["site"].to_numpy()
     start = np.full(len(site), part.start)
     return pa.table(
@@ -230,8 +232,7 @@ def _read_stream(part: _Part, columns: list[str], ids: np.ndarray) -> pa.Table:
     import numpy as np
     import pyarrow as pa
 
-    last = stream_steps(part.path)
-    positions = {last[step] for step in part.steps}
+    positions = set(part.steps.values())
     take = None if len(ids) == len(part.names) else pa.array(ids)
     batches = []
     for at, batch in enumerate(itertools.islice(stream_batches(part.path, columns), max(positions) + 1)):
@@ -240,16 +241,15 @@ def _read_stream(part: _Part, columns: list[str], ids: np.ndarray) -> pa.Table:
     return pa.Table.from_batches(batches).append_column("site", pa.array(np.tile(ids, len(batches))))
 
 
-def _read_part(part: _Part, columns: list[str], ids: np.ndarray) -> pa.Table:
+def _read_rows(part: _Part, columns: list[str], ids: np.ndarray) -> pa.Table:
     """From a compacted file; the ranges let Parquet skip row groups, the sets then pick the rows."""
     import pyarrow.compute as pc
 
     step, site = pc.field("step"), pc.field("site")
-    asked = (step >= min(part.steps)) & (step <= max(part.steps)) & step.isin(sorted(part.steps))
-    if 0 < len(ids) < len(part.names):
-        asked &= (site >= ids[0]) & (site <= ids[-1]) & site.isin(ids)
-    table = _read_compacted(part.path, ["site", *columns], asked)
-    return table if len(ids) else table.slice(0, 0)
+    asked = (step >= min(part.steps)) & (step <= max(part.steps)) & step.isin(list(part.steps))
+    if len(ids) < len(part.names):
+        asked &= (site >= ids.min(initial=len(part.names))) & (site <= ids.max(initial=-1)) & site.isin(ids)
+    return _read_compacted(part.path, ["site", *columns], asked)
 
 
 def _read_compacted(path: Path, columns: list[str], asked: pc.Expression) -> pa.Table:

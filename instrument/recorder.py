@@ -1,63 +1,356 @@
-"""Brings one row of device scalars per step to the host without ever waiting for the device.
+"""Collects the statistics of a step on the device and brings them to the host without ever waiting for it.
 
-A ring of pinned slots: `push` starts an asynchronous copy of a step's row and returns; `ready` hands out, in
-order, the rows whose copy has finished. On the CPU a row is ready at once.
+    buffer  float64 [micro-batches, sites, 9]      each kernel assigns its rows to its slot
+    step    float64 [sites, 12]                    sums over micro-batches and processes, maxima, first bad one
+
+A ring of pinned slots carries a step's rows: `push` starts an asynchronous copy and returns; `ready` hands out, in
+order, the rows whose copy has finished. On the CPU a row is ready at once. A ring that may drop keeps its memory
+bounded: when the host lags behind by all its slots, a row is dropped and counted.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
 
 import torch
+from torch import nn
 
-# Steps the host may lag behind the device before `push` reuses a slot; a slot is a few kilobytes.
+from ..kernels.tensor_stats import FIELDS, N_FIELDS, exponent_histogram, tensor_stats
+from . import sites as site_tables
+from .patch import Group, Patched
+from .store import COLUMNS, Site
+
+# Steps the host may lag behind the device; a slot holds one step.
 N_SLOTS = 8
+N_EXPONENTS = 256
+_SUMSQ, _ABSMAX, _N_NAN, _N_INF = (FIELDS.index(name) for name in ("sumsq", "absmax", "n_nan", "n_inf"))
+_SMALL = slice(FIELDS.index("n_subnormal"), FIELDS.index("n_zero") + 1)
+_MICRO_SUMSQ, _BAD_MICRO, _BAD_RANK = (COLUMNS.index(n) for n in ("micro_sumsq", "first_bad_micro", "first_bad_rank"))
 
 
 class Ring:
-    """Rows on their way from the device to the host."""
+    """Rows on their way from the device to the host.
 
-    def __init__(self, width: int, device: torch.device, n_slots: int = N_SLOTS):
-        self._device = device
+    Attributes:
+        dropped: rows that found no free slot.
+    """
+
+    def __init__(self, shape: tuple[int, ...], device: torch.device, n_slots: int = N_SLOTS, may_drop: bool = False):
+        self._shape, self._device, self._may_drop = shape, device, may_drop
         self._in_flight: deque[tuple[int, torch.Tensor, torch.cuda.Event | None]] = deque()
-        self._slots: deque[torch.Tensor] = deque()
-        if device.type == "cuda":
-            self._slots.extend(torch.empty(width, dtype=torch.float64, pin_memory=True) for _ in range(n_slots))
+        n_pinned = n_slots if device.type == "cuda" else 0
+        self._slots = deque(self._pinned() for _ in range(n_pinned))
+        self.dropped = 0
+
+    def _pinned(self) -> torch.Tensor:
+        return torch.empty(self._shape, dtype=torch.float64, pin_memory=True)
 
     def push(self, step: int, row: torch.Tensor) -> None:
         """Sends a row on its way.
 
         Args:
             step: what `ready` will call it.
-            row: float64 [width] on the device.
+            row: float64 of the ring's shape, on the device.
         """
         if self._device.type != "cuda":
             self._in_flight.append((step, row.clone(), None))
             return
-        # A slot is taken from the pool only when its row has been handed out; a fresh one if the host lags.
-        slot = self._slots.popleft() if self._slots else torch.empty_like(row, device="cpu", pin_memory=True)
+        if not self._slots and self._may_drop:
+            self.dropped += 1
+            return
+        slot = self._slots.popleft() if self._slots else self._pinned()
         slot.copy_(row, non_blocking=True)
         event = torch.cuda.Event()
         event.record()
         self._in_flight.append((step, slot, event))
 
-    def ready(self) -> Iterator[tuple[int, list[float]]]:
-        """Rows that have arrived, oldest first."""
+    def ready(self) -> Iterator[tuple[int, torch.Tensor]]:
+        """Rows that have arrived, oldest first. A row is valid until the next one is asked for."""
         while self._in_flight and (self._in_flight[0][2] is None or self._in_flight[0][2].query()):
-            yield self._take()
+            yield from self._take()
 
-    def drain(self) -> Iterator[tuple[int, list[float]]]:
+    def drain(self) -> Iterator[tuple[int, torch.Tensor]]:
         """All rows, waiting for those still on their way: for evaluation, checkpoints and the end."""
         while self._in_flight:
             event = self._in_flight[0][2]
             if event is not None:
                 event.synchronize()
-            yield self._take()
+            yield from self._take()
 
-    def _take(self) -> tuple[int, list[float]]:
+    def _take(self) -> Iterator[tuple[int, torch.Tensor]]:
         step, slot, event = self._in_flight.popleft()
-        values = slot.tolist()
+        yield step, slot
         if event is not None:
             self._slots.append(slot)
-        return step, values
+
+
+class Recorder:
+    """The statistics of one model in training.
+
+    Attributes:
+        sites: what is kept, in the order of the rows that `ready` and `drain` hand out.
+        dropped: steps whose rows or histograms were dropped because the host lagged behind.
+    """
+
+    def __init__(
+        self,
+        patched: Patched,
+        parameters: Sequence[nn.Parameter],
+        run_once: Callable[[], Any],
+        device: torch.device,
+        *,
+        n_micro_batches: int,
+        patterns: Sequence[str] = ("*",),
+        histogram_every: int = 0,
+        gather: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    ):
+        """
+        Args:
+            patched: what `patch` returned.
+            parameters: the trained parameters, in the order of the gradient rows `finish` gets.
+            run_once: runs a forward on a few tokens, so that `watch` calls in it are found.
+            device: of the model.
+            n_micro_batches: the most micro-batches one step has on this process.
+            patterns: which sites to keep, see `sites.selected`.
+            histogram_every: every so many steps exponents are counted; 0: never.
+            gather: stacks a tensor of every process, [W, ...]; None for one process.
+        """
+        self._patched, self._device, self._gather = patched, device, gather
+        self._histogram_every = histogram_every
+        self._watched: dict[str, int] = {}
+        self._discovering = False
+        self._exponents: torch.Tensor | None = None
+        self._small: torch.Tensor | None = None
+        self._micro = -1
+        self._index_sites(run_once, patterns)
+        n_sites = len(self._all_sites)
+        self._buffer = torch.full((n_micro_batches, n_sites, N_FIELDS), torch.nan, dtype=torch.float64, device=device)
+        self._views = [
+            [self._buffer[micro, first : first + 2 + 4 * len(group.names)] for group, first in self._groups]
+            for micro in range(n_micro_batches)
+        ]
+        self._gradient_sites(parameters)
+        keep = [index for index, kept in enumerate(self._kept) if kept]
+        self._keep = torch.tensor(keep, dtype=torch.int64, device=device)
+        self.sites = [replace(self._all_sites[index], id=row) for row, index in enumerate(keep)]
+        self._ring = Ring((len(keep), len(COLUMNS)), device, may_drop=True)
+        self._exponent_ring = Ring((len(keep), N_EXPONENTS), device, n_slots=1, may_drop=True)
+
+    def _index_sites(self, run_once: Callable[[], Any], patterns: Sequence[str]) -> None:
+        self._all_sites: list[Site] = []
+        self._groups: list[tuple[Group, int]] = []
+        order = 0
+        for order, group in enumerate(self._patched.groups):
+            self._groups.append((group, len(self._all_sites)))
+            self._all_sites += site_tables.group_sites(group, len(self._all_sites), order)
+        self._first_row = {id(group): first for group, first in self._groups}
+        self._unfused: dict[int, int] = {}
+        for name, module, _ in self._patched.unfused:
+            order += 1
+            self._unfused[id(module)] = len(self._all_sites)
+            self._all_sites += site_tables.module_sites(name, module, len(self._all_sites), order)
+        self._discovering = True
+        with torch.no_grad(), self.active():
+            run_once()
+        self._discovering = False
+        self._kept = site_tables.selected(self._all_sites, patterns)
+
+    def _gradient_sites(self, parameters: Sequence[nn.Parameter]) -> None:
+        """Pairs the sites of LoRA gradients with the positions of their parameters."""
+        position = {id(parameter): index for index, parameter in enumerate(parameters)}
+        sites, wanted = [], []
+        modules = {name: m for group, _ in self._groups for name, m in zip(group.names, group.modules, strict=True)}
+        modules |= {name: module for name, module, _ in self._patched.unfused}
+        for site in self._all_sites:
+            if site.tensor in site_tables.GRADIENTS:
+                layer: Any = modules[site.module]
+                side = layer.lora_A if site.tensor == "lora_A.grad" else layer.lora_B
+                for adapter in layer.active_adapters:
+                    if adapter in side and id(side[adapter].weight) in position:
+                        sites.append(site.id)
+                        wanted.append(position[id(side[adapter].weight)])
+                        break
+        self._gradient_rows = torch.tensor(sites, dtype=torch.int64, device=self._device)
+        self._gradient_parameters = torch.tensor(wanted, dtype=torch.int64, device=self._device)
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        """While it lasts, `watch` and the hooks of unfused modules record into this recorder."""
+        global _active
+        before, _active = _active, self
+        handles = [module.register_forward_hook(self._unfused_hook) for _, module, _ in self._patched.unfused]
+        try:
+            yield
+        finally:
+            _active = before
+            for handle in handles:
+                handle.remove()
+            for group, _ in self._groups:
+                group.slot = group.observer = None
+
+    def begin_step(self, step: int) -> None:
+        """Clears the rows; `step` counts from 1."""
+        self._step, self._micro = step, -1
+        self._buffer.fill_(torch.nan)
+        self._exponents = self._small = None
+        if self._histogram_every and step % self._histogram_every == 0:
+            shape = self._buffer.shape[:2]
+            self._exponents = torch.zeros((*shape, N_EXPONENTS), dtype=torch.int64, device=self._device)
+            self._small = torch.full((*shape, 2), torch.nan, dtype=torch.float64, device=self._device)
+
+    def begin_micro_batch(self) -> None:
+        """Points every fused group at its rows of the next micro-batch."""
+        self._micro += 1
+        observer = self if self._exponents is not None else None
+        for (group, _), view in zip(self._groups, self._views[self._micro], strict=True):
+            group.slot, group.observer = view, observer
+
+    def finish_step(self, gradient_rows: torch.Tensor, gradients: Sequence[torch.Tensor]) -> None:
+        """Reduces the step on the device and sends it on its way.
+
+        Args:
+            gradient_rows: float64 [parameters, 9], statistics of the accumulated, all-reduced gradients.
+            gradients: those gradients, looked at on histogram steps only.
+        """
+        rows = self._reduced(self._micro + 1)
+        rows[self._gradient_rows, :N_FIELDS] = gradient_rows[self._gradient_parameters]
+        if self._exponents is not None:
+            assert self._small is not None
+            small = self._small[: self._micro + 1].sum(0)
+            rows[:, _SMALL] = torch.where(small.isnan(), rows[:, _SMALL], small)
+            exponents = self._exponents[: self._micro + 1].sum(0)
+            if self._gather is not None:
+                exponents = self._gather(exponents).sum(0)
+            for site, parameter in zip(self._gradient_rows.tolist(), self._gradient_parameters.tolist(), strict=True):
+                exponents[site] = exponent_histogram(gradients[parameter])
+            self._exponent_ring.push(self._step, exponents[self._keep].double())
+        self._ring.push(self._step, rows[self._keep])
+
+    def _reduced(self, n_micro_batches: int) -> torch.Tensor:
+        """Rows [sites, 12] of this step over micro-batches and processes."""
+        rows = torch.full((len(self._all_sites), len(COLUMNS)), torch.nan, dtype=torch.float64, device=self._device)
+        rows[:, :N_FIELDS] = 0
+        if n_micro_batches:
+            micro = self._buffer[:n_micro_batches]
+            rows[:, :N_FIELDS] = micro.sum(0)
+            rows[:, _ABSMAX] = micro[..., _ABSMAX].amax(0)
+            rows[:, _BAD_MICRO] = _first(micro[..., _N_NAN] + micro[..., _N_INF] > 0)
+        rows[self._gradient_rows, _MICRO_SUMSQ] = rows[self._gradient_rows, _SUMSQ]
+        if self._gather is None:
+            rows[:, _BAD_RANK] = rows[:, _BAD_MICRO] * 0
+            return rows
+        ranks = self._gather(rows)
+        total = ranks.sum(0)
+        total[:, _ABSMAX] = ranks[..., _ABSMAX].amax(0)
+        first = ranks[..., _BAD_MICRO].nan_to_num(torch.inf)
+        total[:, _BAD_MICRO] = torch.where(first.amin(0).isinf(), torch.nan, first.amin(0))
+        total[:, _BAD_RANK] = torch.where(first.amin(0).isinf(), torch.nan, first.argmin(0).double())
+        return total
+
+    def ready(self) -> Iterator[tuple[int, torch.Tensor, torch.Tensor | None]]:
+        """(step, rows [kept sites, 12], exponents [kept sites, 256] or None) that have arrived, oldest first."""
+        yield from self._paired(self._ring.ready(), dict(_cloned(self._exponent_ring.ready())))
+
+    def drain(self) -> Iterator[tuple[int, torch.Tensor, torch.Tensor | None]]:
+        """The same for all rows, waiting for those on their way."""
+        yield from self._paired(self._ring.drain(), dict(_cloned(self._exponent_ring.drain())))
+
+    def _paired(self, rows: Iterator, exponents: dict[int, torch.Tensor]) -> Iterator:
+        # A step's exponents are pushed before its rows, so they have arrived when its rows have.
+        for step, values in rows:
+            exponents.update(_cloned(self._exponent_ring.ready()))
+            yield step, values, exponents.pop(step, None)
+
+    @property
+    def dropped(self) -> int:
+        return self._ring.dropped + self._exponent_ring.dropped
+
+    def watch(self, name: str, tensor: torch.Tensor) -> None:
+        """Records a tensor of the user's choice and its gradient, see `watch`."""
+        if self._discovering and name not in self._watched:
+            self._watched[name] = len(self._all_sites)
+            order = max((site.forward_order for site in self._all_sites), default=-1) + 1
+            for kind in ("out", "grad_out"):
+                dtype = str(tensor.dtype).removeprefix("torch.")
+                shape = tuple(tensor.shape[-1:])
+                self._all_sites.append(Site(len(self._all_sites), name, kind, shape, dtype, order))
+        elif self._micro >= 0 and name in self._watched:
+            self._record(self._watched[name], tensor)
+
+    def _unfused_hook(self, module: nn.Module, _args: Any, output: torch.Tensor) -> None:
+        if self._micro >= 0 and not self._discovering:
+            self._record(self._unfused[id(module)], output)
+
+    def _record(self, row: int, tensor: torch.Tensor) -> None:
+        """Statistics of a tensor now, and of its gradient when it comes: rows `row` and `row + 1`."""
+        self._assign(self._micro, row, tensor.detach())
+        if tensor.requires_grad:
+            micro = self._micro
+            tensor.register_hook(lambda grad: self._assign(micro, row + 1, grad))
+
+    def _assign(self, micro: int, row: int, tensor: torch.Tensor) -> None:
+        self._buffer[micro, row] = tensor_stats(tensor, full=self._exponents is not None)
+        if self._exponents is not None:
+            self._exponents[micro, row] = exponent_histogram(tensor)
+
+    def input(self, group: Group, x: torch.Tensor) -> torch.Tensor:
+        """Patch's observer on histogram steps: counts exponents of `in` now and of `grad_in` when it comes."""
+        first = self._first_row[id(group)]
+        x = x.view_as(x)  # its gradient is this group's share, not the sum over all readers of x
+        self._look(first, x, first + 1 + 2 * len(group.names))
+        return x
+
+    def outputs(self, group: Group, outputs: list[torch.Tensor]) -> list[torch.Tensor]:
+        """Likewise `out` and `grad_out` of each module."""
+        first = self._first_row[id(group)] + 1
+        for index, output in enumerate(outputs):
+            self._look(first + index, output, first + len(outputs) + index)
+        return outputs
+
+    def _look(self, row: int, tensor: torch.Tensor, gradient_row: int) -> None:
+        micro = self._micro
+        self._count(micro, row, tensor.detach())
+        if tensor.requires_grad:
+            tensor.register_hook(lambda grad: self._count(micro, gradient_row, grad))
+
+    def _count(self, micro: int, row: int, tensor: torch.Tensor) -> None:
+        assert self._exponents is not None
+        assert self._small is not None
+        self._exponents[micro, row] = exponent_histogram(tensor)
+        if tensor.dtype == torch.float32:
+            self._small[micro, row] = tensor_stats(tensor, full=True)[_SMALL]
+
+
+_active: Recorder | None = None
+
+
+def watch(name: str, tensor: torch.Tensor) -> torch.Tensor:
+    """Records statistics of a tensor of your own, and of its gradient, at every step.
+
+    Call it in a model's forward. Sites are fixed by the first forward pass: a name that does not appear in it is not
+    recorded. Outside a recorded run it does nothing.
+
+    Args:
+        name: what the sites are called: `<name>:out` and `<name>:grad_out`.
+        tensor: any float tensor.
+
+    Returns:
+        the tensor itself.
+    """
+    if _active is not None:
+        _active.watch(name, tensor)
+    return tensor
+
+
+def _first(bad: torch.Tensor) -> torch.Tensor:
+    """Index of the first True along dim 0 as float64, NaN where there is none."""
+    return torch.where(bad.any(0), bad.int().argmax(0).double(), torch.nan)
+
+
+def _cloned(rows: Iterator[tuple[int, torch.Tensor]]) -> Iterator[tuple[int, torch.Tensor]]:
+    for step, row in rows:
+        yield step, row.clone()

@@ -160,11 +160,11 @@ class PrecisionSection(Section):
 
 class InstrumentSection(Section):
     enabled: bool = True
-    """Reserved for the per-layer statistics; has no effect in this version."""
-    sites: Literal["all"] = "all"
-    """Reserved for the per-layer statistics; has no effect in this version."""
+    """Record statistics of every LoRA layer at every step. Losses and weights do not depend on it."""
+    sites: Literal["all"] | list[str] = "all"
+    """Which sites to keep: all, or shell patterns over <module>:<tensor>; ! excludes, the last match decides."""
     histogram_every: int = Field(default=100, ge=0)
-    """Reserved for the per-layer statistics; has no effect in this version."""
+    """Count binary exponents every so many steps. 0: never."""
     probe_every: int = Field(default=100, ge=0)
     """Reserved for the per-layer statistics; has no effect in this version."""
 

@@ -39,6 +39,12 @@ class Engine:
         for tensor, part in zip(tensors, total.split([t.numel() for t in tensors]), strict=True):
             tensor.copy_(part.view_as(tensor))
 
+    def gather(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The tensor of every process, stacked: [world_size, ...]."""
+        gathered = self._accelerator.gather(tensor[None])
+        assert isinstance(gathered, torch.Tensor)
+        return gathered
+
     def any(self, flag: bool) -> bool:
         """Whether the flag is set on any process. With several processes the host waits for the answer."""
         if self.world_size == 1:

@@ -41,6 +41,7 @@ def evaluate(
         batch = collate(examples, pad).to(engine.device)
         with autocast(config, engine.device):
             loss_sum, n_correct = loss(batch)
+        assert n_correct is not None
         totals += torch.stack(
             [loss_sum.double(), n_correct.double(), n_correct.new_tensor(len(batch.targets)).double()]
         )

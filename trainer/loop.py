@@ -20,7 +20,7 @@ from peft import PeftModel
 
 from ..instrument.loss_scale import LossScale
 from ..instrument.messages import say
-from ..instrument.recorder import Ring
+from ..instrument.recorder import Recorder, Ring
 from .batches import Plan, collate
 from .checkpoint import NotFinite, Progress, save_checkpoint
 from .config import Config
@@ -48,6 +48,7 @@ class Parts:
     pad_token_id: int
     n_steps: int
     eval_data: Dataset | None = None
+    recorder: Recorder | None = None
 
 
 @dataclass
@@ -90,6 +91,9 @@ def train_step(parts: Parts, step: int) -> torch.Tensor:
     n_supervised = sum(example.n_supervised for examples in micro_batches for example in examples)
     loss_scale = parts.loss_scale.scale
     totals = torch.zeros(2, device=engine.device)
+    recorder = parts.recorder
+    if recorder:
+        recorder.begin_step(step)
 
     for index, examples in enumerate(micro_batches):
         own = parts.plan.local(examples, engine.rank)
@@ -97,6 +101,8 @@ def train_step(parts: Parts, step: int) -> torch.Tensor:
             continue
         torch.manual_seed(micro_batch_seed(config.training.seed, step, index, engine.rank))
         batch = collate(own, parts.pad_token_id).to(engine.device)
+        if recorder:
+            recorder.begin_micro_batch()
         with autocast(config, engine.device):
             loss_sum, _ = parts.loss(batch)
         loss = loss_sum / n_supervised
@@ -104,7 +110,10 @@ def train_step(parts: Parts, step: int) -> torch.Tensor:
         totals += torch.stack([loss.detach(), (~torch.isfinite(loss_sum.detach())).float()])
 
     engine.sum_([totals, *parts.optimizer.gradients])
-    grad_norm, found_inf = parts.optimizer.step(loss_scale)
+    gradient_rows = parts.optimizer.gradient_rows()
+    if recorder:
+        recorder.finish_step(gradient_rows, parts.optimizer.gradients)
+    grad_norm, found_inf = parts.optimizer.step(gradient_rows, loss_scale)
     parts.loss_scale.update(found_inf)
     values = {
         "loss": totals[0],
@@ -123,7 +132,7 @@ def train(parts: Parts, progress: Progress, run_dir: Path, log: RunLog, console:
     Returns after the last step, or earlier if `stop` wants it; a checkpoint then holds the state reached.
     """
     training, engine = parts.config.training, parts.engine
-    ring = Ring(len(ROW_FIELDS), engine.device)
+    ring = Ring((len(ROW_FIELDS),), engine.device)
     parts.model.train()
     while progress.step < parts.n_steps:
         started = time.perf_counter()
@@ -138,7 +147,8 @@ def train(parts: Parts, progress: Progress, run_dir: Path, log: RunLog, console:
         evaluates = due(training.eval_strategy, eval_every, step, parts) and not cut_short
         saves = due(training.save_strategy, training.save_steps, step, parts) or cut_short
         for done, values in ring.drain() if evaluates or saves else ring.ready():
-            log.step(done, values)
+            log.step(done, values.tolist())
+        log.statistics(parts.recorder, drain=evaluates or saves)
         if evaluates and parts.eval_data is not None:
             log.evaluation(
                 step,

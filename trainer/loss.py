@@ -10,14 +10,16 @@ nothing. A head that does more than a projection (soft-capping, scaling) is left
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import PreTrainedModel
 
 from ..instrument.messages import say
+from ..kernels.cross_entropy import linear_cross_entropy
 from .batches import Batch
 
 # Config keys by which architectures transform the logits after the projection (Gemma 2, Cohere, Granite).
@@ -31,6 +33,7 @@ class SupervisedLoss:
 
     Attributes:
         own_head: whether the model's own forward forms the logits, for all positions.
+        fused: whether projection and loss are one operator; a head that is trained or quantized is called as it is.
     """
 
     def __init__(self, model: PeftModel, compute_dtype: torch.dtype):
@@ -38,17 +41,26 @@ class SupervisedLoss:
         self._model, self._decoder = base, cast("torch.nn.Module", base.base_model)
         head = base.get_output_embeddings()
         self._head = cast("torch.nn.Module", head)
+        plain = isinstance(head, torch.nn.Linear) and not isinstance(head, BaseTunerLayer)
+        self.fused = plain and head.weight.is_floating_point() and not any(p.requires_grad for p in head.parameters())
         self.own_head = head is None or self._decoder is base or self._transforms_logits(compute_dtype)
 
-    def __call__(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Loss sum float32 [] and, without gradient, the number of right argmax predictions int64 []."""
+    def __call__(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Loss sum float32 []; the number of right argmax predictions int64 [], or None where gradients are wanted."""
         if self.own_head:
             logits = self._model(input_ids=batch.input_ids, use_cache=False).logits
             logits = logits.flatten(0, 1).index_select(0, batch.positions)
         else:
             hidden = self._decoder(input_ids=batch.input_ids, use_cache=False)[0]
             # index_select's backward is deterministic, that of hidden[index] is not
-            logits = self._head(hidden.flatten(0, 1).index_select(0, batch.positions))
+            hidden = hidden.flatten(0, 1).index_select(0, batch.positions)
+            if self.fused:
+                head: Any = self._head
+                loss, n_correct = linear_cross_entropy(
+                    hidden, head.weight, batch.targets, bias=head.bias, count_correct=not torch.is_grad_enabled()
+                )
+                return loss, n_correct
+            logits = self._head(hidden)
         loss = F.cross_entropy(logits.float(), batch.targets, reduction="sum")
         return loss, (logits.detach().argmax(-1) == batch.targets).sum()
 

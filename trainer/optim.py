@@ -16,7 +16,11 @@ from collections.abc import Mapping
 import torch
 from transformers import get_scheduler
 
+from ..kernels.tensor_stats import FIELDS, multi_tensor_stats
 from .config import TrainingSection
+
+SUMSQ = FIELDS.index("sumsq")
+N_NON_FINITE = [FIELDS.index("n_nan"), FIELDS.index("n_inf")]
 
 
 def lr_table(training: TrainingSection, n_steps: int) -> list[float]:
@@ -78,18 +82,24 @@ class Optimizer:
                 parameter.grad = torch.zeros_like(parameter)
         return [parameter.grad for parameter in self._parameters.values() if parameter.grad is not None]
 
-    def step(self, loss_scale: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def gradient_rows(self) -> torch.Tensor:
+        """Statistics of the accumulated gradients as they are in memory, scaled: float64 [parameters, 9]."""
+        return multi_tensor_stats([gradient.contiguous() for gradient in self.gradients])
+
+    def step(self, gradient_rows: torch.Tensor, loss_scale: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Applies the accumulated gradients, or skips them if any is not finite, and clears them.
 
         Args:
+            gradient_rows: what `gradient_rows()` gave.
             loss_scale: float32 [], the factor the gradients carry.
 
         Returns:
-            grad_norm float32 [], unscaled and before clipping; found_inf float32 [], 1 where the step was skipped.
+            grad_norm float32 [], unscaled and before clipping, NaN where a gradient is not finite; found_inf float32
+            [], 1 where the step was skipped.
         """
-        scaled_norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(self.gradients)))
-        grad_norm = scaled_norm / loss_scale
-        found_inf = (~torch.isfinite(grad_norm)).float()
+        bad = gradient_rows[:, N_NON_FINITE].sum() > 0
+        grad_norm = torch.where(bad, torch.nan, gradient_rows[:, SUMSQ].sum().sqrt() / loss_scale).float()
+        found_inf = bad.float()
         divisor = loss_scale.clone()
         if self._max_grad_norm > 0:
             divisor = divisor * ((grad_norm + 1e-6) / self._max_grad_norm).clamp(min=1.0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -11,7 +12,10 @@ from peft import PeftModel
 
 from ..instrument.loss_scale import INITIAL_SCALE, LossScale
 from ..instrument.messages import say
-from ..instrument.store import MetricsLog
+from ..instrument.patch import Patched, patch
+from ..instrument.recorder import Recorder
+from ..instrument.store import MetricsLog, StatsWriter, write_sites
+from ..instrument.store import compact as compact_stats
 from .batches import Plan
 from .checkpoint import NotFinite, Progress, load_checkpoint, save_adapter
 from .checkpoint import commit as commit_folder
@@ -54,16 +58,22 @@ def run(config: Config, resume: str | None) -> int:
         progress.start += 1
     run_dir = checkpoint.parent if checkpoint else fresh_folder(config.training.output_dir)
     metrics = open_folder(run_dir, parts, progress) if engine.is_main else None
+    stats = open_stats(run_dir, parts, progress) if engine.is_main else None
     engine.barrier()
     greet(parts, progress, run_dir, checkpoint, resume, console)
 
     stop.listen()
-    log = RunLog(metrics, console, config, progress, parts.n_steps, parts.plan.steps_per_epoch, rates, engine.device)
+    log = RunLog(
+        metrics, console, config, progress, parts.n_steps, parts.plan.steps_per_epoch, rates, engine.device, stats
+    )
     console.begin(progress.step, parts.n_steps)
     try:
-        train(parts, progress, run_dir, log, console, stop)
+        with parts.recorder.active() if parts.recorder else nullcontext():
+            train(parts, progress, run_dir, log, console, stop)
     finally:
         console.end()
+        if stats is not None:
+            stats.close()
     code = finish(parts, progress, run_dir, log, console, stop)
     engine.close()
     return code
@@ -98,13 +108,50 @@ def build(
     model = add_lora(load_base(config, engine.device), config)
     engine.same_everywhere(list(trainable(model).values()))
     with autocast(config, engine.device):
+        patched = patch(model, lambda: run_once(model))
         loss = SupervisedLoss(model, getattr(torch, config.compute_dtype))
+    for reason in sorted({reason for _, _, reason in patched.unfused}):
+        names = [name for name, _, why in patched.unfused if why == reason]
+        listed = ", ".join(names[:3]) + (" ..." if len(names) > 3 else "")
+        console.warn(say("patch.unfused", count=len(names), modules=listed, reason=say(f"patch.{reason}")))
     if warning := loss.warning():
         console.warn(warning)
     rates = lr_table(training, n_steps)
     optimizer = Optimizer(trainable(model), training, rates)
     scale = loss_scale_of(config, engine.device)
-    return Parts(config, engine, model, loss, optimizer, scale, plan, pad, n_steps, eval_data), rates
+    recorder = make_recorder(config, engine, model, patched) if config.instrument.enabled else None
+    return Parts(config, engine, model, loss, optimizer, scale, plan, pad, n_steps, eval_data, recorder), rates
+
+
+def run_once(model: PeftModel) -> None:
+    """One forward on four tokens, in evaluation mode: shows in which order modules run and what they share."""
+    training = model.training
+    model.eval()
+    model(input_ids=torch.arange(4, device=model.device)[None], use_cache=False)
+    model.train(training)
+
+
+def make_recorder(config: Config, engine: Engine, model: PeftModel, patched: Patched) -> Recorder:
+    """The recorder that the configuration asks for.
+
+    Raises:
+        UserError: instrument.sites matches nothing.
+    """
+    sites = config.instrument.sites
+    with autocast(config, engine.device):
+        recorder = Recorder(
+            patched,
+            list(trainable(model).values()),
+            lambda: run_once(model),
+            engine.device,
+            n_micro_batches=config.training.gradient_accumulation_steps,
+            patterns=["*"] if sites == "all" else sites,
+            histogram_every=config.instrument.histogram_every,
+            gather=engine.gather if engine.world_size > 1 else None,
+        )
+    if not recorder.sites:
+        raise UserError(problem("instrument.no_sites", patterns=sites))
+    return recorder
 
 
 def loss_scale_of(config: Config, device: torch.device) -> LossScale:
@@ -137,6 +184,14 @@ def open_folder(run_dir: Path, parts: Parts, progress: Progress) -> MetricsLog:
         return MetricsLog(run_dir, progress.start)
     except OSError as error:
         raise UserError(problem("run.cannot_write", folder=run_dir, what=error.strerror)) from error
+
+
+def open_stats(run_dir: Path, parts: Parts, progress: Progress) -> StatsWriter | None:
+    """Writes sites.json and opens this start's stream of statistics."""
+    if parts.recorder is None:
+        return None
+    write_sites(run_dir, parts.recorder.sites)
+    return StatsWriter(run_dir, progress.start, len(parts.recorder.sites))
 
 
 def greet(
@@ -192,6 +247,8 @@ def finish(parts: Parts, progress: Progress, run_dir: Path, log: RunLog, console
     if parts.engine.is_main:
         if complete:
             log.summary(progress.step * parts.plan.rows_per_step, progress.step)
+            if parts.recorder is not None:
+                compact_stats(run_dir)
             try:
                 write_adapter(parts.model, run_dir / "adapter", parts.config, log.final_loss)
             except NotFinite as error:

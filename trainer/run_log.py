@@ -10,7 +10,8 @@ import psutil
 import torch
 
 from ..instrument.messages import say
-from ..instrument.store import MetricsLog
+from ..instrument.recorder import Recorder
+from ..instrument.store import MetricsLog, StatsWriter
 from .checkpoint import Progress
 from .config import Config
 from .console import Console, compact, duration
@@ -48,10 +49,11 @@ class RunLog:
         steps_per_epoch: int,
         lr_table: list[float],
         device: torch.device,
+        stats: StatsWriter | None = None,
     ):
         self._metrics, self._console, self._config, self._progress = metrics, console, config, progress
         self._n_steps, self._steps_per_epoch, self._lr_table = n_steps, steps_per_epoch, lr_table
-        self._device = device
+        self._device, self._stats = device, stats
         self._pending: dict[int, StepFacts] = {}
         self._recent: deque[float] = deque(maxlen=RATE_WINDOW)
         self._eval_seconds = self._save_seconds = 0.0
@@ -96,6 +98,14 @@ class RunLog:
         if self._metrics:
             self._metrics.write(line)
         self._show(line)
+
+    def statistics(self, recorder: Recorder | None, drain: bool) -> None:
+        """Writes the statistics that have arrived; with `drain` all of them."""
+        if recorder is None:
+            return
+        for step, rows, exponents in recorder.drain() if drain else recorder.ready():
+            if self._stats is not None:
+                self._stats.write(step, rows.numpy(), None if exponents is None else exponents.long().numpy())
 
     def evaluation(self, step: int, evaluation: Evaluation) -> None:
         """Records an evaluation."""

@@ -34,7 +34,7 @@ def test_scaled_clipped_step_equals_plain_torch(optim):
     reference = torch.optim.AdamW(groups, lr=0.01)
     for step, learning_rate in enumerate([0.01, 0.005, 0.0025]):
         set_gradients(ours, step, scale=1024.0)
-        norm, found_inf = optimizer.step(torch.tensor(1024.0))
+        norm, found_inf = optimizer.step(optimizer.gradient_rows(), torch.tensor(1024.0))
         set_gradients(theirs, step)
         expected = torch.nn.utils.clip_grad_norm_(theirs.values(), 0.5)
         for group in reference.param_groups:
@@ -53,12 +53,12 @@ def test_non_finite_gradients_are_skipped_and_do_not_move_the_schedule(optim):
     before = {name: parameter.detach().clone() for name, parameter in params.items()}
     set_gradients(params, 0)
     params["bias"].grad = torch.tensor([1.0, 2.0, 3.0, float("nan"), 4.0])
-    norm, found_inf = optimizer.step(torch.tensor(1.0))
+    norm, found_inf = optimizer.step(optimizer.gradient_rows(), torch.tensor(1.0))
     assert (math.isnan(norm.item()), found_inf.item(), optimizer.updates.item()) == (True, 1.0, 0)
     assert all(torch.equal(params[name], before[name]) for name in params)
     assert all(parameter.grad is None for parameter in params.values())
     set_gradients(params, 1)
-    optimizer.step(torch.tensor(1.0))
+    optimizer.step(optimizer.gradient_rows(), torch.tensor(1.0))
     # Adam's first step moves every value by the learning rate of update 0
     moved = (params["bias"] - before["bias"]).abs()
     torch.testing.assert_close(moved, torch.full((5,), 0.1), rtol=1e-3, atol=0)
@@ -72,15 +72,15 @@ def test_state_continues_bit_for_bit(optim):
     optimizer, first = Optimizer(straight, section(optim=optim), table), Optimizer(resumed, section(optim=optim), table)
     for step in range(6):
         set_gradients(straight, step)
-        optimizer.step(torch.tensor(1.0))
+        optimizer.step(optimizer.gradient_rows(), torch.tensor(1.0))
     for step in range(3):
         set_gradients(resumed, step)
-        first.step(torch.tensor(1.0))
+        first.step(first.gradient_rows(), torch.tensor(1.0))
     second = Optimizer(resumed, section(optim=optim), table)
     second.load_state_dict({key: value.clone() for key, value in first.state_dict().items()})
     for step in range(3, 6):
         set_gradients(resumed, step)
-        second.step(torch.tensor(1.0))
+        second.step(second.gradient_rows(), torch.tensor(1.0))
     assert second.updates.item() == 6
     assert all(torch.equal(straight[name], resumed[name]) for name in straight)
 
