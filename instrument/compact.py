@@ -1,7 +1,7 @@
 """Turns the streams of a run that has ended into Parquet files, whole or not at all. Imports no torch.
 
-stats/start-<n>.arrows -> stats/start-<n>.parquet: the last batch of each step, with a `site` column, the id. Frames read
-from either are identical.
+stats/start-<n>.arrows -> stats/start-<n>.parquet: the last batch of each step, with a `site` column, the id. Frames
+read from either are identical.
 
 Parquet, because its byte-stream-split encoding puts the noisy bytes of a number apart from the steady ones (13.6 bytes
 a site and step, against 18 of a zstd Arrow file), because a reader fetches only the columns, steps and sites it needs,
@@ -14,7 +14,7 @@ import itertools
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .store import COLUMNS, EXPONENT_COLUMNS, STATS, stats_files, stream_batches, stream_facts, stream_steps
 
@@ -25,6 +25,14 @@ if TYPE_CHECKING:
 # others; compacting holds GROUP_STEPS steps, about 150 MB for 1,120 sites.
 GROUP_STEPS = 512
 GROUP_SITES = 128
+
+_COLUMNS = (*COLUMNS, *EXPONENT_COLUMNS)
+_ENCODING: dict[str, Any] = {
+    "compression": "zstd",
+    "use_dictionary": ["step", "site", "exponent_first"],
+    "use_byte_stream_split": [*COLUMNS, "exponent_counts.list.element"],
+    "write_statistics": ["step", "site"],
+}
 
 
 def compact(run_dir: Path) -> None:
@@ -46,23 +54,15 @@ def _compact_stream(path: Path, kept: dict[int, int]) -> None:
 
     facts = stream_facts(path)
     assert facts
-    columns = ["step", *COLUMNS, *EXPONENT_COLUMNS]
     target = path.with_suffix(".parquet")
     partial = target.with_name(target.name + ".tmp")
     writer = None
     with partial.open("wb") as file:
         positions = set(kept.values())
-        batches = (batch for at, batch in enumerate(stream_batches(path, columns)) if at in positions)
+        batches = (batch for at, batch in enumerate(stream_batches(path, _COLUMNS)) if at in positions)
         while chunk := list(itertools.islice(batches, GROUP_STEPS)):
             for group in _row_groups(chunk):
-                writer = writer or pq.ParquetWriter(
-                    file,
-                    group.schema,
-                    compression="zstd",
-                    use_dictionary=["step", "site", "exponent_first"],
-                    use_byte_stream_split=[*COLUMNS, "exponent_counts.list.element"],
-                    write_statistics=["step", "site"],
-                )
+                writer = writer or pq.ParquetWriter(file, group.schema, **_ENCODING)
                 writer.write_table(group)
         assert writer
         writer.add_key_value_metadata({key.decode(): value.decode() for key, value in facts.items()})
@@ -78,7 +78,7 @@ def _row_groups(batches: list[pa.RecordBatch]) -> Iterator[pa.Table]:
     import pyarrow as pa
 
     n_steps, n_sites = len(batches), batches[0].num_rows
-    table = pa.Table.from_batches(batches).combine_chunks().replace_schema_metadata(None)
+    table = pa.Table.from_batches(batches).select(["step", *_COLUMNS]).combine_chunks().replace_schema_metadata(None)
     rows = np.arange(n_steps * n_sites).reshape(n_steps, n_sites)
     for first in range(0, n_sites, GROUP_SITES):
         block = rows[:, first : first + GROUP_SITES].T

@@ -154,7 +154,7 @@ class Run:
         """The files of stats/ that hold these steps, each with those of which it has the last word."""
         files = [file for file in map(_open, stats_files(self.path)) if file]
         last = {step: number for number, file in enumerate(files) for step in file.steps}
-        asked = last if steps is None else {steps} if isinstance(steps, int) else set(steps)
+        asked = last if steps is None else set(steps if isinstance(steps, Iterable) else [steps])
         for number, file in enumerate(files):
             file.steps = {step: at for step, at in file.steps.items() if step in asked and last[step] == number}
         return [file for file in files if file.steps]
@@ -188,7 +188,7 @@ class _Part:
 
 
 def _open(path: Path) -> _Part | None:
-    """A file with all its steps; None if a kill tore even its head."""
+    """A file with all its steps; None if it has none."""
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
@@ -197,7 +197,7 @@ def _open(path: Path) -> _Part | None:
         steps = dict.fromkeys(_read_compacted(path, ["step"], pc.field("site") == 0)["step"].to_pylist(), 0)
     else:
         facts, steps = stream_facts(path), stream_steps(path)
-    return _Part(path, int(facts[b"start"]), json.loads(facts[b"sites"]), steps) if facts else None
+    return _Part(path, int(facts[b"start"]), json.loads(facts[b"sites"]), steps) if facts and steps else None
 
 
 def _no_rows(columns: Sequence[str]) -> pa.Table:
@@ -215,20 +215,14 @@ def _read_coded(part: _Part, columns: Sequence[str], code: dict[str, int]) -> pa
 
     ids = np.array([at for at, name in enumerate(part.names) if name in code], np.int64)
     codes = np.array([code.get(name, -1) for name in part.names], np.int64)
-    table = (_read_rows if part.path.suffix == ".parquet" else _read_stream)(part, ["step", *columns], ids)
+    table = (_read_rows if part.path.suffix == ".parquet" else _read_stream)(part, columns, ids)
     site = table["site"].to_numpy()
     start = np.full(len(site), part.start)
-    return pa.table(
-        {
-            "step": table["step"],
-            "start": start,
-            "site": codes[site],
-            **{column: table[column] for column in columns},
-        }
-    )
+    keys = {"step": table["step"], "start": start, "site": codes[site]}
+    return pa.table({**keys, **{column: table[column] for column in columns}})
 
 
-def _read_stream(part: _Part, columns: list[str], ids: np.ndarray) -> pa.Table:
+def _read_stream(part: _Part, columns: Sequence[str], ids: np.ndarray) -> pa.Table:
     import numpy as np
     import pyarrow as pa
 
@@ -241,7 +235,7 @@ def _read_stream(part: _Part, columns: list[str], ids: np.ndarray) -> pa.Table:
     return pa.Table.from_batches(batches).append_column("site", pa.array(np.tile(ids, len(batches))))
 
 
-def _read_rows(part: _Part, columns: list[str], ids: np.ndarray) -> pa.Table:
+def _read_rows(part: _Part, columns: Sequence[str], ids: np.ndarray) -> pa.Table:
     """From a compacted file; the ranges let Parquet skip row groups, the sets then pick the rows."""
     import pyarrow.compute as pc
 
@@ -249,7 +243,7 @@ def _read_rows(part: _Part, columns: list[str], ids: np.ndarray) -> pa.Table:
     asked = (step >= min(part.steps)) & (step <= max(part.steps)) & step.isin(list(part.steps))
     if len(ids) < len(part.names):
         asked &= (site >= ids.min(initial=len(part.names))) & (site <= ids.max(initial=-1)) & site.isin(ids)
-    return _read_compacted(part.path, ["site", *columns], asked)
+    return _read_compacted(part.path, ["step", "site", *columns], asked)
 
 
 def _read_compacted(path: Path, columns: list[str], asked: pc.Expression) -> pa.Table:

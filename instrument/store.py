@@ -7,7 +7,7 @@ that was run twice the reader keeps the last.
 sites.json lists the sites: id -> module, tensor, shape, dtype, forward order.
 
 stats/start-<n>.arrows is an Arrow IPC stream, one per start, one record batch per step, written as the run goes. Row
-i of a batch is site i; the columns are `step`, COLUMNS, and on histogram steps the exponents. The names of the
+i of a batch is site i; the columns are COLUMNS, on histogram steps the exponents, and `step`. The names of the
 sites and the start are in the schema's metadata, so a stream stays readable when a resumed run watches others.
 At the end `compact` turns each stream into stats/start-<n>.parquet.
 
@@ -186,13 +186,14 @@ class StatsWriter:
         import pyarrow as pa
 
         assert rows.shape == (self._n_sites, len(COLUMNS)), rows.shape
-        arrays = [pa.array(np.full(self._n_sites, step, np.int64))]
+        arrays = []
         for column, values in zip(COLUMNS, np.ascontiguousarray(rows.T), strict=True):
             null = np.isnan(values)
             values = np.where(null, 0.0, values)
             values = _rounded(values) if column in FLOAT_COLUMNS else values.astype(np.int64)
             arrays.append(pa.array(values, mask=null))
         arrays += self._no_exponents if exponents is None else _sparse(exponents)
+        arrays.append(pa.array(np.full(self._n_sites, step, np.int64)))
         self._stream.write_batch(pa.record_batch(arrays, schema=self._schema))
         self._file.flush()
 
@@ -207,9 +208,8 @@ class StatsWriter:
 def _stream_schema(start: int, names: list[str]) -> pa.Schema:
     import pyarrow as pa
 
-    fields = [("step", pa.int64())]
-    fields += [(column, pa.float64() if column in FLOAT_COLUMNS else pa.int64()) for column in COLUMNS]
-    fields += [("exponent_first", pa.int64()), ("exponent_counts", pa.list_(pa.int64()))]
+    fields = [(column, pa.float64() if column in FLOAT_COLUMNS else pa.int64()) for column in COLUMNS]
+    fields += [("exponent_first", pa.int64()), ("exponent_counts", pa.list_(pa.int64())), ("step", pa.int64())]
     facts = {"schema_version": str(SCHEMA_VERSION), "start": str(start), "sites": json.dumps(names)}
     return pa.schema(fields, metadata=facts)
 
@@ -274,32 +274,41 @@ def stream_facts(path: Path) -> dict[bytes, bytes] | None:
     """The metadata of a stream; None if a kill tore even that."""
     import pyarrow as pa
 
-    try:
-        with path.open("rb") as file:
+    with path.open("rb") as file:
+        try:
             return pa.ipc.open_stream(file).schema.metadata
-    except (pa.ArrowInvalid, EOFError):
-        return None
+        except (pa.ArrowException, OSError):
+            return None
 
 
 def stream_batches(path: Path, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
-    """The whole steps of a stream in the order they were written, some columns of them; a torn tail ends it."""
+    """The whole steps of a stream in the order they were written, `step` and some columns; a torn tail ends it.
+
+    What follows the last whole byte may be nothing (a kill), zeros or noise (a power loss). `step` is the last column
+    of a batch, so that a batch whose `step` is right is whole.
+    """
     import pyarrow as pa
 
     if stream_facts(path) is None:
         return
     with pa.memory_map(str(path)) as source:
-        schema = pa.ipc.read_schema(source)
-        source.seek(0)
-        options = pa.ipc.IpcReadOptions(included_fields=[schema.get_field_index(c) for c in columns], use_threads=False)
-        reader = pa.ipc.open_stream(source, options=options)
-        while True:
-            try:
+        try:
+            names = pa.ipc.read_schema(source).names
+            source.seek(0)
+            included = [names.index(column) for column in (*columns, "step")]
+            options = pa.ipc.IpcReadOptions(included_fields=included, use_threads=False)
+            reader = pa.ipc.open_stream(source, options=options)
+            while True:
                 batch = reader.read_next_batch()
-            except (StopIteration, pa.ArrowInvalid, OSError):
-                return
-            yield batch
+                batch.validate()
+                step = batch["step"].to_numpy()
+                if step[0] < 1 or (step != step[0]).any():
+                    return
+                yield batch
+        except (StopIteration, pa.ArrowException, OSError, ValueError):
+            return
 
 
 def stream_steps(path: Path) -> dict[int, int]:
     """Step -> position of its last batch in the stream."""
-    return {batch["step"][0].as_py(): at for at, batch in enumerate(stream_batches(path, ["step"])) if batch.num_rows}
+    return {batch["step"][0].as_py(): at for at, batch in enumerate(stream_batches(path, []))}
