@@ -2,7 +2,7 @@
 PYTHON ?= python3
 RUN := .venv/bin/python
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint kernels clean
 
 demo: .venv/ready
 	$(RUN) examples/demo.py
@@ -16,6 +16,12 @@ lint: .venv/ready
 	mkdir -p .venv/typing/lora_train
 	ln -sfn ../../../kernels ../../../instrument ../../../trainer .venv/typing/lora_train/
 	$(RUN) -m pyright
+
+# What the compiler makes of every kernel on seven chips, then the bytes the fused LoRA linear moves. Needs no GPU.
+kernels: .venv/ready
+	$(RUN) -m benchmarks.compile_kernels --all
+	@echo
+	TRITON_INTERPRET=1 $(RUN) -m benchmarks.kernel_bytes
 
 # torch goes first: a CUDA build brings its own triton, a CPU build brings none.
 .venv/ready: constraints.txt pyproject.toml setup.py

@@ -1,10 +1,11 @@
 """Compiles every Triton kernel for seven chips, without a GPU, and prints what the compiler made of it.
 
-    python benchmarks/compile_kernels.py [--json] [--kernel SUBSTRING] [--chip 80]
+    python -m benchmarks.compile_kernels [--all] [--json] [--kernel SUBSTRING] [--chip 80]
 
-Per chip and kernel: registers per thread, stack bytes (0, or values are spilled to memory), shared memory of
-a block, and how many tensor-core and 16-byte copy instructions its PTX has. Kernels are listed by
-`aot_variants()` of the files that hold them. Not under TRITON_INTERPRET=1, which replaces the compiler.
+Per chip, kernel and rank bucket: registers per thread, stack bytes (0, or values are spilled to memory), shared memory of
+a block, and how many tensor-core and 16-byte copy instructions its PTX has. Kernels are listed by `aot_variants()` of
+the files that hold them. Without --all, as the tests run it, a kernel with rank buckets is compiled
+for one of them per chip, another on the next; that halves the time. Not under TRITON_INTERPRET=1, which replaces the compiler.
 
 This file is not called kernels.py: scripts beside it would hide Hugging Face's library of that name.
 """
@@ -33,6 +34,10 @@ FILES = (lora_linear_launch, cross_entropy, tensor_stats, reduce, nf4)
 # Shared memory one block may have, KiB (CUDA C++ programming guide, "technical specifications per compute
 # capability"; 1 KiB of each SM is the system's).
 SHARED_LIMIT_KIB = {75: 64, 80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}
+
+# The rank bucket compiled for a chip without --all: each for two chips, one old and one new.
+SAMPLED_RANK = {75: 16, 80: 16, 86: 32, 89: 64, 90: 16, 100: 64, 120: 32}
+RANK_SUFFIX = re.compile(r" r\d+$")
 
 TENSOR_CORES = re.compile(r"\b(?:mma\.sync|wgmma\.mma_async|tcgen05\.mma)\b")
 COPIES_16_BYTES = re.compile(
@@ -94,17 +99,28 @@ def resource_usage(cubin: bytes) -> dict[str, int]:
     return {name: int(value) for name, value in re.findall(r"\b(REG|STACK|LOCAL|SHARED):(\d+)", text)}
 
 
-def compile_all(kernel: str = "", chips: tuple[int, ...] = tuple(SHARED_LIMIT_KIB)) -> list[Compiled]:
+def is_sampled(variant: AotVariant, chip: int, names: list[str]) -> bool:
+    """Whether `variant` is compiled for `chip` without --all; `names` are those of all variants."""
+    family = RANK_SUFFIX.sub("", variant.name)
+    n_buckets = sum(RANK_SUFFIX.sub("", name) == family for name in names)
+    return n_buckets == 1 or variant.constexprs["RANK"] == SAMPLED_RANK[chip]
+
+
+def compile_all(
+    kernel: str = "", chips: tuple[int, ...] = tuple(SHARED_LIMIT_KIB), every_rank: bool = True
+) -> list[Compiled]:
     """Every shipped variant whose name contains `kernel`, on every one of `chips` it is shipped for.
 
-    One process per core: about 320 compilations take a second each. Triton caches them.
+    One process per core: about 320 compilations take one to four seconds each. Triton caches them.
     """
+    names = [variant.name for file in FILES for variant in file.aot_variants()]
     tasks = [
         (file, index, chip)
         for file in range(len(FILES))
         for index, variant in enumerate(FILES[file].aot_variants())
         for chip in chips
         if kernel in variant.name and chip in variant.chips
+        if every_rank or is_sampled(variant, chip, names)
     ]
     with multiprocessing.get_context("spawn").Pool(os.cpu_count()) as pool:
         return pool.map(_compile_task, tasks, chunksize=4)
@@ -126,13 +142,14 @@ def print_table(results: list[Compiled]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--all", action="store_true", help="every rank bucket on every chip")
     parser.add_argument("--json", action="store_true", help="print a list of records instead of a table")
     parser.add_argument("--kernel", default="", help="only kernels whose name contains this")
     parser.add_argument("--chip", type=int, action="append", choices=SHARED_LIMIT_KIB, help="only this chip")
     arguments = parser.parse_args()
     if knobs.runtime.interpret:
         sys.exit("error: TRITON_INTERPRET=1 replaces the compiler\nhint: unset it")
-    results = compile_all(arguments.kernel, tuple(arguments.chip or SHARED_LIMIT_KIB))
+    results = compile_all(arguments.kernel, tuple(arguments.chip or SHARED_LIMIT_KIB), arguments.all)
     if arguments.json:
         json.dump([dataclasses.asdict(result) for result in results], sys.stdout)
     else:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 def compiled() -> list[dict[str, Any]]:
     """Compiled in a process of its own: this one may interpret kernels (tests/conftest.py)."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, "benchmarks/compile_kernels.py", "--json"]
+    command = [sys.executable, "-m", "benchmarks.compile_kernels", "--json"]
     result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900)
     assert result.returncode == 0, result.stderr
     return json.loads(result.stdout)
@@ -30,6 +31,18 @@ def test_every_kernel_is_compiled_for_seven_chips(compiled: list[dict[str, Any]]
     assert {result["chip"] for result in compiled} == {75, 80, 86, 89, 90, 100, 120}
     kernels = {result["kernel"] for result in compiled}
     assert {"stats fp16", "multi-tensor stats", "reduce rows", "nf4 decode fp16 64"} <= kernels
+
+
+def test_every_lora_kernel_is_compiled_for_every_chip_that_has_tensor_cores(compiled: list[dict[str, Any]]):
+    """One rank bucket per chip here, each of them somewhere; `make kernels` has all."""
+    found = {(r["chip"], *r["kernel"].split()[1:]) for r in compiled if re.search(r" r\d+$", r["kernel"])}
+    kernels = [(kernel, dtype) for kernel in ("down", "up", "grad", "dA") for dtype in ("fp16", "bf16", "fp32")]
+    chips = (80, 86, 89, 90, 100, 120)
+    assert {entry[:3] for entry in found} == {(chip, *kernel) for chip in chips for kernel in kernels}
+    for kernel in kernels:
+        assert {entry[3] for entry in found if entry[1:3] == kernel} >= (
+            {"r16"} if kernel[1] == "bf16" else {"r16", "r32", "r64"}
+        )
 
 
 def test_nothing_is_spilled(compiled: list[dict[str, Any]]):
