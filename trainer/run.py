@@ -10,12 +10,12 @@ import torch
 import transformers
 from peft import PeftModel
 
+from ..instrument.compact import compact as compact_stats
 from ..instrument.loss_scale import INITIAL_SCALE, LossScale
 from ..instrument.messages import say
 from ..instrument.patch import Patched, patch
 from ..instrument.recorder import Recorder
 from ..instrument.store import MetricsLog, StatsWriter, write_sites
-from ..instrument.store import compact as compact_stats
 from .batches import Plan
 from .checkpoint import NotFinite, Progress, load_checkpoint, save_adapter
 from .checkpoint import commit as commit_folder

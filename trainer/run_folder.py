@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-import os
 import platform
 import re
 import shutil
@@ -15,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from ..instrument.store import METRICS, SCHEMA_VERSION
+from ..instrument.store import METRICS, SCHEMA_VERSION, write_text
 from .config import Config
 from .errors import UserError, problem
 
@@ -115,13 +114,3 @@ def write_env(folder: Path, facts: dict[str, Any]) -> None:
         **facts,
     }
     write_text(folder / "env.json", json.dumps(env, indent=1, ensure_ascii=False) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a file whole: temporary name, sync, rename."""
-    partial = path.with_name(path.name + ".tmp")
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.rename(path)

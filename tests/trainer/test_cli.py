@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from lora_train.instrument import load_run
 from lora_train.instrument.store import read_metrics
 
 from ..conftest import COMMAND_ENVIRONMENT, DATA, ROOT
@@ -20,6 +21,9 @@ STEP_KEYS = """start step updates epoch loss learning_rate grad_norm loss_scale 
 supervised_tokens tokens_per_second step_seconds max_sequence_length memory_allocated_gib memory_reserved_gib
 host_memory_gib eval_seconds_total save_seconds_total"""
 EVAL_KEYS = """start step eval_loss eval_token_accuracy eval_runtime eval_samples_per_second eval_steps_per_second"""
+
+
+LLAMA_LINEARS = [f"self_attn.{name}_proj" for name in "qkvo"] + [f"mlp.{name}_proj" for name in ("gate", "up", "down")]
 
 
 def write_config(folder: Path, model: Path, **training) -> Path:
@@ -73,7 +77,7 @@ def test_prints_banner_steps_and_end(finished):
 def test_run_folder_holds_what_the_design_says(finished):
     run, _ = finished
     assert {path.name for path in run.iterdir()} == {
-        "config.yaml", "env.json", "metrics.jsonl", "checkpoint-10", "checkpoint-12", "adapter",
+        "config.yaml", "env.json", "metrics.jsonl", "checkpoint-10", "checkpoint-12", "adapter", "sites.json", "stats",
     }  # fmt: skip
     rows = read_metrics(run)
     steps = steps_of(run)
@@ -87,6 +91,48 @@ def test_run_folder_holds_what_the_design_says(finished):
     assert steps[0]["learning_rate"] > steps[-1]["learning_rate"] > 0
     assert 0 < steps[0]["supervised_tokens"] < steps[0]["tokens"]
     assert json.loads((run / "env.json").read_text())["processes"] == 1
+
+
+def test_statistics_of_every_step_agree_with_the_log(finished):
+    """The norms of the LoRA gradients of all modules add up to the grad_norm of metrics.jsonl."""
+    run = load_run(finished[0])
+    gradients = run.stats(sites=r":lora_[AB]\.grad$")
+    assert gradients["step"].nunique() == 12
+    assert gradients["site"].nunique() == 2 * 8  # two layers of four linears
+    total = (gradients["norm"] ** 2).groupby(gradients["step"]).sum() ** 0.5
+    logged = [row["grad_norm"] for row in steps_of(finished[0])]
+    assert total.tolist() == pytest.approx(logged, rel=1e-6)
+    # LoRA starts with B = 0: the first gradient of A is exactly 0, and that is no underflow
+    first = run.stats(sites=r":lora_A\.grad$", steps=[1])
+    assert first["sumsq"].tolist() == [0.0] * 8
+    out = run.stats(sites=r"query_key_value:out$", steps=[12])
+    assert (out["n_overflow"] + out["n_underflow"] + out["n_nan"] + out["n_inf"]).tolist() == [0, 0]
+
+
+def test_without_instrument_losses_and_weights_are_the_same_bits(finished, cli, tmp_path):
+    run, _ = finished
+    result = cli(
+        "--config", run.parent / "run.yaml", "data.eval_fraction=0.1", "instrument.enabled=false",
+        f"training.output_dir={tmp_path / 'off'}", "training.save_total_limit=2",
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    off = tmp_path / "off"
+    assert not (off / "stats").exists()
+    assert [row["loss"] for row in steps_of(off)] == [row["loss"] for row in steps_of(run)]
+    assert (off / "adapter/adapter_model.safetensors").read_bytes() == (
+        run / "adapter/adapter_model.safetensors"
+    ).read_bytes()
+
+
+def test_chosen_sites_only(cli, tiny_models, tmp_path):
+    config = write_config(tmp_path, tiny_models["llama"], max_steps=2)
+    result = cli("--config", config, "instrument.sites=['*:out', '!*layers.0*']")
+    assert result.returncode == 0, result.stderr
+    names = set(load_run(tmp_path / "run").sites["module"])
+    assert names == {f"model.layers.1.{name}" for name in LLAMA_LINEARS}
+    result = cli("--config", config, "instrument.sites=[nothing]")
+    assert result.returncode == 2
+    assert "instrument.sites matches no site: ['nothing']" in result.stderr
 
 
 def test_saved_adapter_gives_the_same_logits_in_a_fresh_process(finished, tiny_models):
@@ -207,6 +253,9 @@ def test_a_killed_run_resumes_bit_for_bit(cli, tiny_models, tmp_path):
     same = ("step", "updates", "loss", "grad_norm", "loss_scale", "learning_rate", "skipped", "tokens")
     assert [[row[key] for key in same] for row in rows] == [[row[key] for key in same] for row in expected]
     assert {row["start"] for row in rows} == {0, 1}
+    ours, theirs = (load_run(run).stats().drop(columns="start") for run in (killed, straight))
+    assert len(ours) == 30 * len(load_run(straight).sites)
+    assert ours.equals(theirs)
     for file in ("adapter/adapter_model.safetensors", "checkpoint-30/optimizer.safetensors"):
         assert (killed / file).read_bytes() == (straight / file).read_bytes()
 
@@ -231,6 +280,10 @@ def test_two_processes_equal_one_with_twice_the_accumulation(cli, tiny_models, t
     same = ("step", "loss", "grad_norm", "tokens", "supervised_tokens", "epoch")
     for ours, theirs in zip(two, one, strict=True):
         assert [ours[key] for key in same] == pytest.approx([theirs[key] for key in same], rel=1e-5)
+    frames = [load_run(tmp_path / name / "run").stats(columns=["sumsq", "absmax", "n"]) for name in ("two", "one")]
+    for column in ("sumsq", "absmax", "n"):
+        ours, theirs = frames[0][column].astype(float), frames[1][column].astype(float)
+        assert ours.tolist() == pytest.approx(theirs.tolist(), rel=1e-4, nan_ok=True, abs=1e-18)
 
 
 def test_sigterm_writes_a_checkpoint_and_exits_143(tiny_models, tmp_path):

