@@ -2,10 +2,10 @@
 
     python -m benchmarks.compile_kernels [--all] [--json] [--kernel SUBSTRING] [--chip 80]
 
-Per chip, kernel and rank bucket: registers per thread, stack bytes (0, or values are spilled to memory), shared memory of
-a block, and how many tensor-core and 16-byte copy instructions its PTX has. Kernels are listed by `aot_variants()` of
-the files that hold them. Without --all, as the tests run it, a kernel with rank buckets is compiled
-for one of them per chip, another on the next; that halves the time. Not under TRITON_INTERPRET=1, which replaces the compiler.
+Per chip, kernel and rank bucket: registers per thread, stack bytes (0, or values are spilled to memory), shared memory
+of a block, and how many tensor-core and 16-byte copy instructions its PTX has. Kernels are listed by `aot_variants()`
+of the files that hold them. Without --all, as the tests run it, a kernel that has rank buckets is compiled for one of
+them per chip, another on the next: half the time. Not under TRITON_INTERPRET=1, which replaces the compiler.
 
 This file is not called kernels.py: scripts beside it would hide Hugging Face's library of that name.
 """
@@ -23,13 +23,13 @@ from pathlib import Path
 from typing import Any
 
 import triton
-from lora_train.kernels import cross_entropy, lora_linear_launch, nf4, reduce, tensor_stats
+from lora_train.kernels import cross_entropy, exponents, lora_linear_launch, multi_tensor, nf4, reduce, tensor_stats
 from lora_train.kernels.backend import AotVariant
 from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-FILES = (lora_linear_launch, cross_entropy, tensor_stats, reduce, nf4)
+FILES = (lora_linear_launch, cross_entropy, tensor_stats, multi_tensor, exponents, reduce, nf4)
 
 # Shared memory one block may have, KiB (CUDA C++ programming guide, "technical specifications per compute
 # capability"; 1 KiB of each SM is the system's).

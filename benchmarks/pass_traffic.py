@@ -3,7 +3,7 @@
 import torch
 import triton
 from lora_train.kernels import nf4
-from lora_train.kernels.tensor_stats import _split
+from lora_train.kernels.tile_stats import split
 
 from .fused_traffic import PARTIAL_BYTES, ROW_BYTES
 from .traffic import Access, Launch
@@ -11,7 +11,7 @@ from .traffic import Access, Launch
 
 def stats(n: int, dtype: torch.dtype) -> list[Launch]:
     """`tensor_stats` of n values: partials, and their row."""
-    x, partials = n * dtype.itemsize, _split(n)[0] * PARTIAL_BYTES
+    x, partials = n * dtype.itemsize, split(n)[0] * PARTIAL_BYTES
     tiles = {
         "x_ptr": Access("X", x, loaded=x),
         "partials_ptr": Access("statistics", partials, stored=partials),

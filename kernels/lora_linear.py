@@ -45,7 +45,7 @@ from . import lora_linear_launch as launch
 from .backend import uses_triton
 from .nf4 import nf4_decode
 from .reduce import N_FIELDS, reduce_partials
-from .tensor_stats import round_with_stats_cpu
+from .tensor_stats_aten import round_with_stats_cpu
 
 __all__ = ["NF4Weight", "lora_linear", "site_names", "store"]
 

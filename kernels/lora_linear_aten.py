@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from .reduce import FIELDS, N_FIELDS
-from .tensor_stats import round_with_stats_cpu, tensor_stats_cpu
+from .tensor_stats_aten import round_with_stats_cpu, tensor_stats_cpu
 
 N_NAN, N_INF, N_OVERFLOW = (FIELDS.index(field) for field in ("n_nan", "n_inf", "n_overflow"))
 
@@ -53,10 +53,7 @@ def _rounded(acc: Tensor, dtype: torch.dtype, with_stats: bool) -> tuple[Tensor,
     """`acc` in `dtype`, and its row with overflow and underflow (nothing without statistics)."""
     if not with_stats:
         return acc.to(dtype), _NO_ROW
-    stored, row = round_with_stats_cpu(acc, dtype, full=False)
-    if acc.numel() == 0:
-        row[N_OVERFLOW : N_OVERFLOW + 2] = 0
-    return stored, row
+    return round_with_stats_cpu(acc, dtype, full=False)
 
 
 def _all_finite(row: Tensor) -> bool:

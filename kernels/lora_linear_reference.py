@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .reduce import FIELDS
-from .tensor_stats import tensor_stats_reference
+from .tensor_stats_aten import tensor_stats_reference
 
 
 def lora_linear_reference(

@@ -19,18 +19,14 @@ more than 64 go in chunks.
 import triton.language as tl
 
 from .backend import jit
-from .reduce import ABSMAX, FIELDS, N_FIELDS, N_PARTIALS
-from .tensor_stats import add_partials, no_partials, tile_partials, write_partials
+from .reduce import BLOCK_P, FIELDS, N_FIELDS, N_PARTIALS, add_programs, store_row
+from .tile_stats import add_partials, no_partials, tile_partials, write_partials
 
 _N_PARTIALS = tl.constexpr(N_PARTIALS)
 _N_FIELDS = tl.constexpr(N_FIELDS)
-_ABSMAX = tl.constexpr(ABSMAX)
 _N_NAN = tl.constexpr(FIELDS.index("n_nan"))
 _N_INF = tl.constexpr(FIELDS.index("n_inf"))
 _N_OVERFLOW = tl.constexpr(FIELDS.index("n_overflow"))
-
-# Partials read at once by `_rows_kernel`: as in reduce.py.
-_BLOCK_P = tl.constexpr(128)
 
 
 @jit
@@ -261,19 +257,6 @@ def _cast_kernel(x_ptr, out_ptr, partials_ptr, n, BLOCK: tl.constexpr):
 
 
 @jit
-def _row(partials_ptr, n_programs):
-    """Partials [n_programs, 8] added to a vector [8], as `reduce.write_row` does, kept in registers."""
-    columns = tl.arange(0, _N_PARTIALS)
-    sums = tl.zeros((_BLOCK_P, _N_PARTIALS), dtype=tl.float64)
-    for start in range(0, n_programs, _BLOCK_P):
-        programs = start + tl.arange(0, _BLOCK_P).to(tl.int64)
-        pointers = partials_ptr + programs[:, None] * _N_PARTIALS + columns[None, :]
-        values = tl.load(pointers, mask=(programs < n_programs)[:, None], other=0.0)
-        sums = tl.where(columns[None, :] == _ABSMAX, tl.maximum(sums, values), sums + values)
-    return tl.where(columns == _ABSMAX, tl.max(sums, axis=0), tl.sum(sums, axis=0))
-
-
-@jit
 def _n_bad(row):
     """n_nan + n_inf of a row held as a vector [8]."""
     columns = tl.arange(0, _N_PARTIALS)
@@ -289,21 +272,15 @@ def _after_product(row, n_bad):
 
 
 @jit
-def _store_row(row, n, row_ptr):
-    tl.store(row_ptr + tl.arange(0, _N_PARTIALS), row)
-    tl.store(row_ptr + _N_PARTIALS, tl.full((), n, tl.float64))
-
-
-@jit
 def _forward_rows_kernel(in_ptr, out_ptr, rows_ptr, n_in_programs, n_out_programs, n_in, n_out, index):
     """Row in, and row out of projection `index`. One program, because `out` needs what `in` found."""
     columns = tl.arange(0, _N_PARTIALS)
-    in_row = _row(in_ptr, n_in_programs)
+    in_row = add_programs(in_ptr, n_in_programs)
     # `maximum` has turned the null of absmax into 0.
     counts_only = tl.where((columns == _N_NAN) | (columns == _N_INF), in_row, float("nan"))
-    _store_row(counts_only, n_in, rows_ptr)
-    out_row = _after_product(_row(out_ptr, n_out_programs), _n_bad(in_row))
-    _store_row(out_row, n_out, rows_ptr + (1 + index) * _N_FIELDS)
+    store_row(counts_only, n_in, rows_ptr)
+    out_row = _after_product(add_programs(out_ptr, n_out_programs), _n_bad(in_row))
+    store_row(out_row, n_out, rows_ptr + (1 + index) * _N_FIELDS)
 
 
 @jit
@@ -312,19 +289,19 @@ def _backward_rows_kernel(
     n_dx_programs, n_grad, n_a, n_b, n_dx, index, GROUP: tl.constexpr, HAS_DX: tl.constexpr,
 ):  # fmt: skip
     """Rows grad_out, lora_A.grad, lora_B.grad of projection `index`; with HAS_DX, on the last, grad_in."""
-    grad_row = _row(grad_ptr, n_grad_programs)
+    grad_row = add_programs(grad_ptr, n_grad_programs)
     grad_bad = _n_bad(grad_row)
-    _store_row(grad_row, n_grad, rows_ptr + index * _N_FIELDS)
+    store_row(grad_row, n_grad, rows_ptr + index * _N_FIELDS)
     bad = grad_bad
-    for start in range(0, n_l_bad, _BLOCK_P):
-        offsets = start + tl.arange(0, _BLOCK_P)
+    for start in range(0, n_l_bad, BLOCK_P):
+        offsets = start + tl.arange(0, BLOCK_P)
         bad += tl.sum(tl.load(l_bad_ptr + offsets, mask=offsets < n_l_bad, other=0.0))
     a_row_ptr = rows_ptr + (GROUP + 1 + index) * _N_FIELDS
-    _store_row(_after_product(_row(a_ptr, n_a_programs), bad), n_a, a_row_ptr)
-    _store_row(_after_product(_row(b_ptr, n_b_programs), bad), n_b, a_row_ptr + GROUP * _N_FIELDS)
+    store_row(_after_product(add_programs(a_ptr, n_a_programs), bad), n_a, a_row_ptr)
+    store_row(_after_product(add_programs(b_ptr, n_b_programs), bad), n_b, a_row_ptr + GROUP * _N_FIELDS)
     if HAS_DX:
         for earlier in tl.static_range(GROUP - 1):  # type: ignore[reportGeneralTypeIssues]
             earlier_ptr = rows_ptr + earlier * _N_FIELDS
             grad_bad += tl.load(earlier_ptr + _N_NAN) + tl.load(earlier_ptr + _N_INF)
-        dx_row = _after_product(_row(dx_ptr, n_dx_programs), grad_bad)
-        _store_row(dx_row, n_dx, rows_ptr + GROUP * _N_FIELDS)
+        dx_row = _after_product(add_programs(dx_ptr, n_dx_programs), grad_bad)
+        store_row(dx_row, n_dx, rows_ptr + GROUP * _N_FIELDS)

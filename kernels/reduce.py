@@ -31,8 +31,8 @@ BLOCK_P = tl.constexpr(128)
 
 
 @jit
-def write_row(partials_ptr, n_programs, n, row_ptr):
-    """Adds partials [n_programs, 8] of `n` values and stores the row; any one program of a kernel may."""
+def add_programs(partials_ptr, n_programs):
+    """Adds partials [n_programs, 8] to a vector [8], kept in registers; any one program of a kernel may."""
     columns = tl.arange(0, _N_PARTIALS)
     sums = tl.zeros((BLOCK_P, _N_PARTIALS), dtype=tl.float64)
     for start in range(0, n_programs, BLOCK_P):
@@ -40,9 +40,20 @@ def write_row(partials_ptr, n_programs, n, row_ptr):
         pointers = partials_ptr + programs[:, None] * _N_PARTIALS + columns[None, :]
         values = tl.load(pointers, mask=(programs < n_programs)[:, None], other=0.0)
         sums = tl.where(columns[None, :] == _ABSMAX, tl.maximum(sums, values), sums + values)
-    row = tl.where(columns == _ABSMAX, tl.max(sums, axis=0), tl.sum(sums, axis=0))
-    tl.store(row_ptr + columns, row)
+    return tl.where(columns == _ABSMAX, tl.max(sums, axis=0), tl.sum(sums, axis=0))
+
+
+@jit
+def store_row(fields, n, row_ptr):
+    """Stores a vector [8] and `n` as a row."""
+    tl.store(row_ptr + tl.arange(0, _N_PARTIALS), fields)
     tl.store(row_ptr + _N_PARTIALS, tl.full((), n, tl.float64))
+
+
+@jit
+def write_row(partials_ptr, n_programs, n, row_ptr):
+    """Adds partials [n_programs, 8] of `n` values and stores the row."""
+    store_row(add_programs(partials_ptr, n_programs), n, row_ptr)
 
 
 @jit(do_not_specialize=["n_programs", "n"])

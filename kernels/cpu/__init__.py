@@ -37,6 +37,8 @@ def round_with_stats(acc: torch.Tensor, stored: torch.Tensor, portable: bool = F
         torch.get_num_threads(),
         portable,
     )
+    if not acc.numel():  # no values have no address, and stats.c takes no address for nothing to round into
+        row[4:6] = 0
     return row
 
 
