@@ -174,3 +174,40 @@ def test_activation_checkpointing_gives_identical_gradients():
     torch.manual_seed(1)
     ours = gradients(model)
     assert all(torch.equal(ours[name], expected[name]) for name in expected)
+
+
+class Reads(torch.nn.Module):
+    """Calls modules of a layer on one input, as attention does."""
+
+    def __init__(self, *modules: torch.nn.Module):
+        super().__init__()
+        self.modules_ = torch.nn.ModuleList(modules)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.cat([module(x) for module in self.modules_], dim=-1)
+
+
+def test_twelve_patched_layers_compile_once_without_a_break():
+    SIZES["num_hidden_layers"] = 12
+    try:
+        model = make("llama")
+    finally:
+        SIZES["num_hidden_layers"] = 2
+    _, patched = patched_copy(model)
+    torch._dynamo.reset()
+    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    for family in (("q_proj", "k_proj", "v_proj"), ("down_proj",)):
+        groups = [group for group in patched.groups if group.names[0].endswith(family[0])]
+        assert len(groups) == 12
+        counter.frame_count = 0
+        for group in groups:
+            group.slot = torch.zeros(2 + 4 * len(group.names), 9, dtype=torch.float64)
+            x = torch.randn(5, 72 if family == ("down_proj",) else 48, requires_grad=True)
+            compiled = torch.compile(Reads(*group.modules), backend=counter, fullgraph=True)(x)
+            (dx,) = torch.autograd.grad(compiled.square().sum(), x)
+            rows = group.slot.clone()
+            expected = Reads(*group.modules)(x)
+            torch.testing.assert_close(compiled, expected, rtol=1e-5, atol=1e-6)
+            torch.testing.assert_close(dx, torch.autograd.grad(expected.square().sum(), x)[0], rtol=1e-5, atol=1e-6)
+            torch.testing.assert_close(rows, group.slot, rtol=1e-6, atol=0, equal_nan=True)
+        assert counter.frame_count == 1
