@@ -249,6 +249,8 @@ def finish(parts: Parts, progress: Progress, run_dir: Path, log: RunLog, console
             log.summary(progress.step * parts.plan.rows_per_step, progress.step)
             if parts.recorder is not None:
                 compact_stats(run_dir)
+                if parts.recorder.dropped:
+                    console.warn(say("instrument.dropped", count=parts.recorder.dropped))
             try:
                 write_adapter(parts.model, run_dir / "adapter", parts.config, log.final_loss)
             except NotFinite as error:

@@ -195,6 +195,7 @@ def test_koalpaca_yaml_trains_in_4_bits_fp16_with_a_paged_optimizer(cli, tiny_mo
     assert result.returncode == 0, result.stderr
     assert "가중치 nf4, 계산 float16" in result.stdout
     assert "paged_adamw_8bit은 스텝마다 장치를 한 번 기다립니다" in result.stdout
+    assert "PEFT의 느린 경로" not in result.stdout
     rows = steps_of(tmp_path / "run")
     assert len(rows) == 12
     assert {row["loss_scale"] for row in rows} == {65536.0}
