@@ -1,4 +1,4 @@
-# Two commands: `make demo` fine-tunes a real model, `make test` runs everything CI runs.
+# `make demo` fine-tunes a real model, `make test` runs everything CI runs, `make kernels` shows the kernels.
 PYTHON ?= python3
 RUN := .venv/bin/python
 
@@ -24,7 +24,7 @@ kernels: .venv/ready
 	TRITON_INTERPRET=1 $(RUN) -m benchmarks.kernel_bytes
 
 # torch goes first: a CUDA build brings its own triton, a CPU build brings none.
-.venv/ready: constraints.txt pyproject.toml setup.py
+.venv/ready: constraints.txt pyproject.toml setup.py kernels/cpu/stats.c
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "error: $(PYTHON) is older than Python 3.10"; echo "hint: make PYTHON=python3.11"; exit 1; }
 	@$(PYTHON) -c 'import ensurepip' || { echo "error: this Python has no venv"; echo "hint: apt-get install python3-venv"; exit 1; }
 	$(PYTHON) -m venv .venv
