@@ -315,8 +315,17 @@ def test_overflow_of_the_lora_part(backend: Backend):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=["fp32", "fp16"])
-@pytest.mark.parametrize(("value", "field"), [(NAN, "n_nan"), (INF, "n_inf"), (-INF, "n_inf")], ids=str)
-@pytest.mark.parametrize("place", [(0, 0), (62, 47), (31, 46)], ids=str)
+@pytest.mark.parametrize(
+    ("value", "field", "place"),
+    [
+        (NAN, "n_nan", (0, 0)),
+        (NAN, "n_nan", (62, 47)),
+        (NAN, "n_nan", (31, 46)),
+        (INF, "n_inf", (62, 47)),
+        (-INF, "n_inf", (0, 0)),
+    ],
+    ids=str,
+)
 def test_nonfinite_input_is_not_the_modules_fault(
     backend: Backend, dtype: torch.dtype, value: float, field: str, place: tuple[int, int]
 ):
