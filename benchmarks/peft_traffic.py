@@ -101,7 +101,8 @@ def count_peft(layer: Linear, forward: str) -> tuple[list[Launch], list[Launch]]
     module = peft_layer.Linear(base, "default", config, r=layer.rank, lora_alpha=4 * layer.rank)
     with FakeTensorMode():
         _fake_parameters(base, torch.float16, requires_grad=False)
-        lora_A, lora_B = module.lora_A["default"], module.lora_B["default"]
+        lora_A: Any = module.lora_A["default"]
+        lora_B: Any = module.lora_B["default"]
         for lora in (lora_A, lora_B):
             _fake_parameters(lora, torch.float32, requires_grad=True)
         x_dtype = torch.float32 if layer.autocast_x else torch.float16

@@ -1,7 +1,5 @@
 """The formulas of the fused LoRA linear against what its kernels load and store in the interpreter."""
 
-from collections.abc import Sequence
-
 import pytest
 import torch
 
@@ -13,16 +11,15 @@ pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="kernels are c
 # More rank chunks than one, more columns than one strip, splits of rows and of columns, and none.
 CASES = (
     *CHECKED,
-    (1, 48, 72, 1, torch.float16, True, True, True, 8),
-    (200, 48, 300, 64, torch.float16, True, True, True, 132),
-    (63, 200, 72, 256, torch.float16, True, True, True, 132),
-    (123, 130, 72, 33, torch.float32, True, True, True, 40),
+    Linear(1, 48, 72, 1, torch.float16, True, True, True, 8),
+    Linear(200, 48, 300, 64, torch.float16, True, True, True, 132),
+    Linear(63, 200, 72, 256, torch.float16, True, True, True, 132),
+    Linear(123, 130, 72, 33, torch.float32, True, True, True, 40),
 )
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
-def test_every_operand_of_every_launch(case: Sequence):
-    layer = Linear(*case)
+@pytest.mark.parametrize("layer", CASES, ids=lambda layer: f"{layer.n_tokens}-{layer.n_in}-{layer.n_out}-r{layer.rank}")
+def test_every_operand_of_every_launch(layer: Linear):
     counted = count_fused(layer)
     assert counted
     assert moved(counted) == moved(triton_launches(layer))
