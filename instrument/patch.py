@@ -95,7 +95,7 @@ def base_name(name: str) -> str:
     return name.removeprefix("base_model.model.").replace(".base_layer", "")
 
 
-def lora_modules(model: nn.Module) -> dict[str, nn.Module]:
+def lora_modules(model: nn.Module) -> dict[str, Any]:
     """The LoRA layers of a model by their name in the base model."""
     return {base_name(name): module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
 
@@ -169,7 +169,8 @@ def _why_not(layer: Any) -> str:
     if getattr(layer, "fan_in_fan_out", False):
         return "transposed"
     if isinstance(weight_holder, Linear4bit):
-        state = weight_holder.weight.quant_state
+        packed: Any = weight_holder.weight
+        state = packed.quant_state
         return "" if state is not None and state.quant_type == "nf4" else "not_nf4"
     return "" if weight_holder.weight.dtype in (torch.float32, torch.float16, torch.bfloat16) else "quantized"
 

@@ -64,7 +64,7 @@ def _device(layer) -> str:
     return layer.get_base_layer().weight.device.type
 
 
-def _storage(layer) -> torch.dtype:
+def _storage(layer) -> torch.dtype | None:
     weight = layer.get_base_layer().weight
     return weight.dtype if weight.is_floating_point() else getattr(layer.get_base_layer(), "compute_dtype", None)
 

@@ -44,6 +44,7 @@ class Progress:
         start: resumes so far.
         skipped: steps whose gradients were not finite.
         train_seconds: spent in steps, over all starts; likewise evaluation and saving.
+        final_loss: of the last step, None where it was not finite.
     """
 
     step: int = 0
@@ -52,6 +53,7 @@ class Progress:
     train_seconds: float = 0.0
     eval_seconds_total: float = 0.0
     save_seconds_total: float = 0.0
+    final_loss: float | None = None
 
 
 class NotFinite(Exception):
@@ -93,7 +95,8 @@ def save_checkpoint(
     save_adapter(model, partial)
     tensors = {f"optimizer.{key}": value for key, value in optimizer.state_dict().items()}
     tensors |= {f"loss_scale.{key}": value for key, value in loss_scale.state_dict().items()}
-    save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, partial / OPTIMIZER)
+    # cloned: bitsandbytes shares one table between parameters, and safetensors takes no shared memory
+    save_file({key: value.detach().cpu().clone() for key, value in tensors.items()}, partial / OPTIMIZER)
     state = {"schema_version": SCHEMA_VERSION, **asdict(progress), "config": config}
     (partial / STATE).write_text(json.dumps(state, indent=1), encoding="utf-8")
     commit(partial, final)
@@ -120,6 +123,12 @@ def checkpoints(run_dir: Path) -> list[Path]:
     """A run's checkpoints, oldest first; unfinished ones are not among them."""
     found = [path for path in run_dir.glob("checkpoint-*") if _NAME.fullmatch(path.name) and path.is_dir()]
     return sorted(found, key=lambda path: int(path.name.split("-")[1]))
+
+
+def set_aside_after(run_dir: Path, step: int, start: int) -> list[Path]:
+    """Renames the checkpoints after `step`, an abandoned branch: they are neither resumed nor pruned any more."""
+    later = [path for path in checkpoints(run_dir) if int(path.name.split("-")[1]) > step]
+    return [path.rename(path.with_name(f"{path.name}.start-{start}")) for path in later]
 
 
 def load_checkpoint(folder: Path, model: PeftModel, optimizer: Optimizer, loss_scale: LossScale) -> Progress:

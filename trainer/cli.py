@@ -16,6 +16,7 @@ from .errors import UserError, problem
 from .read_config import read_config
 
 EXIT_USER_ERROR = 2
+EXIT_INTERRUPTED = 130
 
 
 class _Parser(argparse.ArgumentParser):
@@ -54,6 +55,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(error, file=sys.stderr)
         return EXIT_USER_ERROR
+    except KeyboardInterrupt:  # before training, or a second time: nothing was being written
+        print(say("cli.interrupted"), file=sys.stderr)
+        return EXIT_INTERRUPTED
 
 
 def quiet_libraries() -> None:

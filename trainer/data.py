@@ -216,6 +216,12 @@ def _row_problems(where: str, row: Any, form: Format) -> Iterator:
             yield problem("data.not_text", where=where, field=field, kind=type(row[field]).__name__)
         elif not row[field].strip():
             yield problem("data.empty_field", where=where, field=field)
+        elif not row[field].isprintable() and _has_lone_surrogate(row[field]):
+            yield problem("data.not_unicode", where=where, field=field)
+
+
+def _has_lone_surrogate(text: str) -> bool:
+    return any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def tokenize(

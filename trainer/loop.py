@@ -8,6 +8,7 @@ of scalars through a ring and is written when it arrives.
 from __future__ import annotations
 
 import hashlib
+import shutil
 import signal
 import time
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from typing import Any
 
 import torch
 from peft import PeftModel
+from safetensors import SafetensorError
 
 from ..instrument.loss_scale import LossScale
 from ..instrument.messages import say
@@ -146,9 +148,10 @@ def train(parts: Parts, progress: Progress, run_dir: Path, log: RunLog, console:
         eval_every = training.eval_steps or training.logging_steps
         evaluates = due(training.eval_strategy, eval_every, step, parts) and not cut_short
         saves = due(training.save_strategy, training.save_steps, step, parts) or cut_short
-        for done, values in ring.drain() if evaluates or saves else ring.ready():
+        settles = evaluates or saves or complete
+        for done, values in ring.drain() if settles else ring.ready():
             log.step(done, values.tolist())
-        log.statistics(parts.recorder, drain=evaluates or saves)
+        log.statistics(parts.recorder, drain=settles)
         if evaluates and parts.eval_data is not None:
             log.evaluation(
                 step,
@@ -191,5 +194,8 @@ def save(parts: Parts, progress: Progress, run_dir: Path, log: RunLog, console: 
             save_checkpoint(run_dir, parts.model, parts.optimizer, parts.loss_scale, progress, settings, keep)
         except NotFinite as error:
             console.warn(say("save.not_finite", step=progress.step, name=error))
+        except (OSError, SafetensorError) as error:
+            shutil.rmtree(run_dir / f"checkpoint-{progress.step}.tmp", ignore_errors=True)
+            console.warn(say("save.failed", step=progress.step, what=error))
     parts.engine.barrier()
     log.saved(time.perf_counter() - started)

@@ -10,13 +10,15 @@ nothing. A head that does more than a projection (soft-capping, scaling) is left
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, masking_utils
 
 from ..instrument.messages import say
 from ..kernels.cross_entropy import linear_cross_entropy
@@ -26,6 +28,17 @@ from .batches import Batch
 LOGIT_TRANSFORMS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
 # The two routes differ by the rounding of one matrix product.
 ROUTES_AGREE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
+
+
+@contextmanager
+def _rows_are_not_packed() -> Iterator[None]:
+    """Answers for transformers whether a batch packs several rows in one; it would ask the device and wait."""
+    ask = masking_utils.find_packed_sequence_indices
+    masking_utils.find_packed_sequence_indices = lambda position_ids: None
+    try:
+        yield
+    finally:
+        masking_utils.find_packed_sequence_indices = ask
 
 
 class SupervisedLoss:
@@ -39,7 +52,7 @@ class SupervisedLoss:
     def __init__(self, model: PeftModel, compute_dtype: torch.dtype):
         base = cast("PreTrainedModel", model.get_base_model())
         self._model, self._decoder = base, cast("torch.nn.Module", base.base_model)
-        head = base.get_output_embeddings()
+        head: Any = base.get_output_embeddings()
         self._head = cast("torch.nn.Module", head)
         plain = isinstance(head, torch.nn.Linear) and not isinstance(head, BaseTunerLayer)
         self.fused = plain and head.weight.is_floating_point() and not any(p.requires_grad for p in head.parameters())
@@ -47,6 +60,10 @@ class SupervisedLoss:
 
     def __call__(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Loss sum float32 []; the number of right argmax predictions int64 [], or None where gradients are wanted."""
+        with _rows_are_not_packed():
+            return self._loss(batch)
+
+    def _loss(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor | None]:
         if self.own_head:
             logits = self._model(input_ids=batch.input_ids, use_cache=False).logits
             logits = logits.flatten(0, 1).index_select(0, batch.positions)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from bitsandbytes.nn import Linear4bit
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
@@ -113,7 +114,7 @@ def load_base(config: Config, device: torch.device) -> PreTrainedModel:
             use_safetensors=True,
             **extra,
         )
-    except (OSError, ValueError, ImportError) as error:
+    except (OSError, ValueError, ImportError, SafetensorError) as error:
         raise UserError(problem("model.load", name=model.name_or_path, what=_first_line(error))) from error
     for module in base.modules():
         if isinstance(module, Linear4bit):

@@ -112,7 +112,8 @@ class Optimizer:
         return grad_norm, found_inf
 
     def _step_on_device(self, divisor: torch.Tensor, found_inf: torch.Tensor) -> None:
-        learning_rate = self._lr_device[self.updates]
+        # indexing with a tensor would read it on the host
+        learning_rate = self._lr_device.index_select(0, self.updates.view(1)).squeeze(0)
         for group in self._inner.param_groups:
             group["lr"].copy_(learning_rate)
         # torch's fused optimizers read these two attributes (GradScaler's protocol)

@@ -54,7 +54,8 @@ PEER_NAMES = {
     "evaluation_strategy": "training.eval_strategy",
     "load_in_4bit": "quantization.load_in_4bit",
 }
-COMMAND_LINE = "command line"
+# transformers' schedule ends there and wants to start above it
+POLYNOMIAL_LR_END = 1e-7
 # Stand for a required key that is missing or wrong, so that the other checks still run.
 PLACEHOLDER = {"name_or_path": "unknown/unknown", "train": "unknown/unknown", "format": "text"}
 
@@ -132,7 +133,7 @@ def _apply_overrides(raw: dict, overrides: Sequence[str], origin: dict[str, str]
             raw[section] = {}
         if isinstance(raw[section], dict):
             raw[section][name] = value
-            origin[key] = COMMAND_LINE
+            origin[key] = say("config.command_line")
 
 
 def _validate(raw: dict[str, Any], where) -> tuple[Config | None, list[Problem]]:
@@ -195,7 +196,10 @@ def _explain(file: str, key: str, detail: ErrorDetails, known: list[str], values
     sentences = (f"config.{key}", f"config.{kind}", "config.invalid")
     sentence = next(sentence for sentence in sentences if sentence in catalogue("en"))
     given = values.get(key.partition(".")[2], given)
-    return problem(sentence, file=file, key=key, value=_short(given), what=detail["msg"], **context)
+    if "expected" in context:
+        context["expected"] = context["expected"].replace("'", "").replace(" or ", ", ")
+    limits = {name: f"{limit:g}" for name, limit in context.items() if name in ("gt", "ge", "lt", "le")}
+    return problem(sentence, file=file, key=key, value=_short(given), what=detail["msg"], **(context | limits))
 
 
 def _short(value: Any) -> str:
@@ -235,6 +239,8 @@ def _cross_checks(config: Config, where) -> Iterator[Problem]:
         yield problem("config.no_target_modules", file=where("lora.target_modules"))
     if quantization.bnb_4bit_use_double_quant and not quantization.load_in_4bit:
         yield problem("config.double_quant_without_4bit", file=where("quantization.bnb_4bit_use_double_quant"))
+    if training.lr_scheduler_type == "polynomial" and training.learning_rate <= POLYNOMIAL_LR_END:
+        yield problem("config.polynomial_lr", file=where("training.learning_rate"), end=POLYNOMIAL_LR_END)
     if training.max_steps == 0:
         yield problem("config.zero_steps", file=where("training.max_steps"))
     for key, name in (("data.train", data.train), ("data.eval", data.eval)):

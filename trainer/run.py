@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import time
 from contextlib import nullcontext
 from pathlib import Path
@@ -17,7 +19,7 @@ from ..instrument.patch import Patched, patch
 from ..instrument.recorder import Recorder
 from ..instrument.store import MetricsLog, StatsWriter, write_sites
 from .batches import Plan
-from .checkpoint import NotFinite, Progress, load_checkpoint, save_adapter
+from .checkpoint import STATE, NotFinite, Progress, load_checkpoint, save_adapter, set_aside_after
 from .checkpoint import commit as commit_folder
 from .config import Config
 from .console import Console, compact, duration
@@ -54,7 +56,15 @@ def run(config: Config, resume: str | None) -> int:
     parts, rates = build(config, engine, train_data, eval_data, pad_token_id(tokenizer), console)
     progress = Progress()
     if checkpoint is not None:
+        changed = changed_settings(checkpoint, config)
         progress = load_checkpoint(checkpoint, parts.model, parts.optimizer, parts.loss_scale)
+        if progress.step >= parts.n_steps and (checkpoint.parent / "adapter").is_dir():
+            console.line(say("resume.complete", folder=checkpoint.parent, step=progress.step, total=parts.n_steps))
+            return 0
+        if changed:
+            console.warn(say("resume.changed", keys=", ".join(changed)))
+        if engine.is_main:
+            set_aside_after(checkpoint.parent, progress.step, progress.start)
         progress.start += 1
     run_dir = checkpoint.parent if checkpoint else fresh_folder(config.training.output_dir)
     metrics = open_folder(run_dir, parts, progress) if engine.is_main else None
@@ -79,11 +89,43 @@ def run(config: Config, resume: str | None) -> int:
     return code
 
 
+# What a resumed run may change without becoming another run.
+FREE_TO_CHANGE = re.compile(
+    r"training\.(output_dir|max_steps|max_hours|num_train_epochs|(logging|eval|save)_.*)|instrument\..*"
+)
+
+
+def changed_settings(checkpoint: Path, config: Config) -> list[str]:
+    """Keys whose values differ from the checkpoint's and change what is computed.
+
+    Raises:
+        UserError: the optimizer differs: its state cannot be carried over.
+    """
+    try:
+        before = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))["config"]
+    except (OSError, ValueError, KeyError):
+        return []  # load_checkpoint says what is wrong with the folder
+    now = config.model_dump()
+    keys = [f"{section}.{key}" for section, values in now.items() for key in values]
+    changed = [key for key in keys if _at(before, key) != _at(now, key) and not FREE_TO_CHANGE.fullmatch(key)]
+    if "training.optim" in changed:
+        raise UserError(problem("resume.optim", before=_at(before, "training.optim"), now=config.training.optim))
+    return changed
+
+
+def _at(settings: dict, key: str) -> object:
+    section, _, name = key.partition(".")
+    return settings.get(section, {}).get(name)
+
+
 def load_data(config: Config, tokenizer, console: Console) -> tuple[Dataset, Dataset | None]:
     """Training and evaluation rows, tokenized; says what was dropped or cut."""
     data, seed = config.data, config.training.seed
     train_data = load_examples(data.train, data, tokenizer, data.limit)
-    eval_data = load_examples(data.eval, data, tokenizer) if data.eval is not None else None
+    evaluates = config.training.eval_strategy != "no"
+    eval_data = load_examples(data.eval, data, tokenizer) if data.eval is not None and evaluates else None
+    if not evaluates and (data.eval is not None or data.eval_fraction > 0):
+        console.warn(say("data.never_evaluated"))
     for dataset in (train_data, eval_data):
         if dataset is not None and dataset.dropped:
             rows = ", ".join(map(str, dataset.dropped[:5])) + (" ..." if len(dataset.dropped) > 5 else "")
@@ -91,7 +133,7 @@ def load_data(config: Config, tokenizer, console: Console) -> tuple[Dataset, Dat
         if dataset is not None and dataset.truncated:
             cutoff = data.cutoff_len
             console.warn(say("data.truncated", source=dataset.source, count=dataset.truncated, cutoff=cutoff))
-    if data.eval_fraction > 0:
+    if data.eval_fraction > 0 and evaluates:
         train_data, eval_data = split_held_out(train_data, data.eval_fraction, seed)
     return train_data, eval_data
 
@@ -236,14 +278,14 @@ def greet(
         console.line(say("banner.nothing_to_resume", output_dir=config.training.output_dir))
     elif checkpoint is not None:
         console.line(say("banner.resume", checkpoint=checkpoint, step=progress.step))
-    elif str(run_dir) != config.training.output_dir:
+    elif run_dir != Path(config.training.output_dir).expanduser():
         console.line(say("banner.moved", taken=config.training.output_dir, folder=run_dir))
     console.line(say("banner.folder", folder=run_dir))
 
 
 def finish(parts: Parts, progress: Progress, run_dir: Path, log: RunLog, console: Console, stop: Stop) -> int:
     """Writes the final adapter of a complete run, says where things are, and gives the exit code."""
-    complete = progress.step == parts.n_steps
+    complete = progress.step >= parts.n_steps
     if parts.engine.is_main:
         if complete:
             log.summary(progress.step * parts.plan.rows_per_step, progress.step)
@@ -252,12 +294,12 @@ def finish(parts: Parts, progress: Progress, run_dir: Path, log: RunLog, console
                 if parts.recorder.dropped:
                     console.warn(say("instrument.dropped", count=parts.recorder.dropped))
             try:
-                write_adapter(parts.model, run_dir / "adapter", parts.config, log.final_loss)
+                write_adapter(parts.model, run_dir / "adapter", parts.config, progress.final_loss)
             except NotFinite as error:
                 console.warn(say("save.not_finite", step=progress.step, name=error))
                 return 1
             seconds = duration(progress.train_seconds)
-            console.line(say("end.done", steps=progress.step, time=seconds, loss=compact(log.final_loss)))
+            console.line(say("end.done", steps=progress.step, time=seconds, loss=compact(progress.final_loss)))
             console.line(say("end.adapter", folder=run_dir / "adapter"))
         else:
             console.line(say("end.interrupted", step=progress.step, total=parts.n_steps, folder=run_dir))

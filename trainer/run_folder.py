@@ -31,7 +31,7 @@ def holds_run(folder: Path) -> bool:
 
 def family(output_dir: str) -> list[Path]:
     """The runs of one output_dir: output_dir, output_dir-2, ..., oldest first."""
-    base = Path(output_dir)
+    base = Path(output_dir).expanduser()
     numbered = re.compile(re.escape(base.name) + r"-(\d+)")
     runs = [(1, base)]
     if base.parent.is_dir():
@@ -43,12 +43,12 @@ def family(output_dir: str) -> list[Path]:
 
 
 def fresh_folder(output_dir: str) -> Path:
-    """output_dir itself, or the first of output_dir-2, -3, ... that holds no run; nothing is overwritten."""
-    folder, number = Path(output_dir), 1
-    while holds_run(folder):
-        number += 1
-        folder = Path(f"{output_dir}-{number}")
-    return folder
+    """output_dir itself, or output_dir-<n> with n above all that hold a run; nothing is overwritten."""
+    base, runs = Path(output_dir).expanduser(), family(output_dir)
+    if not runs:
+        return base
+    newest = 1 if runs[-1] == base else int(runs[-1].name.rpartition("-")[2])
+    return base.with_name(f"{base.name}-{newest + 1}")
 
 
 def find_checkpoint(resume: str, output_dir: str) -> Path | None:

@@ -54,10 +54,10 @@ class RunLog:
         self._metrics, self._console, self._config, self._progress = metrics, console, config, progress
         self._n_steps, self._steps_per_epoch, self._lr_table = n_steps, steps_per_epoch, lr_table
         self._device, self._stats = device, stats
+        self._scale_is_dynamic = config.training.fp16 and config.precision.loss_scale == "dynamic"
         self._pending: dict[int, StepFacts] = {}
         self._recent: deque[float] = deque(maxlen=RATE_WINDOW)
         self._eval_seconds = self._save_seconds = 0.0
-        self.final_loss: float | None = None
 
     def expect(self, facts: StepFacts) -> None:
         """Keeps a step's host facts until its row arrives."""
@@ -94,7 +94,10 @@ class RunLog:
         if not math.isfinite(row["loss"]):
             line["rows"] = facts.rows
             self._console.warn(say("step.nonfinite", step=step, rows=", ".join(map(str, facts.rows))))
-        self.final_loss = row["loss"]
+        elif skipped and not self._scale_is_dynamic:
+            line["rows"] = facts.rows
+            self._console.warn(say("step.nonfinite_gradient", step=step, rows=", ".join(map(str, facts.rows))))
+        self._progress.final_loss = row["loss"] if math.isfinite(row["loss"]) else None
         if self._metrics:
             self._metrics.write(line)
         self._show(line)
@@ -125,8 +128,8 @@ class RunLog:
         )
 
     def seconds_to_stop(self) -> float:
-        """What one more step and a checkpoint would take, with a margin."""
-        return 2 * (self._save_seconds + (self._recent[-1] if self._recent else 0.0))
+        """What one more step, an evaluation and a checkpoint would take, with a margin."""
+        return 2 * (self._save_seconds + (self._recent[-1] if self._recent else 0.0)) + self._eval_seconds
 
     def saved(self, seconds: float) -> None:
         """Counts the time a checkpoint took."""

@@ -9,6 +9,7 @@ import pytest
 import torch
 from lora_train.instrument.patch import Patched, lora_modules, patch, unpatch
 from peft import LoraConfig, PeftModel, get_peft_model
+from torch._dynamo.testing import CompileCounterWithBackend
 from transformers import (
     BertConfig,
     BertForMaskedLM,
@@ -132,8 +133,9 @@ def test_modules_that_share_an_input_are_grouped():
 
 def test_disabling_merging_and_saving_stay_pefts_own(tmp_path):
     model = make("llama")
+    fused: Any
     fused, patched = patched_copy(model)
-    plain = model.get_base_model()
+    plain: Any = model.get_base_model()
     with model.disable_adapter(), fused.disable_adapter():
         base_logits = fused(input_ids=IDS).logits
         torch.testing.assert_close(base_logits, model(input_ids=IDS).logits, rtol=0, atol=0)
@@ -159,7 +161,7 @@ def test_what_cannot_be_fused_stays_on_pefts_path():
     ]  # fmt: skip
     _, patched = patched_copy(make("bert", lora_bias=True, target_modules=["query"]))
     assert {reason for _, _, reason in patched.unfused} == {"lora_bias"}
-    model = make("llama", target_modules=["o_proj"])
+    model: Any = make("llama", target_modules=["o_proj"])
     model.add_adapter("second", LoraConfig(r=2, target_modules=["o_proj"]))
     model.base_model.set_adapter(["default", "second"])
     assert {reason for _, _, reason in patched_copy(model)[1].unfused} == {"several_adapters"}
@@ -196,7 +198,8 @@ def test_activation_checkpointing_gives_identical_gradients():
     model, _ = patched_copy(make("llama", lora_dropout=0.1))
     torch.manual_seed(1)
     expected = gradients(model)
-    model.get_base_model().gradient_checkpointing_enable({"use_reentrant": False})
+    base: Any = model.get_base_model()
+    base.gradient_checkpointing_enable({"use_reentrant": False})
     torch.manual_seed(1)
     ours = gradients(model)
     assert all(torch.equal(ours[name], expected[name]) for name in expected)
@@ -221,7 +224,7 @@ def test_twelve_patched_layers_compile_once_without_a_break():
         SIZES["num_hidden_layers"] = 2
     _, patched = patched_copy(model)
     torch._dynamo.reset()
-    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    counter = CompileCounterWithBackend("aot_eager")
     for family in (("q_proj", "k_proj", "v_proj"), ("down_proj",)):
         groups = [group for group in patched.groups if group.names[0].endswith(family[0])]
         assert len(groups) == 12

@@ -77,7 +77,9 @@ def run_step(model: Any, recorder: Recorder, micro_batches: list[torch.Tensor], 
         ((done, rows, exponents),) = recorder.drain()
     assert done == step
     assert (exponents is not None) == bool(recorder._histogram_every and step % recorder._histogram_every == 0)
-    result = {site.name: dict(zip(COLUMNS, rows[site.id].tolist(), strict=True)) for site in recorder.sites}
+    result: dict[str, dict] = {
+        site.name: dict(zip(COLUMNS, rows[site.id].tolist(), strict=True)) for site in recorder.sites
+    }
     if exponents is not None:
         for site in recorder.sites:
             result[site.name]["exponents"] = exponents[site.id].long()

@@ -13,6 +13,7 @@ from lora_train.trainer.checkpoint import (
     checkpoints,
     load_checkpoint,
     save_checkpoint,
+    set_aside_after,
 )
 from lora_train.trainer.errors import UserError
 from lora_train.trainer.loop import train_step
@@ -100,3 +101,26 @@ def test_another_models_checkpoint_is_refused(trained, tiny_models, tmp_path):
     folder = save(trained, tmp_path, 2)
     with pytest.raises(UserError, match="belongs to another model or adapter"):
         load(folder, make_parts(make_config(tiny_models["llama"])))
+
+
+def test_eight_bit_adams_shared_tables_are_saved(tiny_models, tmp_path):
+    """r=64: matrices of 4096 values and more have 8-bit state, and bitsandbytes shares one table between them."""
+    config = make_config(tiny_models["gpt_neox"], optim="paged_adamw_8bit")
+    config = config.model_copy(update={"lora": config.lora.model_copy(update={"r": 64})})
+    parts, other = make_parts(config), make_parts(config)
+    train_step(parts, 1)
+    load(save(parts, tmp_path, 1), other)
+    assert any(value.dtype == torch.uint8 for value in parts.optimizer.state_dict().values())
+    assert train_step(parts, 2).tolist() == train_step(other, 2).tolist()
+    for name, parameter in trainable(parts.model).items():
+        assert torch.equal(parameter, trainable(other.model)[name])
+
+
+def test_an_abandoned_branch_is_set_aside_and_never_pruned_into(trained, tmp_path):
+    for step in (2, 4, 6):
+        save(trained, tmp_path, step)
+    set_aside_after(tmp_path, 2, start=0)
+    assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-2"]
+    save(trained, tmp_path, 3, keep=2)
+    assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-2", "checkpoint-3"]
+    assert (tmp_path / "checkpoint-6.start-0" / STATE).exists()

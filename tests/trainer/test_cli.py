@@ -312,7 +312,7 @@ def test_max_hours_saves_in_time_and_exits_0(cli, tiny_models, tmp_path):
 BAD = [
     (["lora.rnak=8"], "lora.rnak is not a known key", "did you mean lora.r?"),
     (["lora.r=eight"], "lora.r must be a whole number, not eight", ""),
-    (["lora.lora_dropout=1"], "lora.lora_dropout must be less than 1.0, not 1", ""),
+    (["lora.lora_dropout=1"], "lora.lora_dropout must be less than 1, not 1", ""),
     (["training.fp16=true", "training.bf16=true"], "training.fp16 and training.bf16 are both true", "keep one"),
     (["data.train=nowhere.jsonl"], "there is no file nowhere.jsonl", "paths are taken from the folder"),
     (["model.name_or_path=./nowhere"], "there is no file or folder ./nowhere", "give a hub id"),

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
 from lora_train.trainer.config import TrainingSection
 from lora_train.trainer.optim import Optimizer, lr_table
+from torch.utils._python_dispatch import TorchDispatchMode
 
 OPTIMIZERS = ["adamw_torch_fused", "adamw_torch", "adamw_8bit", "paged_adamw_8bit"]
 
@@ -83,6 +85,29 @@ def test_state_continues_bit_for_bit(optim):
         second.step(second.gradient_rows(), torch.tensor(1.0))
     assert second.updates.item() == 6
     assert all(torch.equal(straight[name], resumed[name]) for name in straight)
+
+
+class ItemCounter(TorchDispatchMode):
+    """Counts the reads of a device value on the host; on CUDA each of them waits."""
+
+    n_items = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.n_items += func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **(kwargs or {}))
+
+
+def test_the_fused_step_reads_nothing_on_the_host():
+    reads = {}
+    for optim in OPTIMIZERS[:2]:
+        params = parameters()
+        optimizer = Optimizer(params, section(optim=optim), [0.1, 0.1])
+        set_gradients(params, 0)
+        rows = optimizer.gradient_rows()
+        with ItemCounter() as counter:
+            optimizer.step(rows, torch.tensor(1.0))
+        reads[optim] = counter.n_items
+    assert reads["adamw_torch_fused"] == 0 < reads["adamw_torch"]
 
 
 def test_only_the_fused_optimizer_never_waits():

@@ -31,6 +31,13 @@ def test_a_second_run_goes_to_a_new_folder(tmp_path):
     assert str(fresh_folder(str(base))) == f"{base}-3"
 
 
+def test_gaps_slashes_and_the_home_folder(tmp_path, monkeypatch):
+    make_run(tmp_path / "run-2")
+    assert fresh_folder(f"{tmp_path}/run/") == tmp_path / "run-3"
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert fresh_folder("~/new") == tmp_path / "new"
+
+
 def test_resume_auto_takes_the_newest_checkpoint_of_the_newest_run(tmp_path):
     base = tmp_path / "run"
     assert find_checkpoint("auto", str(base)) is None
