@@ -169,6 +169,23 @@ def test_gradient_checkpointing_changes_nothing(tiny_models):
     assert all(torch.equal(weight, checkpointed[2][name]) for name, weight in plain[2].items())
 
 
+def test_what_the_configuration_asks_of_the_model_reaches_it(tiny_models):
+    config = Config.model_validate(
+        {
+            **make_config(tiny_models["gpt_neox"], gradient_checkpointing=True, fp16=True).model_dump(),
+            "quantization": {"load_in_4bit": True, "bnb_4bit_use_double_quant": True},
+            "model": {"name_or_path": str(tiny_models["gpt_neox"]), "attn_implementation": "eager"},
+        }
+    )
+    base: Any = load_base(config, torch.device("cpu"))
+    add_lora(base, config)
+    assert base.is_gradient_checkpointing
+    assert base.config._attn_implementation == "eager"
+    linear = base.gpt_neox.layers[0].mlp.dense_h_to_4h.base_layer
+    assert (linear.weight.quant_state.quant_type, linear.weight.quant_state.nested) == ("nf4", True)
+    assert linear.compute_dtype == base.gpt_neox.layers[0].input_layernorm.weight.dtype == torch.float16
+
+
 def test_fp16_overflow_halves_the_scale_and_skips_the_update(tiny_models):
     config = make_config(tiny_models["gpt_neox"], fp16=True)
     parts = make_parts(config)

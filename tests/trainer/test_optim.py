@@ -113,6 +113,8 @@ def test_the_fused_step_reads_nothing_on_the_host():
 def test_only_the_fused_optimizer_never_waits():
     waits = {optim: Optimizer(parameters(), section(optim=optim), [0.1]).waits for optim in OPTIMIZERS}
     assert [optim for optim in OPTIMIZERS if not waits[optim]] == ["adamw_torch_fused"]
+    kinds = [type(Optimizer(parameters(), section(optim=optim), [0.1])._inner).__name__ for optim in OPTIMIZERS]
+    assert kinds == ["AdamW", "AdamW", "AdamW8bit", "PagedAdamW8bit"]
 
 
 def test_table_of_learning_rates():
