@@ -252,4 +252,5 @@ def _read_compacted(path: Path, columns: list[str], asked: pc.Expression) -> pa.
 
     # an open file, not its path: from a path a folder called lr=1e-4 would become a column
     with pa.OSFile(str(path)) as file:
-        return pq.read_table(file, columns=columns, filters=asked)
+        # On one thread: with its pools pyarrow 26 aborts at interpreter exit, in one of ten runs, after a short read.
+        return pq.read_table(file, columns=columns, filters=asked, use_threads=False, pre_buffer=False)
