@@ -3,14 +3,11 @@
     buffer  float64 [micro-batches, sites, 9]      each kernel assigns its rows to its slot
     step    float64 [sites, 12]                    sums over micro-batches and processes, maxima, first bad one
 
-A ring of pinned slots carries a step's rows: `push` starts an asynchronous copy and returns; `ready` hands out, in
-order, the rows whose copy has finished. On the CPU a row is ready at once. A ring that may drop keeps its memory
-bounded: when the host lags behind by all its slots, a row is dropped and counted.
+A ring (ring.py) carries a step's rows.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -22,70 +19,13 @@ from torch import nn
 from ..kernels.tensor_stats import FIELDS, N_FIELDS, exponent_histogram, tensor_stats
 from . import sites as site_tables
 from .patch import Group, Patched
+from .ring import Ring
 from .store import COLUMNS, Site
 
-# Steps the host may lag behind the device; a slot holds one step.
-N_SLOTS = 8
 N_EXPONENTS = 256
 _SUMSQ, _ABSMAX, _N_NAN, _N_INF = (FIELDS.index(name) for name in ("sumsq", "absmax", "n_nan", "n_inf"))
 _SMALL = slice(FIELDS.index("n_subnormal"), FIELDS.index("n_zero") + 1)
 _MICRO_SUMSQ, _BAD_MICRO, _BAD_RANK = (COLUMNS.index(n) for n in ("micro_sumsq", "first_bad_micro", "first_bad_rank"))
-
-
-class Ring:
-    """Rows on their way from the device to the host.
-
-    Attributes:
-        dropped: rows that found no free slot.
-    """
-
-    def __init__(self, shape: tuple[int, ...], device: torch.device, n_slots: int = N_SLOTS, may_drop: bool = False):
-        self._shape, self._device, self._may_drop = shape, device, may_drop
-        self._in_flight: deque[tuple[int, torch.Tensor, torch.cuda.Event | None]] = deque()
-        n_pinned = n_slots if device.type == "cuda" else 0
-        self._slots = deque(self._pinned() for _ in range(n_pinned))
-        self.dropped = 0
-
-    def _pinned(self) -> torch.Tensor:
-        return torch.empty(self._shape, dtype=torch.float64, pin_memory=True)
-
-    def push(self, step: int, row: torch.Tensor) -> None:
-        """Sends a row on its way.
-
-        Args:
-            step: what `ready` will call it.
-            row: float64 of the ring's shape, on the device.
-        """
-        if self._device.type != "cuda":
-            self._in_flight.append((step, row.clone(), None))
-            return
-        if not self._slots and self._may_drop:
-            self.dropped += 1
-            return
-        slot = self._slots.popleft() if self._slots else self._pinned()
-        slot.copy_(row, non_blocking=True)
-        event = torch.cuda.Event()
-        event.record()
-        self._in_flight.append((step, slot, event))
-
-    def ready(self) -> Iterator[tuple[int, torch.Tensor]]:
-        """Rows that have arrived, oldest first. A row is valid until the next one is asked for."""
-        while self._in_flight and (self._in_flight[0][2] is None or self._in_flight[0][2].query()):
-            yield from self._take()
-
-    def drain(self) -> Iterator[tuple[int, torch.Tensor]]:
-        """All rows, waiting for those still on their way: for evaluation, checkpoints and the end."""
-        while self._in_flight:
-            event = self._in_flight[0][2]
-            if event is not None:
-                event.synchronize()
-            yield from self._take()
-
-    def _take(self) -> Iterator[tuple[int, torch.Tensor]]:
-        step, slot, event = self._in_flight.popleft()
-        yield step, slot
-        if event is not None:
-            self._slots.append(slot)
 
 
 class Recorder:
@@ -174,6 +114,7 @@ class Recorder:
                         sites.append(site.id)
                         wanted.append(position[id(side[adapter].weight)])
                         break
+        self._gradient_pairs = list(zip(sites, wanted, strict=True))
         self._gradient_rows = torch.tensor(sites, dtype=torch.int64, device=self._device)
         self._gradient_parameters = torch.tensor(wanted, dtype=torch.int64, device=self._device)
 
@@ -182,7 +123,9 @@ class Recorder:
         """While it lasts, `watch` and the hooks of unfused modules record into this recorder."""
         global _active
         before, _active = _active, self
-        handles = [module.register_forward_hook(self._unfused_hook) for _, module, _ in self._patched.unfused]
+        unfused = [module for _, module, _ in self._patched.unfused]
+        handles = [module.register_forward_pre_hook(self._unfused_input) for module in unfused]
+        handles += [module.register_forward_hook(self._unfused_output) for module in unfused]
         try:
             yield
         finally:
@@ -225,7 +168,7 @@ class Recorder:
             exponents = self._exponents[: self._micro + 1].sum(0)
             if self._gather is not None:
                 exponents = self._gather(exponents).sum(0)
-            for site, parameter in zip(self._gradient_rows.tolist(), self._gradient_parameters.tolist(), strict=True):
+            for site, parameter in self._gradient_pairs:
                 exponents[site] = exponent_histogram(gradients[parameter])
             self._exponent_ring.push(self._step, exponents[self._keep].double())
         self._ring.push(self._step, rows[self._keep])
@@ -279,18 +222,27 @@ class Recorder:
                 shape = tuple(tensor.shape[-1:])
                 self._all_sites.append(Site(len(self._all_sites), name, kind, shape, dtype, order))
         elif self._micro >= 0 and name in self._watched:
-            self._record(self._watched[name], tensor)
+            self._record(self._watched[name], tensor, self._watched[name] + 1)
 
-    def _unfused_hook(self, module: nn.Module, _args: Any, output: torch.Tensor) -> None:
+    def _unfused_input(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        if self._micro < 0 or self._discovering:
+            return None
+        x = args[0].view_as(args[0])  # its gradient is this module's share, not the sum over all readers of x
+        at = site_tables.UNFUSED_TENSORS.index
+        self._record(self._unfused[id(module)] + at("in"), x, self._unfused[id(module)] + at("grad_in"))
+        return (x, *args[1:])
+
+    def _unfused_output(self, module: nn.Module, _args: Any, output: torch.Tensor) -> None:
         if self._micro >= 0 and not self._discovering:
-            self._record(self._unfused[id(module)], output)
+            at = site_tables.UNFUSED_TENSORS.index
+            self._record(self._unfused[id(module)] + at("out"), output, self._unfused[id(module)] + at("grad_out"))
 
-    def _record(self, row: int, tensor: torch.Tensor) -> None:
-        """Statistics of a tensor now, and of its gradient when it comes: rows `row` and `row + 1`."""
-        self._assign(self._micro, row, tensor.detach())
+    def _record(self, row: int, tensor: torch.Tensor, gradient_row: int) -> None:
+        """Statistics of a tensor now, and of its gradient when it comes."""
+        micro = self._micro
+        self._assign(micro, row, tensor.detach())
         if tensor.requires_grad:
-            micro = self._micro
-            tensor.register_hook(lambda grad: self._assign(micro, row + 1, grad))
+            tensor.register_hook(lambda grad: self._assign(micro, gradient_row, grad))
 
     def _assign(self, micro: int, row: int, tensor: torch.Tensor) -> None:
         self._buffer[micro, row] = tensor_stats(tensor, full=self._exponents is not None)

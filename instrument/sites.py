@@ -17,8 +17,8 @@ from .patch import Group
 from .store import Site
 
 GRADIENTS = ("lora_A.grad", "lora_B.grad")
-# Of a LoRA module on PEFT's path; its inputs and gradients are read by hooks.
-UNFUSED_TENSORS = ("out", "grad_out", *GRADIENTS)
+# Of a LoRA module on PEFT's path, read by hooks.
+UNFUSED_TENSORS = ("in", "out", "grad_out", "grad_in", *GRADIENTS)
 
 
 def joined_name(names: Sequence[str]) -> str:

@@ -22,7 +22,8 @@ from safetensors import SafetensorError
 
 from ..instrument.loss_scale import LossScale
 from ..instrument.messages import say
-from ..instrument.recorder import Recorder, Ring
+from ..instrument.recorder import Recorder
+from ..instrument.ring import Ring
 from .batches import Plan, collate
 from .checkpoint import NotFinite, Progress, save_checkpoint
 from .config import Config

@@ -9,45 +9,12 @@ import pytest
 import torch
 from lora_train.instrument import watch
 from lora_train.instrument.patch import Patched, base_name, lora_modules, patch
-from lora_train.instrument.recorder import Recorder, Ring
+from lora_train.instrument.recorder import Recorder
+from lora_train.instrument.sites import UNFUSED_TENSORS
 from lora_train.instrument.store import COLUMNS
 from lora_train.kernels.tensor_stats import multi_tensor_stats
 
 from .test_patch import IDS, make, patched_copy
-
-
-def test_rows_come_in_order_and_are_copies():
-    ring = Ring((2,), torch.device("cpu"))
-    row = torch.tensor([1.0, 2.0], dtype=torch.float64)
-    ring.push(1, row)
-    row += 1
-    ring.push(2, row)
-    assert [(step, values.tolist()) for step, values in ring.ready()] == [(1, [1.0, 2.0]), (2, [2.0, 3.0])]
-    assert list(ring.drain()) == []
-
-
-@pytest.mark.gpu
-def test_push_and_ready_never_wait_for_the_gpu():
-    ring = Ring((2,), torch.device("cuda"), n_slots=2)
-    rows = torch.arange(20, dtype=torch.float64, device="cuda").view(10, 2)
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        seen = []
-        for step in range(10):
-            ring.push(step, rows[step])
-            seen += [(done, values.tolist()) for done, values in ring.ready()]
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-    seen += [(done, values.tolist()) for done, values in ring.drain()]
-    assert seen == [(step, [2.0 * step, 2.0 * step + 1]) for step in range(10)]
-
-
-@pytest.mark.gpu
-def test_a_bounded_ring_drops_and_counts():
-    ring = Ring((2,), torch.device("cuda"), n_slots=2, may_drop=True)
-    for step in range(5):
-        ring.push(step, torch.zeros(2, dtype=torch.float64, device="cuda"))
-    assert (ring.dropped, len(list(ring.drain()))) == (3, 2)
 
 
 def trained(model: Any) -> list[torch.nn.Parameter]:
@@ -95,6 +62,8 @@ def expected_tensors(model: Any, ids: torch.Tensor) -> dict[str, torch.Tensor]:
         def hook(_module: Any, args: Any, output: torch.Tensor, name: str = name) -> None:
             tensors[f"{name}:in"], tensors[f"{name}:out"] = args[0].detach(), output.detach()
             output.register_hook(lambda grad: tensors.__setitem__(f"{name}:grad_out", grad))
+            if args[0].requires_grad:
+                args[0].register_hook(lambda grad: tensors.__setitem__(f"{name}:grad_in", grad))
 
         handles.append(module.register_forward_hook(hook))
     model.zero_grad()
@@ -114,7 +83,7 @@ def test_norms_and_counts_are_those_of_the_tensors(family):
     rows = run_step(fused, make_recorder(fused, patched, n_micro=1), [IDS])
     expected = expected_tensors(model, IDS)
     n_modules = len(lora_modules(model))
-    compared = [name for name in expected if name in rows and not name.endswith(":in")]
+    compared = [name for name in expected if name in rows and not name.endswith((":in", ":grad_in"))]
     assert len(compared) == 4 * n_modules
     for name in compared:
         tensor = expected[name].double()
@@ -181,11 +150,21 @@ def test_fp16_overflow_is_counted_where_it_happens_and_named_there_only():
 
 
 def test_unfused_modules_are_recorded_through_hooks():
-    model = make("llama", use_dora=True, target_modules=["q_proj"])
+    model = make("llama", use_dora=True, target_modules=["q_proj", "o_proj"])
     other, patched = patched_copy(model)
-    rows = run_step(other, make_recorder(other, patched, n_micro=1), [IDS])
+    recorder = make_recorder(other, patched, n_micro=1)
+    assert [site.tensor for site in recorder.sites][:6] == list(UNFUSED_TENSORS)
+    rows = run_step(other, recorder, [IDS])
     expected = expected_tensors(model, IDS)
-    for tensor in ("out", "grad_out", "lora_A.grad", "lora_B.grad"):
+    # the only reader of o_proj's input is o_proj: what autograd gives for the input is the module's own share
+    shared, alone = "model.layers.1.self_attn.q_proj", "model.layers.1.self_attn.o_proj"
+    assert rows[f"{alone}:grad_in"]["sumsq"] ** 0.5 == pytest.approx(
+        expected[f"{alone}:grad_in"].double().norm().item(), rel=1e-6
+    )
+    assert rows[f"{shared}:grad_in"]["sumsq"] ** 0.5 != pytest.approx(
+        expected[f"{shared}:grad_in"].double().norm().item(), rel=1e-2
+    )
+    for tensor in ("in", "out", "grad_out", "lora_A.grad", "lora_B.grad"):
         name = f"model.layers.1.self_attn.q_proj:{tensor}"
         assert math.sqrt(rows[name]["sumsq"]) == pytest.approx(expected[name].double().norm().item(), rel=1e-6)
 

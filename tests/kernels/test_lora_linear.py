@@ -478,11 +478,8 @@ def op_arguments(dtype: torch.dtype, slot: bool, p: float) -> tuple:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=["fp32", "fp16"])
 @pytest.mark.parametrize(("slot", "p"), [(True, 0.0), (True, 0.1), (False, 0.1)])
-def test_opcheck(dtype: torch.dtype, slot: bool, p: float):
-    checks = ["test_schema", "test_autograd_registration", "test_faketensor"]
-    if not slot:  # it compares outputs, and null is not equal to null
-        checks.append("test_aot_dispatch_dynamic")
-    torch.library.opcheck(_forward, op_arguments(dtype, slot, p), test_utils=checks)
+def test_opcheck(dtype: torch.dtype, slot: bool, p: float, null_equals_null: None):
+    torch.library.opcheck(_forward, op_arguments(dtype, slot, p))
 
 
 def test_opcheck_of_store_and_cast():

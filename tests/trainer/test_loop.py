@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 import torch
+from lora_train.instrument.ring import Ring
 from lora_train.kernels.backend import triton_on_cpu
-from lora_train.trainer.batches import collate
+from lora_train.trainer import loop
+from lora_train.trainer.batches import Batch, collate
 from lora_train.trainer.checkpoint import Progress
 from lora_train.trainer.config import Config
 from lora_train.trainer.console import Console
@@ -19,6 +21,8 @@ from lora_train.trainer.engine import Engine
 from lora_train.trainer.loop import Parts, Stop, due, micro_batch_seed, train_step
 from lora_train.trainer.model import add_lora, load_base, load_tokenizer, pad_token_id, resolve, trainable
 from lora_train.trainer.run import build
+from lora_train.trainer.run_log import ROW_FIELDS
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from transformers import Trainer, TrainingArguments
 
 from ..conftest import DATA, HAS_CUDA
@@ -272,6 +276,64 @@ def test_stop_is_wanted_after_a_signal_or_near_the_deadline():
     finally:
         signal.signal(signal.SIGTERM, old[0])
         signal.signal(signal.SIGINT, old[1])
+
+
+class HostReads(TorchDispatchMode):
+    """Lists operators whose result the host must wait for on CUDA."""
+
+    WAITING = tuple(getattr(torch.ops.aten, name) for name in ("_local_scalar_dense", "nonzero", "masked_select"))
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.overloadpacket in self.WAITING:
+            self.seen.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+def collate_on_the_host(*arguments: Any) -> Batch:
+    """The batch is made from host tensors; reading those waits for nobody."""
+    with _disable_current_modes():
+        return collate(*arguments)
+
+
+@pytest.mark.parametrize("settings", [{}, {"fp16": True}, {"gradient_checkpointing": True}], ids=str)
+def test_a_step_reads_nothing_on_the_host(tiny_models, monkeypatch, settings):
+    """A step with every diagnostic, and one with histograms."""
+    config = make_config(tiny_models["llama"], gradient_accumulation_steps=2, **settings)
+    every_other = config.instrument.model_copy(update={"histogram_every": 2})
+    parts = make_parts(config.model_copy(update={"instrument": every_other}))
+    monkeypatch.setattr(loop, "collate", collate_on_the_host)
+    assert parts.recorder is not None
+    with parts.recorder.active(), HostReads() as reads:
+        train_step(parts, 1)
+        train_step(parts, 2)
+    assert reads.seen == []
+    with HostReads() as reads:
+        torch.ones(3).sum().item()
+    assert reads.seen == ["aten._local_scalar_dense.default"]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("settings", [{}, {"fp16": True}, {"gradient_checkpointing": True}], ids=str)
+def test_a_step_never_waits_for_the_gpu(tiny_models, settings):
+    config = make_config(tiny_models["llama"], gradient_accumulation_steps=2, **settings)
+    every_other = config.instrument.model_copy(update={"histogram_every": 2})
+    parts = make_parts(config.model_copy(update={"instrument": every_other}))
+    ring = Ring((len(ROW_FIELDS),), parts.engine.device)
+    assert parts.recorder is not None
+    with parts.recorder.active():
+        for step in (1, 2):  # compiles the kernels
+            train_step(parts, step)
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            for step in (3, 4):
+                ring.push(step, train_step(parts, step))
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    assert [step for step, _ in ring.drain()] == [3, 4]
 
 
 @pytest.mark.skipif(HAS_CUDA, reason="kernels are compiled here, not interpreted")
