@@ -42,23 +42,29 @@ class LossScale:
         self._good_steps = torch.zeros((), dtype=torch.int64, device=device)
         self._bad_left = torch.tensor(hysteresis, dtype=torch.int64, device=device)
 
-    def update(self, found_inf: torch.Tensor) -> None:
+    def can_fall(self) -> torch.Tensor:
+        """bool []: whether a non-finite step lowers the scale, now or once the hysteresis is used up."""
+        return self.scale > self.min_scale if self.dynamic else torch.zeros_like(self.scale, dtype=torch.bool)
+
+    def update(self, found_inf: torch.Tensor, hold: torch.Tensor) -> None:
         """Adjusts the scale after a step.
 
         Args:
             found_inf: float32 [], 1 if the step's gradients held a non-finite value, else 0.
+            hold: bool [], whether everything stays as it is (latch.py).
         """
         if not self.dynamic:
             return
         bad = found_inf > 0
-        self._good_steps = torch.where(bad, 0, self._good_steps + 1)
-        self._bad_left = torch.where(bad, (self._bad_left - 1).clamp(min=0), self._bad_left)
-        grow = self._good_steps >= self.growth_interval
-        back_off = bad & (self._bad_left == 0)
+        good_steps = torch.where(bad, 0, self._good_steps + 1)
+        bad_left = torch.where(bad, (self._bad_left - 1).clamp(min=0), self._bad_left)
+        grow = good_steps >= self.growth_interval
+        back_off = bad & (bad_left == 0)
         grown = torch.where(grow, (self.scale * 2).clamp(max=MAX_SCALE), self.scale)
-        self.scale = torch.where(back_off, (self.scale * 0.5).clamp(min=self.min_scale), grown)
-        self._good_steps = torch.where(grow, 0, self._good_steps)
-        self._bad_left = torch.where(grow, self.hysteresis, self._bad_left)
+        scale = torch.where(back_off, (self.scale * 0.5).clamp(min=self.min_scale), grown)
+        self.scale = torch.where(hold, self.scale, scale)
+        self._good_steps = torch.where(hold, self._good_steps, torch.where(grow, 0, good_steps))
+        self._bad_left = torch.where(hold, self._bad_left, torch.where(grow, self.hysteresis, bad_left))
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """scale float32 [], good_steps int64 [], bad_left int64 []."""

@@ -12,7 +12,7 @@ merged or disabled the replaced forward steps aside.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -100,12 +100,13 @@ def lora_modules(model: nn.Module) -> dict[str, Any]:
     return {base_name(name): module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
 
 
-def patch(model: nn.Module, run_once: Callable[[], Any]) -> Patched:
+def patch(model: nn.Module, run_once: Callable[[], Any], alone: Collection[str] = ()) -> Patched:
     """Replaces the forward of every LoRA linear that the fused operator can compute.
 
     Args:
         model: a PEFT model, or any model with PEFT's LoRA layers in it.
         run_once: runs the model's forward on a few tokens; called once, without gradient.
+        alone: names of modules that share no call, whatever they read.
     """
     modules = lora_modules(model)
     calls = _first_calls(modules, run_once)
@@ -117,12 +118,12 @@ def patch(model: nn.Module, run_once: Callable[[], Any]) -> Patched:
         if _why_not(modules[name]):
             last_input = None
             continue
-        if groups and name in inputs and inputs[name] == last_input:
+        if groups and name in inputs and inputs[name] == last_input and name not in alone:
             groups[-1].names.append(name)
             groups[-1].modules.append(modules[name])
         else:
             groups.append(Group([name], [modules[name]]))
-        last_input = inputs.get(name, object())
+        last_input = object() if name in alone else inputs.get(name, object())
     for group in groups:
         for index, module in enumerate(group.modules):
             module.forward = _forward(group, index, module)

@@ -19,6 +19,7 @@ from torch import nn
 from ..kernels.tensor_stats import FIELDS, N_FIELDS, exponent_histogram, tensor_stats
 from . import sites as site_tables
 from .patch import Group, Patched
+from .probe import Probe
 from .ring import Ring
 from .store import COLUMNS, Site
 
@@ -46,6 +47,8 @@ class Recorder:
         n_micro_batches: int,
         patterns: Sequence[str] = ("*",),
         histogram_every: int = 0,
+        model: nn.Module | None = None,
+        probe_every: int = 0,
         gather: Callable[[torch.Tensor], torch.Tensor] | None = None,
     ):
         """
@@ -57,6 +60,9 @@ class Recorder:
             n_micro_batches: the most micro-batches one step has on this process.
             patterns: which sites to keep, see `sites.selected`.
             histogram_every: every so many steps exponents are counted; 0: never.
+            model: with the modules to probe; needed if probe_every > 0.
+            probe_every: every so many steps the outputs of the modules without LoRA are looked at in the first
+                micro-batch; 0: never.
             gather: stacks a tensor of every process, [W, ...]; None for one process.
         """
         self._patched, self._device, self._gather = patched, device, gather
@@ -66,6 +72,8 @@ class Recorder:
         self._exponents: torch.Tensor | None = None
         self._small: torch.Tensor | None = None
         self._micro = -1
+        self._probed, self._probe_every = (model if probe_every else None), probe_every
+        self._probe: Probe | None = None
         self._index_sites(run_once, patterns)
         n_sites = len(self._all_sites)
         self._buffer = torch.full((n_micro_batches, n_sites, N_FIELDS), torch.nan, dtype=torch.float64, device=device)
@@ -96,6 +104,9 @@ class Recorder:
         self._discovering = True
         with torch.no_grad(), self.active():
             run_once()
+            if self._probed is not None:
+                self._probe = Probe(self._probed, run_once, len(self._all_sites), order + 1)
+                self._all_sites += self._probe.sites
         self._discovering = False
         self._kept = site_tables.selected(self._all_sites, patterns)
 
@@ -132,6 +143,8 @@ class Recorder:
             _active = before
             for handle in handles:
                 handle.remove()
+            if self._probe is not None:
+                self._probe.end()
             for group, _ in self._groups:
                 group.slot = group.observer = None
 
@@ -151,6 +164,10 @@ class Recorder:
         observer = self if self._exponents is not None else None
         for (group, _), view in zip(self._groups, self._views[self._micro], strict=True):
             group.slot, group.observer = view, observer
+        if self._probe is not None:
+            self._probe.end()
+            if self._micro == 0 and self._step % self._probe_every == 0:
+                self._probe.begin(lambda row, tensor: self._assign(0, row, tensor))
 
     def finish_step(self, gradient_rows: torch.Tensor, gradients: Sequence[torch.Tensor]) -> None:
         """Reduces the step on the device and sends it on its way.
@@ -159,6 +176,8 @@ class Recorder:
             gradient_rows: float64 [parameters, 9], statistics of the accumulated, all-reduced gradients.
             gradients: those gradients, looked at on histogram steps only.
         """
+        if self._probe is not None:
+            self._probe.end()
         rows = self._reduced(self._micro + 1)
         rows[self._gradient_rows, :N_FIELDS] = gradient_rows[self._gradient_parameters]
         if self._exponents is not None:
@@ -182,6 +201,9 @@ class Recorder:
             rows[:, :N_FIELDS] = micro.sum(0)
             rows[:, _ABSMAX] = micro[..., _ABSMAX].amax(0)
             rows[:, _BAD_MICRO] = _first(micro[..., _N_NAN] + micro[..., _N_INF] > 0)
+            if self._probe is not None and self._probe.sites:
+                probed = slice(self._probe.sites[0].id, self._probe.sites[-1].id + 1)
+                rows[probed, :N_FIELDS] = micro[0, probed]
         rows[self._gradient_rows, _MICRO_SUMSQ] = rows[self._gradient_rows, _SUMSQ]
         if self._gather is None:
             rows[:, _BAD_RANK] = rows[:, _BAD_MICRO] * 0

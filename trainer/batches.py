@@ -78,6 +78,7 @@ class Plan:
         accumulation: micro-batches of one process in a step.
         seed: of the order.
         world_size: number of processes.
+        skip: source indices of rows that are left out where their turn comes; the order of the others stays.
     """
 
     dataset: Dataset
@@ -85,6 +86,7 @@ class Plan:
     accumulation: int
     seed: int
     world_size: int = 1
+    skip: frozenset[int] = frozenset()
 
     @property
     def rows_per_step(self) -> int:
@@ -99,12 +101,16 @@ class Plan:
         return max_steps if max_steps > 0 else math.ceil(num_train_epochs * self.steps_per_epoch)
 
     def step(self, step: int) -> list[list[Example]]:
-        """The micro-batches of a step (counted from 1), each over all processes: rank 0's slice first."""
+        """The micro-batches of a step (counted from 1), each over all processes: rank 0's slice first.
+
+        Where rows are left out a micro-batch is smaller, and may be empty.
+        """
         epoch, within = divmod(step - 1, self.steps_per_epoch)
         order = epoch_order(len(self.dataset.examples), self.seed, epoch)
         chosen = [self.dataset.examples[i] for i in order[within * self.rows_per_step :][: self.rows_per_step]]
         size = self.batch_size * self.world_size
-        return [chosen[start : start + size] for start in range(0, len(chosen), size)]
+        micro_batches = [chosen[start : start + size] for start in range(0, len(chosen), size)]
+        return [[example for example in micro if example.row not in self.skip] for micro in micro_batches]
 
     def local(self, micro_batch: list[Example], rank: int) -> list[Example]:
         """One process's slice of a micro-batch; it may be empty at the end of an epoch."""

@@ -14,7 +14,7 @@ import json
 import os
 import re
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from .optim import Optimizer
 OPTIMIZER = "optimizer.safetensors"
 STATE = "trainer_state.json"
 ADAPTER = "adapter_model.safetensors"
+OLD = ".old"
 _NAME = re.compile(r"checkpoint-(\d+)")
 
 
@@ -45,6 +46,7 @@ class Progress:
         skipped: steps whose gradients were not finite.
         train_seconds: spent in steps, over all starts; likewise evaluation and saving.
         final_loss: of the last step, None where it was not finite.
+        heals: {"step", "kind", "module", "settings", "before"} for each collapse the run went on from.
     """
 
     step: int = 0
@@ -54,10 +56,11 @@ class Progress:
     eval_seconds_total: float = 0.0
     save_seconds_total: float = 0.0
     final_loss: float | None = None
+    heals: list[dict[str, Any]] = field(default_factory=list)
 
 
 class NotFinite(Exception):
-    """The adapter holds a value that is not finite; nothing was written."""
+    """Adapter or optimizer holds a value that is not finite; nothing was written."""
 
 
 def save_adapter(model: PeftModel, folder: Path) -> None:
@@ -86,14 +89,17 @@ def save_checkpoint(
     """Writes checkpoint-<step> under a temporary name, syncs and renames it, then drops the oldest.
 
     Raises:
-        NotFinite: the adapter is not finite; earlier checkpoints stay.
+        NotFinite: adapter or optimizer is not finite; earlier checkpoints stay.
         OSError: the disk refused; earlier checkpoints stay.
     """
     final = run_dir / f"checkpoint-{progress.step}"
     partial = final.with_name(final.name + ".tmp")
     shutil.rmtree(partial, ignore_errors=True)
-    save_adapter(model, partial)
     tensors = {f"optimizer.{key}": value for key, value in optimizer.state_dict().items()}
+    for name, value in tensors.items():
+        if value.is_floating_point() and not torch.isfinite(value).all():
+            raise NotFinite(name)
+    save_adapter(model, partial)
     tensors |= {f"loss_scale.{key}": value for key, value in loss_scale.state_dict().items()}
     # cloned: bitsandbytes shares one table between parameters, and safetensors takes no shared memory
     save_file({key: value.detach().cpu().clone() for key, value in tensors.items()}, partial / OPTIMIZER)
@@ -112,15 +118,25 @@ def commit(partial: Path, final: Path) -> None:
         descriptor = os.open(path, os.O_RDONLY)
         os.fsync(descriptor)
         os.close(descriptor)
-    shutil.rmtree(final, ignore_errors=True)
+    old = final.with_name(final.name + OLD)
+    if final.exists():
+        shutil.rmtree(old, ignore_errors=True)
+        final.rename(old)
     partial.rename(final)
     descriptor = os.open(final.parent, os.O_RDONLY)
     os.fsync(descriptor)
     os.close(descriptor)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def checkpoints(run_dir: Path) -> list[Path]:
-    """A run's checkpoints, oldest first; unfinished ones are not among them."""
+    """A run's checkpoints, oldest first; unfinished ones are not among them.
+
+    One that a kill left renamed, while it was being replaced, gets its name back.
+    """
+    for old in run_dir.glob(f"checkpoint-*{OLD}"):
+        if not (final := old.with_name(old.name.removesuffix(OLD))).exists():
+            old.rename(final)
     found = [path for path in run_dir.glob("checkpoint-*") if _NAME.fullmatch(path.name) and path.is_dir()]
     return sorted(found, key=lambda path: int(path.name.split("-")[1]))
 
@@ -140,7 +156,7 @@ def load_checkpoint(folder: Path, model: PeftModel, optimizer: Optimizer, loss_s
     try:
         adapter = load_file(folder / ADAPTER)
         tensors = load_file(folder / OPTIMIZER)
-        state = json.loads((folder / STATE).read_text(encoding="utf-8"))
+        state = {"heals": [], **json.loads((folder / STATE).read_text(encoding="utf-8"))}
         progress = Progress(**{key: state[key] for key in Progress.__dataclass_fields__})
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise UserError(problem("checkpoint.broken", folder=folder, what=error)) from error

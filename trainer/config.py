@@ -76,6 +76,8 @@ class DataSection(Section):
     """true: the question is trained on as well as the answer."""
     limit: int | None = Field(default=None, ge=1)
     """Use only the first rows of data.train."""
+    skip_rows: list[Annotated[int, Field(ge=0)]] = []
+    """Rows of data.train that are left out (0-based); the order of the others stays."""
 
 
 class TrainingSection(Section):
@@ -146,16 +148,17 @@ class TrainingSection(Section):
 
 
 class PrecisionSection(Section):
-    loss_scale: Literal["dynamic"] | Annotated[float, Field(gt=0)] = "dynamic"
-    """fp16 loss scale: dynamic, or a fixed number."""
+    loss_scale: Literal["dynamic", "auto"] | Annotated[float, Field(gt=0)] = "dynamic"
+    """fp16 loss scale: dynamic, auto (dynamic, from the scale that suits the first batch), or a fixed number."""
     min_loss_scale: float = Field(default=1.0, gt=0)
     """Floor of the dynamic loss scale."""
     on_collapse: Literal["heal", "rollback", "stop"] = "heal"
-    """Reserved for the collapse handling; has no effect in this version."""
+    """heal: go on from the last healthy state with the cheapest remedy that was shown to work on the very step.
+    rollback: go on from there without the rows of that step. stop: save everything and exit 3."""
     max_heals: int = Field(default=3, ge=0)
-    """Reserved for the collapse handling; has no effect in this version."""
+    """How often heal and rollback go on before the run stops after all."""
     fp32_modules: list[str] = []
-    """Reserved for the collapse handling; has no effect in this version."""
+    """Modules that compute in float32, with the residual after them: names as in the base model, or patterns."""
 
 
 class InstrumentSection(Section):
@@ -166,7 +169,7 @@ class InstrumentSection(Section):
     histogram_every: int = Field(default=100, ge=0)
     """Count binary exponents every so many steps. 0: never."""
     probe_every: int = Field(default=100, ge=0)
-    """Reserved for the per-layer statistics; has no effect in this version."""
+    """Look at the outputs of the modules without LoRA every so many steps, on one micro-batch. 0: never."""
 
 
 class Config(Section):
@@ -179,15 +182,6 @@ class Config(Section):
     training: TrainingSection = TrainingSection()
     precision: PrecisionSection = PrecisionSection()
     instrument: InstrumentSection = InstrumentSection()
-
-    def without_effect(self) -> list[str]:
-        """Keys that were changed from their default although this version does nothing with them."""
-        return [
-            f"{name}.{key}"
-            for name, schema in sections().items()
-            for key, field in schema.model_fields.items()
-            if (field.description or "").startswith("Reserved") and getattr(getattr(self, name), key) != field.default
-        ]
 
     @property
     def compute_dtype(self) -> str:

@@ -7,9 +7,11 @@ bucketing them, sums in a fixed order and leaves every micro-batch's own gradien
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 
 
 class Engine:
@@ -44,6 +46,10 @@ class Engine:
         gathered = self._accelerator.gather(tensor[None])
         assert isinstance(gathered, torch.Tensor)
         return gathered
+
+    def gather_objects(self, value: Any) -> list[Any]:
+        """A plain value of every process, in the order of their ranks."""
+        return list(gather_object([value])) if self.world_size > 1 else [value]
 
     def any(self, flag: bool) -> bool:
         """Whether the flag is set on any process. With several processes the host waits for the answer."""

@@ -11,47 +11,28 @@ import hashlib
 import shutil
 import signal
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import torch
-from peft import PeftModel
 from safetensors import SafetensorError
 
-from ..instrument.loss_scale import LossScale
+from ..instrument.detect import Trouble
 from ..instrument.messages import say
-from ..instrument.recorder import Recorder
 from ..instrument.ring import Ring
 from .batches import Plan, collate
 from .checkpoint import NotFinite, Progress, save_checkpoint
-from .config import Config
 from .console import Console
-from .data import Dataset
-from .engine import Engine
+from .data import Example
 from .evaluate import evaluate
-from .loss import SupervisedLoss
+from .healthy import HEALTHY_EVERY, Healthy
 from .model import autocast
-from .optim import Optimizer
+from .optim import has_non_finite
+from .parts import Parts
 from .run_log import ROW_FIELDS, RunLog, StepFacts
-
-
-@dataclass(frozen=True)
-class Parts:
-    """Everything a step needs."""
-
-    config: Config
-    engine: Engine
-    model: PeftModel
-    loss: SupervisedLoss
-    optimizer: Optimizer
-    loss_scale: LossScale
-    plan: Plan
-    pad_token_id: int
-    n_steps: int
-    eval_data: Dataset | None = None
-    recorder: Recorder | None = None
 
 
 @dataclass
@@ -83,41 +64,57 @@ def micro_batch_seed(seed: int, step: int, micro_batch: int, rank: int) -> int:
     return int.from_bytes(digest[:8], "big") >> 1
 
 
+def forward_backward(parts: Parts, step: int) -> torch.Tensor:
+    """Accumulates the gradients of a step over its micro-batches and all processes; nothing is applied.
+
+    Returns:
+        float32 [2] on the device: the loss, and the number of micro-batches whose loss is not finite.
+    """
+    engine = parts.engine
+    micro_batches = parts.plan.step(step)
+    n_supervised = sum(example.n_supervised for examples in micro_batches for example in examples)
+    totals = torch.zeros(2, device=engine.device)
+    if parts.recorder:
+        parts.recorder.begin_step(step)
+    for index, examples in enumerate(micro_batches):
+        own = parts.plan.local(examples, engine.rank)
+        if not own:
+            continue
+        loss_sum = micro_batch_loss(parts, step, index, own)
+        loss = loss_sum / n_supervised
+        (loss * parts.loss_scale.scale).backward()
+        totals += torch.stack([loss.detach(), (~torch.isfinite(loss_sum.detach())).float()])
+    engine.sum_([totals, *parts.optimizer.gradients])
+    return totals
+
+
+def micro_batch_loss(parts: Parts, step: int, index: int, examples: Sequence[Example]) -> torch.Tensor:
+    """Loss sum, float32 [], of this process's rows in a micro-batch; everything random in it has a seed of its own."""
+    torch.manual_seed(micro_batch_seed(parts.config.training.seed, step, index, parts.engine.rank))
+    batch = collate(examples, parts.pad_token_id).to(parts.engine.device)
+    if parts.recorder:
+        parts.recorder.begin_micro_batch()
+    with autocast(parts.config, parts.engine.device):
+        return parts.loss(batch)[0]
+
+
 def train_step(parts: Parts, step: int) -> torch.Tensor:
     """One optimizer step.
 
     Returns:
         the row, float64 [len(ROW_FIELDS)] on the device.
     """
-    engine, config = parts.engine, parts.config
-    micro_batches = parts.plan.step(step)
-    n_supervised = sum(example.n_supervised for examples in micro_batches for example in examples)
     loss_scale = parts.loss_scale.scale
-    totals = torch.zeros(2, device=engine.device)
-    recorder = parts.recorder
-    if recorder:
-        recorder.begin_step(step)
-
-    for index, examples in enumerate(micro_batches):
-        own = parts.plan.local(examples, engine.rank)
-        if not own:
-            continue
-        torch.manual_seed(micro_batch_seed(config.training.seed, step, index, engine.rank))
-        batch = collate(own, parts.pad_token_id).to(engine.device)
-        if recorder:
-            recorder.begin_micro_batch()
-        with autocast(config, engine.device):
-            loss_sum, _ = parts.loss(batch)
-        loss = loss_sum / n_supervised
-        (loss * loss_scale).backward()
-        totals += torch.stack([loss.detach(), (~torch.isfinite(loss_sum.detach())).float()])
-
-    engine.sum_([totals, *parts.optimizer.gradients])
+    totals = forward_backward(parts, step)
     gradient_rows = parts.optimizer.gradient_rows()
-    if recorder:
-        recorder.finish_step(gradient_rows, parts.optimizer.gradients)
-    grad_norm, found_inf = parts.optimizer.step(gradient_rows, loss_scale)
-    parts.loss_scale.update(found_inf)
+    if parts.recorder:
+        parts.recorder.finish_step(gradient_rows, parts.optimizer.gradients)
+    latched = parts.latch.update(totals[0], has_non_finite(gradient_rows), parts.loss_scale.can_fall())
+    if not any(parts.plan.step(step)):  # all its rows are in data.skip_rows
+        totals[0] = torch.nan
+    hold = latched | ~torch.isfinite(totals[0])
+    grad_norm, found_inf = parts.optimizer.step(gradient_rows, loss_scale, hold)
+    parts.loss_scale.update(found_inf, hold)
     values = {
         "loss": totals[0],
         "grad_norm": grad_norm,
@@ -125,14 +122,20 @@ def train_step(parts: Parts, step: int) -> torch.Tensor:
         "skipped": found_inf,
         "nonfinite_micro_batches": totals[1],
         "updates": parts.optimizer.updates,
+        "latched": latched,
     }
     return torch.stack([values[name].double() for name in ROW_FIELDS])
 
 
-def train(parts: Parts, progress: Progress, run_dir: Path, log: RunLog, console: Console, stop: Stop) -> None:
+def train(
+    parts: Parts, progress: Progress, healthy: Healthy, run_dir: Path, log: RunLog, console: Console, stop: Stop
+) -> Trouble | None:
     """Runs the remaining steps, evaluating and saving as the configuration says.
 
-    Returns after the last step, or earlier if `stop` wants it; a checkpoint then holds the state reached.
+    Returns:
+        None after the last step, or earlier if `stop` wants it; a checkpoint then holds the state reached. What went
+        wrong, if something did: `progress`, adapter and optimizer then stand before the step that the latch held, or
+        after the last step run if it was a trend that was seen.
     """
     training, engine = parts.config.training, parts.engine
     ring = Ring((len(ROW_FIELDS),), engine.device)
@@ -140,6 +143,8 @@ def train(parts: Parts, progress: Progress, run_dir: Path, log: RunLog, console:
     while progress.step < parts.n_steps:
         started = time.perf_counter()
         step = progress.step + 1
+        if step % HEALTHY_EVERY == 1:
+            healthy.keep(progress)
         ring.push(step, train_step(parts, step))
         progress.step = step
         log.expect(host_facts(parts.plan, step, time.perf_counter() - started))
@@ -149,10 +154,12 @@ def train(parts: Parts, progress: Progress, run_dir: Path, log: RunLog, console:
         eval_every = training.eval_steps or training.logging_steps
         evaluates = due(training.eval_strategy, eval_every, step, parts) and not cut_short
         saves = due(training.save_strategy, training.save_steps, step, parts) or cut_short
-        settles = evaluates or saves or complete
-        for done, values in ring.drain() if settles else ring.ready():
-            log.step(done, values.tolist())
-        log.statistics(parts.recorder, drain=settles)
+        # several processes must see a latched step at the same time; they have waited for each other already
+        settles = evaluates or saves or complete or engine.world_size > 1
+        trouble = log.receive(ring, parts.recorder, drain=settles)
+        if trouble is not None:
+            progress.step = trouble.step - 1 if trouble.kind is None else step
+            return trouble
         if evaluates and parts.eval_data is not None:
             log.evaluation(
                 step,
@@ -161,7 +168,8 @@ def train(parts: Parts, progress: Progress, run_dir: Path, log: RunLog, console:
         if saves:
             save(parts, progress, run_dir, log, console)
         if cut_short:
-            return
+            return None
+    return None
 
 
 def due(strategy: str, every: int, step: int, parts: Parts) -> bool:
@@ -179,7 +187,7 @@ def host_facts(plan: Plan, step: int, step_seconds: float) -> StepFacts:
         step=step,
         tokens=sum(len(example.input_ids) for example in examples),
         supervised_tokens=sum(example.n_supervised for example in examples),
-        max_sequence_length=max(len(example.input_ids) for example in examples),
+        max_sequence_length=max((len(example.input_ids) for example in examples), default=0),
         step_seconds=step_seconds,
         rows=tuple(example.row for example in examples),
     )

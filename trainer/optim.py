@@ -23,6 +23,11 @@ SUMSQ = FIELDS.index("sumsq")
 N_NON_FINITE = [FIELDS.index("n_nan"), FIELDS.index("n_inf")]
 
 
+def has_non_finite(gradient_rows: torch.Tensor) -> torch.Tensor:
+    """bool []: whether any of the gradients of these rows holds a NaN or an infinity."""
+    return gradient_rows[:, N_NON_FINITE].sum() > 0
+
+
 def lr_table(training: TrainingSection, n_steps: int) -> list[float]:
     """Learning rate of update i (from 0) for i in 0..n_steps, from transformers' schedule."""
     dummy = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=training.learning_rate)
@@ -86,20 +91,23 @@ class Optimizer:
         """Statistics of the accumulated gradients as they are in memory, scaled: float64 [parameters, 9]."""
         return multi_tensor_stats([gradient.contiguous() for gradient in self.gradients])
 
-    def step(self, gradient_rows: torch.Tensor, loss_scale: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def step(
+        self, gradient_rows: torch.Tensor, loss_scale: torch.Tensor, hold: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Applies the accumulated gradients, or skips them if any is not finite, and clears them.
 
         Args:
             gradient_rows: what `gradient_rows()` gave.
             loss_scale: float32 [], the factor the gradients carry.
+            hold: bool [], whether to skip them in any case (instrument/latch.py).
 
         Returns:
             grad_norm float32 [], unscaled and before clipping, NaN where a gradient is not finite; found_inf float32
             [], 1 where the step was skipped.
         """
-        bad = gradient_rows[:, N_NON_FINITE].sum() > 0
+        bad = has_non_finite(gradient_rows)
         grad_norm = torch.where(bad, torch.nan, gradient_rows[:, SUMSQ].sum().sqrt() / loss_scale).float()
-        found_inf = bad.float()
+        found_inf = (bad | hold).float()
         divisor = loss_scale.clone()
         if self._max_grad_norm > 0:
             divisor = divisor * ((grad_norm + 1e-6) / self._max_grad_norm).clamp(min=1.0)
@@ -108,8 +116,17 @@ class Optimizer:
         else:
             self._step_on_device(divisor, found_inf)
         self.updates += (1 - found_inf).long()
-        self._inner.zero_grad(set_to_none=True)
+        self.clear()
         return grad_norm, found_inf
+
+    def clear(self) -> None:
+        """Drops the accumulated gradients."""
+        self._inner.zero_grad(set_to_none=True)
+
+    def follow(self, lr_table: list[float]) -> None:
+        """Takes the learning rates from another table from now on."""
+        self._lr_host = lr_table
+        self._lr_device = torch.tensor(lr_table, dtype=torch.float32, device=self.device)
 
     def _step_on_device(self, divisor: torch.Tensor, found_inf: torch.Tensor) -> None:
         # indexing with a tensor would read it on the host

@@ -2,41 +2,42 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import re
 import time
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 import transformers
 from peft import PeftModel
 
 from ..instrument.compact import compact as compact_stats
-from ..instrument.loss_scale import INITIAL_SCALE, LossScale
+from ..instrument.loss_scale import INITIAL_SCALE
 from ..instrument.messages import say
-from ..instrument.patch import Patched, patch
-from ..instrument.recorder import Recorder
 from ..instrument.store import MetricsLog, StatsWriter, write_sites
-from .batches import Plan
 from .checkpoint import STATE, NotFinite, Progress, load_checkpoint, save_adapter, set_aside_after
 from .checkpoint import commit as commit_folder
+from .collapse import Decision, collapse
 from .config import Config
 from .console import Console, compact, duration
 from .data import Dataset, load_examples, split_held_out
 from .engine import Engine
 from .errors import UserError, problem
-from .loop import Parts, Stop, train
-from .loss import SupervisedLoss
-from .model import add_lora, autocast, load_base, load_tokenizer, pad_token_id, trainable
+from .healthy import Healthy
+from .loop import Stop, train
+from .model import load_tokenizer, pad_token_id
 from .model_card import model_card
-from .optim import Optimizer, lr_table
+from .parts import Parts, build
+from .remedy import recommended_scale
 from .run_folder import find_checkpoint, fresh_folder, write_config, write_env
 from .run_log import RunLog
+from .settings import with_settings
 
 
 def run(config: Config, resume: str | None) -> int:
-    """Trains and returns the exit code: 0 done, 130/143 interrupted with a checkpoint written.
+    """Trains and returns the exit code: 0 done, 3 stopped by a collapse, 130/143 interrupted with a checkpoint written.
 
     Raises:
         UserError: data, model or checkpoint cannot be used; nothing was overwritten.
@@ -48,12 +49,47 @@ def run(config: Config, resume: str | None) -> int:
     engine = Engine()
     console = Console(silent=not engine.is_main)
     checkpoint = find_checkpoint(resume, config.training.output_dir) if resume else None
-
-    for key in config.without_effect():
-        console.warn(say("config.no_effect", key=key))
+    if checkpoint is not None:
+        config = with_heals(config, checkpoint)
     tokenizer = load_tokenizer(config)
-    train_data, eval_data = load_data(config, tokenizer, console)
-    parts, rates = build(config, engine, train_data, eval_data, pad_token_id(tokenizer), console)
+    data = load_data(config, tokenizer, console)
+    source = Source(data[0], data[1], pad_token_id(tokenizer), resume)
+    outcome = start(config, checkpoint, source, engine, console, stop)
+    while isinstance(outcome, Decision):  # a healed run goes on as a resumed one would
+        gc.collect()
+        outcome = start(outcome.config, outcome.checkpoint, source, engine, console, stop, outcome.checkpoint.parent)
+    engine.close()
+    return outcome
+
+
+@dataclass(frozen=True)
+class Source:
+    """What every start of a run has in common: the rows, the padding, and what --resume said."""
+
+    train_data: Dataset
+    eval_data: Dataset | None
+    pad_token_id: int
+    resume: str | None
+
+
+def start(
+    config: Config,
+    checkpoint: Path | None,
+    source: Source,
+    engine: Engine,
+    console: Console,
+    stop: Stop,
+    healing: Path | None = None,
+) -> int | Decision:
+    """Builds everything and trains from the checkpoint on, or from the beginning.
+
+    Args:
+        healing: the run folder, where this start is a run going on after a collapse.
+
+    Returns:
+        the exit code, or how to go on.
+    """
+    parts, rates = build(config, engine, source.train_data, source.eval_data, source.pad_token_id, console)
     progress = Progress()
     if checkpoint is not None:
         changed = changed_settings(checkpoint, config)
@@ -66,27 +102,48 @@ def run(config: Config, resume: str | None) -> int:
         if engine.is_main:
             set_aside_after(checkpoint.parent, progress.step, progress.start)
         progress.start += 1
+    elif config.training.fp16 and config.precision.loss_scale == "auto":
+        parts.loss_scale.scale.fill_(recommended_scale(parts, 1) or INITIAL_SCALE)
     run_dir = checkpoint.parent if checkpoint else fresh_folder(config.training.output_dir)
     metrics = open_folder(run_dir, parts, progress) if engine.is_main else None
     stats = open_stats(run_dir, parts, progress) if engine.is_main else None
     engine.barrier()
-    greet(parts, progress, run_dir, checkpoint, resume, console)
-
-    stop.listen()
-    log = RunLog(
-        metrics, console, config, progress, parts.n_steps, parts.plan.steps_per_epoch, rates, engine.device, stats
-    )
+    if healing is None:
+        greet(parts, progress, run_dir, checkpoint, source.resume, console)
+        stop.listen()
+    sites = parts.recorder.sites if parts.recorder else []
+    n_steps, per_epoch = parts.n_steps, parts.plan.steps_per_epoch
+    log = RunLog(metrics, console, config, progress, n_steps, per_epoch, rates, engine.device, stats, sites)
+    healthy = Healthy(parts.model, parts.optimizer, parts.loss_scale)
+    healthy.keep(progress)
     console.begin(progress.step, parts.n_steps)
     try:
         with parts.recorder.active() if parts.recorder else nullcontext():
-            train(parts, progress, run_dir, log, console, stop)
+            trouble = train(parts, progress, healthy, run_dir, log, console, stop)
     finally:
         console.end()
         if stats is not None:
             stats.close()
-    code = finish(parts, progress, run_dir, log, console, stop)
-    engine.close()
-    return code
+    if trouble is not None:
+        return collapse(parts, progress, trouble, healthy, run_dir, console)
+    return finish(parts, progress, run_dir, log, console, stop)
+
+
+def with_heals(config: Config, checkpoint: Path) -> Config:
+    """The configuration with what healed the run before, where the user has not set the key since."""
+    try:
+        heals = json.loads((checkpoint / STATE).read_text(encoding="utf-8")).get("heals", [])
+    except (OSError, ValueError):
+        return config  # load_checkpoint says what is wrong with the folder
+    for heal in heals:
+        now = config.model_dump()
+        kept = {
+            key: value
+            for key, value in heal["settings"].items()
+            if isinstance(value, list) or _at(now, key) == heal["before"][key]
+        }
+        config = with_settings(config, kept)
+    return config
 
 
 # What a resumed run may change without becoming another run.
@@ -136,76 +193,6 @@ def load_data(config: Config, tokenizer, console: Console) -> tuple[Dataset, Dat
     if data.eval_fraction > 0 and evaluates:
         train_data, eval_data = split_held_out(train_data, data.eval_fraction, seed)
     return train_data, eval_data
-
-
-def build(
-    config: Config, engine: Engine, train_data: Dataset, eval_data: Dataset | None, pad: int, console: Console
-) -> tuple[Parts, list[float]]:
-    """Model, adapter, optimizer and order of a run, and its table of learning rates."""
-    training = config.training
-    seed = training.seed if training.data_seed is None else training.data_seed
-    sizes = (training.per_device_train_batch_size, training.gradient_accumulation_steps)
-    plan = Plan(train_data, *sizes, seed, engine.world_size)
-    n_steps = plan.n_steps(training.num_train_epochs, training.max_steps)
-    model = add_lora(load_base(config, engine.device), config)
-    engine.same_everywhere(list(trainable(model).values()))
-    with autocast(config, engine.device):
-        patched = patch(model, lambda: run_once(model))
-        loss = SupervisedLoss(model, getattr(torch, config.compute_dtype))
-    for reason in sorted({reason for _, _, reason in patched.unfused}):
-        names = [name for name, _, why in patched.unfused if why == reason]
-        listed = ", ".join(names[:3]) + (" ..." if len(names) > 3 else "")
-        console.warn(say("patch.unfused", count=len(names), modules=listed, reason=say(f"patch.{reason}")))
-    if warning := loss.warning():
-        console.warn(warning)
-    rates = lr_table(training, n_steps)
-    optimizer = Optimizer(trainable(model), training, rates)
-    scale = loss_scale_of(config, engine.device)
-    recorder = make_recorder(config, engine, model, patched) if config.instrument.enabled else None
-    return Parts(config, engine, model, loss, optimizer, scale, plan, pad, n_steps, eval_data, recorder), rates
-
-
-def run_once(model: PeftModel) -> None:
-    """One forward on four tokens, in evaluation mode: shows in which order modules run and what they share."""
-    training = model.training
-    model.eval()
-    model(input_ids=torch.arange(4, device=model.device)[None], use_cache=False)
-    model.train(training)
-
-
-def make_recorder(config: Config, engine: Engine, model: PeftModel, patched: Patched) -> Recorder:
-    """The recorder that the configuration asks for.
-
-    Raises:
-        UserError: instrument.sites matches nothing.
-    """
-    sites = config.instrument.sites
-    with autocast(config, engine.device):
-        recorder = Recorder(
-            patched,
-            list(trainable(model).values()),
-            lambda: run_once(model),
-            engine.device,
-            n_micro_batches=config.training.gradient_accumulation_steps,
-            patterns=["*"] if sites == "all" else sites,
-            histogram_every=config.instrument.histogram_every,
-            gather=engine.gather if engine.world_size > 1 else None,
-        )
-    if not recorder.sites:
-        raise UserError(problem("instrument.no_sites", patterns=sites))
-    return recorder
-
-
-def loss_scale_of(config: Config, device: torch.device) -> LossScale:
-    """The loss scale the configuration asks for: 1 without fp16."""
-    precision = config.precision
-    if not config.training.fp16:
-        return LossScale(device, initial=1.0, dynamic=False)
-    if precision.loss_scale == "dynamic":
-        return LossScale(
-            device, initial=max(INITIAL_SCALE, precision.min_loss_scale), min_scale=precision.min_loss_scale
-        )
-    return LossScale(device, initial=float(precision.loss_scale), dynamic=False)
 
 
 def open_folder(run_dir: Path, parts: Parts, progress: Progress) -> MetricsLog:
@@ -301,6 +288,11 @@ def finish(parts: Parts, progress: Progress, run_dir: Path, log: RunLog, console
             seconds = duration(progress.train_seconds)
             console.line(say("end.done", steps=progress.step, time=seconds, loss=compact(progress.final_loss)))
             console.line(say("end.adapter", folder=run_dir / "adapter"))
+            if progress.heals:
+                what = "; ".join(
+                    f"{heal['step']} {heal['kind']} {heal['module'] or ''}".rstrip() for heal in progress.heals
+                )
+                console.line(say("end.healed", n=len(progress.heals), what=what))
         else:
             console.line(say("end.interrupted", step=progress.step, total=parts.n_steps, folder=run_dir))
     parts.engine.barrier()

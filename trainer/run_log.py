@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import psutil
 import torch
 
+from ..instrument.detect import Detectors, Trouble
 from ..instrument.messages import say
 from ..instrument.recorder import Recorder
-from ..instrument.store import MetricsLog, StatsWriter
+from ..instrument.ring import Ring
+from ..instrument.store import MetricsLog, Site, StatsWriter
 from .checkpoint import Progress
 from .config import Config
 from .console import Console, compact, duration
 from .evaluate import Evaluation
 
 # What train_step puts in a row, in this order; float64 on the device.
-ROW_FIELDS = ("loss", "grad_norm", "loss_scale", "skipped", "nonfinite_micro_batches", "updates")
+ROW_FIELDS = ("loss", "grad_norm", "loss_scale", "skipped", "nonfinite_micro_batches", "updates", "latched")
 GIB = 2**30
 # Steps whose mean time the ETA is based on.
 RATE_WINDOW = 50
@@ -50,11 +53,13 @@ class RunLog:
         lr_table: list[float],
         device: torch.device,
         stats: StatsWriter | None = None,
+        sites: Sequence[Site] = (),
     ):
         self._metrics, self._console, self._config, self._progress = metrics, console, config, progress
         self._n_steps, self._steps_per_epoch, self._lr_table = n_steps, steps_per_epoch, lr_table
         self._device, self._stats = device, stats
-        self._scale_is_dynamic = config.training.fp16 and config.precision.loss_scale == "dynamic"
+        self._scale_is_dynamic = config.training.fp16 and isinstance(config.precision.loss_scale, str)
+        self._detectors = Detectors(sites, config.training.fp16)
         self._pending: dict[int, StepFacts] = {}
         self._recent: deque[float] = deque(maxlen=RATE_WINDOW)
         self._eval_seconds = self._save_seconds = 0.0
@@ -65,8 +70,29 @@ class RunLog:
         self._recent.append(facts.step_seconds)
         self._progress.train_seconds += facts.step_seconds
 
-    def step(self, step: int, values: list[float]) -> None:
-        """Records a step whose row has arrived."""
+    def receive(self, ring: Ring, recorder: Recorder | None, drain: bool) -> Trouble | None:
+        """Records what has arrived of the steps, or with `drain` all of them.
+
+        Returns:
+            the first step that went wrong. What the device did after a step that it latched was masked, and is not
+            recorded; after any other trouble everything that is on its way is.
+        """
+        trouble = None
+        for step, values in ring.drain() if drain else ring.ready():
+            trouble = self.step(step, values.tolist())
+            if trouble is not None:
+                break
+        latched = trouble is not None and trouble.kind is None
+        trouble = self._statistics(recorder, drain or trouble is not None, trouble if latched else None) or trouble
+        if trouble is not None:
+            for step, values in ring.drain():
+                if not latched:
+                    self.step(step, values.tolist())
+            self._pending.clear()
+        return trouble
+
+    def step(self, step: int, values: list[float]) -> Trouble | None:
+        """Records a step whose row has arrived; what is wrong with it, if anything is."""
         facts = self._pending.pop(step)
         row = dict(zip(ROW_FIELDS, values, strict=True))
         skipped = bool(row["skipped"])
@@ -91,24 +117,46 @@ class RunLog:
             "eval_seconds_total": self._progress.eval_seconds_total,
             "save_seconds_total": self._progress.save_seconds_total,
         }
-        if not math.isfinite(row["loss"]):
+        latched = bool(row["latched"])
+        if not math.isfinite(row["loss"]) and facts.rows:
             line["rows"] = facts.rows
-            self._console.warn(say("step.nonfinite", step=step, rows=", ".join(map(str, facts.rows))))
-        elif skipped and not self._scale_is_dynamic:
+            if not latched:
+                self._console.warn(say("step.nonfinite", step=step, rows=", ".join(map(str, facts.rows))))
+        elif skipped and facts.rows and not self._scale_is_dynamic and not latched:
             line["rows"] = facts.rows
             self._console.warn(say("step.nonfinite_gradient", step=step, rows=", ".join(map(str, facts.rows))))
         self._progress.final_loss = row["loss"] if math.isfinite(row["loss"]) else None
         if self._metrics:
             self._metrics.write(line)
+        if latched:
+            return Trouble(step)
         self._show(line)
+        return self._detectors.step(step, row["loss"])
 
-    def statistics(self, recorder: Recorder | None, drain: bool) -> None:
-        """Writes the statistics that have arrived; with `drain` all of them."""
+    def _statistics(self, recorder: Recorder | None, drain: bool, latched: Trouble | None) -> Trouble | None:
+        """Writes the statistics that have arrived; with `drain` all of them, up to the step that was latched."""
+        trouble = None
         if recorder is None:
-            return
+            return None
         for step, rows, exponents in recorder.drain() if drain else recorder.ready():
+            if latched is not None and step > latched.step:
+                continue
             if self._stats is not None:
                 self._stats.write(step, rows.numpy(), None if exponents is None else exponents.long().numpy())
+            found, coming = self._detectors.rows(step, rows.numpy())
+            trouble = trouble or found
+            for site, forecast in coming:
+                self._console.warn(
+                    say(
+                        "warn.forecast",
+                        module=site.module,
+                        peak=forecast.peak,
+                        limit=forecast.limit,
+                        rate=forecast.per_step,
+                        step=forecast.predicted_step,
+                    )
+                )
+        return None if latched else trouble
 
     def evaluation(self, step: int, evaluation: Evaluation) -> None:
         """Records an evaluation."""

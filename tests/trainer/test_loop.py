@@ -18,9 +18,9 @@ from lora_train.trainer.config import Config
 from lora_train.trainer.console import Console
 from lora_train.trainer.data import IGNORE_INDEX, Dataset, load_examples
 from lora_train.trainer.engine import Engine
-from lora_train.trainer.loop import Parts, Stop, due, micro_batch_seed, train_step
+from lora_train.trainer.loop import Stop, due, micro_batch_seed, train_step
 from lora_train.trainer.model import add_lora, load_base, load_tokenizer, pad_token_id, resolve, trainable
-from lora_train.trainer.run import build
+from lora_train.trainer.parts import Parts, build
 from lora_train.trainer.run_log import ROW_FIELDS
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from transformers import Trainer, TrainingArguments
@@ -204,13 +204,13 @@ def test_fp16_overflow_halves_the_scale_and_skips_the_update(tiny_models):
     parts = make_parts(config)
     before = {name: parameter.detach().clone() for name, parameter in trainable(parts.model).items()}
     parts.loss_scale.scale = torch.tensor(2.0**40)
-    loss, _, scale, skipped, nonfinite, updates = train_step(parts, 1).tolist()
-    assert (scale, skipped, nonfinite, updates) == (2.0**40, 1.0, 0.0, 0.0)
+    loss, _, scale, skipped, nonfinite, updates, latched = train_step(parts, 1).tolist()
+    assert (scale, skipped, nonfinite, updates, latched) == (2.0**40, 1.0, 0.0, 0.0, 0.0)
     assert 5 < loss < 8
     assert parts.loss_scale.scale.item() == 2.0**39
     assert all(torch.equal(parameter, before[name]) for name, parameter in trainable(parts.model).items())
     parts.loss_scale.scale = torch.tensor(1024.0)
-    _, norm, _, skipped, _, updates = train_step(parts, 1).tolist()
+    _, norm, _, skipped, _, updates, _ = train_step(parts, 1).tolist()
     assert (skipped, updates) == (0.0, 1.0)
     assert 0 < norm < 100
 
@@ -221,11 +221,15 @@ def test_a_nan_in_the_model_is_counted_and_never_applied(tiny_models):
     base: Any = parts.model.get_base_model()
     with torch.no_grad():
         base.get_input_embeddings().weight[int(batch.input_ids[-1])] = float("nan")
-    loss, norm, _, skipped, nonfinite, updates = train_step(parts, 1).tolist()
+    loss, norm, _, skipped, nonfinite, updates, latched = train_step(parts, 1).tolist()
     assert loss != loss
     assert norm != norm
     assert (skipped, updates) == (1.0, 0.0)
     assert nonfinite >= 1.0
+    assert latched == 1.0
+    # and nothing after it is applied either, whatever the batch
+    _, _, _, skipped, _, updates, latched = train_step(parts, 2).tolist()
+    assert (skipped, updates, latched) == (1.0, 0.0, 1.0)
     assert all(torch.isfinite(parameter).all() for parameter in trainable(parts.model).values())
 
 

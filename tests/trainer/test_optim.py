@@ -12,6 +12,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 OPTIMIZERS = ["adamw_torch_fused", "adamw_torch", "adamw_8bit", "paged_adamw_8bit"]
 
 
+# bool [], what the latch says on a healthy run
+GO = torch.tensor(False)
+
+
 def parameters() -> dict[str, torch.nn.Parameter]:
     torch.manual_seed(0)
     return {"lora_A": torch.nn.Parameter(torch.randn(8, 600)), "bias": torch.nn.Parameter(torch.randn(5))}
@@ -36,7 +40,7 @@ def test_scaled_clipped_step_equals_plain_torch(optim):
     reference = torch.optim.AdamW(groups, lr=0.01)
     for step, learning_rate in enumerate([0.01, 0.005, 0.0025]):
         set_gradients(ours, step, scale=1024.0)
-        norm, found_inf = optimizer.step(optimizer.gradient_rows(), torch.tensor(1024.0))
+        norm, found_inf = optimizer.step(optimizer.gradient_rows(), torch.tensor(1024.0), GO)
         set_gradients(theirs, step)
         expected = torch.nn.utils.clip_grad_norm_(theirs.values(), 0.5)
         for group in reference.param_groups:
@@ -55,12 +59,12 @@ def test_non_finite_gradients_are_skipped_and_do_not_move_the_schedule(optim):
     before = {name: parameter.detach().clone() for name, parameter in params.items()}
     set_gradients(params, 0)
     params["bias"].grad = torch.tensor([1.0, 2.0, 3.0, float("nan"), 4.0])
-    norm, found_inf = optimizer.step(optimizer.gradient_rows(), torch.tensor(1.0))
+    norm, found_inf = optimizer.step(optimizer.gradient_rows(), torch.tensor(1.0), GO)
     assert (math.isnan(norm.item()), found_inf.item(), optimizer.updates.item()) == (True, 1.0, 0)
     assert all(torch.equal(params[name], before[name]) for name in params)
     assert all(parameter.grad is None for parameter in params.values())
     set_gradients(params, 1)
-    optimizer.step(optimizer.gradient_rows(), torch.tensor(1.0))
+    optimizer.step(optimizer.gradient_rows(), torch.tensor(1.0), GO)
     # Adam's first step moves every value by the learning rate of update 0
     moved = (params["bias"] - before["bias"]).abs()
     torch.testing.assert_close(moved, torch.full((5,), 0.1), rtol=1e-3, atol=0)
@@ -74,15 +78,15 @@ def test_state_continues_bit_for_bit(optim):
     optimizer, first = Optimizer(straight, section(optim=optim), table), Optimizer(resumed, section(optim=optim), table)
     for step in range(6):
         set_gradients(straight, step)
-        optimizer.step(optimizer.gradient_rows(), torch.tensor(1.0))
+        optimizer.step(optimizer.gradient_rows(), torch.tensor(1.0), GO)
     for step in range(3):
         set_gradients(resumed, step)
-        first.step(first.gradient_rows(), torch.tensor(1.0))
+        first.step(first.gradient_rows(), torch.tensor(1.0), GO)
     second = Optimizer(resumed, section(optim=optim), table)
     second.load_state_dict({key: value.clone() for key, value in first.state_dict().items()})
     for step in range(3, 6):
         set_gradients(resumed, step)
-        second.step(second.gradient_rows(), torch.tensor(1.0))
+        second.step(second.gradient_rows(), torch.tensor(1.0), GO)
     assert second.updates.item() == 6
     assert all(torch.equal(straight[name], resumed[name]) for name in straight)
 
@@ -105,7 +109,7 @@ def test_the_fused_step_reads_nothing_on_the_host():
         set_gradients(params, 0)
         rows = optimizer.gradient_rows()
         with ItemCounter() as counter:
-            optimizer.step(rows, torch.tensor(1.0))
+            optimizer.step(rows, torch.tensor(1.0), GO)
         reads[optim] = counter.n_items
     assert reads["adamw_torch_fused"] == 0 < reads["adamw_torch"]
 
@@ -125,3 +129,18 @@ def test_table_of_learning_rates():
     ]  # fmt: skip
     cosine = lr_table(section(learning_rate=1.0, lr_scheduler_type="cosine"), 4)
     assert cosine == pytest.approx([0.5 * (1 + math.cos(math.pi * i / 4)) for i in range(5)])
+
+
+@pytest.mark.parametrize("optim", OPTIMIZERS)
+def test_a_held_step_changes_nothing(optim):
+    params = parameters()
+    optimizer = Optimizer(params, section(optim=optim), [0.1, 0.1, 0.1])
+    set_gradients(params, 0)
+    optimizer.step(optimizer.gradient_rows(), torch.tensor(1.0), GO)
+    before = {name: parameter.detach().clone() for name, parameter in params.items()}
+    state = {name: tensor.clone() for name, tensor in optimizer.state_dict().items()}
+    set_gradients(params, 1)
+    norm, found_inf = optimizer.step(optimizer.gradient_rows(), torch.tensor(1.0), ~GO)
+    assert (norm.isfinite().item(), found_inf.item()) == (True, 1.0)
+    assert all(torch.equal(params[name], before[name]) for name in params)
+    assert all(torch.equal(tensor, state[name]) for name, tensor in optimizer.state_dict().items())

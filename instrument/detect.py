@@ -1,0 +1,201 @@
+"""Judges a run by its recorded numbers, step by step on the host. Imports no torch.
+
+    divergence         the median loss of WINDOW steps is above 1.5 x the best such median so far + 1
+    scale_underflow    for PATIENCE steps in a row, at half of the fp16 gradient sites more than half of the values
+                       that were not zero are lost to it (n_underflow; subnormal ones where that is null)
+    forecast           the trend of a site's absmax meets the largest fp16 number (forecast.py): a warning
+
+What makes a step non-finite is seen by the device first (latch.py) and named by running it again (trace.py):
+
+    forward_overflow      a module whose inputs are finite gives an output that is not
+    bad_weight            the same, because a frozen weight of it is not finite
+    dead_adapter          the same, because a LoRA weight of it is not finite
+    backward_overflow     the loss is finite and a gradient is not, at a scale that does not adapt
+    scale_collapse        the same at the floor of a scale that does
+    no_supervised_tokens  no token of the step is trained on: 0 / 0
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from .store import COLUMNS, Site
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from .forecast import Forecast
+
+# Losses of single batches scatter by half their value; the median of a dozen does not.
+WINDOW = 12
+# A run that only got stuck, or met a harder part of its data, stays below; one that blew up does not come back.
+FACTOR, MARGIN = 1.5, 1.0
+# One batch without gradient, or with a tiny one, is no trend.
+PATIENCE = 3
+LOST_SHARE = 0.5
+_ABSMAX, _SUBNORMAL, _UNDERFLOW, _ZERO, _N = (
+    COLUMNS.index(name) for name in ("absmax", "n_subnormal", "n_underflow", "n_zero", "n")
+)
+
+
+@dataclass(frozen=True)
+class Trouble:
+    """A step that went wrong.
+
+    Attributes:
+        step: the first one, attempted.
+        kind: one of the names at the head of this file; None if only running it again can tell.
+        module: in the base model, where one is to blame.
+        evidence: numbers.
+    """
+
+    step: int
+    kind: str | None = None
+    module: str | None = None
+    evidence: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Diagnosis:
+    """What is written to diagnosis.json.
+
+    Attributes:
+        kind: one of the names at the head of this file.
+        step: attempted optimizer step.
+        module: as in the base model, or None where none is to blame.
+        phase: forward, backward, optimizer or data.
+        rows: source indices of the step's rows; those that alone reproduce it are in evidence["rows_alone"].
+        evidence: numbers.
+        remedies: {"change", "verified", "loss"} for each that was tried, cheapest first.
+        action: heal, rollback or stop.
+    """
+
+    kind: str
+    step: int
+    module: str | None
+    phase: str
+    rows: list[int]
+    evidence: dict[str, Any]
+    remedies: list[dict[str, Any]] = field(default_factory=list)
+    action: str = "stop"
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values; what is not finite is null."""
+        return _plain(asdict(self))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+class LossWatch:
+    """Sees a loss that left for good."""
+
+    def __init__(self) -> None:
+        self._recent: deque[tuple[int, float]] = deque(maxlen=WINDOW)
+        self._best = math.inf
+
+    def step(self, step: int, loss: float) -> Trouble | None:
+        """Looks at a step's loss; one that is not finite is the latch's business."""
+        if not math.isfinite(loss):
+            return None
+        self._recent.append((step, loss))
+        median = _median([value for _, value in self._recent])
+        limit = FACTOR * self._best + MARGIN
+        if len(self._recent) == WINDOW and median > limit:
+            onset = next(step for step, value in self._recent if value > limit)
+            evidence = {"loss": median, "best": self._best, "limit": limit, "seen_at": step}
+            return Trouble(onset, "divergence", None, evidence)
+        if len(self._recent) >= WINDOW // 2:
+            self._best = min(self._best, median)
+        return None
+
+
+def _median(values: list[float]) -> float:
+    ordered = sorted(values)
+    middle = len(ordered) // 2
+    return ordered[middle] if len(ordered) % 2 else (ordered[middle - 1] + ordered[middle]) / 2
+
+
+def lost_shares(sites: Sequence[Site], rows: np.ndarray) -> tuple[list[Site], np.ndarray]:
+    """The fp16 gradient sites of a step and the share of their values that was lost to zero.
+
+    Of the values that were not zero before rounding; where n_underflow is null, of those that are not zero the
+    subnormal ones. 1 where everything is zero: it was lost before. A site without values is left out.
+    """
+    import numpy as np
+
+    own = [s for s in sites if s.dtype == "float16" and s.tensor in ("grad_out", "grad_in") and rows[s.id, _N] > 0]
+    values = rows[[site.id for site in own]]
+    unknown = np.isnan(values[:, _UNDERFLOW])
+    zeroed = np.where(unknown, 0, values[:, _UNDERFLOW])
+    lost = np.where(unknown, values[:, _SUBNORMAL], zeroed)
+    nonzero = values[:, _N] - values[:, _ZERO] + zeroed
+    return own, np.where(nonzero > 0, lost / np.maximum(nonzero, 1), 1.0)
+
+
+def lost_share(sites: Sequence[Site], rows: np.ndarray) -> float:
+    """The share at the median fp16 gradient site; NaN if there is none."""
+    import numpy as np
+
+    _, shares = lost_shares(sites, rows)
+    return float(np.median(shares)) if len(shares) else math.nan
+
+
+class UnderflowWatch:
+    """Sees gradients that fp16 rounds to zero because the loss scale is too low."""
+
+    def __init__(self, sites: Sequence[Site]):
+        self._sites = sites
+        self._steps = 0
+
+    def step(self, step: int, rows: np.ndarray) -> Trouble | None:
+        """Looks at a step's rows, float64 [sites, 12]."""
+        import numpy as np
+
+        sites, shares = lost_shares(self._sites, rows)
+        bad = bool(len(shares)) and float(np.median(shares)) > LOST_SHARE
+        self._steps = self._steps + 1 if bad else 0
+        if self._steps < PATIENCE:
+            return None
+        first = sites[int(np.flatnonzero(shares > LOST_SHARE)[-1])]  # in the order of the backward pass
+        evidence = {
+            "sites": int((shares > LOST_SHARE).sum()),
+            "of_sites": len(shares),
+            "lost_share": float(np.median(shares)),
+            "seen_at": step,
+        }
+        return Trouble(step - PATIENCE + 1, "scale_underflow", first.module, evidence)
+
+
+class Detectors:
+    """All of them over one run."""
+
+    def __init__(self, sites: Sequence[Site], fp16: bool):
+        from .forecast import Forecaster
+
+        self._sites = sites
+        self._loss = LossWatch()
+        self._underflow = UnderflowWatch(sites) if fp16 else None
+        self._activations = [site.id for site in sites if site.tensor == "out" and site.dtype == "float16"]
+        self._forecaster = Forecaster(len(self._activations)) if fp16 and self._activations else None
+
+    def step(self, step: int, loss: float) -> Trouble | None:
+        """Looks at a step's loss."""
+        return self._loss.step(step, loss)
+
+    def rows(self, step: int, rows: np.ndarray) -> tuple[Trouble | None, list[tuple[Site, Forecast]]]:
+        """Looks at a step's statistics, float64 [sites, 12]: trouble, and what is about to overflow."""
+        coming = []
+        if self._forecaster is not None:
+            found = self._forecaster.update(step, rows[self._activations, _ABSMAX])
+            coming = [(self._sites[self._activations[forecast.site]], forecast) for forecast in found]
+        return (self._underflow.step(step, rows) if self._underflow else None), coming
