@@ -1,6 +1,7 @@
 """Judges a run by its recorded numbers, step by step on the host. Imports no torch.
 
-    divergence         the median loss of WINDOW steps is above 1.5 x the best such median so far + 1
+    divergence         the median loss of WINDOW steps is above 1.5 x the best such median so far + 1; or, before a step
+                       that is not finite, the last loss was, or an output grew GROWTH-fold within N_PEAKS steps
     scale_underflow    for PATIENCE steps in a row, at half of the fp16 gradient sites more than half of the values
                        that were not zero are lost to it (n_underflow; subnormal ones where that is null)
     forecast           the trend of a site's absmax meets the largest fp16 number (forecast.py): a warning
@@ -36,6 +37,8 @@ WINDOW = 12
 FACTOR, MARGIN = 1.5, 1.0
 # One batch without gradient, or with a tiny one, is no trend.
 PATIENCE = 3
+# A trend towards overflow takes hundreds of steps, an update that is far too large one or two.
+N_PEAKS, GROWTH = 10, 50.0
 LOST_SHARE = 0.5
 _ABSMAX, _SUBNORMAL, _UNDERFLOW, _ZERO, _N = (
     COLUMNS.index(name) for name in ("absmax", "n_subnormal", "n_underflow", "n_zero", "n")
@@ -49,6 +52,7 @@ class Trouble:
     Attributes:
         step: the first one, attempted.
         kind: one of the names at the head of this file; None if only running it again can tell.
+        latched: whether the device has held the state of the step.
         module: in the base model, where one is to blame.
         evidence: numbers.
     """
@@ -57,6 +61,7 @@ class Trouble:
     kind: str | None = None
     module: str | None = None
     evidence: Mapping[str, Any] = field(default_factory=dict)
+    latched: bool = False
 
 
 @dataclass
@@ -109,14 +114,31 @@ class LossWatch:
             return None
         self._recent.append((step, loss))
         median = _median([value for _, value in self._recent])
-        limit = FACTOR * self._best + MARGIN
-        if len(self._recent) == WINDOW and median > limit:
-            onset = next(step for step, value in self._recent if value > limit)
-            evidence = {"loss": median, "best": self._best, "limit": limit, "seen_at": step}
-            return Trouble(onset, "divergence", None, evidence)
+        if len(self._recent) == WINDOW and median > self._limit:
+            return self._left(step, median)
         if len(self._recent) >= WINDOW // 2:
             self._best = min(self._best, median)
         return None
+
+    @property
+    def _limit(self) -> float:
+        return FACTOR * self._best + MARGIN
+
+    def evidence(self, step: int, loss: float | None = None) -> dict[str, Any]:
+        """The loss now, the best there was, and the limit between them."""
+        if self._best == math.inf and self._recent:
+            self._best = min(value for _, value in self._recent)
+        last = self._recent[-1][1] if self._recent else math.nan
+        return {"loss": last if loss is None else loss, "best": self._best, "limit": self._limit, "seen_at": step}
+
+    def _left(self, step: int, loss: float) -> Trouble:
+        onset = next(step for step, value in self._recent if value > self._limit)
+        return Trouble(onset, "divergence", None, self.evidence(step, loss))
+
+    def before_overflow(self, step: int) -> Trouble | None:
+        """Whether the last loss before a step that is not finite had left already."""
+        evidence = self.evidence(step)
+        return self._left(step, evidence["loss"]) if evidence["loss"] > evidence["limit"] else None
 
 
 def _median(values: list[float]) -> float:
@@ -185,6 +207,8 @@ class Detectors:
         self._sites = sites
         self._loss = LossWatch()
         self._underflow = UnderflowWatch(sites) if fp16 else None
+        self._outputs = [site.id for site in sites if site.tensor == "out"]
+        self._peaks: deque[tuple[int, np.ndarray]] = deque(maxlen=N_PEAKS)
         self._activations = [site.id for site in sites if site.tensor == "out" and site.dtype == "float16"]
         self._forecaster = Forecaster(len(self._activations)) if fp16 and self._activations else None
 
@@ -192,8 +216,30 @@ class Detectors:
         """Looks at a step's loss."""
         return self._loss.step(step, loss)
 
+    def before_overflow(self, step: int) -> Trouble | None:
+        """The divergence that a step which is not finite only ended, if there was one."""
+        return self._loss.before_overflow(step) or self._blown_up(step)
+
+    def _blown_up(self, step: int) -> Trouble | None:
+        """An output that grew by orders of magnitude in a few updates."""
+        import numpy as np
+
+        if len(self._peaks) < 2:
+            return None
+        peaks = np.stack([peak for _, peak in self._peaks])
+        with np.errstate(divide="ignore", invalid="ignore"):
+            growth = np.nan_to_num(peaks / np.fmin.accumulate(peaks), nan=0.0, posinf=0.0)
+        if growth[-1].max(initial=0.0) < GROWTH:
+            return None
+        worst = int(growth[-1].argmax())
+        onset = self._peaks[int((growth[:, worst] >= GROWTH).argmax())][0]
+        grown = {"growth": float(growth[-1, worst]), "peak": float(peaks[-1, worst])}
+        module = self._sites[self._outputs[worst]].module
+        return Trouble(onset, "divergence", module, {**self._loss.evidence(step), **grown})
+
     def rows(self, step: int, rows: np.ndarray) -> tuple[Trouble | None, list[tuple[Site, Forecast]]]:
         """Looks at a step's statistics, float64 [sites, 12]: trouble, and what is about to overflow."""
+        self._peaks.append((step, rows[self._outputs, _ABSMAX]))
         coming = []
         if self._forecaster is not None:
             found = self._forecaster.update(step, rows[self._activations, _ABSMAX])

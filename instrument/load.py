@@ -85,6 +85,7 @@ class Run:
         sites: str | re.Pattern[str] | None = None,
         columns: Sequence[str] | None = None,
         steps: int | Iterable[int] | None = None,
+        start: int | None = None,
     ) -> pd.DataFrame:
         """The statistics of some sites at some steps; only what is asked for is read.
 
@@ -93,6 +94,7 @@ class Run:
             columns: from STATS_COLUMNS; None for all. `norm` is sqrt(sumsq), for gradients over the loss scale that
                 metrics.jsonl has for the step: 1 where it has none, NaN where the line or the value is missing.
             steps: a step, a range or any other iterable; None for all.
+            start: only what that start recorded, overridden since or not; None for the last word on each step.
 
         Returns:
             `step`, `start`, `site` (a categorical in execution order) and the columns, one row per step and site,
@@ -108,7 +110,7 @@ class Run:
         if unknown := [column for column in wanted if column not in STATS_COLUMNS]:
             raise ValueError(f"no such column: {', '.join(unknown)}; there are {', '.join(STATS_COLUMNS)}")
         stored = [column for column in COLUMNS if column in wanted or (column == "sumsq" and "norm" in wanted)]
-        parts = self._parts(steps)
+        parts = self._parts(steps, start)
         pattern = re.compile(sites or "")
         names = dict.fromkeys(name for part in reversed(parts) for name in part.names if pattern.search(name))
         code = {name: at for at, name in enumerate(names)}
@@ -150,9 +152,9 @@ class Run:
         rows = read_metrics(self.path) if (self.path / METRICS).exists() else []
         return [row for row in rows if "eval_loss" not in row and "train_runtime" not in row]
 
-    def _parts(self, steps: int | Iterable[int] | None) -> list[_Part]:
+    def _parts(self, steps: int | Iterable[int] | None, start: int | None = None) -> list[_Part]:
         """The files of stats/ that hold these steps, each with those of which it has the last word."""
-        files = [file for file in map(_open, stats_files(self.path)) if file]
+        files = [file for file in map(_open, stats_files(self.path)) if file and start in (None, file.start)]
         last = {step: number for number, file in enumerate(files) for step in file.steps}
         asked = last if steps is None else set(steps if isinstance(steps, Iterable) else [steps])
         for number, file in enumerate(files):

@@ -40,7 +40,7 @@ COLUMNS = (
     "first_bad_micro", "first_bad_rank",
 )  # fmt: skip
 FLOAT_COLUMNS = ("sumsq", "absmax", "micro_sumsq")
-"""float64 with 24 mantissa bits, the other columns are int64: see `_rounded`."""
+"""float64 with 24 mantissa bits, the other columns are int64: see `rounded`."""
 EXPONENT_COLUMNS = ("exponent_first", "exponent_counts")
 """A histogram without the zeros at its ends: the exponent of the first count, and the counts."""
 N_EXPONENTS = 256
@@ -94,13 +94,18 @@ def _finite_or_none(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def read_metrics(run_dir: str | Path) -> list[dict[str, Any]]:
-    """All lines of a run in order, torn ones dropped, the last `start` of each step and evaluation kept."""
+def read_metrics(run_dir: str | Path, start: int | None = None) -> list[dict[str, Any]]:
+    """All lines of a run in order, torn ones dropped, the last `start` of each step and evaluation kept.
+
+    With `start` only the lines of that start.
+    """
     kept: dict[tuple, dict[str, Any]] = {}
     for line in (Path(run_dir) / METRICS).read_text(encoding="utf-8").splitlines():
         try:
             row = json.loads(line)
         except json.JSONDecodeError:
+            continue
+        if start is not None and row.get("start") != start:
             continue
         kind = "evaluation" if "eval_loss" in row else "summary" if "train_runtime" in row else "step"
         key = (kind, row.get("step"))
@@ -190,7 +195,7 @@ class StatsWriter:
         for column, values in zip(COLUMNS, np.ascontiguousarray(rows.T), strict=True):
             null = np.isnan(values)
             values = np.where(null, 0.0, values)
-            values = _rounded(values) if column in FLOAT_COLUMNS else values.astype(np.int64)
+            values = rounded(values) if column in FLOAT_COLUMNS else values.astype(np.int64)
             arrays.append(pa.array(values, mask=null))
         arrays += self._no_exponents if exponents is None else _sparse(exponents)
         arrays.append(pa.array(np.full(self._n_sites, step, np.int64)))
@@ -223,7 +228,7 @@ def _fresh_stream(run_dir: Path, start: int) -> Path:
     return folder / f"start-{start}{suffix}.arrows"
 
 
-def _rounded(values: np.ndarray) -> np.ndarray:
+def rounded(values: np.ndarray) -> np.ndarray:
     """float64 rounded to 24 mantissa bits, half away from zero.
 
     The relative error of a norm is at most 2^-26 (1.5e-8), every fp16, bf16 and fp32 value is exact, the range is that

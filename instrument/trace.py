@@ -208,15 +208,14 @@ def traced_modules(model: nn.Module) -> dict[str, nn.Module]:
     """Every module by its name in the base model, without PEFT's wrappers and what is inside a LoRA layer."""
     found: dict[str, nn.Module] = {}
     inside: tuple[str, ...] = ()
-    module: nn.Module
     for name, module in model.named_modules():
         if name.startswith(inside) and inside:
             continue
-        if isinstance(module, LoraLayer):
-            inside = (*inside, name + ".")
         short = base_name(name)
         if short and short not in ("base_model", "base_model.model"):
             found[short] = module
+        if isinstance(module, LoraLayer):
+            inside = (*inside, name + ".")
     return found
 
 

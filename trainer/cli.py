@@ -8,12 +8,13 @@ import logging
 import sys
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NoReturn
 
 from ..instrument.messages import say
 from .config import describe
 from .errors import UserError, problem
-from .read_config import read_config
+from .read_config import read_config, read_settings
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
@@ -40,10 +41,40 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _replay_parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="lora-train replay", description=say("cli.replay"), allow_abbrev=False)
+    parser.add_argument("run", metavar="RUN", type=Path, help=say("cli.replay.run"))
+    parser.add_argument("--step", required=True, type=int, metavar="N", help=say("cli.replay.step"))
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="section.key=value", help=say("cli.replay.set"), dest="settings"
+    )
+    parser.add_argument("--dump", metavar="MODULE", help=say("cli.replay.dump"))
+    parser.add_argument("--extract", type=Path, metavar="DIR", help=say("cli.replay.extract"))
+    parser.add_argument("--what-if", action="store_true", help=say("cli.replay.what_if"))
+    parser.add_argument("--debug", action="store_true", help=say("cli.debug"))
+    return parser
+
+
+def _replay(argv: Sequence[str]) -> int:
+    arguments = _replay_parser().parse_args(argv)
+    config_file = arguments.run / "config.yaml"
+    if not config_file.is_file():
+        raise UserError(problem("replay.no_run", folder=arguments.run))
+    settings = read_settings(config_file, arguments.settings)
+    quiet_libraries()
+    from .replay import Request, replay  # imports torch, which takes seconds
+
+    return replay(
+        Request(arguments.run, arguments.step, settings, arguments.dump, arguments.extract, arguments.what_if)
+    )
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line and returns the exit code: 0 done, 2 wrong input, 130/143 interrupted."""
+    """Runs the command line and returns the exit code: 0 done, 2 wrong input, 3 collapsed, 130/143 interrupted."""
     argv = sys.argv[1:] if argv is None else argv
     try:
+        if argv[:1] == ["replay"]:
+            return _replay(argv[1:])
         arguments = _parser().parse_intermixed_args(argv)
         config = read_config(arguments.config, arguments.overrides)
         quiet_libraries()

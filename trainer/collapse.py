@@ -57,12 +57,12 @@ def collapse(
     diagnosis = diagnose(replace(parts, recorder=None), trouble)
     folder = incident_folder(run_dir, trouble.step, progress.start)
     live = healthy.copy(progress)
-    kept = live if trouble.kind is None else copy or live
+    kept = live if trouble.latched and trouble.kind is None else copy or live
     if parts.engine.is_main:
         write_capsule(folder, *capsule(parts, kept, trouble.step, progress.start))
 
     started = time.monotonic()
-    again = attempt(replace(parts, recorder=None), trouble.step) if trouble.kind is None else None
+    again = attempt(replace(parts, recorder=None), trouble.step) if trouble.latched else None
     trials = list(_trials(parts, diagnosis, copy, live, healthy))
     seconds = time.monotonic() - started
     chosen = next((trial.remedy for trial in trials if trial.verified), None)

@@ -104,6 +104,8 @@ def _where(diagnosis: Diagnosis) -> str:
         values["op"] = f" ({evidence['op']})" if "op" in evidence else ""
         side = "forward" if diagnosis.phase != "backward" else "backward"
         return say(f"collapse.where_{side}", **values)
+    if "growth" in evidence:
+        return say("collapse.where_blown_up", **values)
     return say(f"collapse.where_{diagnosis.kind}", **values)
 
 
@@ -142,6 +144,8 @@ def _table(facts: Facts, console: Console) -> None:
     for trial in facts.trials:
         what = say(f"remedy.{trial.remedy.kind}", **trial.remedy.values)
         gradients = say("collapse.gradients_finite" if trial.outcome.finite else "collapse.no_help")
+        if trial.outcome.finite and math.isnan(trial.outcome.loss):
+            gradients = say("collapse.step_left_out")
         if trial.outcome.finite and not trial.verified:
             gradients = say("collapse.not_enough")
         mark = say("collapse.recommended") if trial.remedy is facts.chosen else ""
@@ -156,14 +160,12 @@ def _way_on(facts: Facts, parts: Parts, console: Console) -> None:
     run = facts.run_dir
     command = "lora-train --config " + str(run / "config.yaml")
     if facts.diagnosis.action != "stop":
-        settings = " ".join(as_overrides(facts.chosen.settings)) if facts.chosen else ""
-        number = len(facts.before.heals)
         console.line(
             say(
                 "collapse.goes_on",
                 step=facts.before.step,
-                settings=settings or "-",
-                number=number,
+                what=say(f"remedy.{facts.chosen.kind}", **facts.chosen.values) if facts.chosen else "-",
+                number=len(facts.before.heals),
                 limit=parts.config.precision.max_heals,
             )
         )
@@ -180,3 +182,5 @@ def _way_on(facts: Facts, parts: Parts, console: Console) -> None:
         console.line(say("collapse.no_remedy"))
     console.line(say("collapse.look", command=f"lora-train replay {run} --step {facts.diagnosis.step}"))
     console.line(say("collapse.saved", folder=facts.folder, size=size_mib(facts.folder)))
+    if facts.diagnosis.action == "stop":
+        console.line(say("collapse.exit_code"))

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from peft.tuners.lora import LoraLayer
 
 from ..instrument.detect import Diagnosis, Trouble
 from ..instrument.trace import Origin, Tracer, bad_weights, traced_modules, watch_ops
@@ -132,7 +133,9 @@ def _evidence(
         "absmax": sides[after].absmax,
         "input_absmax": sides[before].absmax,
     }
-    if phase == "forward" and bad_weights(origin.trace.module) is None:
+    # what a fused or plain linear does needs no name
+    is_linear = isinstance(origin.trace.module, (LoraLayer, torch.nn.Linear))
+    if phase == "forward" and not is_linear and bad_weights(origin.trace.module) is None:
         with watch_ops(origin.trace.module) as ops:
             run(parts, step, index, own, n_supervised)
         if ops.found is not None:

@@ -158,7 +158,7 @@ def train(
         settles = evaluates or saves or complete or engine.world_size > 1
         trouble = log.receive(ring, parts.recorder, drain=settles)
         if trouble is not None:
-            progress.step = trouble.step - 1 if trouble.kind is None else step
+            progress.step = log.last_step - 1 if trouble.latched else step
             return trouble
         if evaluates and parts.eval_data is not None:
             log.evaluation(

@@ -96,6 +96,17 @@ def read_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     return config
 
 
+def read_settings(path: str | Path, overrides: Sequence[str]) -> dict[str, Any]:
+    """What the overrides set, validated within the configuration: {"section.key": value}.
+
+    Raises:
+        UserError: carries every problem found.
+    """
+    values = read_config(path, overrides).model_dump()
+    keys = [override.partition("=")[0] for override in overrides]
+    return {key: values[key.partition(".")[0]][key.partition(".")[2]] for key in keys}
+
+
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")

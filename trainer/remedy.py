@@ -137,7 +137,10 @@ def try_out(parts: Parts, diagnosis: Diagnosis, remedy: Remedy, copy: Copy | Non
             outcome = _prove_by_training(other, diagnosis, copy, healthy)
             return Trial(remedy, outcome, outcome.finite and outcome.loss <= diagnosis.evidence["limit"])
         outcome = attempt(other, diagnosis.step)
-    verified = outcome.finite
+        verified = outcome.finite
+        if remedy.kind == "skip_rows" and diagnosis.step < parts.n_steps:
+            # rows are to blame only if the next ones do better
+            verified = verified and attempt(other, diagnosis.step + 1).finite
     if diagnosis.kind == "scale_underflow":
         verified = verified and outcome.lost_share <= LOST_SHARE
     return Trial(remedy, outcome, verified)
@@ -246,3 +249,11 @@ def recommended_scale(parts: Parts, step: int) -> float | None:
             return 2.0 ** min(power + room, math.log2(MAX_SCALE))
         power -= math.log2(SCALE_STEP)
     return None
+
+
+def start_scale(parts: Parts) -> None:
+    """Begins a run with `precision.loss_scale: auto` at the scale that suits its first batch."""
+    if parts.config.training.fp16 and parts.config.precision.loss_scale == "auto":
+        scale = recommended_scale(parts, 1)
+        if scale is not None:
+            parts.loss_scale.scale.fill_(max(scale, parts.config.precision.min_loss_scale))

@@ -14,7 +14,6 @@ import transformers
 from peft import PeftModel
 
 from ..instrument.compact import compact as compact_stats
-from ..instrument.loss_scale import INITIAL_SCALE
 from ..instrument.messages import say
 from ..instrument.store import MetricsLog, StatsWriter, write_sites
 from .checkpoint import STATE, NotFinite, Progress, load_checkpoint, save_adapter, set_aside_after
@@ -30,7 +29,7 @@ from .loop import Stop, train
 from .model import load_tokenizer, pad_token_id
 from .model_card import model_card
 from .parts import Parts, build
-from .remedy import recommended_scale
+from .remedy import start_scale
 from .run_folder import find_checkpoint, fresh_folder, write_config, write_env
 from .run_log import RunLog
 from .settings import with_settings
@@ -102,8 +101,8 @@ def start(
         if engine.is_main:
             set_aside_after(checkpoint.parent, progress.step, progress.start)
         progress.start += 1
-    elif config.training.fp16 and config.precision.loss_scale == "auto":
-        parts.loss_scale.scale.fill_(recommended_scale(parts, 1) or INITIAL_SCALE)
+    else:
+        start_scale(parts)
     run_dir = checkpoint.parent if checkpoint else fresh_folder(config.training.output_dir)
     metrics = open_folder(run_dir, parts, progress) if engine.is_main else None
     stats = open_stats(run_dir, parts, progress) if engine.is_main else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import psutil
 import torch
@@ -40,7 +40,11 @@ class StepFacts:
 
 
 class RunLog:
-    """Writes every step to metrics.jsonl and every logging_steps-th to the console."""
+    """Writes every step to metrics.jsonl and every logging_steps-th to the console.
+
+    Attributes:
+        last_step: the last step that was recorded.
+    """
 
     def __init__(
         self,
@@ -63,6 +67,7 @@ class RunLog:
         self._pending: dict[int, StepFacts] = {}
         self._recent: deque[float] = deque(maxlen=RATE_WINDOW)
         self._eval_seconds = self._save_seconds = 0.0
+        self.last_step = progress.step
 
     def expect(self, facts: StepFacts) -> None:
         """Keeps a step's host facts until its row arrives."""
@@ -82,18 +87,20 @@ class RunLog:
             trouble = self.step(step, values.tolist())
             if trouble is not None:
                 break
-        latched = trouble is not None and trouble.kind is None
-        trouble = self._statistics(recorder, drain or trouble is not None, trouble if latched else None) or trouble
+        latched = trouble is not None and trouble.latched
+        trouble = (
+            self._statistics(recorder, drain or trouble is not None, self.last_step if latched else None) or trouble
+        )
         if trouble is not None:
             for step, values in ring.drain():
-                if not latched:
+                if not trouble.latched:
                     self.step(step, values.tolist())
             self._pending.clear()
         return trouble
 
     def step(self, step: int, values: list[float]) -> Trouble | None:
         """Records a step whose row has arrived; what is wrong with it, if anything is."""
-        facts = self._pending.pop(step)
+        facts, self.last_step = self._pending.pop(step), step
         row = dict(zip(ROW_FIELDS, values, strict=True))
         skipped = bool(row["skipped"])
         self._progress.skipped += skipped
@@ -129,17 +136,17 @@ class RunLog:
         if self._metrics:
             self._metrics.write(line)
         if latched:
-            return Trouble(step)
+            return replace(self._detectors.before_overflow(step) or Trouble(step), latched=True)
         self._show(line)
         return self._detectors.step(step, row["loss"])
 
-    def _statistics(self, recorder: Recorder | None, drain: bool, latched: Trouble | None) -> Trouble | None:
-        """Writes the statistics that have arrived; with `drain` all of them, up to the step that was latched."""
+    def _statistics(self, recorder: Recorder | None, drain: bool, last: int | None) -> Trouble | None:
+        """Writes the statistics that have arrived, with `drain` all of them; those after step `last` are dropped."""
         trouble = None
         if recorder is None:
             return None
         for step, rows, exponents in recorder.drain() if drain else recorder.ready():
-            if latched is not None and step > latched.step:
+            if last is not None and step > last:
                 continue
             if self._stats is not None:
                 self._stats.write(step, rows.numpy(), None if exponents is None else exponents.long().numpy())
@@ -156,7 +163,7 @@ class RunLog:
                         step=forecast.predicted_step,
                     )
                 )
-        return None if latched else trouble
+        return trouble if last is None else None
 
     def evaluation(self, step: int, evaluation: Evaluation) -> None:
         """Records an evaluation."""
@@ -212,6 +219,9 @@ class RunLog:
 
     def _show(self, line: dict) -> None:
         step, total = line["step"], self._n_steps
+        if not line["tokens"]:
+            self._console.line(say("step.left_out", step=step, width=len(str(total)), total=total))
+            return
         eta = duration(self.seconds_left(step))
         self._console.advance(step, f"loss {compact(line['loss'])}  eta {eta}")
         if step % self._config.training.logging_steps and step not in (1, total):

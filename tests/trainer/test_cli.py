@@ -204,7 +204,7 @@ def test_koalpaca_yaml_trains_in_4_bits_fp16_with_a_paged_optimizer(cli, tiny_mo
     assert result.stderr == ""
 
 
-def test_fp16_run_backs_off_from_too_high_a_scale_and_learns(cli, tiny_models, tmp_path):
+def test_fp16_run_with_too_high_a_floor_heals_itself_and_learns(cli, tiny_models, tmp_path):
     config = write_config(tmp_path, tiny_models["llama"], max_steps=25, fp16=True, optim="adamw_torch_fused")
     result = cli("--config", config, "precision.min_loss_scale=1.0e+7")
     assert result.returncode == 0, result.stderr
@@ -213,7 +213,14 @@ def test_fp16_run_backs_off_from_too_high_a_scale_and_learns(cli, tiny_models, t
     assert skipped
     assert all(row["grad_norm"] is None and row["loss"] is not None for row in skipped)
     assert rows[-1]["updates"] == 25 - len(skipped)
-    assert min(row["loss_scale"] for row in rows) >= 1.0e7
+    (incident,) = (tmp_path / "run" / "incidents").glob("*/diagnosis.json")
+    diagnosis = json.loads(incident.read_text())
+    assert (diagnosis["kind"], diagnosis["action"]) == ("scale_collapse", "heal")
+    floor = diagnosis["remedies"][-1]["change"].get("precision.min_loss_scale") or next(
+        remedy["change"]["precision.min_loss_scale"] for remedy in diagnosis["remedies"] if remedy["verified"]
+    )
+    assert floor <= min(row["loss_scale"] for row in rows) < 1.0e7
+    assert "healed 1 time(s)" in result.stdout
 
 
 def start(config: Path, *arguments: str) -> subprocess.Popen:
