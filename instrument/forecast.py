@@ -1,14 +1,13 @@
-"""Foresees fp16 overflow: fits the trend of each site's absmax and says at which step it meets the limit.
+"""Foresees fp16 overflow: the trend of each site's absmax gives the step at which it meets the limit.
 
-    linear         y(t) = a + b t          left = (limit e^-q - a) / b
+    linear         y(t) = a + b t          left = (limit exp(-q) - a) / b
     exponential    ln y(t) = a + g t       left = (ln limit - q - a) / g
 
-t counts steps from the present one, and q = EDGE sigma, as the upper edge of the scatter gets there before its middle.
-Residuals are relative (of ln y) and sigma is their standard deviation. Several windows of the last observations are
-fitted, longest first, by least squares without outliers; a model speaks only when the window is straight under it
-(its later half has the same slope), its rival fits clearly worse or says the same, and the standard error of `left`
-is small. Where few points or a misfit make sigma look smaller than it is, it is widened: by Student's t, and by the
-correlation of neighbouring residuals. Imports no torch.
+t counts steps from the present one. Residuals are those of ln y, sigma is their deviation, and q = EDGE sigma: the
+upper edge of the scatter gets there before its middle. Windows of the last observations are fitted, longest first, by
+least squares without outliers. A model speaks when its rival fits clearly worse or says nearly the same, when the
+window is straight under it up to now, and when the standard error of `left` is small; for that sigma is widened where
+points are few (Student's t) or neighbouring residuals are alike. Imports no torch.
 """
 
 from __future__ import annotations
@@ -19,39 +18,44 @@ import numpy as np
 
 # The largest finite fp16 number.
 LIMIT = 65504.0
-# Observations kept of each site. At +-5% noise and +110 a step, 256 give the slope to 2%; 128 only to 5%.
+# Observations kept of each site: with +-5% of noise 256 give the slope of 20000 + 110 a step to 2%, 128 only to 5%.
 KEPT = 256
-# Windows in observations; the shortest sees +5% a step, which takes 63 steps from 3000, after 1.7x.
+# The shortest sees +5% a step double.
 WINDOWS = (256, 128, 64, 32, 16)
-# A line through three points always looks straight enough.
+# Three points always look straight enough.
 MIN_POINTS = 4
-# Looking at four steps' news at once divides the cost by four and costs at most three steps of lead.
-FIT_EVERY = 2
-# 1/32 of the limit: +5% a step takes 71 steps from there. Below it, warm-up looks like a drift and no one needs to act.
-FLOOR = 1 / 32
+# Steps between two looks, and sites at one look, in turn: they bound the cost (a look at 32 sites is about 2 ms).
+FIT_EVERY, AT_ONCE = 2, 32
+# 1/32 of the limit, from where +5% a step takes 71 steps. What warms up below is not about to overflow.
+FLOOR = -np.log(32.0)
 # In steps; what is further off changes its course before it arrives.
 HORIZON = 200.0
-# A line is trusted for as long as it was seen, so that growth that saturates bends within the window. Exponential
-# growth is trusted four times as long, after 1.5x: +5% a step from 3000 has shown 13 steps when 50 are left.
-LINEAR_REACH, EXPONENTIAL_REACH = 0.7, 5.0
-MIN_LOG_GROWTH = 0.4
-# Standard error of `left`, as a share of it: a third of the 20% that a warning may be off. With less than 80 steps
-# left the time to act matters more (a probed site has few points).
-TOLERANCE, TOLERANCE_LATE, LATE = 0.06, 0.12, 80.0
-# Slope over its standard error; over a thousand sites and thousands of steps, 5 comes up by chance.
+# `left` over the steps seen. Growth towards 3/4 of the limit bends visibly before a line reaches this far; +5% a step
+# from 3000 has shown 13 steps when 50 are left, and must have grown by half by then.
+LINE_REACH, CURVE_REACH, CURVE_GROWTH = 0.7, 5.0, 0.4
+# Standard error of `left` over `left`: a third of the 20% that a warning may be off. In the last 100 steps a rough
+# warning is better than none (a probed site has few points).
+TOLERANCE, TOLERANCE_LATE, LATE = 0.06, 0.2, 100.0
+# Slope over its standard error: over a thousand sites and thousands of steps 5 comes up by chance.
 MIN_T = 8.0
-RISE = 0.2
-NEWS = 0.1
-ON_TREND = 1.5
-# Slope of the later half over that of the whole window: a kink or saturation leaves this range.
+# Share of the variance that a window's trend explains before it is worth a fit; outliers of x3 take more than half.
+WORTH_A_FIT = 0.2
+# Slope of a half of the window over that of the whole: saturation falls below, a drift that began inside rises above.
 STRAIGHT = (0.8, 1.33)
-# ln of the likelihood ratio of the two models (e^3: 20 to 1), or how close their `left` must be.
-FOR_CURVE, FOR_LINE = 7.0, 2.0
+# The last three points' median lies this many sigma below the trend by chance in 1% of cases; else growth has ended.
+ON_TREND = 1.5
+# ln of the likelihood ratio at which one model is believed. Mistaking a line for a curve sounds the alarm hundreds of
+# steps early, and a window is looked at dozens of times. The window without its first quarter must still say `curve`:
+# a line that began inside looks like one.
+FOR_CURVE, FOR_LINE, STILL_CURVE = 6.0, 2.0, 0.5
+# Or how close their `left` must be; the mean of the two is then within half of it.
 AGREE = 0.2
-# Residuals beyond five robust deviations are outliers; with more than 15% of them there is no trend to speak of.
-OUTLIER, MIN_KEPT_SHARE = 5.0, 0.85
-# Uniform noise first crosses where the trend plus 1.2 deviations does, normal noise at 1.5.
+# Residuals beyond five robust deviations are outliers; more than 15% of them are not.
+OUTLIER, MIN_SHARE = 5.0, 0.85
+# Uniform noise first crosses where trend + 1.2 sigma does, normal noise at 1.5.
 EDGE = 1.3
+# ln: a sawtooth comes back to where it was; a drift goes 10% beyond.
+NEWS = 0.1
 # Half a unit in the last place of fp16, relative: no measured value is exacter.
 ROUNDING = 2.0**-11
 
@@ -82,196 +86,232 @@ class Forecaster:
 
     Args:
         n_sites: number of sites.
-        limit: the magnitude that is not to be met.
+        limit: the magnitude to stay below.
     """
 
     def __init__(self, n_sites: int, limit: float = LIMIT):
         self._limit = limit
         self._logs = np.zeros((n_sites, KEPT))  # ln(absmax / limit)
         self._steps = np.zeros((n_sites, KEPT))
-        self._next = np.zeros(n_sites, dtype=np.int64)  # observations so far, modulo KEPT the slot of the next one
+        self._seen = np.zeros(n_sites, dtype=np.int64)  # observations so far; modulo KEPT the slot of the next one
         self._held = np.zeros(n_sites, dtype=np.int64)
         self._fresh = np.zeros(n_sites, dtype=bool)
         self._warned = np.zeros(n_sites, dtype=bool)
-        self._last_step = self._last_fit = -FIT_EVERY
+        self._last_step = self._last_look = -FIT_EVERY
+        self._turn = 0
 
     def update(self, step: int, absmax: np.ndarray) -> list[Forecast]:
-        """Takes a step's values; a step at or before the last one replaces what was seen from there on.
+        """Takes a step's values. A step at or before the last one replaces what was seen from there on.
 
         Args:
             step: attempted optimizer step.
             absmax: float64 [n_sites], NaN where a site was not observed.
 
         Returns:
-            A forecast for each site whose overflow came into sight, each site once.
+            A forecast for each site whose overflow came into sight, once per site.
         """
         if step <= self._last_step:
             self._forget(step)
         self._last_step = step
         sites = np.flatnonzero(np.isfinite(absmax) & (absmax > 0))
-        slots = self._next[sites] % KEPT
+        slots = self._seen[sites] % KEPT
         self._logs[sites, slots] = np.log(absmax[sites] / self._limit)
         self._steps[sites, slots] = step
-        self._next[sites] += 1
+        self._seen[sites] += 1
         self._held[sites] = np.minimum(self._held[sites] + 1, KEPT)
         self._fresh[sites] = True
-        if step - self._last_fit < FIT_EVERY:
+        if step - self._last_look < FIT_EVERY:
             return []
-        self._last_fit = step
+        self._last_look = step
         candidates = self._candidates()
         self._fresh[:] = False
-        return self._search(step, candidates)
+        return self._look(step, candidates) if len(candidates) else []
 
     def _forget(self, step: int) -> None:
-        order = np.arange(KEPT)
-        age = (self._next[:, None] - 1 - order) % KEPT
+        age = (self._seen[:, None] - 1 - np.arange(KEPT)) % KEPT
         dropped = ((self._steps >= step) & (age < self._held[:, None])).sum(axis=1)
-        self._next -= dropped
+        self._seen -= dropped
         self._held -= dropped
-        self._last_fit = min(self._last_fit, step - 1)
+        self._last_look = min(self._last_look, step - 1)
 
     def _candidates(self) -> np.ndarray:
-        """Sites that could be within reach: what rose little is far from a limit that is far."""
+        """Sites that could be within reach, AT_ONCE in turn: what rose little is not, far from the limit."""
         sites = np.flatnonzero(self._fresh & ~self._warned & (self._held >= MIN_POINTS))
-        slots = (self._next[sites, None] - np.arange(1, 4)) % KEPT
-        now = np.median(self._logs[sites[:, None], slots], axis=1)
-        near = now > np.log(FLOOR)
-        sites, now = sites[near], now[near]
-        logs = np.where(np.arange(KEPT) < self._held[sites, None], self._logs[sites], np.inf)
-        return sites[-now <= EXPONENTIAL_REACH * (now - logs.min(axis=1)) + 0.1]
+        now = np.median(self._logs[sites[:, None], (self._seen[sites, None] - np.arange(1, 4)) % KEPT], axis=1)
+        sites, now = sites[now > FLOOR], now[now > FLOOR]
+        # every eighth slot is enough to see the rise; one that was never written holds 0, the limit
+        rise = now - self._logs[sites, ::8].min(axis=1)
+        sites = sites[-now <= CURVE_REACH * rise + NEWS]
+        sites = np.roll(sites, -np.searchsorted(sites, self._turn))[:AT_ONCE]
+        self._turn = sites[-1] + 1 if len(sites) else 0
+        return sites
 
-    def _search(self, step: int, sites: np.ndarray) -> list[Forecast]:
+    def _look(self, step: int, sites: np.ndarray) -> list[Forecast]:
         found: list[Forecast] = []
-        held = self._held[sites]
-        back = np.arange(KEPT, 0, -1)
-        slots = (self._next[sites, None] - back) % KEPT  # oldest first
-        x, logs, there = (
-            self._steps[sites[:, None], slots] - step,
-            self._logs[sites[:, None], slots],
-            back <= held[:, None],
-        )
-        settled = np.zeros((len(sites), 2), dtype=bool)
+        held, back = self._held[sites], np.arange(KEPT, 0, -1)
+        slots = (self._seen[sites, None] - back) % KEPT  # oldest first
+        x, logs = self._steps[sites[:, None], slots] - step, self._logs[sites[:, None], slots]
+        there = back <= held[:, None]
+        steady = np.zeros((len(sites), 2), dtype=bool)
         for size, shorter in zip(WINDOWS, (*WINDOWS[1:], 0), strict=True):
             rows = np.flatnonzero((held > shorter) & ~self._warned[sites])
             rows = rows[_rises(x[rows, -size:], logs[rows, -size:], there[rows, -size:])]
             if not len(rows):
                 continue
-            trend = _fit(x[rows, -size:], logs[rows, -size:], there[rows, -size:], settled[rows])
-            settled[rows] |= trend.settled
+            trend = _fit(x[rows, -size:], logs[rows, -size:], there[rows, -size:], steady[rows])
+            steady[rows] |= trend.steady
             for k in np.flatnonzero(trend.trusted):
-                # a sawtooth comes back to where it was; a drift goes where the site has not been
                 older = logs[rows[k], :-size][there[rows[k], :-size]]
-                if len(older) and np.quantile(older, 0.9) + NEWS > trend.level[k]:
+                if len(older) and trend.level[k] < np.quantile(older, 0.9) + NEWS:
                     continue
-                site, left = int(sites[rows[k]]), int(np.ceil(trend.left[k]))
-                peak, per_step = float(np.exp(trend.level[k])), float(trend.per_step[k])
-                found.append(Forecast(site, step, peak * self._limit, self._limit, per_step * self._limit, step + left))
+                site, predicted = int(sites[rows[k]]), step + int(np.ceil(trend.left[k]))
+                peak, per_step = float(np.exp(trend.level[k])) * self._limit, float(trend.slope[k]) * self._limit
+                found.append(Forecast(site, step, peak, self._limit, per_step, predicted))
                 self._warned[site] = True
         return found
 
 
 @dataclass
 class _Trend:
-    """What windows [k] say: steps left, ln(upper edge / limit) now, limits per step, whether to believe it.
+    """What windows [k] say: steps left, ln(upper edge / limit) now, limits per step now, whether to believe it.
 
-    `settled` [k, 2] is true where the linear or the exponential model goes on as it did or flattens, so that no shorter
-    window is to be asked for it.
+    `steady` is true where the window goes on as it did or flattens: no shorter one is to be asked then. [k] of one
+    model, [k, 2] of both.
     """
 
     left: np.ndarray
     level: np.ndarray
-    per_step: np.ndarray
+    slope: np.ndarray
     trusted: np.ndarray
-    settled: np.ndarray
+    steady: np.ndarray
 
 
-def _line(x: np.ndarray, y: np.ndarray, weight: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Weighted least squares of windows [k, w]: value at x=0, slope, mean of x, sum of squares of x, weight; [k]."""
-    total = weight.sum(axis=1)
-    mean_x = (weight * x).sum(axis=1) / total
-    moment = weight * (x - mean_x[:, None])
-    spread = (moment * x).sum(axis=1)
-    slope = (moment * y).sum(axis=1) / spread
-    return (weight * y).sum(axis=1) / total - slope * mean_x, slope, mean_x, spread, total
+@dataclass
+class _Line:
+    """Weighted least squares on windows [k, w]: value at x=0, slope, mean and sum of squares of x, weight; all [k]."""
+
+    start: np.ndarray
+    slope: np.ndarray
+    mean_x: np.ndarray
+    spread: np.ndarray
+    total: np.ndarray
+
+    @classmethod
+    def fit(cls, x: np.ndarray, y: np.ndarray, weight: np.ndarray) -> _Line:
+        total = weight.sum(axis=1)
+        mean_x = _dot(weight, x) / total
+        moment = weight * (x - mean_x[:, None])
+        spread = _dot(moment, x)
+        slope = _dot(moment, y) / spread
+        return cls(_dot(weight, y) / total - slope * mean_x, slope, mean_x, spread, total)
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        return self.start[:, None] + self.slope[:, None] * x
+
+
+@dataclass
+class _Model:
+    """A model on windows [k, w]: what its line was fitted to and with which weights, and the residuals of ln y."""
+
+    line: _Line
+    y: np.ndarray
+    weight: np.ndarray
+    off: np.ndarray
+
+
+def _dot(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    return np.einsum("kw,kw->k", a, b)
 
 
 def _rises(x: np.ndarray, logs: np.ndarray, there: np.ndarray) -> np.ndarray:
-    """Windows that climb by more than chance, outliers included: the fit is worth its price."""
+    """Which windows climb by more than chance, outliers and all."""
     with np.errstate(all="ignore"):
         weight = there.astype(np.float64)
-        _, slope, _, spread, n = _line(x, logs, weight)
-        dy = weight * (logs - ((weight * logs).sum(axis=1) / n)[:, None])
-        return (slope > 0) & (slope**2 * spread > (dy * dy).sum(axis=1) * np.maximum(RISE, 32 / (64 + n)))
+        line = _Line.fit(x, logs, weight)
+        centred = weight * (logs - (_dot(weight, logs) / line.total)[:, None])
+        explained = line.slope**2 * line.spread / _dot(centred, centred)
+        return (line.slope > 0) & (explained > np.maximum(WORTH_A_FIT, 32 / (64 + line.total)))
 
 
-def _fit(x: np.ndarray, logs: np.ndarray, there: np.ndarray, settled: np.ndarray) -> _Trend:
-    """Fits both models to windows [k, w] and takes the better one."""
+def _models(x: np.ndarray, logs: np.ndarray, kept: np.ndarray) -> tuple[_Model, _Model]:
+    """The linear and the exponential model, both for noise in proportion to y."""
+    curve = _Line.fit(x, logs, kept)
+    fitted, values = curve(x), np.exp(logs)
+    relative = kept * np.exp(-2 * fitted)
+    line = _Line.fit(x, values, relative)
+    off_line = logs - np.log(np.maximum(line(x), 1e-9))
+    return _Model(line, values, relative, off_line), _Model(curve, logs, kept, logs - fitted)
+
+
+def _mean_square(model: _Model, kept: np.ndarray) -> np.ndarray:
+    return np.maximum(_dot(kept, model.off**2) / kept.sum(axis=1), ROUNDING**2)
+
+
+def _for_curve(line: _Model, curve: _Model, kept: np.ndarray) -> np.ndarray:
+    """ln of the likelihood ratio in favour of the exponential model, short of what so few points give by chance."""
+    return 0.5 * (kept.sum(axis=1) - 3) * np.log(_mean_square(line, kept) / _mean_square(curve, kept))
+
+
+def _fit(x: np.ndarray, logs: np.ndarray, there: np.ndarray, steady: np.ndarray) -> _Trend:
+    """Fits both models to windows [k, w] and takes the better one; `steady` [k, 2] are those not to be asked."""
     with np.errstate(all="ignore"):
-        values, keep = np.exp(logs), there
         rows, middle = np.arange(len(x)), there.sum(axis=1) // 2
-        for _ in range(3):
-            weight = keep.astype(np.float64)
-            curve = _line(x, logs, weight)
-            fitted = curve[0][:, None] + curve[1][:, None] * x
-            relative = weight * np.exp(-2 * fitted)
-            line = _line(x, values, relative)
-            off_line = logs - np.log(np.maximum(line[0][:, None] + line[1][:, None] * x, 1e-9))
-            off_curve = logs - fitted
-            off = np.where(there, np.minimum(np.abs(off_line), np.abs(off_curve)), np.inf)
-            scale = np.maximum(1.4826 * np.sort(off, axis=1)[rows, middle], ROUNDING)
-            keep = there & (off <= OUTLIER * scale[:, None])
-        linear, square_linear = _judge(False, x, values, there, weight, relative, line, off_line)
-        exponential, square_exponential = _judge(True, x, logs, there, weight, weight, curve, off_curve)
-        evidence = 0.5 * (weight.sum(axis=1) - 3) * np.log(square_linear / square_exponential)
-        apart = np.abs(linear.left - exponential.left) / np.minimum(linear.left, exponential.left)
+        kept = there.astype(np.float64)
+        line, curve = _models(x, logs, kept)
+        for _ in range(2):
+            off = np.where(there, np.minimum(np.abs(line.off), np.abs(curve.off)), np.inf)
+            deviation = np.maximum(1.4826 * np.sort(off, axis=1)[rows, middle], ROUNDING)
+            kept = (off <= OUTLIER * deviation[:, None]).astype(np.float64)
+            line, curve = _models(x, logs, kept)
+        span = -np.where(there, x, 0).min(axis=1)
+        evidence = _for_curve(line, curve, kept)
+        later = kept * (x >= -0.75 * span[:, None])
+        still = _for_curve(*_models(x, logs, later), later)
+        linear, exponential = _judge(line, x, there, kept, span, False), _judge(curve, x, there, kept, span, True)
         curved = evidence > 0
-        distinct = (evidence >= FOR_CURVE) | (evidence <= -FOR_LINE)
-        left = np.where(distinct, np.where(curved, exponential.left, linear.left), (linear.left + exponential.left) / 2)
-        trusted = np.where(curved, exponential.trusted & ~settled[:, 1], linear.trusted & ~settled[:, 0])
+        distinct = (evidence >= FOR_CURVE) & (still >= STILL_CURVE) | (evidence <= -FOR_LINE)
+        left = np.where(curved, exponential.left, linear.left)
+        apart = np.abs(linear.left - exponential.left) / np.minimum(linear.left, exponential.left)
+        trusted = np.where(curved, exponential.trusted & ~steady[:, 1], linear.trusted & ~steady[:, 0])
         return _Trend(
-            left,
+            np.where(distinct, left, (linear.left + exponential.left) / 2),
             np.where(curved, exponential.level, linear.level),
-            np.where(curved, exponential.per_step, linear.per_step),
+            np.where(curved, exponential.slope, linear.slope),
             trusted & (distinct | (apart <= AGREE)),
-            np.stack([linear.settled, exponential.settled], axis=1),
+            np.stack([linear.steady, exponential.steady], axis=1),
         )
 
 
-def _judge(
-    curved: bool,
-    x: np.ndarray,
-    y: np.ndarray,
-    there: np.ndarray,
-    kept: np.ndarray,
-    weight: np.ndarray,
-    line: tuple[np.ndarray, ...],
-    off: np.ndarray,
-) -> tuple[_Trend, np.ndarray]:
-    """What one model says, and the mean square of its residuals."""
-    start, slope, mean_x, spread, total = line
-    n = kept.sum(axis=1)
-    square = np.maximum((kept * off * off).sum(axis=1) / n, ROUNDING**2)
+def _judge(model: _Model, x: np.ndarray, there: np.ndarray, kept: np.ndarray, span: np.ndarray, curved: bool) -> _Trend:
+    """What one model says, and whether its window bears it out."""
+    line, off, n = model.line, model.off, kept.sum(axis=1)
+    square = _mean_square(model, kept)
     sigma = np.sqrt(square * n / (n - 2))
-    alike = np.clip((kept[:, 1:] * kept[:, :-1] * off[:, 1:] * off[:, :-1]).sum(axis=1) / n / square, 0, 0.99)
+    alike = np.clip(_dot(kept[:, 1:] * off[:, 1:], kept[:, :-1] * off[:, :-1]) / n / square, 0, 0.99)
+    # 1 + 25/dof^2 is the 99.9% point of Student's t over the normal one
     wide = sigma * (1 + 25 / (n - 2) ** 2) * np.sqrt((1 + alike) / (1 - alike))
-    level = (start if curved else np.log(start)) + EDGE * sigma
-    left = -level / slope if curved else (np.exp(-EDGE * sigma) - start) / slope
-    error = wide * np.sqrt(1 / total + (left - mean_x) ** 2 / spread) / slope
-    span = -np.where(there, x, 0).min(axis=1)
-    late = _line(x, y, weight * (x > -span[:, None] / 2))
-    bend, doubt = late[1] / slope, wide / np.sqrt(late[3]) / np.abs(slope)
+    level = (line.start if curved else np.log(line.start)) + EDGE * sigma
+    left = -level / line.slope if curved else (np.exp(-EDGE * sigma) - line.start) / line.slope
+    error = wide * np.sqrt(1 / line.total + (left - line.mean_x) ** 2 / line.spread) / line.slope
+    recent = x > -span[:, None] / 2
+    early, late = (_Line.fit(x, model.y, model.weight * half) for half in (~recent, recent))
+    bend, doubt = late.slope / line.slope, wide / np.sqrt(late.spread) / np.abs(line.slope)
     trusted = (
-        (n >= np.maximum(MIN_POINTS, MIN_KEPT_SHARE * there.sum(axis=1)))
-        & (slope > MIN_T * wide / np.sqrt(spread))
+        (n >= np.maximum(MIN_POINTS, MIN_SHARE * there.sum(axis=1)))
+        & (line.slope > MIN_T * wide / np.sqrt(line.spread))
+        & (alike < 3 / np.sqrt(n))
         & (bend - doubt > STRAIGHT[0])
         & (bend + doubt < STRAIGHT[1])
-        & (level > np.log(FLOOR))
+        & (early.slope / line.slope + doubt > STRAIGHT[0])
         & (np.median(off[:, -3:], axis=1) > -ON_TREND * sigma)
+        & (level > FLOOR)
         & (left > 0)
-        & (left <= np.minimum(HORIZON, span * (EXPONENTIAL_REACH if curved else LINEAR_REACH)))
+        & (left <= np.minimum(HORIZON, span * (CURVE_REACH if curved else LINE_REACH)))
         & (error <= left * np.where(left > LATE, TOLERANCE, TOLERANCE_LATE))
     )
+    steady = (line.slope > 0) & (bend < STRAIGHT[1])
     if curved:
-        trusted &= slope * span >= MIN_LOG_GROWTH
-        slope = slope * np.exp(start)
-    return _Trend(left, level, slope, trusted, (slope > 0) & (bend < STRAIGHT[1])), square
+        return _Trend(
+            left, level, line.slope * np.exp(line.start), trusted & (line.slope * span >= CURVE_GROWTH), steady
+        )
+    return _Trend(left, level, line.slope, trusted, steady)

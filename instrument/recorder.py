@@ -8,6 +8,7 @@ A ring (ring.py) carries a step's rows.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -216,9 +217,9 @@ class Recorder:
         total[:, _BAD_RANK] = torch.where(first.amin(0).isinf(), torch.nan, first.argmin(0).double())
         return total
 
-    def ready(self) -> Iterator[tuple[int, torch.Tensor, torch.Tensor | None]]:
-        """(step, rows [kept sites, 12], exponents [kept sites, 256] or None) that have arrived, oldest first."""
-        yield from self._paired(self._ring.ready(), dict(_cloned(self._exponent_ring.ready())))
+    def ready(self, last: float = math.inf) -> Iterator[tuple[int, torch.Tensor, torch.Tensor | None]]:
+        """(step, rows [kept sites, 12], exponents [kept sites, 256] or None) up to `last` that have arrived, in order."""
+        yield from self._paired(self._ring.ready(last), dict(_cloned(self._exponent_ring.ready())))
 
     def drain(self) -> Iterator[tuple[int, torch.Tensor, torch.Tensor | None]]:
         """The same for all rows, waiting for those on their way."""

@@ -7,6 +7,7 @@ bounded: when the host lags behind by all its slots, a row is dropped and counte
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Iterator
 
@@ -52,10 +53,13 @@ class Ring:
         event.record()
         self._in_flight.append((step, slot, event))
 
-    def ready(self) -> Iterator[tuple[int, torch.Tensor]]:
-        """Rows that have arrived, oldest first. A row is valid until the next one is asked for."""
-        while self._in_flight and (self._in_flight[0][2] is None or self._in_flight[0][2].query()):
+    def ready(self, last: float = math.inf) -> Iterator[tuple[int, torch.Tensor]]:
+        """Rows up to that step that have arrived, oldest first. A row is valid until the next one is asked for."""
+        while self._in_flight and self._in_flight[0][0] <= last and self._arrived(self._in_flight[0][2]):
             yield from self._take()
+
+    def _arrived(self, event: torch.cuda.Event | None) -> bool:
+        return event is None or event.query()
 
     def drain(self) -> Iterator[tuple[int, torch.Tensor]]:
         """All rows, waiting for those still on their way: for evaluation, checkpoints and the end."""

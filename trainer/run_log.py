@@ -145,7 +145,8 @@ class RunLog:
         trouble = None
         if recorder is None:
             return None
-        for step, rows, exponents in recorder.drain() if drain else recorder.ready():
+        # never ahead of the scalars: they say whether a step was masked
+        for step, rows, exponents in recorder.drain() if drain else recorder.ready(self.last_step):
             if last is not None and step > last:
                 continue
             if self._stats is not None:

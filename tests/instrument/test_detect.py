@@ -1,0 +1,99 @@
+"""Detectors on series built to trigger them, and on healthy ones."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from lora_train.instrument.detect import (
+    PATIENCE,
+    WINDOW,
+    Detectors,
+    Diagnosis,
+    LossWatch,
+    UnderflowWatch,
+    lost_share,
+)
+from lora_train.instrument.store import COLUMNS, Site
+
+SITES = [
+    Site(at, f"layers.{at // 2}.mlp", tensor, (8,), "float16", at // 2)
+    for at, tensor in enumerate(["out", "grad_in", "out", "grad_in", "out", "grad_in"])
+]
+
+
+def rows(lost: float = 0.0, null: bool = False, peak: float = 1.0) -> np.ndarray:
+    """A step's statistics in which a share `lost` of 1,000 gradient values was rounded to zero."""
+    values = np.zeros((len(SITES), len(COLUMNS)))
+    values[:, COLUMNS.index("n")] = 1000
+    values[:, COLUMNS.index("absmax")] = peak
+    values[:, COLUMNS.index("n_zero")] = 0 if null else 1000 * lost
+    values[:, COLUMNS.index("n_underflow")] = math.nan if null else 1000 * lost
+    values[:, COLUMNS.index("n_subnormal")] = 1000 * lost if null else 0
+    return values
+
+
+def test_a_loss_that_leaves_for_good_is_seen_with_its_onset():
+    watch = LossWatch()
+    for step in range(1, 41):
+        assert watch.step(step, 2.0 - step / 100) is None
+    found = None
+    for step in range(41, 41 + WINDOW):
+        found = found or watch.step(step, 8.0)
+    assert found is not None
+    assert (found.kind, found.step) == ("divergence", 41)
+    assert found.evidence["limit"] == pytest.approx(1.5 * found.evidence["best"] + 1.0)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_noise_sawtooth_and_a_single_spike_are_no_divergence(seed):
+    noise = np.random.default_rng(seed)
+    watch = LossWatch()
+    for step in range(1, 601):
+        sawtooth = 0.4 * (step % 50) / 50  # group_by_length
+        loss = (1.6 + 0.5 * math.exp(-step / 100) + sawtooth) * noise.lognormal(0, 0.3)
+        assert watch.step(step, 30.0 if step == 300 else loss) is None
+
+
+@pytest.mark.parametrize("null", [False, True], ids=["counted", "subnormal"])
+def test_lost_gradients_are_seen_after_a_few_steps(null):
+    watch = UnderflowWatch(SITES)
+    found = [watch.step(step, rows(lost=0.8, null=null)) for step in range(5, 5 + PATIENCE)]
+    assert found[:-1] == [None] * (PATIENCE - 1)
+    assert found[-1] is not None
+    # the first in the order of the backward pass
+    assert (found[-1].kind, found[-1].step, found[-1].module) == ("scale_underflow", 5, "layers.2.mlp")
+    assert found[-1].evidence["lost_share"] == pytest.approx(0.8)
+
+
+def test_a_gradient_that_is_all_zero_is_lost_and_a_partly_masked_one_is_not():
+    values = rows()
+    values[:, COLUMNS.index("n_zero")] = 1000
+    assert lost_share(SITES, values) == 1.0
+    # unsupervised positions have zero gradients by construction: zero is not underflow
+    values[:, COLUMNS.index("n_zero")] = 900
+    assert lost_share(SITES, values) == 0.0
+    watch = UnderflowWatch(SITES)
+    assert [watch.step(step, rows(lost=0.3)) for step in range(10)] == [None] * 10
+
+
+def test_a_blow_up_before_an_overflow_is_a_divergence_and_a_drift_is_not():
+    detectors = Detectors(SITES, fp16=True)
+    for step in range(1, 8):
+        detectors.step(step, 2.0)
+        detectors.rows(step, rows(peak=50000.0 + 1000 * step))
+    assert detectors.before_overflow(8) is None
+    blown = Detectors(SITES, fp16=True)
+    for step, peak in [(1, 3.0), (2, 4.0), (3, 3000.0), (4, 50000.0)]:
+        blown.step(step, 2.0)
+        blown.rows(step, rows(peak=peak))
+    trouble = blown.before_overflow(5)
+    assert trouble is not None
+    assert (trouble.kind, trouble.step) == ("divergence", 3)
+    assert trouble.evidence["growth"] == pytest.approx(50000 / 3)
+
+
+def test_a_diagnosis_as_json_has_no_number_that_json_has_not():
+    found = Diagnosis("forward_overflow", 3, "a.b", "forward", [1, 2], {"absmax": math.inf, "rows_alone": (1,)})
+    assert found.as_json()["evidence"] == {"absmax": None, "rows_alone": [1]}
