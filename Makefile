@@ -1,8 +1,9 @@
-# `make demo` fine-tunes a real model, `make test` runs everything CI runs, `make kernels` shows the kernels.
+# `make demo` fine-tunes a real model, `make test` runs everything CI runs, `make kernels` shows the kernels,
+# `make collapse` the collapse this project is about, `make faults` how planted faults are found.
 PYTHON ?= python3
 RUN := .venv/bin/python
 
-.PHONY: demo test lint kernels clean
+.PHONY: demo test lint kernels collapse faults clean
 
 demo: .venv/ready
 	$(RUN) examples/demo.py
@@ -22,6 +23,14 @@ kernels: .venv/ready
 	$(RUN) -m benchmarks.compile_kernels --all
 	@echo
 	TRITON_INTERPRET=1 $(RUN) -m benchmarks.kernel_bytes
+
+# The run that ends as loss 0.0: three times as the stock Trainer shows it, and stopped and healed by lora-train.
+collapse: .venv/ready
+	$(RUN) -m benchmarks.collapse
+
+# SEED=7 draws other faults.
+faults: .venv/ready
+	$(RUN) -m benchmarks.faults --seed $(or $(SEED),0)
 
 # torch goes first: a CUDA build brings its own triton, a CPU build brings none.
 .venv/ready: constraints.txt pyproject.toml setup.py kernels/cpu/stats.c

@@ -47,15 +47,15 @@ ON_TREND = 1.5
 # ln of the likelihood ratio at which one model is believed. Mistaking a line for a curve sounds the alarm hundreds of
 # steps early, and a window is looked at dozens of times. The window without its first quarter must still say `curve`:
 # a line that began inside looks like one.
-FOR_CURVE, FOR_LINE, STILL_CURVE = 6.0, 2.0, 0.5
+FOR_CURVE, FOR_LINE, STILL_CURVE = 6.0, 2.0, 1.0
 # Or how close their `left` must be; the mean of the two is then within half of it.
 AGREE = 0.2
 # Residuals beyond five robust deviations are outliers; more than 15% of them are not.
 OUTLIER, MIN_SHARE = 5.0, 0.85
 # Uniform noise first crosses where trend + 1.2 sigma does, normal noise at 1.5.
 EDGE = 1.3
-# ln: a sawtooth comes back to where it was; a drift goes 10% beyond.
-NEWS = 0.1
+# ln: a sawtooth comes back to where it was; a drift goes 15% beyond.
+NEWS = 0.15
 # Half a unit in the last place of fp16, relative: no measured value is exacter.
 ROUNDING = 2.0**-11
 
@@ -158,7 +158,8 @@ class Forecaster:
             rows = rows[_rises(x[rows, -size:], logs[rows, -size:], there[rows, -size:])]
             if not len(rows):
                 continue
-            trend = _fit(x[rows, -size:], logs[rows, -size:], there[rows, -size:], steady[rows])
+            whole = held <= min(size, KEPT - 1)
+            trend = _fit(x[rows, -size:], logs[rows, -size:], there[rows, -size:], steady[rows], whole[rows])
             steady[rows] |= trend.steady
             for k in np.flatnonzero(trend.trusted):
                 older = logs[rows[k], :-size][there[rows[k], :-size]]
@@ -252,8 +253,11 @@ def _for_curve(line: _Model, curve: _Model, kept: np.ndarray) -> np.ndarray:
     return 0.5 * (kept.sum(axis=1) - 3) * np.log(_mean_square(line, kept) / _mean_square(curve, kept))
 
 
-def _fit(x: np.ndarray, logs: np.ndarray, there: np.ndarray, steady: np.ndarray) -> _Trend:
-    """Fits both models to windows [k, w] and takes the better one; `steady` [k, 2] are those not to be asked."""
+def _fit(x: np.ndarray, logs: np.ndarray, there: np.ndarray, steady: np.ndarray, whole: np.ndarray) -> _Trend:
+    """Fits both models to windows [k, w] and takes the better one.
+
+    `steady` [k, 2] are the models not to be asked; `whole` [k] are the windows with all that was ever seen.
+    """
     with np.errstate(all="ignore"):
         rows, middle = np.arange(len(x)), there.sum(axis=1) // 2
         kept = there.astype(np.float64)
@@ -269,7 +273,7 @@ def _fit(x: np.ndarray, logs: np.ndarray, there: np.ndarray, steady: np.ndarray)
         still = _for_curve(*_models(x, logs, later), later)
         linear, exponential = _judge(line, x, there, kept, span, False), _judge(curve, x, there, kept, span, True)
         curved = evidence > 0
-        distinct = (evidence >= FOR_CURVE) & (still >= STILL_CURVE) | (evidence <= -FOR_LINE)
+        distinct = (evidence >= FOR_CURVE) & (whole | (still >= STILL_CURVE)) | (evidence <= -FOR_LINE)
         left = np.where(curved, exponential.left, linear.left)
         apart = np.abs(linear.left - exponential.left) / np.minimum(linear.left, exponential.left)
         trusted = np.where(curved, exponential.trusted & ~steady[:, 1], linear.trusted & ~steady[:, 0])

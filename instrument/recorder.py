@@ -218,7 +218,7 @@ class Recorder:
         return total
 
     def ready(self, last: float = math.inf) -> Iterator[tuple[int, torch.Tensor, torch.Tensor | None]]:
-        """(step, rows [kept sites, 12], exponents [kept sites, 256] or None) up to `last` that have arrived, in order."""
+        """(step, rows [kept sites, 12], exponents [kept sites, 256] or None) up to `last` that have arrived."""
         yield from self._paired(self._ring.ready(last), dict(_cloned(self._exponent_ring.ready())))
 
     def drain(self) -> Iterator[tuple[int, torch.Tensor, torch.Tensor | None]]:

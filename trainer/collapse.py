@@ -26,8 +26,8 @@ from .console import Console
 from .diagnose import diagnose
 from .healthy import Copy, Healthy
 from .parts import Parts
-from .remedy import Outcome, Remedy, Trial, attempt, candidates, try_out
-from .settings import with_settings
+from .remedy import Outcome, Remedy, Trial, attempt, candidates, listed, try_out
+from .settings import as_overrides, with_settings
 
 EXIT_COLLAPSED = 3
 
@@ -95,7 +95,7 @@ def _trials(parts: Parts, diagnosis: Diagnosis, copy: Copy | None, live: Copy, h
     """What each remedy did; of the kinds that come in several strengths the first that works ends its kind."""
     if parts.config.precision.on_collapse == "rollback" and diagnosis.kind not in ("dead_adapter", "divergence"):
         rows = list(dict.fromkeys(diagnosis.rows))
-        remedy = Remedy("skip_rows", {"data.skip_rows": rows}, values={"rows": rows, "n": len(rows), "of": 0})
+        remedy = Remedy("skip_rows", {"data.skip_rows": rows}, values={"rows": listed(rows)})
         yield Trial(remedy, Outcome(float("nan"), True), verified=True)
         return
     worked: set[str] = set()
@@ -115,8 +115,9 @@ def _trials(parts: Parts, diagnosis: Diagnosis, copy: Copy | None, live: Copy, h
 
 def as_json(trial: Trial) -> dict[str, Any]:
     """A trial as diagnosis.json holds it."""
-    change = {"rollback": trial.remedy.values["step"]} if trial.remedy.kind == "rollback" else trial.remedy.settings
-    return {"change": dict(change), "verified": trial.verified, "loss": trial.outcome.loss}
+    back = [f"rollback={trial.remedy.values['step']}"] if trial.remedy.rolls_back else []
+    change = " ".join([*back, *as_overrides(trial.remedy.settings)])
+    return {"change": change, "verified": trial.verified, "loss": trial.outcome.loss}
 
 
 def heal_record(config: Config, diagnosis: Diagnosis, remedy: Remedy) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from ..instrument.messages import say
 from .checkpoint import Progress
 from .console import Console, compact
 from .parts import Parts
-from .remedy import Outcome, Remedy, Trial
+from .remedy import Outcome, Remedy, Trial, listed
 from .settings import as_overrides
 
 
@@ -74,9 +74,9 @@ def _paragraphs(facts: Facts, parts: Parts) -> list[tuple[str, str]]:
         found.append(("before", text))
     source = parts.plan.dataset.source
     alone = evidence.get("rows_alone") or []
-    rows = _listed(diagnosis.rows)
+    rows = listed(diagnosis.rows)
     if alone and len(diagnosis.rows) > 1:
-        found.append(("batch", say("collapse.rows_alone", rows=rows, source=source, alone=_listed(alone))))
+        found.append(("batch", say("collapse.rows_alone", rows=rows, source=source, alone=listed(alone))))
     else:
         found.append(("batch", say("collapse.rows", rows=rows, source=source)))
     bad, n = evidence.get("adapter_nonfinite"), evidence.get("adapter_values")
@@ -127,10 +127,6 @@ def _before(facts: Facts) -> str:
         last=float(last["absmax"]),
         last_step=int(last["step"]),
     )
-
-
-def _listed(rows: list[int]) -> str:
-    return ", ".join(map(str, rows[:8])) + (" ..." if len(rows) > 8 else "")
 
 
 def _table(facts: Facts, console: Console) -> None:

@@ -187,10 +187,7 @@ def candidates(parts: Parts, diagnosis: Diagnosis, copy: Copy | None) -> Iterato
     if kind == "scale_underflow":
         return
     rows = diagnosis.evidence.get("rows_alone") or diagnosis.rows
-    n_rows = len(parts.plan.dataset.examples)
-    yield Remedy(
-        "skip_rows", {"data.skip_rows": list(rows)}, values={"rows": _listed(rows), "n": len(rows), "of": n_rows}
-    )
+    yield Remedy("skip_rows", {"data.skip_rows": list(rows)}, values={"rows": listed(rows)})
 
 
 def _scales(parts: Parts, diagnosis: Diagnosis) -> Iterator[Remedy]:
@@ -221,7 +218,8 @@ def _with_parents(module: str) -> Iterator[str]:
         yield ".".join(names)
 
 
-def _listed(rows: list[int]) -> str:
+def listed(rows: list[int]) -> str:
+    """Rows as a sentence has them."""
     return ", ".join(map(str, rows[:5])) + (" ..." if len(rows) > 5 else "")
 
 

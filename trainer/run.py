@@ -103,7 +103,8 @@ def start(
         progress.start += 1
     else:
         start_scale(parts)
-    run_dir = checkpoint.parent if checkpoint else fresh_folder(config.training.output_dir)
+    # the main process's answer: another may look when the folder has just been made
+    run_dir = engine.gather_objects(checkpoint.parent if checkpoint else fresh_folder(config.training.output_dir))[0]
     metrics = open_folder(run_dir, parts, progress) if engine.is_main else None
     stats = open_stats(run_dir, parts, progress) if engine.is_main else None
     engine.barrier()
