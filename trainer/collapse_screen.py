@@ -96,6 +96,7 @@ def _paragraphs(facts: Facts, parts: Parts) -> list[tuple[str, str]]:
 def _where(diagnosis: Diagnosis) -> str:
     evidence = diagnosis.evidence
     values: dict[str, Any] = {"module": diagnosis.module or say("collapse.no_module"), **evidence}
+    values |= {key: figure(values[key]) for key in ("input_absmax", "peak") if key in values}
     if diagnosis.kind in ("forward_overflow", "bad_weight", "backward_overflow", "scale_collapse", "dead_adapter"):
         if "n" not in evidence or not evidence["n"]:
             return values["module"]
@@ -107,6 +108,11 @@ def _where(diagnosis: Diagnosis) -> str:
     if "growth" in evidence:
         return say("collapse.where_blown_up", **values)
     return say(f"collapse.where_{diagnosis.kind}", **values)
+
+
+def figure(value: float) -> str:
+    """A magnitude: 61,900, 1.204."""
+    return f"{value:,.0f}" if 1000 <= abs(value) < 1e7 else f"{value:.4g}"
 
 
 def _before(facts: Facts) -> str:
@@ -122,9 +128,9 @@ def _before(facts: Facts) -> str:
     return say(
         "collapse.before",
         step=step,
-        first=float(first["absmax"]),
+        first=figure(float(first["absmax"])),
         first_step=int(first["step"]),
-        last=float(last["absmax"]),
+        last=figure(float(last["absmax"])),
         last_step=int(last["step"]),
     )
 
