@@ -22,7 +22,7 @@ def trained(model: Any) -> list[torch.nn.Parameter]:
 
 
 def make_recorder(model: Any, patched: Patched, n_micro: int = 2, **settings: Any) -> Recorder:
-    settings = {"n_micro_batches": n_micro, **settings}
+    settings = {"n_micro_batches": n_micro, "model": model, **settings}
     return Recorder(patched, trained(model), lambda: model(input_ids=IDS[:, :4]), torch.device("cpu"), **settings)
 
 
@@ -263,3 +263,28 @@ def test_processes_are_summed_and_the_first_bad_rank_named():
     assert rows[f"{name}:lora_A.grad"]["sumsq"] == alone[f"{name}:lora_A.grad"]["sumsq"]
     first = rows["gpt_neox.layers.0.attention.query_key_value:in"]
     assert (first["first_bad_micro"], first["first_bad_rank"]) == (0.0, 1.0)
+
+
+def test_modules_without_lora_are_probed_now_and_then():
+    model, patched = patched_copy(make("gpt_neox"))
+    recorder = make_recorder(model, patched, probe_every=2)
+    base: Any = model.get_base_model()
+    seen: list[torch.Tensor] = []
+    base.gpt_neox.layers[1].input_layernorm.register_forward_hook(lambda _m, _a, out: seen.append(out.detach()))
+    name = "gpt_neox.layers.1.input_layernorm:out"
+    first = run_step(model, recorder, [IDS[:, :9], IDS], step=1)
+    assert math.isnan(first[name]["absmax"])
+    n_hooks = sum(len(module._forward_hooks) for module in model.modules())
+    second = run_step(model, recorder, [IDS[:, :9], IDS], step=2)
+    # the first micro-batch of the step alone
+    assert second[name]["absmax"] == seen[2].abs().max().item()
+    assert second[name]["n"] == seen[2].numel()
+    assert sum(len(module._forward_hooks) for module in model.modules()) == n_hooks == 1
+    probed = {site.module for site in recorder.sites} - set(lora_modules(model))
+    assert {
+        "gpt_neox.embed_in",
+        "gpt_neox.layers.0",
+        "gpt_neox.layers.0.mlp.act",
+        "gpt_neox.final_layer_norm",
+    } <= probed
+    assert "lm_head" not in probed

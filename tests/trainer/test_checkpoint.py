@@ -84,6 +84,23 @@ def test_a_non_finite_adapter_is_never_written(tiny_models, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-1"]
 
 
+def test_a_non_finite_optimizer_is_never_written(tiny_models, tmp_path):
+    parts = make_parts(make_config(tiny_models["gpt_neox"]))
+    train_step(parts, 1)
+    next(iter(parts.optimizer._inner.state.values()))["exp_avg"][0, 0] = float("nan")
+    with pytest.raises(NotFinite, match="exp_avg"):
+        save(parts, tmp_path, 2)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_kill_while_a_checkpoint_is_replaced_loses_neither(trained, tmp_path):
+    folder = save(trained, tmp_path, 3)
+    folder.rename(tmp_path / "checkpoint-3.old")
+    assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-3"]
+    save(trained, tmp_path, 3)
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-3"]
+
+
 @pytest.mark.parametrize("file", [ADAPTER, OPTIMIZER, STATE])
 @pytest.mark.parametrize("damage", ["missing", "torn", "foreign"])
 def test_a_damaged_checkpoint_is_a_clear_error(trained, tiny_models, tmp_path, file, damage):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -22,6 +23,7 @@ from lora_train.instrument.ring import Ring
 from lora_train.instrument.store import read_metrics
 from lora_train.trainer.config import Config
 from lora_train.trainer.data import Dataset, load_examples
+from lora_train.trainer.loop import train_step
 from lora_train.trainer.parts import order_of
 from lora_train.trainer.run import run
 from safetensors.torch import load_file, save_file
@@ -305,3 +307,41 @@ def test_a_row_that_no_model_can_read_is_left_out(work, one_bad_row, policy, cap
     assert left_out == ([row] if policy == "heal" else diagnosis["rows"])
     assert f"skip rows {row}" in capsys.readouterr().out if policy == "heal" else True
     assert steps_of(folder)[-1]["step"] == 10
+
+
+@pytest.mark.parametrize(
+    ("kind", "height"),
+    [("linear", lambda step: 30000 + 220 * step), ("exponential", lambda step: 2000 * 1.022**step)],
+)
+def test_a_planted_drift_is_forecast_in_time(tiny_models, tmp_path, monkeypatch, capsys, kind, height):
+    """A bias that grows from step to step: warned 50 steps ahead, and within a fifth of what was left."""
+    module = "gpt_neox.layers.1.mlp.dense_4h_to_h"
+    values = {
+        "model": {"name_or_path": str(tiny_models["gpt_neox"])},
+        "lora": {"r": 4},
+        "data": {"train": str(DATA), "format": "koalpaca", "limit": 40, "cutoff_len": 48},
+        "training": {"output_dir": str(tmp_path / "run"), "max_steps": 200, "fp16": True, "save_strategy": "no"},
+        "precision": {"on_collapse": "stop"},
+    }
+    values["training"] |= {"per_device_train_batch_size": 1}
+    warned_at: list[int] = []
+
+    def drifting(parts: Any, step: int) -> torch.Tensor:
+        layer = parts.model.get_base_model().get_submodule(module)
+        with torch.no_grad():
+            layer.base_layer.bias[3] = min(height(step), 65504.0)
+            layer.base_layer.weight[3] = 1e3 if height(step) > 65504 else 0.0
+        if not warned_at and "overflow near step" in (text := capsys.readouterr().out):
+            warned_at.extend([step - 1, int(re.findall(r"overflow near step (\d+)", text)[0])])
+            assert module in text
+        return train_step(parts, step)
+
+    monkeypatch.setattr("lora_train.trainer.loop.train_step", drifting)
+    torch.set_num_threads(1)
+    assert run(Config.model_validate(values), None) == 3
+    diagnosis = diagnosis_of(tmp_path / "run")
+    assert (diagnosis["kind"], diagnosis["module"]) == ("forward_overflow", module)
+    at, predicted = warned_at
+    left = diagnosis["step"] - at
+    assert left >= 50
+    assert abs(predicted - diagnosis["step"]) <= 0.2 * left
