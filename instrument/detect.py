@@ -1,7 +1,8 @@
 """Judges a run by its recorded numbers, step by step on the host. Imports no torch.
 
-    divergence         the median loss of WINDOW steps is above 1.5 x the best such median so far + 1; or, before a step
-                       that is not finite, the last loss was, or an output grew GROWTH-fold within N_PEAKS steps
+    divergence         the median loss of WINDOW steps is above the best such median so far by more than a sixth of
+                       it, six times the scatter of the losses, and MARGIN; or, before a step that is not finite, the last loss
+                       was, or an output grew GROWTH-fold within N_PEAKS steps
     scale_underflow    for PATIENCE steps in a row, at half of the fp16 gradient sites more than half of the values
                        that were not zero are lost to it (n_underflow; subnormal ones where that is null)
     forecast           the trend of a site's absmax meets the largest fp16 number (forecast.py): a warning
@@ -34,7 +35,8 @@ if TYPE_CHECKING:
 # Losses of single batches scatter by half their value; the median of a dozen does not.
 WINDOW = 12
 # A run that only got stuck, or met a harder part of its data, stays below; one that blew up does not come back.
-FACTOR, MARGIN = 1.5, 1.0
+RISE, SCATTER, MARGIN = 1 / 6, 6.0, 0.5
+CALMING = 0.98
 # One batch without gradient, or with a tiny one, is no trend.
 PATIENCE = 3
 # A trend towards overflow takes hundreds of steps, an update that is far too large one or two.
@@ -106,23 +108,28 @@ class LossWatch:
 
     def __init__(self) -> None:
         self._recent: deque[tuple[int, float]] = deque(maxlen=WINDOW)
-        self._best = math.inf
+        self._best, self._scatter = math.inf, 0.0
 
     def step(self, step: int, loss: float) -> Trouble | None:
         """Looks at a step's loss; one that is not finite is the latch's business."""
         if not math.isfinite(loss):
             return None
         self._recent.append((step, loss))
-        median = _median([value for _, value in self._recent])
-        if len(self._recent) == WINDOW and median > self._limit:
+        losses = [value for _, value in self._recent]
+        median = _median(losses)
+        if len(losses) == WINDOW and median > self._limit:
             return self._left(step, median)
-        if len(self._recent) >= WINDOW // 2:
+        if len(losses) >= WINDOW // 2:
             self._best = min(self._best, median)
+            # 1.4826 x the median deviation is the standard deviation of normal noise; a dozen may look calm by chance
+            if median <= self._best + MARGIN / 2:
+                scatter = 1.4826 * _median([abs(value - median) for value in losses])
+                self._scatter = max(scatter, CALMING * self._scatter)
         return None
 
     @property
     def _limit(self) -> float:
-        return FACTOR * self._best + MARGIN
+        return self._best + max(RISE * self._best, SCATTER * self._scatter, MARGIN)
 
     def evidence(self, step: int, loss: float | None = None) -> dict[str, Any]:
         """The loss now, the best there was, and the limit between them."""

@@ -37,13 +37,15 @@ def rows(lost: float = 0.0, null: bool = False, peak: float = 1.0) -> np.ndarray
 def test_a_loss_that_leaves_for_good_is_seen_with_its_onset():
     watch = LossWatch()
     for step in range(1, 41):
-        assert watch.step(step, 2.0 - step / 100) is None
+        assert watch.step(step, 2.0 - step / 1000) is None
     found = None
     for step in range(41, 41 + WINDOW):
-        found = found or watch.step(step, 8.0)
+        found = found or watch.step(step, 2.6)
     assert found is not None
     assert (found.kind, found.step) == ("divergence", 41)
-    assert found.evidence["limit"] == pytest.approx(1.5 * found.evidence["best"] + 1.0)
+    # the last twelve healthy losses have their median at step 34.5
+    assert found.evidence["best"] == pytest.approx(1.9655)
+    assert found.evidence["limit"] == pytest.approx(1.9655 + 0.5)
 
 
 @pytest.mark.parametrize("seed", range(20))
