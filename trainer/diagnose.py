@@ -87,7 +87,7 @@ def _find(parts: Parts, step: int, n_supervised: int) -> Found | None:
         origin = tracer.origin(phase, head_name(parts))
         kind = _kind(parts, origin, phase)
         evidence = _evidence(parts, step, index, own, n_supervised, origin, phase)
-        alone = _rows_alone(parts, step, index, own, n_supervised)
+        alone = _rows_alone(parts, step, index, own, n_supervised, phase)
         module = origin.trace.name if origin else None
         return Found(index, parts.engine.rank, kind, module, alone, evidence)
     return None
@@ -155,8 +155,14 @@ def what_op(op: str, module_class: str) -> str:
     return name
 
 
-def _rows_alone(parts: Parts, step: int, index: int, own: list[Example], n_supervised: int) -> list[int]:
+def _rows_alone(parts: Parts, step: int, index: int, own: list[Example], n_supervised: int, phase: str) -> list[int]:
     """Rows that reproduce it without the others of their micro-batch."""
     if len(own) == 1:
         return [own[0].row]
-    return [example.row for example in own if not run(parts, step, index, [example], n_supervised)[1]]
+    alone = []
+    for example in own:
+        loss, finite = run(parts, step, index, [example], n_supervised)
+        # a gradient that overflows at a scale that is still falling is another matter than the forward pass
+        if not (math.isfinite(loss) if phase == "forward" else finite):
+            alone.append(example.row)
+    return alone
