@@ -1,8 +1,8 @@
 """Judges a run by its recorded numbers, step by step on the host. Imports no torch.
 
     divergence         the median loss of WINDOW steps is above the best such median so far by more than a sixth of
-                       it, six times the scatter of the losses, and MARGIN; or, before a step that is not finite, the last loss
-                       was, or an output grew GROWTH-fold within N_PEAKS steps
+                       it, six times the scatter of the losses, and MARGIN; or far above the first loss; or, before a
+                       step that is not finite, the last loss was, or an output grew GROWTH-fold within N_PEAKS steps
     scale_underflow    for PATIENCE steps in a row, at half of the fp16 gradient sites more than half of the values
                        that were not zero are lost to it (n_underflow; subnormal ones where that is null)
     forecast           the trend of a site's absmax meets the largest fp16 number (forecast.py): a warning
@@ -37,6 +37,8 @@ WINDOW = 12
 # A run that only got stuck, or met a harder part of its data, stays below; one that blew up does not come back.
 RISE, SCATTER, MARGIN = 1 / 6, 6.0, 0.5
 CALMING = 0.98
+# The first loss is that of the untrained model, but of one batch alone: it must be exceeded by more, and early on.
+WORSE = 0.5
 # One batch without gradient, or with a tiny one, is no trend.
 PATIENCE = 3
 # A trend towards overflow takes hundreds of steps, an update that is far too large one or two.
@@ -109,21 +111,30 @@ class LossWatch:
     def __init__(self) -> None:
         self._recent: deque[tuple[int, float]] = deque(maxlen=WINDOW)
         self._best, self._scatter = math.inf, 0.0
+        self._first: float | None = None
+        self._seen = 0
 
     def step(self, step: int, loss: float) -> Trouble | None:
         """Looks at a step's loss; one that is not finite is the latch's business."""
         if not math.isfinite(loss):
             return None
         self._recent.append((step, loss))
+        self._first = loss if self._first is None else self._first
         losses = [value for _, value in self._recent]
         median = _median(losses)
+        scatter = 1.4826 * _median([abs(value - median) for value in losses])
         if len(losses) == WINDOW and median > self._limit:
             return self._left(step, median)
+        self._seen += 1
+        untrained = self._first + max(WORSE * self._first + MARGIN, SCATTER * scatter)
+        if WINDOW <= self._seen <= 2 * WINDOW and median > untrained:
+            onset = next((at for at, value in self._recent if value > untrained), self._recent[0][0])
+            evidence = {"loss": median, "best": self._first, "limit": untrained, "seen_at": step}
+            return Trouble(onset, "divergence", None, evidence)
         if len(losses) >= WINDOW // 2:
             self._best = min(self._best, median)
             # 1.4826 x the median deviation is the standard deviation of normal noise; a dozen may look calm by chance
             if median <= self._best + MARGIN / 2:
-                scatter = 1.4826 * _median([abs(value - median) for value in losses])
                 self._scatter = max(scatter, CALMING * self._scatter)
         return None
 
@@ -139,7 +150,7 @@ class LossWatch:
         return {"loss": last if loss is None else loss, "best": self._best, "limit": self._limit, "seen_at": step}
 
     def _left(self, step: int, loss: float) -> Trouble:
-        onset = next(step for step, value in self._recent if value > self._limit)
+        onset = next((at for at, value in self._recent if value > self._limit), self._recent[0][0])
         return Trouble(onset, "divergence", None, self.evidence(step, loss))
 
     def before_overflow(self, step: int) -> Trouble | None:

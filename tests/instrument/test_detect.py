@@ -48,6 +48,16 @@ def test_a_loss_that_leaves_for_good_is_seen_with_its_onset():
     assert found.evidence["limit"] == pytest.approx(1.9655 + 0.5)
 
 
+def test_a_run_that_is_worse_than_the_untrained_model_is_seen():
+    watch = LossWatch()
+    losses = [2.7, 5.5, 8.0, 6.5, 6.1, 5.9, 6.0, 6.3, 5.8, 5.9, 5.7, 5.9, 5.8]
+    found = [watch.step(step, loss) for step, loss in enumerate(losses, start=1)]
+    assert found[: WINDOW - 1] == [None] * (WINDOW - 1)
+    trouble = found[WINDOW - 1]
+    assert trouble is not None
+    assert (trouble.kind, trouble.step, trouble.evidence["best"]) == ("divergence", 2, 2.7)
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_noise_sawtooth_and_a_single_spike_are_no_divergence(seed):
     noise = np.random.default_rng(seed)
