@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from ..instrument.capsule import incident_folder, write_capsule, write_diagnosis
 from ..instrument.detect import Diagnosis, Trouble
@@ -68,7 +69,6 @@ def collapse(
     chosen = next((trial.remedy for trial in trials if trial.verified), None)
     policy = parts.config.precision.on_collapse
     goes_on = chosen is not None and policy != "stop" and len(progress.heals) < parts.config.precision.max_heals
-    diagnosis.action = policy if goes_on else "stop"
     diagnosis.remedies = [as_json(trial) for trial in trials]
 
     back = chosen is not None and chosen.rolls_back
@@ -81,12 +81,15 @@ def collapse(
         config = with_settings(config, chosen.settings)
         before.heals = [*progress.heals, heal_record(parts.config, diagnosis, chosen)]
     checkpoint = _checkpoint(parts, before, config, run_dir, console)
+    goes_on = goes_on and checkpoint is not None
+    diagnosis.action = policy if goes_on else "stop"
     if parts.engine.is_main:
         write_diagnosis(folder, diagnosis.as_json())
         facts = Facts(diagnosis, trials, chosen, again, progress, before, checkpoint, folder, run_dir, seconds)
         show(facts, parts, console)
     parts.engine.barrier()
-    if goes_on and checkpoint is not None:
+    if goes_on:
+        assert checkpoint is not None
         return Decision(config, checkpoint)
     return EXIT_COLLAPSED
 
@@ -138,16 +141,19 @@ def heal_record(config: Config, diagnosis: Diagnosis, remedy: Remedy) -> dict[st
 
 
 def _checkpoint(parts: Parts, progress: Progress, config: Config, run_dir: Path, console: Console) -> Path | None:
-    """The state reached, on disk; None, and said, if it is not finite."""
-    path = run_dir / f"checkpoint-{progress.step}"
+    """The state reached, on disk; None, and said, if it could not be written."""
+    saved = False
     if parts.engine.is_main:
         try:
             settings = config.model_dump()
             save_checkpoint(run_dir, parts.model, parts.optimizer, parts.loss_scale, progress, settings, None)
+            saved = True
         except NotFinite as error:
             console.warn(say("save.not_finite", step=progress.step, name=error))
-    parts.engine.barrier()
-    return path if path.is_dir() else None
+        except (OSError, SafetensorError) as error:
+            console.warn(say("save.failed", step=progress.step, what=error))
+    # a folder of an earlier state may stand there under the same name
+    return run_dir / f"checkpoint-{progress.step}" if parts.engine.any(saved) else None
 
 
 def capsule(parts: Parts, state: Copy, step: int, start: int) -> tuple[dict[str, torch.Tensor], Mapping[str, Any]]:

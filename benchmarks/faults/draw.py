@@ -38,7 +38,7 @@ _PRECISIONS = {
 # Largest value over the largest fp16 number. NF4 rounds a weight by up to 3%, dropout changes little.
 SIZES = (1.2, 2.0, 5.0)
 
-HEALTHY = ("plain", "warm_up", "by_length", "high_scale", "large_steps")
+HEALTHY = ("plain", "warm_up", "by_length", "back_off", "large_steps")
 _HEALTHY_PRECISIONS = ("fp32", "fp16", "bf16", "nf4+fp16")
 
 _LINEARS = {
@@ -216,17 +216,19 @@ _DRAW = {
 
 def _healthy(seed: int, number: int) -> Case:
     rng = random.Random(f"{seed}-healthy-{number}")
-    variant = HEALTHY[number % len(HEALTHY)]
-    drawn = _run(seed, "healthy", number, rng)
-    precisions = [p for p in _HEALTHY_PRECISIONS if variant != "high_scale" or p in _FP16]
-    drawn["precision"] = _turn(seed, f"healthy-{variant}", precisions, number // len(HEALTHY) + number)
+    # in 20 runs each variant meets every precision, and each precision both architectures
+    block, turn = divmod(number, len(HEALTHY))
+    variant = HEALTHY[turn]
+    drawn = _run(seed, "healthy", block // 2 + turn, rng)
+    precisions = [p for p in _HEALTHY_PRECISIONS if variant != "back_off" or p in _FP16]
+    drawn["precision"] = _turn(seed, "healthy", precisions, block + turn)
     drawn["step"], drawn["n_steps"] = 0, rng.choice((20, 28, 36))
     training = drawn["sections"]["training"]
     training["gradient_accumulation_steps"] = 1 + number % 2
     training["lr_scheduler_type"] = rng.choice(("linear", "cosine", "constant"))
     if variant == "warm_up":
         training |= {"warmup_steps": rng.randint(4, 12), "lr_scheduler_type": "linear"}
-    elif variant == "high_scale":
+    elif variant == "back_off":
         drawn["size"] = 2.0 ** rng.randint(23, 24)
     elif variant == "large_steps":
         training["learning_rate"] = rng.uniform(3e-3, 6e-3)
