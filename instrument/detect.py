@@ -154,9 +154,11 @@ class LossWatch:
         return Trouble(onset, "divergence", None, self.evidence(step, loss))
 
     def before_overflow(self, step: int) -> Trouble | None:
-        """Whether the last loss before a step that is not finite had left already."""
-        evidence = self.evidence(step)
-        return self._left(step, evidence["loss"]) if evidence["loss"] > evidence["limit"] else None
+        """Whether the last losses before a step that is not finite had left already; one alone is a batch."""
+        if self._best == math.inf:
+            return None
+        last = _median([value for _, value in self._recent][-PATIENCE:])
+        return self._left(step, last) if last > self._limit else None
 
 
 def _median(values: list[float]) -> float:

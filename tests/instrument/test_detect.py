@@ -106,6 +106,18 @@ def test_a_blow_up_before_an_overflow_is_a_divergence_and_a_drift_is_not():
     assert trouble.evidence["growth"] == pytest.approx(50000 / 3)
 
 
+def test_one_hard_batch_before_a_bad_step_is_no_divergence():
+    watch = LossWatch()
+    for step, loss in enumerate([1.9, 2.7, 1.8, 2.0, 1.9, 2.1, 2.0, 3.9], start=1):
+        watch.step(step, loss)
+        assert watch.before_overflow(step + 1) is None
+    for step in (9, 10):
+        watch.step(step, 7.0)
+    trouble = watch.before_overflow(11)
+    assert trouble is not None
+    assert (trouble.kind, trouble.step) == ("divergence", 8)
+
+
 def test_a_diagnosis_as_json_has_no_number_that_json_has_not():
     found = Diagnosis("forward_overflow", 3, "a.b", "forward", [1, 2], {"absmax": math.inf, "rows_alone": (1,)})
     assert found.as_json()["evidence"] == {"absmax": None, "rows_alone": [1]}

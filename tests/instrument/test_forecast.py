@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from lora_train.instrument.forecast import AT_ONCE, FIT_EVERY, LIMIT, Forecast, Forecaster
+from lora_train.instrument.forecast import AT_ONCE, FIT_EVERY, HORIZON, LIMIT, Forecast, Forecaster
 
 SEEDS = 20
 OVERFLOWS = 65520.0  # the smallest magnitude that rounds to inf
@@ -83,6 +83,20 @@ def test_a_seldom_seen_site_may_scatter():
     leads, errors = leads_and_errors(lambda t: 20_000 + 110 * t, 0.02, every=25)
     assert leads.min() >= 50
     assert errors.max() <= 0.2
+
+
+def test_a_rough_warning_beats_none():
+    """Eight points at +-2% give the step to 10%: too rough far ahead, welcome when less than LATE steps are left."""
+    absmax, actual = planted(lambda t: 20_000 + 110 * t, 0.02, every=50)
+    found = watch(absmax)
+    assert len(found) >= 0.75 * SEEDS
+    assert min(actual[site] - forecast.step for site, forecast in found.items()) >= 40
+
+
+def test_does_not_look_beyond_its_horizon():
+    absmax, actual = planted(lambda t: 20_000 + 30 * t, 0.0, steps=1_600)
+    forecast = watch(absmax[:, :1])[0]
+    assert 150 <= actual[0] - forecast.step <= HORIZON + 5
 
 
 def test_foresees_a_drift_seen_at_irregular_steps():
@@ -188,6 +202,12 @@ def _jump(low: float, high: float, noise: float) -> np.ndarray:
     return np.where(np.arange(600) < 300, low, high)[:, None] * scatter(noise, 600)
 
 
+def _climb(low: float, high: float, noise: float) -> np.ndarray:
+    """A jump that takes ten steps."""
+    begins = 200 + np.random.default_rng(6).integers(0, 50, SEEDS)
+    return (low + (high - low) * np.clip((np.arange(600)[:, None] - begins) / 10, 0, 1)) * scatter(noise, 600)
+
+
 def _wandering(level: float) -> np.ndarray:
     """Neighbouring steps alike: correlation 0.95, deviation 16%."""
     noise, logs = np.random.default_rng(5).normal(size=(600, SEEDS)), np.zeros((600, SEEDS))
@@ -215,6 +235,7 @@ HEALTHY = {
     "warm-up": lambda: np.hstack([_warm_up(500, 50, 0.05), _warm_up(10_000, 50, 0.05)]),
     "curved warm-up": lambda: np.hstack([_warm_up(500, 50, 0.05, True), _warm_up(500, 50, 0.0, True)]),
     "jump": lambda: np.hstack([_jump(3_000, 9_000, 0.02), _jump(5_000, 25_000, 0.2)]),
+    "climb": lambda: np.hstack([_climb(5_000, 25_000, 0.0), _climb(5_000, 25_000, 0.02)]),
     "wandering": lambda: _wandering(20_000),
     "near the limit": lambda: np.hstack([np.full((600, 1), 60_000.0), 60_000 * scatter(0.02, 600)]),
     "at the limit": lambda: np.full((600, 1), LIMIT),
