@@ -24,7 +24,7 @@ KEPT = 256
 WINDOWS = (256, 128, 64, 32, 16)
 # Three points always look straight enough.
 MIN_POINTS = 4
-# Steps between two looks, and sites at one look, in turn: they bound the cost (a look at 32 sites is about 2 ms).
+# Steps between two looks, and sites at one look, in turn: they bound the cost.
 FIT_EVERY, AT_ONCE = 2, 32
 # 1/32 of the limit, from where +5% a step takes 71 steps. What warms up below is not about to overflow.
 FLOOR = -np.log(32.0)
