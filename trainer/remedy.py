@@ -184,7 +184,7 @@ def candidates(parts: Parts, diagnosis: Diagnosis, copy: Copy | None) -> Iterato
         if config.compute_dtype != "float32":
             for name in _with_parents(diagnosis.module):
                 yield Remedy("fp32_module", {"precision.fp32_modules": [name]}, values={"module": name})
-    if kind == "scale_underflow":
+    if kind in ("scale_underflow", "not_reproduced"):  # no row is to blame
         return
     rows = diagnosis.evidence.get("rows_alone") or diagnosis.rows
     yield Remedy("skip_rows", {"data.skip_rows": list(rows)}, values={"rows": listed(rows)})

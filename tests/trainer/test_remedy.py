@@ -89,6 +89,7 @@ def test_candidates_come_in_the_order_of_their_cost(tiny_models):
     (slower,) = candidates(parts, found("divergence"), healthy.newest(before=2))
     assert as_overrides(slower.settings) == ["training.learning_rate=0.0001"]
     assert list(candidates(parts, found("divergence"), None)) == []
+    assert list(candidates(parts, found("not_reproduced"), None)) == []
 
 
 def test_a_copy_that_is_not_finite_is_passed_over(tiny_models):
