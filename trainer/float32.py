@@ -70,7 +70,7 @@ def widen(model: PeftModel, names: Sequence[str]) -> Callable[[], None]:
     for name in names:
         module = modules[name]
         forwards.append((module, module.__dict__.get("forward")))
-        module.forward = _float32_forward(module.forward, model.device.type)
+        module.forward = Widened(module.forward, model.device.type)
 
     def undo() -> None:
         for parameter, data in narrow:
@@ -84,13 +84,21 @@ def widen(model: PeftModel, names: Sequence[str]) -> Callable[[], None]:
     return undo
 
 
-def _float32_forward(forward: Callable[..., Any], device: str) -> Callable[..., Any]:
-    def widened(*args: Any, **kwargs: Any) -> Any:
-        args, kwargs = tree_map_only(torch.Tensor, _float32, (args, kwargs))
-        with torch.autocast(device, enabled=False):
-            return forward(*args, **kwargs)
+class Widened:
+    """The forward of a module that computes in float32."""
 
-    return widened
+    def __init__(self, forward: Callable[..., Any], device: str):
+        self._forward, self._device = forward, device
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        args, kwargs = tree_map_only(torch.Tensor, _float32, (args, kwargs))
+        with torch.autocast(self._device, enabled=False):
+            return self._forward(*args, **kwargs)
+
+
+def is_wide(module: nn.Module) -> bool:
+    """Whether `widen` made it compute in float32."""
+    return isinstance(vars(module).get("forward"), Widened)
 
 
 def _float32(tensor: torch.Tensor) -> torch.Tensor:

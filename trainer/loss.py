@@ -11,7 +11,7 @@ nothing. A head that does more than a projection (soft-capping, scaling) is left
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, cast
 
 import torch
@@ -23,6 +23,7 @@ from transformers import PreTrainedModel, masking_utils
 from ..instrument.messages import say
 from ..kernels.cross_entropy import linear_cross_entropy
 from .batches import Batch
+from .float32 import is_wide
 
 # Config keys by which architectures transform the logits after the projection (Gemma 2, Cohere, Granite).
 LOGIT_TRANSFORMS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
@@ -72,14 +73,19 @@ class SupervisedLoss:
             # index_select's backward is deterministic, that of hidden[index] is not
             hidden = hidden.flatten(0, 1).index_select(0, batch.positions)
             if self.fused:
-                head: Any = self._head
-                loss, n_correct = linear_cross_entropy(
-                    hidden, head.weight, batch.targets, bias=head.bias, count_correct=not torch.is_grad_enabled()
-                )
-                return loss, n_correct
+                return self._fused_loss(hidden, batch.targets)
             logits = self._head(hidden)
         loss = F.cross_entropy(logits.float(), batch.targets, reduction="sum")
         return loss, (logits.detach().argmax(-1) == batch.targets).sum()
+
+    def _fused_loss(self, hidden: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        head: Any = self._head
+        with ExitStack() as stack:
+            if is_wide(head):
+                hidden = hidden.float()
+                stack.enter_context(torch.autocast(hidden.device.type, enabled=False))
+            counted = not torch.is_grad_enabled()
+            return linear_cross_entropy(hidden, head.weight, targets, bias=head.bias, count_correct=counted)
 
     @torch.no_grad()
     def _transforms_logits(self, compute_dtype: torch.dtype) -> bool:

@@ -21,6 +21,7 @@ from ..instrument.latch import Latch
 from ..instrument.loss_scale import MAX_SCALE, LossScale
 from ..instrument.trace import Tracer
 from .config import Config
+from .diagnose import head_name
 from .float32 import in_float32, matching
 from .healthy import Copy, Healthy
 from .loop import forward_backward, train_step
@@ -117,13 +118,13 @@ def changed(parts: Parts, settings: Settings) -> Iterator[Parts]:
 
 
 def trial_scale(parts: Parts, config: Config) -> LossScale:
-    """The loss scale under these settings: it has fallen to a lowered floor already."""
+    """The loss scale under these settings: it has fallen already, to the headroom above a lowered floor."""
     before, now = parts.config.precision, config.precision
     if (before.loss_scale, before.min_loss_scale) == (now.loss_scale, now.min_loss_scale):
         return parts.loss_scale
     scale = loss_scale_of(config, parts.engine.device)
     if scale.dynamic:
-        scale.scale = parts.loss_scale.scale.clamp(max=now.min_loss_scale)
+        scale.scale = parts.loss_scale.scale.clamp(max=now.min_loss_scale * HEADROOM)
     return scale
 
 
@@ -184,6 +185,11 @@ def candidates(parts: Parts, diagnosis: Diagnosis, copy: Copy | None) -> Iterato
         if config.compute_dtype != "float32":
             for name in _with_parents(diagnosis.module):
                 yield Remedy("fp32_module", {"precision.fp32_modules": [name]}, values={"module": name})
+            head = head_name(parts)
+            if head and not any(part.isdigit() for part in diagnosis.module.split(".")):
+                # what comes after the layers is read by the head, which would round it again
+                both = [diagnosis.module, head]
+                yield Remedy("fp32_module", {"precision.fp32_modules": both}, values={"module": ", ".join(both)})
     if kind in ("scale_underflow", "not_reproduced"):  # no row is to blame
         return
     rows = diagnosis.evidence.get("rows_alone") or diagnosis.rows
@@ -200,10 +206,12 @@ def _scales(parts: Parts, diagnosis: Diagnosis) -> Iterator[Remedy]:
         if better is not None and better > current:
             yield Remedy("loss_scale", {"precision.loss_scale": better}, values={"before": current, "after": better})
         return
-    key = "precision.min_loss_scale" if diagnosis.kind == "scale_collapse" else "precision.loss_scale"
     for power in range(1, 2 if diagnosis.kind == "forward_overflow" else N_SCALES + 1):
         lower = current / SCALE_STEP**power
-        yield Remedy("loss_scale", {key: lower}, values={"before": current, "after": lower})
+        # a dynamic scale finds its own level; other batches need a lower one than this
+        floor = {"precision.min_loss_scale": lower / HEADROOM}
+        settings = floor if diagnosis.kind == "scale_collapse" else {"precision.loss_scale": lower}
+        yield Remedy("loss_scale", settings, values={"before": current, "after": lower})
 
 
 def _with_parents(module: str) -> Iterator[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 from lora_train.instrument.detect import Diagnosis
@@ -90,6 +91,25 @@ def test_candidates_come_in_the_order_of_their_cost(tiny_models):
     assert as_overrides(slower.settings) == ["training.learning_rate=0.0001"]
     assert list(candidates(parts, found("divergence"), None)) == []
     assert list(candidates(parts, found("not_reproduced"), None)) == []
+
+
+def test_an_overflow_in_the_last_norm_is_healed_with_the_head_that_reads_it(tiny_models):
+    """Alone in float32 the norm does not help: under autocast the output layer rounds what it reads to fp16."""
+    parts = make_parts(make_config(tiny_models["llama"], fp16=True))
+    base: Any = parts.model.get_base_model()
+    base.model.norm.weight.data.fill_(50000.0)
+    parts.loss_scale.scale.fill_(2.0**-10)  # the gradient is as much larger
+    assert not attempt(replace(parts, recorder=None), 2).finite
+    healthy = Healthy(parts.model, parts.optimizer, parts.loss_scale)
+    remedies = candidates(parts, found("forward_overflow", "model.norm", rows_alone=[2]), None)
+    wide = [remedy for remedy in remedies if remedy.kind == "fp32_module"]
+    assert [remedy.settings["precision.fp32_modules"] for remedy in wide] == [["model.norm"], ["model.norm", "lm_head"]]
+    assert [try_out(parts, found("forward_overflow"), remedy, None, healthy).verified for remedy in wide] == [
+        False,
+        True,
+    ]
+    assert base.lm_head.weight.dtype == torch.float16
+    assert not attempt(replace(parts, recorder=None), 2).finite
 
 
 def test_a_copy_that_is_not_finite_is_passed_over(tiny_models):
