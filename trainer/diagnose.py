@@ -36,6 +36,7 @@ class Found:
 
     micro_batch: int
     rank: int
+    phase: str
     kind: str
     module: str | None
     rows_alone: list[int]
@@ -57,8 +58,10 @@ def diagnose(parts: Parts, trouble: Trouble) -> Diagnosis:
     found = [item for item in parts.engine.gather_objects(_find(parts, trouble.step, n_supervised)) if item]
     if not found:  # the step is healthy when it runs again: not the numbers, the machine
         return Diagnosis("not_reproduced", trouble.step, None, "forward", rows, adapter)
-    first = min(found, key=lambda item: (item.micro_batch, item.rank))
-    alone = sorted({row for item in found if item.micro_batch == first.micro_batch for row in item.rows_alone})
+    # a gradient that overflows while the scale still falls is no trouble beside a forward pass that does
+    first = min(found, key=lambda item: (item.phase != "forward", item.micro_batch, item.rank))
+    same = [item for item in found if (item.phase, item.micro_batch) == (first.phase, first.micro_batch)]
+    alone = sorted({row for item in same for row in item.rows_alone})
     evidence = {**first.evidence, "micro_batch": first.micro_batch, "rows_alone": alone, **adapter}
     return Diagnosis(first.kind, trouble.step, first.module, PHASES.get(first.kind, "backward"), rows, evidence)
 
@@ -73,7 +76,8 @@ def adapter_facts(parts: Parts) -> dict[str, int]:
 
 
 def _find(parts: Parts, step: int, n_supervised: int) -> Found | None:
-    """The first micro-batch of this process that is not finite, and who is to blame."""
+    """The first micro-batch of this process whose forward pass is not finite, else whose backward pass is not."""
+    backward = None
     for index, examples in enumerate(parts.plan.step(step)):
         own = parts.plan.local(examples, parts.engine.rank)
         if not own:
@@ -81,16 +85,25 @@ def _find(parts: Parts, step: int, n_supervised: int) -> Found | None:
         tracer = Tracer(parts.model, parts.patched.groups, getattr(torch, parts.config.compute_dtype))
         with tracer.active():
             loss, finite = run(parts, step, index, own, n_supervised)
-        if finite:
-            continue
-        phase = "backward" if math.isfinite(loss) else "forward"
-        origin = tracer.origin(phase, head_name(parts))
-        kind = _kind(parts, origin, phase)
-        evidence = _evidence(parts, step, index, own, n_supervised, origin, phase)
-        alone = _rows_alone(parts, step, index, own, n_supervised, phase)
-        module = origin.trace.name if origin else None
-        return Found(index, parts.engine.rank, kind, module, alone, evidence)
-    return None
+        if not math.isfinite(loss):
+            return _blame(parts, step, index, own, n_supervised, tracer, "forward")
+        if not finite and backward is None:
+            backward = index, own, tracer
+    if backward is None:
+        return None
+    index, own, tracer = backward
+    return _blame(parts, step, index, own, n_supervised, tracer, "backward")
+
+
+def _blame(
+    parts: Parts, step: int, index: int, own: list[Example], n_supervised: int, tracer: Tracer, phase: str
+) -> Found:
+    """Who is to blame in a micro-batch that is not finite."""
+    origin = tracer.origin(phase, head_name(parts))
+    kind = _kind(parts, origin, phase)
+    evidence = _evidence(parts, step, index, own, n_supervised, origin, phase)
+    alone = _rows_alone(parts, step, index, own, n_supervised, phase)
+    return Found(index, parts.engine.rank, phase, kind, origin.trace.name if origin else None, alone, evidence)
 
 
 def run(parts: Parts, step: int, index: int, own: list[Example], n_supervised: int) -> tuple[float, bool]:

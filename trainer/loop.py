@@ -48,10 +48,14 @@ class Stop:
         for number in (signal.SIGINT, signal.SIGTERM):
             self._old[number] = signal.signal(number, self._received)
 
+    def end(self) -> None:
+        """Gives the signals back to who had them."""
+        while self._old:
+            signal.signal(*self._old.popitem())
+
     def _received(self, number: int, frame: FrameType | None) -> None:
         self.signal = number
-        for listened, handler in self._old.items():
-            signal.signal(listened, handler)
+        self.end()
 
     def wanted(self, reserve: float) -> bool:
         """Whether to stop now, keeping `reserve` seconds before the deadline."""

@@ -53,10 +53,14 @@ def run(config: Config, resume: str | None) -> int:
     tokenizer = load_tokenizer(config)
     data = load_data(config, tokenizer, console)
     source = Source(data[0], data[1], pad_token_id(tokenizer), resume)
-    outcome = start(config, checkpoint, source, engine, console, stop)
-    while isinstance(outcome, Decision):  # a healed run goes on as a resumed one would
-        gc.collect()
-        outcome = start(outcome.config, outcome.checkpoint, source, engine, console, stop, outcome.checkpoint.parent)
+    try:
+        outcome = start(config, checkpoint, source, engine, console, stop)
+        while isinstance(outcome, Decision):  # a healed run goes on as a resumed one would
+            gc.collect()
+            folder = outcome.checkpoint.parent
+            outcome = start(outcome.config, outcome.checkpoint, source, engine, console, stop, folder)
+    finally:
+        stop.end()
     engine.close()
     return outcome
 

@@ -2,6 +2,8 @@
 
 import math
 import random
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,8 @@ from transformers import AutoModelForCausalLM
 from benchmarks.faults import models, weights
 from benchmarks.faults.check import FORECAST
 from benchmarks.faults.draw import ARCHITECTURES, FAULTS, HEALTHY, IN_WEIGHTS, draw
+
+from ..conftest import COMMAND_ENVIRONMENT, ROOT
 
 
 def test_a_seed_gives_the_same_cases_and_another_one_others():
@@ -84,3 +88,14 @@ def test_a_broken_weight_shows_at_its_token_alone(fault: str, tiny_models: dict[
                 assert peak == math.inf
             else:
                 assert peak == pytest.approx(case.size * weights.FP16_MAX, rel=0.01)
+
+
+def test_a_spread_of_faults_is_found_named_and_healed():
+    """Every kind of fault once or twice, and healthy runs, through the trainer."""
+    command = [sys.executable, "-m", "benchmarks.faults", "--seed", "5", "--cases", "12", "--healthy", "4"]
+    result = subprocess.run(
+        command, cwd=ROOT, env=COMMAND_ENVIRONMENT, capture_output=True, text=True, timeout=900, check=False
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert result.stdout.count("  OK") == 16
+    assert "WRONG" not in result.stdout

@@ -277,6 +277,10 @@ def test_stop_is_wanted_after_a_signal_or_near_the_deadline():
         os.kill(os.getpid(), signal.SIGTERM)
         assert (stop.signal, stop.wanted(reserve=0)) == (signal.SIGTERM, True)
         assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == old
+        stop.listen()
+        assert signal.getsignal(signal.SIGTERM) != old[0]
+        stop.end()  # a run that ends by itself gives them back as well
+        assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == old
     finally:
         signal.signal(signal.SIGTERM, old[0])
         signal.signal(signal.SIGINT, old[1])
