@@ -112,12 +112,15 @@ class LossWatch:
         self._recent: deque[tuple[int, float]] = deque(maxlen=WINDOW)
         self._best, self._scatter = math.inf, 0.0
         self._first: float | None = None
-        self._seen = 0
+        self._seen = self._n_older = 0
+        self._highest = -math.inf
 
     def step(self, step: int, loss: float) -> Trouble | None:
         """Looks at a step's loss; one that is not finite is the latch's business."""
         if not math.isfinite(loss):
             return None
+        if len(self._recent) == WINDOW:
+            self._n_older, self._highest = self._n_older + 1, max(self._highest, self._recent[0][1])
         self._recent.append((step, loss))
         self._first = loss if self._first is None else self._first
         losses = [value for _, value in self._recent]
@@ -125,6 +128,10 @@ class LossWatch:
         scatter = 1.4826 * _median([abs(value - median) for value in losses])
         if len(losses) == WINDOW and median > self._limit:
             return self._left(step, median)
+        above = self._highest + max(MARGIN, RISE * self._best)
+        if self._n_older >= WINDOW // 2 and min(losses) > above:  # all of them: a jump, whatever the scatter
+            evidence = {"loss": median, "best": self._best, "limit": above, "seen_at": step}
+            return Trouble(self._recent[0][0], "divergence", None, evidence)
         self._seen += 1
         untrained = self._first + max(WORSE * self._first + MARGIN, SCATTER * scatter)
         if WINDOW <= self._seen <= 2 * WINDOW and median > untrained:
@@ -171,11 +178,12 @@ def lost_shares(sites: Sequence[Site], rows: np.ndarray) -> tuple[list[Site], np
     """The fp16 gradient sites of a step and the share of their values that was lost to zero.
 
     Of the values that were not zero before rounding; where n_underflow is null, of those that are not zero the
-    subnormal ones. 1 where everything is zero: it was lost before. A site without values is left out.
+    subnormal ones. 1 where everything is zero: it was lost before. A site without values or counts is left out.
     """
     import numpy as np
 
     own = [s for s in sites if s.dtype == "float16" and s.tensor in ("grad_out", "grad_in") and rows[s.id, _N] > 0]
+    own = [site for site in own if not np.isnan(rows[site.id, _ZERO])]
     values = rows[[site.id for site in own]]
     unknown = np.isnan(values[:, _UNDERFLOW])
     zeroed = np.where(unknown, 0, values[:, _UNDERFLOW])

@@ -160,6 +160,8 @@ def _why_not(layer: Any) -> str:
         return "not_linear"
     if len(layer.active_adapters) != 1 or layer.active_adapters[0] not in layer.lora_A:
         return "several_adapters"
+    if any(parameter.requires_grad for parameter in weight_holder.parameters()):
+        return "trained"
     adapter = layer.active_adapters[0]
     if adapter in layer.lora_variant:
         return "variant"

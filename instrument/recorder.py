@@ -9,7 +9,7 @@ A ring (ring.py) carries a step's rows.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -50,6 +50,7 @@ class Recorder:
         histogram_every: int = 0,
         model: nn.Module | None = None,
         probe_every: int = 0,
+        float32: Collection[str] = (),
         gather: Callable[[torch.Tensor], torch.Tensor] | None = None,
     ):
         """
@@ -64,6 +65,7 @@ class Recorder:
             model: with the modules to probe; needed if probe_every > 0.
             probe_every: every so many steps the outputs of the modules without LoRA are looked at in the first
                 micro-batch; 0: never.
+            float32: names of modules that compute in float32 whatever autocast says, with all that is in them.
             gather: stacks a tensor of every process, [W, ...]; None for one process.
         """
         self._patched, self._device, self._gather = patched, device, gather
@@ -75,7 +77,7 @@ class Recorder:
         self._micro = -1
         self._probed, self._probe_every = (model if probe_every else None), probe_every
         self._probe: Probe | None = None
-        self._index_sites(run_once, patterns)
+        self._index_sites(run_once, patterns, float32)
         n_sites = len(self._all_sites)
         self._buffer = torch.full((n_micro_batches, n_sites, N_FIELDS), torch.nan, dtype=torch.float64, device=device)
         self._views = [
@@ -89,7 +91,7 @@ class Recorder:
         self._ring = Ring((len(keep), len(COLUMNS)), device, may_drop=True)
         self._exponent_ring = Ring((len(keep), N_EXPONENTS), device, n_slots=1, may_drop=True)
 
-    def _index_sites(self, run_once: Callable[[], Any], patterns: Sequence[str]) -> None:
+    def _index_sites(self, run_once: Callable[[], Any], patterns: Sequence[str], float32: Collection[str]) -> None:
         self._all_sites: list[Site] = []
         self._groups: list[tuple[Group, int]] = []
         order = 0
@@ -102,6 +104,7 @@ class Recorder:
             order += 1
             self._unfused[id(module)] = len(self._all_sites)
             self._all_sites += site_tables.module_sites(name, module, len(self._all_sites), order)
+        self._all_sites = [site_tables.in_float32(site, float32) for site in self._all_sites]
         self._discovering = True
         with torch.no_grad(), self.active():
             run_once()

@@ -7,7 +7,8 @@ A group of modules that read the same input has one `in` and one `grad_in`, name
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -46,6 +47,12 @@ def module_sites(name: str, module: nn.Module, first_id: int, order: int) -> lis
         shape, dtype = _shape(module, tensor)
         sites.append(Site(first_id + len(sites), name, tensor, shape, dtype, order))
     return sites
+
+
+def in_float32(site: Site, modules: Collection[str]) -> Site:
+    """The site as it is if one of these modules, or what is in them, computes in float32 under autocast."""
+    wide = any(site.module == name or site.module.startswith(f"{name}.") for name in modules)
+    return replace(site, dtype="float32") if wide else site
 
 
 def _shape(layer, tensor: str) -> tuple[tuple[int, ...] | None, str]:

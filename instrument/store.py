@@ -17,6 +17,7 @@ At the end `compact` turns each stream into stats/start-<n>.parquet.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -66,17 +67,26 @@ class MetricsLog:
         self._start = start
         path = run_dir / METRICS
         _end_torn_line(path)
-        self._file = path.open("a", encoding="utf-8")
+        self._file = path.open("ab", buffering=0)
 
     def write(self, values: dict[str, Any]) -> None:
-        """Writes one line; floats that are not finite become null."""
+        """Writes one line; floats that are not finite become null.
+
+        Raises:
+            OSError: the disk refused; nothing of the line is left.
+        """
         clean = {key: _finite_or_none(value) for key, value in {"start": self._start, **values}.items()}
-        self._file.write(json.dumps(clean, allow_nan=False) + "\n")
-        self._file.flush()
+        line = (json.dumps(clean, allow_nan=False) + "\n").encode()
+        size = self._file.tell()
+        try:
+            while line:  # a full disk takes a part of it before it refuses
+                line = line[self._file.write(line) :]
+        except OSError:
+            self._file.truncate(size)
+            raise
 
     def close(self) -> None:
         """Syncs to disk and closes."""
-        self._file.flush()
         os.fsync(self._file.fileno())
         self._file.close()
 
@@ -186,6 +196,9 @@ class StatsWriter:
             rows: float64 [n_sites, len(COLUMNS)], NaN for null.
             exponents: int64 [n_sites, 256] on histogram steps. A row of zeros is null: a tensor without values, or
                 a site without a histogram.
+
+        Raises:
+            OSError: the disk refused; nothing more can be written, what was written before is kept.
         """
         import numpy as np
         import pyarrow as pa
@@ -201,6 +214,11 @@ class StatsWriter:
         arrays.append(pa.array(np.full(self._n_sites, step, np.int64)))
         self._stream.write_batch(pa.record_batch(arrays, schema=self._schema))
         self._file.flush()
+
+    def abandon(self) -> None:
+        """Closes after a write that failed: readers drop the torn end."""
+        with contextlib.suppress(OSError):
+            self._file.close()
 
     def close(self) -> None:
         """Ends the stream, syncs to disk and closes."""

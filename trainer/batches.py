@@ -8,14 +8,14 @@ process with twice the accumulation. The last step of an epoch may be smaller.
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import math
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
+from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from .data import Dataset, Example
 
@@ -79,6 +79,8 @@ class Plan:
         seed: of the order.
         world_size: number of processes.
         skip: source indices of rows that are left out where their turn comes; the order of the others stays.
+        group_by_length: whether rows of similar length come in one step, the longest first.
+        begins_after: the step after which the rows begin from the first again.
     """
 
     dataset: Dataset
@@ -87,6 +89,9 @@ class Plan:
     seed: int
     world_size: int = 1
     skip: frozenset[int] = frozenset()
+    group_by_length: bool = False
+    begins_after: int = 0
+    _orders: dict[int, Sequence[int]] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def rows_per_step(self) -> int:
@@ -105,12 +110,25 @@ class Plan:
 
         Where rows are left out a micro-batch is smaller, and may be empty.
         """
-        epoch, within = divmod(step - 1, self.steps_per_epoch)
-        order = epoch_order(len(self.dataset.examples), self.seed, epoch)
+        behind = step > self.begins_after
+        epoch, within = divmod(step - 1 - behind * self.begins_after, self.steps_per_epoch)
+        order = self.order(epoch)
         chosen = [self.dataset.examples[i] for i in order[within * self.rows_per_step :][: self.rows_per_step]]
         size = self.batch_size * self.world_size
         micro_batches = [chosen[start : start + size] for start in range(0, len(chosen), size)]
         return [[example for example in micro if example.row not in self.skip] for micro in micro_batches]
+
+    def order(self, epoch: int) -> Sequence[int]:
+        """The permutation of one epoch (from 0)."""
+        if epoch not in self._orders:
+            if len(self._orders) > 1:
+                del self._orders[min(self._orders)]
+            if self.group_by_length:
+                lengths = [len(example.input_ids) for example in self.dataset.examples]
+                self._orders[epoch] = grouped_order(lengths, self.rows_per_step, self.seed, epoch)
+            else:
+                self._orders[epoch] = epoch_order(len(self.dataset.examples), self.seed, epoch)
+        return self._orders[epoch]
 
     def local(self, micro_batch: list[Example], rank: int) -> list[Example]:
         """One process's slice of a micro-batch; it may be empty at the end of an epoch."""
@@ -122,17 +140,22 @@ class Plan:
 
     def fingerprint(self) -> str:
         """16 hex digits of the rows' content and order in the first epoch."""
-        order = epoch_order(len(self.dataset.examples), self.seed, 0)
+        order = tuple(self.order(0))
         text = f"{self.dataset.fingerprint()} {self.batch_size} {self.accumulation} {self.world_size} {order}"
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-@functools.lru_cache(maxsize=2)
 def epoch_order(n_rows: int, seed: int, epoch: int) -> tuple[int, ...]:
     """The permutation of one epoch. Python's generator: the same on every version and platform."""
     order = list(range(n_rows))
     random.Random(f"order-{seed}-{epoch}").shuffle(order)
     return tuple(order)
+
+
+def grouped_order(lengths: Sequence[int], rows_per_step: int, seed: int, epoch: int) -> tuple[int, ...]:
+    """The same with rows of similar length in each step, as transformers' group_by_length has it."""
+    generator = torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(f"{seed}-{epoch}".encode()).digest()[:7]))
+    return tuple(get_length_grouped_indices(list(lengths), rows_per_step, generator=generator))
 
 
 def in_batches(examples: Sequence[Example], size: int) -> Iterator[Sequence[Example]]:

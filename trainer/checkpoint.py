@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel, set_peft_model_state_dict
+from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
@@ -47,6 +47,8 @@ class Progress:
         train_seconds: spent in steps, over all starts; likewise evaluation and saving.
         final_loss: of the last step, None where it was not finite.
         heals: {"step", "kind", "module", "settings", "before"} for each collapse the run went on from.
+        evaluations: (step, metric_for_best_model) of each evaluation. Lists are replaced, never changed.
+        data_begins_after: the step after which the rows began from the first again (training.ignore_data_skip).
     """
 
     step: int = 0
@@ -57,6 +59,8 @@ class Progress:
     save_seconds_total: float = 0.0
     final_loss: float | None = None
     heals: list[dict[str, Any]] = field(default_factory=list)
+    evaluations: list[tuple[int, float]] = field(default_factory=list)
+    data_begins_after: int = 0
 
 
 class NotFinite(Exception):
@@ -85,8 +89,13 @@ def save_checkpoint(
     progress: Progress,
     config: dict[str, Any],
     keep: int | None,
+    best: int | None = None,
 ) -> Path:
     """Writes checkpoint-<step> under a temporary name, syncs and renames it, then drops the oldest.
+
+    Args:
+        keep: how many to keep; None: all.
+        best: step of one that is kept in any case.
 
     Raises:
         NotFinite: adapter or optimizer is not finite; earlier checkpoints stay.
@@ -108,7 +117,8 @@ def save_checkpoint(
     commit(partial, final)
     if keep is not None:
         for old in checkpoints(run_dir)[:-keep]:
-            shutil.rmtree(old)
+            if old.name != f"checkpoint-{best}":
+                shutil.rmtree(old)
     return final
 
 
@@ -138,12 +148,17 @@ def checkpoints(run_dir: Path) -> list[Path]:
         if not (final := old.with_name(old.name.removesuffix(OLD))).exists():
             old.rename(final)
     found = [path for path in run_dir.glob("checkpoint-*") if _NAME.fullmatch(path.name) and path.is_dir()]
-    return sorted(found, key=lambda path: int(path.name.split("-")[1]))
+    return sorted(found, key=step_of)
+
+
+def step_of(folder: Path) -> int:
+    """The step of a checkpoint's name."""
+    return int(folder.name.split("-")[1])
 
 
 def set_aside_after(run_dir: Path, step: int, start: int) -> list[Path]:
     """Renames the checkpoints after `step`, an abandoned branch: they are neither resumed nor pruned any more."""
-    later = [path for path in checkpoints(run_dir) if int(path.name.split("-")[1]) > step]
+    later = [path for path in checkpoints(run_dir) if step_of(path) > step]
     return [path.rename(path.with_name(f"{path.name}.start-{start}")) for path in later]
 
 
@@ -151,26 +166,37 @@ def load_checkpoint(folder: Path, model: PeftModel, optimizer: Optimizer, loss_s
     """Restores adapter, optimizer and scaler in place and returns where the run stood.
 
     Raises:
-        UserError: the folder is not a whole checkpoint of this model.
+        UserError: the folder is not a whole checkpoint of this model; nothing was restored.
     """
     try:
         adapter = load_file(folder / ADAPTER)
         tensors = load_file(folder / OPTIMIZER)
-        state = {"heals": [], **json.loads((folder / STATE).read_text(encoding="utf-8"))}
-        progress = Progress(**{key: state[key] for key in Progress.__dataclass_fields__})
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        state = json.loads((folder / STATE).read_text(encoding="utf-8"))
+        added_later = {"heals": [], "evaluations": [], "data_begins_after": 0}
+        progress = Progress(**{key: (added_later | state)[key] for key in Progress.__dataclass_fields__})
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise UserError(problem("checkpoint.broken", folder=folder, what=error)) from error
-    try:
-        outcome = set_peft_model_state_dict(model, adapter)
-    except RuntimeError as error:
-        raise UserError(problem("checkpoint.other_model", folder=folder, what=str(error).split("\n")[-1])) from error
-    missing = [key for key in outcome.missing_keys if "lora_" in key]
-    if missing or outcome.unexpected_keys:
-        key = (missing or outcome.unexpected_keys)[0]
-        raise UserError(problem("checkpoint.other_model", folder=folder, what=key))
-    optimizer.load_state_dict(_under("optimizer.", tensors))
-    loss_scale.load_state_dict(_under("loss_scale.", tensors))
+    own = {name: tensor.shape for name, tensor in adapter_state(model).items()}
+    found = {name: tensor.shape for name, tensor in adapter.items()}
+    foreign = sorted(name for name in own.keys() | found.keys() if own.get(name) != found.get(name))
+    optimizer_state, scale_state = _under("optimizer.", tensors), _under("loss_scale.", tensors)
+    foreign += optimizer.foreign(optimizer_state) + sorted(loss_scale.state_dict().keys() - scale_state.keys())
+    if foreign:
+        raise UserError(problem("checkpoint.other_model", folder=folder, what=foreign[0]))
+    set_peft_model_state_dict(model, adapter)
+    optimizer.load_state_dict(optimizer_state)
+    loss_scale.load_state_dict(scale_state)
     return progress
+
+
+def load_adapter(model: PeftModel, folder: Path) -> None:
+    """Puts the adapter of a checkpoint into the model."""
+    set_peft_model_state_dict(model, load_file(folder / ADAPTER))
+
+
+def adapter_state(model: PeftModel) -> dict[str, torch.Tensor]:
+    """What an adapter file holds, by the names it has there."""
+    return get_peft_model_state_dict(model, save_embedding_layers=False)
 
 
 def _under(prefix: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

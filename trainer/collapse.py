@@ -175,6 +175,7 @@ def capsule(parts: Parts, state: Copy, step: int, start: int) -> tuple[dict[str,
         "rows": rows,
         "n_steps": parts.n_steps,
         "steps_per_epoch": parts.plan.steps_per_epoch,
+        "metrics": [metric for _, metric in state.progress.evaluations],
         "processes": parts.engine.world_size,
         "config": parts.config.model_dump(),
     }

@@ -14,6 +14,25 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 # YAML 1.1 reads an unquoted `no` as false
 _NoOrWord = BeforeValidator(lambda value: "no" if value is False else value)
 Strategy = Annotated[Literal["no", "steps", "epoch"], _NoOrWord]
+SaveStrategy = Annotated[Literal["no", "steps", "epoch", "best"], _NoOrWord]
+# A whole number of steps, or below 1 a share of all steps, as in transformers.
+Interval = Annotated[int, Field(ge=1)] | Annotated[float, Field(gt=0, lt=1)]
+
+# Learning-rate schedules that follow the evaluations.
+METRIC_DRIVEN = ("reduce_lr_on_plateau", "greedy")
+# Trackers that accelerate drives, by their names there -> the module each needs; azure_ml speaks MLflow.
+TRACKERS = {
+    "aim": "aim",
+    "azure_ml": "azureml.mlflow",
+    "clearml": "clearml",
+    "comet_ml": "comet_ml",
+    "dvclive": "dvclive",
+    "mlflow": "mlflow",
+    "swanlab": "swanlab",
+    "tensorboard": "tensorboard",
+    "trackio": "trackio",
+    "wandb": "wandb",
+}
 
 
 class Section(BaseModel):
@@ -42,12 +61,20 @@ class ModelSection(Section):
 class QuantizationSection(Section):
     load_in_4bit: bool = False
     """Keep the frozen weights in 4 bits (bitsandbytes)."""
+    load_in_8bit: bool = False
+    """Keep the frozen weights in 8 bits (bitsandbytes). Takes PEFT's own, slower path."""
+    llm_int8_threshold: float = Field(default=6.0, ge=0)
+    """8-bit: input columns with values above this are computed in 16 bits."""
+    llm_int8_skip_modules: list[str] | None = None
+    """Modules that are not quantized, in 4 or 8 bits. null: the output layer."""
     bnb_4bit_quant_type: Literal["nf4", "fp4"] = "nf4"
     """4-bit code book."""
     bnb_4bit_use_double_quant: bool = False
     """Quantize the block scales as well: about 0.4 bit a weight less."""
     bnb_4bit_compute_dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     """Dtype the 4-bit weights are decoded to. auto: the compute dtype of the run."""
+    bnb_4bit_quant_storage: Literal["uint8", "float16", "bfloat16", "float32"] = "uint8"
+    """Dtype in which packed 4-bit weights are stored."""
 
 
 class LoraSection(Section):
@@ -59,6 +86,14 @@ class LoraSection(Section):
     """Dropout on the adapter's input."""
     target_modules: list[str] | str = "all-linear"
     """Module names (a list), one regular expression, or all-linear."""
+    bias: Literal["none", "all", "lora_only"] = "none"
+    """Which biases are trained: none, all of the model's, or those of the layers with LoRA."""
+    modules_to_save: list[str] | None = None
+    """Modules trained in full and saved with the adapter, such as lm_head or embed_tokens."""
+    use_rslora: bool = False
+    """Scale by lora_alpha / sqrt(r) instead of lora_alpha / r."""
+    task_type: Literal["CAUSAL_LM"] = "CAUSAL_LM"
+    """What the model is for, as PEFT's files name it."""
 
 
 class DataSection(Section):
@@ -105,14 +140,30 @@ class TrainingSection(Section):
         "constant",
         "constant_with_warmup",
         "inverse_sqrt",
+        "reduce_lr_on_plateau",
+        "cosine_with_min_lr",
+        "cosine_warmup_with_min_lr",
+        "warmup_stable_decay",
+        "greedy",
     ] = "linear"
-    """Schedule of the learning rate over all steps (transformers' own)."""
-    warmup_steps: int = Field(default=0, ge=0)
-    """Steps of linear warm-up; overrides warmup_ratio."""
+    """Schedule of the learning rate over all steps (transformers' own). reduce_lr_on_plateau and greedy follow
+    metric_for_best_model at every evaluation."""
+    lr_scheduler_kwargs: dict[str, Any] = {}
+    """More arguments of the schedule, such as min_lr_rate or num_decay_steps."""
+    warmup_steps: Annotated[int, Field(ge=0)] | Annotated[float, Field(gt=0, lt=1)] = 0
+    """Steps of linear warm-up, below 1 a share of all steps; overrides warmup_ratio."""
     warmup_ratio: float = Field(default=0.0, ge=0, le=1)
     """Share of all steps spent in warm-up."""
-    optim: Literal["adamw_torch_fused", "adamw_torch", "adamw_8bit", "paged_adamw_8bit"] = "adamw_torch_fused"
-    """Optimizer. All but adamw_torch_fused make the host wait for the device once a step."""
+    optim: Literal[
+        "adamw_torch_fused",
+        "adamw_torch",
+        "adamw_8bit",
+        "paged_adamw_8bit",
+        "paged_adamw_32bit",
+        "sgd",
+        "adafactor",
+    ] = "adamw_torch_fused"
+    """Optimizer. All but adamw_torch_fused and sgd make the host wait for the device once a step."""
     weight_decay: float = Field(default=0.0, ge=0)
     """Decoupled weight decay of matrices (not of biases and norms)."""
     adam_beta1: float = Field(default=0.9, ge=0, lt=1)
@@ -129,18 +180,48 @@ class TrainingSection(Section):
     """Compute in bfloat16."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
-    logging_steps: int = Field(default=500, ge=1)
-    """Console line every so many steps. Every step is recorded in metrics.jsonl all the same."""
+    group_by_length: bool = False
+    """Put rows of similar length in one batch: less padding, a saw-tooth in the loss."""
+    logging_strategy: Strategy = "steps"
+    """When to print a line and to feed the trackers: no, steps or epoch. metrics.jsonl has every step anyway."""
+    logging_steps: Interval = 500
+    """Steps between those lines, or below 1 a share of all steps."""
+    logging_first_step: bool = False
+    """Log the first step as well."""
     eval_strategy: Strategy = "no"
     """When to evaluate: no, steps or epoch."""
-    eval_steps: int | None = Field(default=None, ge=1)
-    """Steps between evaluations. null: logging_steps."""
-    save_strategy: Strategy = "steps"
-    """When to write a checkpoint: no, steps or epoch."""
-    save_steps: int = Field(default=500, ge=1)
-    """Steps between checkpoints."""
+    eval_steps: Interval | None = None
+    """Steps between evaluations, or below 1 a share of all steps. null: logging_steps."""
+    save_strategy: SaveStrategy = "steps"
+    """When to write a checkpoint: no, steps, epoch, or best: when an evaluation beats those before."""
+    save_steps: Interval = 500
+    """Steps between checkpoints, or below 1 a share of all steps."""
     save_total_limit: int | None = Field(default=None, ge=1)
-    """Keep only so many checkpoints."""
+    """Keep only so many checkpoints; the best one stays besides where load_best_model_at_end is on."""
+    save_safetensors: Literal[True] = True
+    """Checkpoints are safetensors; there is no other format."""
+    load_best_model_at_end: bool = False
+    """The final adapter is the one of the best evaluation, not of the last step."""
+    metric_for_best_model: Literal["loss", "eval_loss", "token_accuracy", "eval_token_accuracy"] = "loss"
+    """What an evaluation is judged by."""
+    greater_is_better: bool | None = None
+    """Whether more of it is better. null: true unless the metric is a loss."""
+    early_stopping_patience: int | None = Field(default=None, ge=1)
+    """Stop after so many evaluations in a row that were no better than the best."""
+    resume_from_checkpoint: bool | str | None = None
+    """What --resume says: true for the newest checkpoint of output_dir, or a folder."""
+    ignore_data_skip: bool = False
+    """A resumed run begins its rows from the first again instead of where it stood."""
+    on_write_error: Literal["continue", "stop"] = "continue"
+    """When the disk refuses a checkpoint or the log: go on without, or stop with exit code 1."""
+    report_to: str | list[str] = "none"
+    """Trackers: none, all that are installed, or names: tensorboard, wandb, mlflow, comet_ml, trackio, ..."""
+    run_name: str | None = None
+    """Name of the run in trackers. null: that of output_dir."""
+    push_to_hub: bool = False
+    """Upload the final adapter to the hub."""
+    hub_model_id: str | None = None
+    """Repository it goes to. null: the name of output_dir, under your account."""
     seed: int = Field(default=42, ge=0)
     """Seed of the adapter's initial weights and of dropout."""
     data_seed: int | None = Field(default=None, ge=0)

@@ -55,6 +55,9 @@ def diagnose(parts: Parts, trouble: Trouble) -> Diagnosis:
     if n_supervised == 0:
         evidence = {"n_supervised": 0, **adapter}
         return Diagnosis("no_supervised_tokens", trouble.step, None, "data", rows, evidence)
+    dead = dead_module(parts)
+    if dead is not None:  # whatever came of it, and wherever: softmax hides an infinite score in the forward pass
+        return Diagnosis("dead_adapter", trouble.step, dead, PHASES["dead_adapter"], rows, adapter)
     found = [item for item in parts.engine.gather_objects(_find(parts, trouble.step, n_supervised)) if item]
     if not found:  # the step is healthy when it runs again: not the numbers, the machine
         return Diagnosis("not_reproduced", trouble.step, None, "forward", rows, adapter)
@@ -73,6 +76,17 @@ def adapter_facts(parts: Parts) -> dict[str, int]:
         "adapter_values": sum(p.numel() for p in parameters),
         "adapter_nonfinite": sum(int((~torch.isfinite(p)).sum()) for p in parameters),
     }
+
+
+def dead_module(parts: Parts) -> str | None:
+    """The first LoRA module, in forward order, with a weight that is not finite."""
+    groups = [zip(group.names, group.modules, strict=True) for group in parts.patched.groups]
+    layers = [pair for group in groups for pair in group] + [(name, layer) for name, layer, _ in parts.patched.unfused]
+    for name, layer in layers:
+        own = [parameter for parameter in layer.parameters() if parameter.requires_grad]
+        if not all(bool(torch.isfinite(parameter).all()) for parameter in own):
+            return name
+    return None
 
 
 def _find(parts: Parts, step: int, n_supervised: int) -> Found | None:

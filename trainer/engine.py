@@ -13,6 +13,19 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
+from .config import Config
+from .errors import UserError, problem
+
+
+def check_hardware(config: Config, device: torch.device) -> None:
+    """Asks whether the chip can do what the configuration wants.
+
+    Raises:
+        UserError: bf16 on a chip without it.
+    """
+    if config.training.bf16 and device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise UserError(problem("config.no_bf16", chip=torch.cuda.get_device_name(device)))
+
 
 class Engine:
     """The processes of a run.

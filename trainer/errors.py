@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..instrument.messages import catalogue, say
+from .config import Config
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,20 @@ class UserError(Exception):
     def __init__(self, *problems: Problem):
         super().__init__("\n".join(str(problem) for problem in problems))
         self.problems = problems
+
+
+class Stopped(Exception):
+    """The run cannot go on, through no fault of its configuration; says what is kept."""
+
+
+def write_failed(config: Config, what: str, error: OSError) -> None:
+    """Ends the run where training.on_write_error says so.
+
+    Raises:
+        Stopped: it does.
+    """
+    if config.training.on_write_error == "stop":
+        raise Stopped(str(problem("run.stopped_by_disk", what=what, error=error))) from error
 
 
 def problem(key: str, /, **values: Any) -> Problem:

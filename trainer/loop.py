@@ -24,11 +24,15 @@ from ..instrument.detect import Trouble
 from ..instrument.messages import say
 from ..instrument.ring import Ring
 from .batches import Plan, collate
+from .best import best_step, metric_of, stops_early
 from .checkpoint import NotFinite, Progress, save_checkpoint
+from .config import METRIC_DRIVEN
 from .console import Console
 from .data import Example
-from .evaluate import evaluate
+from .errors import write_failed
+from .evaluate import Evaluation, evaluate
 from .healthy import HEALTHY_EVERY, Healthy
+from .lr_schedule import lr_table
 from .model import autocast
 from .optim import has_non_finite
 from .parts import Parts
@@ -155,33 +159,41 @@ def train(
 
         complete = step == parts.n_steps
         cut_short = not complete and engine.any(stop.wanted(reserve=log.seconds_to_stop()))
-        eval_every = training.eval_steps or training.logging_steps
-        evaluates = due(training.eval_strategy, eval_every, step, parts) and not cut_short
-        saves = due(training.save_strategy, training.save_steps, step, parts) or cut_short
+        evaluates = parts.eval_data is not None and parts.schedule.evaluates(step) and not cut_short
+        saves = parts.schedule.saves(step) or cut_short
         # several processes must see a latched step at the same time; they have waited for each other already
         settles = evaluates or saves or complete or engine.world_size > 1
         trouble = log.receive(ring, parts.recorder, drain=settles)
         if trouble is not None:
             progress.step = log.last_step - 1 if trouble.latched else step
             return trouble
-        if evaluates and parts.eval_data is not None:
-            log.evaluation(
-                step,
-                evaluate(parts.model, parts.loss, parts.eval_data, parts.config, engine, parts.pad_token_id),
-            )
-        if saves:
+        if evaluates:
+            log.evaluation(step, judge(parts, progress))
+            is_best = best_step(training, progress.evaluations) == step
+            saves |= is_best and (training.save_strategy == "best" or training.load_best_model_at_end)
+        ends_early = evaluates and stops_early(training, progress.evaluations)
+        if saves or ends_early:
             save(parts, progress, run_dir, log, console)
-        if cut_short:
+        if cut_short or ends_early:
             return None
     return None
 
 
-def due(strategy: str, every: int, step: int, parts: Parts) -> bool:
-    """Whether something that happens by `strategy` happens after this step; the last step always counts."""
-    if strategy == "no":
-        return False
-    interval = every if strategy == "steps" else parts.plan.steps_per_epoch
-    return step % interval == 0 or step == parts.n_steps
+def judge(parts: Parts, progress: Progress) -> Evaluation:
+    """Evaluates, remembers the metric, and lets a schedule that follows it set the learning rate."""
+    assert parts.eval_data is not None
+    training = parts.config.training
+    evaluation = evaluate(parts.model, parts.loss, parts.eval_data, parts.config, parts.engine, parts.pad_token_id)
+    progress.evaluations = [*progress.evaluations, (progress.step, metric_of(training, evaluation))]
+    follow_metrics(parts, progress)
+    return evaluation
+
+
+def follow_metrics(parts: Parts, progress: Progress) -> None:
+    """Sets the learning rate of a schedule that follows the evaluations."""
+    if parts.config.training.lr_scheduler_type in METRIC_DRIVEN:
+        metrics = [metric for _, metric in progress.evaluations]
+        parts.optimizer.follow(lr_table(parts.config.training, parts.n_steps, metrics))
 
 
 def host_facts(plan: Plan, step: int, step_seconds: float) -> StepFacts:
@@ -201,14 +213,16 @@ def save(parts: Parts, progress: Progress, run_dir: Path, log: RunLog, console: 
     """Writes a checkpoint from the main process; one that is not finite is refused and said."""
     started = time.perf_counter()
     if parts.engine.is_main:
-        keep = parts.config.training.save_total_limit
-        settings = parts.config.model_dump()
+        training, settings = parts.config.training, parts.config.model_dump()
+        keep = training.save_total_limit
+        best = best_step(training, progress.evaluations) if training.load_best_model_at_end else None
         try:
-            save_checkpoint(run_dir, parts.model, parts.optimizer, parts.loss_scale, progress, settings, keep)
+            save_checkpoint(run_dir, parts.model, parts.optimizer, parts.loss_scale, progress, settings, keep, best)
         except NotFinite as error:
             console.warn(say("save.not_finite", step=progress.step, name=error))
         except (OSError, SafetensorError) as error:
             shutil.rmtree(run_dir / f"checkpoint-{progress.step}.tmp", ignore_errors=True)
+            write_failed(parts.config, f"checkpoint-{progress.step}", OSError(str(error)))
             console.warn(say("save.failed", step=progress.step, what=error))
     parts.engine.barrier()
     log.saved(time.perf_counter() - started)

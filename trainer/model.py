@@ -94,14 +94,11 @@ def load_base(config: Config, device: torch.device) -> PreTrainedModel:
     """
     model, quantization = config.model, config.quantization
     extra: dict[str, Any] = {}
-    if quantization.load_in_4bit:
+    if quantization.load_in_4bit or quantization.load_in_8bit:
         decoded = quantization.bnb_4bit_compute_dtype
-        extra["quantization_config"] = BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type=quantization.bnb_4bit_quant_type,
-            bnb_4bit_use_double_quant=quantization.bnb_4bit_use_double_quant,
-            bnb_4bit_compute_dtype=getattr(torch, config.compute_dtype if decoded == "auto" else decoded),
-        )
+        dtype = config.compute_dtype if decoded == "auto" else decoded
+        settings = quantization.model_dump() | {"bnb_4bit_compute_dtype": getattr(torch, dtype)}
+        extra["quantization_config"] = BitsAndBytesConfig(**settings)
     transformers_logging.disable_progress_bar()
     try:
         base = AutoModelForCausalLM.from_pretrained(
@@ -137,11 +134,14 @@ def add_lora(base: PreTrainedModel, config: Config) -> PeftModel:
         model = get_peft_model(
             base,
             LoraConfig(
-                task_type="CAUSAL_LM",
+                task_type=lora.task_type,
                 r=lora.r,
                 lora_alpha=lora.lora_alpha,  # pyright: ignore[reportArgumentType] # peft takes any number
                 lora_dropout=lora.lora_dropout,
                 target_modules=lora.target_modules,
+                bias=lora.bias,
+                modules_to_save=lora.modules_to_save,
+                use_rslora=lora.use_rslora,
             ),
         )
     except ValueError as error:
@@ -151,6 +151,8 @@ def add_lora(base: PreTrainedModel, config: Config) -> PeftModel:
             problem("model.target_modules", wanted=lora.target_modules, found=", ".join(linear_names(base)))
         ) from error
     assert isinstance(model, PeftModel)
+    for parameter in trainable(model).values():  # biases and modules_to_save come in the storage dtype
+        parameter.data = parameter.data.float()
     return model
 
 

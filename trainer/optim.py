@@ -3,22 +3,24 @@
     divisor = loss_scale * max(1, (grad_norm + 1e-6) / max_grad_norm)
     skip if any gradient is not finite, else apply gradient / divisor with lr_table[updates]
 
-With adamw_torch_fused all of this stays on the device. The other optimizers take a host-side learning rate and
-decision, so they wait for the device once a step. Stepping never counts attempts: `updates` counts what was
+With adamw_torch_fused and sgd all of this stays on the device. The other optimizers take a host-side learning rate
+and decision, so they wait for the device once a step. Stepping never counts attempts: `updates` counts what was
 applied, and the schedule follows it.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
-from transformers import get_scheduler
+from transformers.optimization import Adafactor
 
 from ..kernels.tensor_stats import FIELDS, multi_tensor_stats
 from .config import TrainingSection
 
+# They take the learning rate, the divisor and the skip as tensors.
+ON_DEVICE = ("adamw_torch_fused", "sgd")
 SUMSQ = FIELDS.index("sumsq")
 N_NON_FINITE = [FIELDS.index("n_nan"), FIELDS.index("n_inf")]
 
@@ -28,35 +30,25 @@ def has_non_finite(gradient_rows: torch.Tensor) -> torch.Tensor:
     return gradient_rows[:, N_NON_FINITE].sum() > 0
 
 
-def lr_table(training: TrainingSection, n_steps: int) -> list[float]:
-    """Learning rate of update i (from 0) for i in 0..n_steps, from transformers' schedule."""
-    dummy = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=training.learning_rate)
-    n_warmup = training.warmup_steps or math.ceil(training.warmup_ratio * n_steps)
-    schedule = get_scheduler(training.lr_scheduler_type, dummy, n_warmup, n_steps)
-    table = []
-    for _ in range(n_steps + 1):
-        table.append(schedule.get_last_lr()[0])
-        dummy.step()
-        schedule.step()
-    return table
-
-
 class Optimizer:
     """An optimizer that skips non-finite steps and follows a table of learning rates.
 
     Attributes:
         updates: int64 [] on the device, number of steps applied.
+        rates: learning rate of update i.
         waits: whether a step makes the host wait for the device.
     """
 
-    def __init__(self, parameters: Mapping[str, torch.nn.Parameter], training: TrainingSection, lr_table: list[float]):
+    def __init__(
+        self, parameters: Mapping[str, torch.nn.Parameter], training: TrainingSection, lr_table: Sequence[float]
+    ):
         self._parameters = dict(parameters)
         self.device = next(iter(self._parameters.values())).device
         self._max_grad_norm = training.max_grad_norm
-        self._lr_host = lr_table
+        self.rates = list(lr_table)
         self._lr_device = torch.tensor(lr_table, dtype=torch.float32, device=self.device)
         self.updates = torch.zeros((), dtype=torch.int64, device=self.device)
-        self.waits = training.optim != "adamw_torch_fused"
+        self.waits = training.optim not in ON_DEVICE
         self._inner = self._build(training)
 
     def _build(self, training: TrainingSection) -> torch.optim.Optimizer:
@@ -69,15 +61,20 @@ class Optimizer:
             {"params": rest, "weight_decay": 0.0},
         ]
         groups = [group for group in groups if group["params"]]
-        common = {"betas": (training.adam_beta1, training.adam_beta2), "eps": training.adam_epsilon}
-        if training.optim == "adamw_torch_fused":
+        common: dict[str, Any] = {"betas": (training.adam_beta1, training.adam_beta2), "eps": training.adam_epsilon}
+        kind = training.optim
+        if kind == "adamw_torch_fused":
             return torch.optim.AdamW(groups, lr=self._lr_device[0].clone(), fused=True, **common)
-        if training.optim == "adamw_torch":
-            return torch.optim.AdamW(groups, lr=self._lr_host[0], **common)
-        from bitsandbytes.optim import AdamW8bit, PagedAdamW8bit
+        if kind == "sgd":
+            return torch.optim.SGD(groups, lr=self._lr_device[0].clone(), fused=True)
+        if kind == "adamw_torch":
+            return torch.optim.AdamW(groups, lr=self.rates[0], **common)
+        if kind == "adafactor":  # as transformers' Trainer sets it up
+            return Adafactor(groups, lr=self.rates[0], scale_parameter=False, relative_step=False)
+        import bitsandbytes.optim
 
-        kind = PagedAdamW8bit if training.optim == "paged_adamw_8bit" else AdamW8bit
-        return kind(groups, lr=self._lr_host[0], **common)
+        name = {"adamw_8bit": "AdamW8bit", "paged_adamw_8bit": "PagedAdamW8bit", "paged_adamw_32bit": "PagedAdamW32bit"}
+        return getattr(bitsandbytes.optim, name[kind])(groups, lr=self.rates[0], **common)
 
     @property
     def gradients(self) -> list[torch.Tensor]:
@@ -123,9 +120,9 @@ class Optimizer:
         """Drops the accumulated gradients."""
         self._inner.zero_grad(set_to_none=True)
 
-    def follow(self, lr_table: list[float]) -> None:
+    def follow(self, lr_table: Sequence[float]) -> None:
         """Takes the learning rates from another table from now on."""
-        self._lr_host = lr_table
+        self.rates = list(lr_table)
         self._lr_device = torch.tensor(lr_table, dtype=torch.float32, device=self.device)
 
     def _step_on_device(self, divisor: torch.Tensor, found_inf: torch.Tensor) -> None:
@@ -143,7 +140,7 @@ class Optimizer:
             return
         torch._foreach_div_(self.gradients, divisor)
         for group in self._inner.param_groups:
-            group["lr"] = self._lr_host[int(self.updates)]
+            group["lr"] = self.rates[int(self.updates)]
         self._inner.step()
 
     def state_dict(self) -> dict[str, torch.Tensor]:
@@ -153,6 +150,16 @@ class Optimizer:
             for key, value in self._inner.state.get(parameter, {}).items():
                 state[f"{name}.{key}"] = value if isinstance(value, torch.Tensor) else torch.tensor(value)
         return state
+
+    def foreign(self, state: Mapping[str, torch.Tensor]) -> list[str]:
+        """Names in a `state_dict()` that are not of these parameters, or have another shape."""
+        found = [] if "updates" in state else ["updates"]
+        for name, value in state.items():
+            parameter = self._parameters.get(name.rpartition(".")[0])
+            if name == "updates" or (parameter is not None and _fits(name.rpartition(".")[2], value, parameter)):
+                continue
+            found.append(name)
+        return found
 
     def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
         """Continues from `state_dict()`. Learning rate and decay stay those of the configuration."""
@@ -168,3 +175,7 @@ class Optimizer:
             return value.to(self.device)
         # torch's unfused AdamW counts in a float tensor on the host, bitsandbytes in a Python int
         return value.cpu() if value.is_floating_point() else int(value)
+
+
+def _fits(key: str, value: torch.Tensor, parameter: torch.nn.Parameter) -> bool:
+    return key not in ("exp_avg", "exp_avg_sq", "state1", "state2") or value.shape == parameter.shape

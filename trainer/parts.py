@@ -20,8 +20,10 @@ from .engine import Engine
 from .errors import UserError, problem
 from .float32 import matching, widen
 from .loss import SupervisedLoss
+from .lr_schedule import lr_table
 from .model import add_lora, autocast, load_base, trainable
-from .optim import Optimizer, lr_table
+from .optim import Optimizer
+from .schedule import Schedule, schedule_of
 
 
 @dataclass(frozen=True)
@@ -39,14 +41,15 @@ class Parts:
     n_steps: int
     patched: Patched
     latch: Latch
+    schedule: Schedule
     eval_data: Dataset | None = None
     recorder: Recorder | None = None
 
 
 def build(
     config: Config, engine: Engine, train_data: Dataset, eval_data: Dataset | None, pad: int, console: Console
-) -> tuple[Parts, list[float]]:
-    """Model, adapter, optimizer and order of a run, and its table of learning rates."""
+) -> Parts:
+    """Model, adapter, optimizer and order of a run."""
     training = config.training
     plan = order_of(config, train_data, engine.world_size)
     n_steps = plan.n_steps(training.num_train_epochs, training.max_steps)
@@ -63,16 +66,15 @@ def build(
         console.warn(say("patch.unfused", count=len(names), modules=listed, reason=say(f"patch.{reason}")))
     if warning := loss.warning():
         console.warn(warning)
-    rates = lr_table(training, n_steps)
-    optimizer = Optimizer(trainable(model), training, rates)
+    optimizer = Optimizer(trainable(model), training, lr_table(training, n_steps))
     scale = loss_scale_of(config, engine.device)
     # without loss scaling nothing adapts to a gradient that overflows
     latch = Latch(engine.device) if training.fp16 else Latch(engine.device, patience=1)
     recorder = make_recorder(config, engine, model, patched) if config.instrument.enabled else None
-    parts = Parts(
-        config, engine, model, loss, optimizer, scale, plan, pad, n_steps, patched, latch, eval_data, recorder
+    when = schedule_of(training, n_steps, plan.steps_per_epoch)
+    return Parts(
+        config, engine, model, loss, optimizer, scale, plan, pad, n_steps, patched, latch, when, eval_data, recorder
     )
-    return parts, rates
 
 
 def order_of(config: Config, dataset: Dataset, world_size: int) -> Plan:
@@ -80,7 +82,8 @@ def order_of(config: Config, dataset: Dataset, world_size: int) -> Plan:
     training = config.training
     seed = training.seed if training.data_seed is None else training.data_seed
     sizes = (training.per_device_train_batch_size, training.gradient_accumulation_steps)
-    return Plan(dataset, *sizes, seed, world_size, frozenset(config.data.skip_rows))
+    skip = frozenset(config.data.skip_rows)
+    return Plan(dataset, *sizes, seed, world_size, skip, group_by_length=training.group_by_length)
 
 
 def run_once(model: PeftModel) -> None:
@@ -109,6 +112,7 @@ def make_recorder(config: Config, engine: Engine, model: PeftModel, patched: Pat
             histogram_every=config.instrument.histogram_every,
             model=model,
             probe_every=config.instrument.probe_every,
+            float32=matching(model, config.precision.fp32_modules),
             gather=engine.gather if engine.world_size > 1 else None,
         )
     if not recorder.sites:

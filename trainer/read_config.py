@@ -6,6 +6,7 @@ Neither torch nor transformers is imported here.
 from __future__ import annotations
 
 import difflib
+import importlib.util
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,7 +18,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from ..instrument.messages import catalogue, say
-from .config import Config, sections
+from .config import METRIC_DRIVEN, TRACKERS, Config, sections
 from .errors import Problem, UserError, problem
 
 # What other trainers call our keys; asked for by name, answered by name.
@@ -54,6 +55,8 @@ PEER_NAMES = {
     "evaluation_strategy": "training.eval_strategy",
     "load_in_4bit": "quantization.load_in_4bit",
 }
+# Keys by the names transformers 4 had for them.
+OLD_NAMES = {"training.evaluation_strategy": "eval_strategy"}
 # transformers' schedule ends there and wants to start above it
 POLYNOMIAL_LR_END = 1e-7
 # Stand for a required key that is missing or wrong, so that the other checks still run.
@@ -160,7 +163,7 @@ def _validate(raw: dict[str, Any], where) -> tuple[Config | None, list[Problem]]
         if not isinstance(values, dict):
             problems.append(problem("config.section_not_mapping", file=where(name), section=name, value=values))
             values = {}
-        values = {str(key): value for key, value in values.items()}
+        values = {OLD_NAMES.get(f"{name}.{key}", str(key)): value for key, value in values.items()}
         bad: dict[str, Problem] = {}
         try:
             schema.model_validate(values)
@@ -233,6 +236,53 @@ def is_path(name: str) -> bool:
     )
 
 
+def trackers_wanted(report_to: str | list[str]) -> list[str]:
+    """The trackers that training.report_to names; `all` are those that are installed."""
+    names = [report_to] if isinstance(report_to, str) else report_to
+    names = [name for name in names if name != "none"]
+    if "all" in names:
+        names = [name for name in TRACKERS if name != "azure_ml" and is_installed(TRACKERS[name])]
+    return list(dict.fromkeys(names))
+
+
+def is_installed(module: str) -> bool:
+    """Whether a module can be imported; imports at most its parents."""
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:
+        return False
+
+
+def _tracker_problems(config: Config, where) -> Iterator[Problem]:
+    file = where("training.report_to")
+    for name in trackers_wanted(config.training.report_to):
+        if name not in TRACKERS:
+            yield problem("config.no_such_tracker", file=file, name=name, known=", ".join(TRACKERS))
+        elif not is_installed(TRACKERS[name]):
+            package = {"azure_ml": "azureml-mlflow", "comet_ml": "comet-ml"}.get(name, name)
+            yield problem("config.tracker_not_installed", file=file, name=name, package=package)
+
+
+def _evaluation_problems(config: Config, where) -> Iterator[Problem]:
+    """Evaluation that is asked for and cannot be, or is needed and not asked for."""
+    training, data = config.training, config.data
+    if data.eval is not None and data.eval_fraction > 0:
+        yield problem("config.eval_twice", file=where("data.eval"))
+    if training.eval_strategy != "no":
+        if data.eval is None and data.eval_fraction == 0:
+            yield problem("config.eval_without_data", file=where("training.eval_strategy"))
+        return
+    needs = {
+        "load_best_model_at_end": training.load_best_model_at_end,
+        "early_stopping_patience": training.early_stopping_patience is not None,
+        "save_strategy": training.save_strategy == "best",
+        "lr_scheduler_type": training.lr_scheduler_type in METRIC_DRIVEN,
+    }
+    for key in (key for key, needed in needs.items() if needed):
+        value = getattr(training, key)
+        yield problem("config.needs_evaluation", file=where(f"training.{key}"), key=key, value=value)
+
+
 def _cross_checks(config: Config, where) -> Iterator[Problem]:
     """Contradictions between keys, and files that are not there."""
     training, data, quantization = config.training, config.data, config.quantization
@@ -242,14 +292,20 @@ def _cross_checks(config: Config, where) -> Iterator[Problem]:
         yield problem("config.storage_without_compute", file=where("model.dtype"), dtype=config.model.dtype)
     if {config.compute_dtype, config.model.dtype} == {"float16", "bfloat16"}:
         yield problem("config.two_16bit_dtypes", file=where("model.dtype"), dtype=config.model.dtype)
-    if data.eval is not None and data.eval_fraction > 0:
-        yield problem("config.eval_twice", file=where("data.eval"))
-    if training.eval_strategy != "no" and data.eval is None and data.eval_fraction == 0:
-        yield problem("config.eval_without_data", file=where("training.eval_strategy"))
+    yield from _evaluation_problems(config, where)
+    yield from _tracker_problems(config, where)
     if not config.lora.target_modules:
         yield problem("config.no_target_modules", file=where("lora.target_modules"))
     if quantization.bnb_4bit_use_double_quant and not quantization.load_in_4bit:
         yield problem("config.double_quant_without_4bit", file=where("quantization.bnb_4bit_use_double_quant"))
+    if quantization.load_in_4bit and quantization.load_in_8bit:
+        yield problem("config.4bit_and_8bit", file=where("quantization.load_in_8bit"))
+    if (quantization.load_in_4bit or quantization.load_in_8bit) and not is_installed("bitsandbytes"):
+        yield problem("config.no_bitsandbytes", file=where("quantization.load_in_4bit"))
+    if training.optim.endswith("bit") and not is_installed("bitsandbytes"):
+        yield problem("config.no_bitsandbytes_optim", file=where("training.optim"), optim=training.optim)
+    if training.lr_scheduler_type == "warmup_stable_decay" and "num_decay_steps" not in training.lr_scheduler_kwargs:
+        yield problem("config.wsd_needs_decay", file=where("training.lr_scheduler_kwargs"))
     if training.lr_scheduler_type == "polynomial" and training.learning_rate <= POLYNOMIAL_LR_END:
         yield problem("config.polynomial_lr", file=where("training.learning_rate"), end=POLYNOMIAL_LR_END)
     if training.max_steps == 0:

@@ -25,7 +25,8 @@ from .diagnose import head_name
 from .float32 import in_float32, matching
 from .healthy import Copy, Healthy
 from .loop import forward_backward, train_step
-from .optim import has_non_finite, lr_table
+from .lr_schedule import lr_table
+from .optim import has_non_finite
 from .parts import Parts, loss_scale_of
 from .settings import Settings, with_settings
 

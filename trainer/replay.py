@@ -27,7 +27,7 @@ from ..instrument.load import load_run
 from ..instrument.messages import say
 from ..instrument.store import COLUMNS, FLOAT_COLUMNS, METRICS, read_metrics, rounded
 from .batches import Plan
-from .checkpoint import STATE, Progress, checkpoints, load_checkpoint
+from .checkpoint import STATE, Progress, checkpoints
 from .config import Config
 from .console import Console, compact
 from .data import Dataset, Example
@@ -37,10 +37,12 @@ from .errors import UserError, problem
 from .extract import dump, extract
 from .healthy import Copy, Healthy
 from .loop import forward_backward, train_step
+from .lr_schedule import lr_table
 from .model import load_tokenizer, pad_token_id
-from .optim import has_non_finite, lr_table
+from .optim import has_non_finite
 from .parts import Parts, build, loss_scale_of
 from .remedy import start_scale
+from .resume import restore
 from .run import load_data
 from .settings import Settings, with_settings
 from .what_if import what_if
@@ -148,9 +150,9 @@ def restored(origin: Origin, request: Request, console: Console) -> Parts:
     engine, pad = Engine(), pad_token_id(tokenizer)
     if not origin.is_capsule:
         data, _ = load_data(config, tokenizer, Console(silent=True))
-        parts, _ = build(config, engine, data, None, pad, console)
+        parts = build(config, engine, data, None, pad, console)
         if origin.folder is not None:
-            load_checkpoint(origin.folder, parts.model, parts.optimizer, parts.loss_scale)
+            parts, _ = restore(parts, origin.folder)
         else:
             start_scale(parts)
     else:
@@ -163,13 +165,13 @@ def restored(origin: Origin, request: Request, console: Console) -> Parts:
         recorded = recorded_rows(tensors, facts)
         examples = [example for micro in recorded.values() for rows in micro for example in rows]
         dataset = Dataset(config.data.train, examples, [], 0)
-        parts, _ = build(config, engine, dataset, None, pad, console)
+        parts = build(config, engine, dataset, None, pad, console)
         order = parts.plan
         plan = RecordedPlan(
-            dataset, order.batch_size, order.accumulation, order.seed, order.world_size, order.skip, recorded
+            dataset, order.batch_size, order.accumulation, order.seed, order.world_size, order.skip, recorded=recorded
         )
         parts = replace(parts, plan=plan, n_steps=facts["n_steps"])
-        parts.optimizer.follow(lr_table(config.training, facts["n_steps"]))
+        parts.optimizer.follow(lr_table(config.training, facts["n_steps"], facts.get("metrics", [])))
         state = Copy(
             Progress(step=facts["state_step"]), *(_under(p, tensors) for p in ("adapter.", "optimizer.", "loss_scale."))
         )

@@ -3,36 +3,35 @@
 from __future__ import annotations
 
 import gc
-import json
-import re
 import time
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import transformers
-from peft import PeftModel
 
-from ..instrument.compact import compact as compact_stats
 from ..instrument.messages import say
 from ..instrument.store import MetricsLog, StatsWriter, write_sites
-from .checkpoint import STATE, NotFinite, Progress, load_checkpoint, save_adapter, set_aside_after
-from .checkpoint import commit as commit_folder
+from .checkpoint import Progress, checkpoints, set_aside_after, step_of
 from .collapse import Decision, collapse
 from .config import Config
-from .console import Console, compact, duration
+from .console import Console
 from .data import Dataset, load_examples, split_held_out
-from .engine import Engine
-from .errors import UserError, problem
+from .engine import Engine, check_hardware
+from .errors import Stopped, UserError, problem
+from .finish import finish, is_complete
 from .healthy import Healthy
+from .hub import check_login
+from .lock import Lock, refuse_if_running
 from .loop import Stop, train
 from .model import load_tokenizer, pad_token_id
-from .model_card import model_card
+from .no_effect import without_effect
 from .parts import Parts, build
 from .remedy import start_scale
-from .run_folder import find_checkpoint, fresh_folder, write_config, write_env
+from .resume import changed_settings, find_checkpoint, restore, wanted, what_is_torn, with_heals
+from .run_folder import family, fresh_folder, write_config, write_env
 from .run_log import RunLog
-from .settings import with_settings
+from .trackers import Trackers
 
 
 def run(config: Config, resume: str | None) -> int:
@@ -47,20 +46,31 @@ def run(config: Config, resume: str | None) -> int:
     transformers.logging.set_verbosity_error()
     engine = Engine()
     console = Console(silent=not engine.is_main)
-    checkpoint = find_checkpoint(resume, config.training.output_dir) if resume else None
+    check_hardware(config, engine.device)
+    check_login(config)
+    for text in without_effect(config):
+        console.warn(text)
+    resume = wanted(resume, config)
+    checkpoint = find_checkpoint(resume, config.training.output_dir, console) if resume else None
+    if engine.is_main:
+        refuse_if_running([*family(config.training.output_dir), *([checkpoint.parent] if checkpoint else [])])
     if checkpoint is not None:
         config = with_heals(config, checkpoint)
     tokenizer = load_tokenizer(config)
     data = load_data(config, tokenizer, console)
     source = Source(data[0], data[1], pad_token_id(tokenizer), resume)
+    lock = Lock()
     try:
-        outcome = start(config, checkpoint, source, engine, console, stop)
+        outcome = start(config, checkpoint, source, engine, console, stop, lock)
         while isinstance(outcome, Decision):  # a healed run goes on as a resumed one would
             gc.collect()
-            folder = outcome.checkpoint.parent
-            outcome = start(outcome.config, outcome.checkpoint, source, engine, console, stop, folder)
+            outcome = start(outcome.config, outcome.checkpoint, source, engine, console, stop, lock, healing=True)
+    except Stopped as error:
+        console.line(str(error))
+        return 1
     finally:
         stop.end()
+        lock.release()
     engine.close()
     return outcome
 
@@ -82,101 +92,83 @@ def start(
     engine: Engine,
     console: Console,
     stop: Stop,
-    healing: Path | None = None,
+    lock: Lock,
+    healing: bool = False,
 ) -> int | Decision:
     """Builds everything and trains from the checkpoint on, or from the beginning.
 
     Args:
-        healing: the run folder, where this start is a run going on after a collapse.
+        healing: whether this start is a run going on after a collapse.
 
     Returns:
         the exit code, or how to go on.
     """
-    parts, rates = build(config, engine, source.train_data, source.eval_data, source.pad_token_id, console)
+    parts = build(config, engine, source.train_data, source.eval_data, source.pad_token_id, console)
     progress = Progress()
     if checkpoint is not None:
-        changed = changed_settings(checkpoint, config)
-        progress = load_checkpoint(checkpoint, parts.model, parts.optimizer, parts.loss_scale)
-        if progress.step >= parts.n_steps and (checkpoint.parent / "adapter").is_dir():
+        checkpoint, parts, progress = go_on(parts, checkpoint, source.resume, console)
+        if is_complete(parts, progress) and (checkpoint.parent / "adapter").is_dir():
             console.line(say("resume.complete", folder=checkpoint.parent, step=progress.step, total=parts.n_steps))
             return 0
-        if changed:
-            console.warn(say("resume.changed", keys=", ".join(changed)))
-        if engine.is_main:
-            set_aside_after(checkpoint.parent, progress.step, progress.start)
-        progress.start += 1
     else:
         start_scale(parts)
     # the main process's answer: another may look when the folder has just been made
     run_dir = engine.gather_objects(checkpoint.parent if checkpoint else fresh_folder(config.training.output_dir))[0]
+    if engine.is_main:
+        lock.take(run_dir)
+        if checkpoint is not None:
+            set_aside_after(run_dir, progress.step, progress.start)
+    progress.start += checkpoint is not None
     metrics = open_folder(run_dir, parts, progress) if engine.is_main else None
     stats = open_stats(run_dir, parts, progress) if engine.is_main else None
     engine.barrier()
-    if healing is None:
+    if not healing:
         greet(parts, progress, run_dir, checkpoint, source.resume, console)
         stop.listen()
-    sites = parts.recorder.sites if parts.recorder else []
-    n_steps, per_epoch = parts.n_steps, parts.plan.steps_per_epoch
-    log = RunLog(metrics, console, config, progress, n_steps, per_epoch, rates, engine.device, stats, sites)
+    trackers = Trackers(config, run_dir, console.warn) if engine.is_main else None
+    log = RunLog(metrics, console, parts, progress, stats, trackers)
     healthy = Healthy(parts.model, parts.optimizer, parts.loss_scale)
     healthy.keep(progress)
     console.begin(progress.step, parts.n_steps)
     try:
         with parts.recorder.active() if parts.recorder else nullcontext():
             trouble = train(parts, progress, healthy, run_dir, log, console, stop)
+        complete = trouble is None and is_complete(parts, progress)
+        if complete and engine.is_main:
+            log.summary(progress.step * parts.plan.rows_per_step, progress.step)
     finally:
         console.end()
-        if stats is not None:
-            stats.close()
+        log.close()
     if trouble is not None:
         return collapse(parts, progress, trouble, healthy, run_dir, console)
-    return finish(parts, progress, run_dir, log, console, stop)
+    return finish(parts, progress, run_dir, console, stop)
 
 
-def with_heals(config: Config, checkpoint: Path) -> Config:
-    """The configuration with what healed the run before, where the user has not set the key since."""
-    try:
-        heals = json.loads((checkpoint / STATE).read_text(encoding="utf-8")).get("heals", [])
-    except (OSError, ValueError):
-        return config  # load_checkpoint says what is wrong with the folder
-    for heal in heals:
-        now = config.model_dump()
-        kept = {
-            key: value
-            for key, value in heal["settings"].items()
-            if isinstance(value, list) or _at(now, key) == heal["before"][key]
-        }
-        config = with_settings(config, kept)
-    return config
-
-
-# What a resumed run may change without becoming another run.
-FREE_TO_CHANGE = re.compile(
-    r"training\.(output_dir|max_steps|max_hours|num_train_epochs|(logging|eval|save)_.*)|instrument\..*"
-)
-
-
-def changed_settings(checkpoint: Path, config: Config) -> list[str]:
-    """Keys whose values differ from the checkpoint's and change what is computed.
+def go_on(parts: Parts, checkpoint: Path, resume: str | None, console: Console) -> tuple[Path, Parts, Progress]:
+    """Restores a checkpoint, or where the newest of a run is another model's, the one before.
 
     Raises:
-        UserError: the optimizer differs: its state cannot be carried over.
+        UserError: it cannot be restored and no other one may be taken.
     """
-    try:
-        before = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))["config"]
-    except (OSError, ValueError, KeyError):
-        return []  # load_checkpoint says what is wrong with the folder
-    now = config.model_dump()
-    keys = [f"{section}.{key}" for section, values in now.items() for key in values]
-    changed = [key for key in keys if _at(before, key) != _at(now, key) and not FREE_TO_CHANGE.fullmatch(key)]
-    if "training.optim" in changed:
-        raise UserError(problem("resume.optim", before=_at(before, "training.optim"), now=config.training.optim))
-    return changed
-
-
-def _at(settings: dict, key: str) -> object:
-    section, _, name = key.partition(".")
-    return settings.get(section, {}).get(name)
+    named = resume is not None and Path(resume).expanduser().resolve() == checkpoint.resolve()
+    earlier = [path for path in checkpoints(checkpoint.parent) if step_of(path) < step_of(checkpoint)]
+    changed = changed_settings(checkpoint, parts.config)
+    while True:
+        try:
+            parts, progress = restore(parts, checkpoint)
+            break
+        except UserError as error:
+            earlier = [path for path in earlier if not what_is_torn(path)]
+            if named or not earlier:
+                raise
+            console.warn(say("checkpoint.passed_over", folder=checkpoint, what=error.problems[0].error))
+            checkpoint = earlier.pop()
+    if changed:
+        console.warn(say("resume.changed", keys=", ".join(changed)))
+    if parts.config.training.ignore_data_skip and resume is not None:
+        progress.data_begins_after = progress.step
+        parts = replace(parts, plan=replace(parts.plan, begins_after=progress.step))
+    return checkpoint, parts, progress
 
 
 def load_data(config: Config, tokenizer, console: Console) -> tuple[Dataset, Dataset | None]:
@@ -272,40 +264,3 @@ def greet(
     elif run_dir != Path(config.training.output_dir).expanduser():
         console.line(say("banner.moved", taken=config.training.output_dir, folder=run_dir))
     console.line(say("banner.folder", folder=run_dir))
-
-
-def finish(parts: Parts, progress: Progress, run_dir: Path, log: RunLog, console: Console, stop: Stop) -> int:
-    """Writes the final adapter of a complete run, says where things are, and gives the exit code."""
-    complete = progress.step >= parts.n_steps
-    if parts.engine.is_main:
-        if complete:
-            log.summary(progress.step * parts.plan.rows_per_step, progress.step)
-            if parts.recorder is not None:
-                compact_stats(run_dir)
-                if parts.recorder.dropped:
-                    console.warn(say("instrument.dropped", count=parts.recorder.dropped))
-            try:
-                write_adapter(parts.model, run_dir / "adapter", parts.config, progress.final_loss)
-            except NotFinite as error:
-                console.warn(say("save.not_finite", step=progress.step, name=error))
-                return 1
-            seconds = duration(progress.train_seconds)
-            console.line(say("end.done", steps=progress.step, time=seconds, loss=compact(progress.final_loss)))
-            console.line(say("end.adapter", folder=run_dir / "adapter"))
-            if progress.heals:
-                what = "; ".join(
-                    f"{heal['step']} {heal['kind']} {heal['module'] or ''}".rstrip() for heal in progress.heals
-                )
-                console.line(say("end.healed", n=len(progress.heals), what=what))
-        else:
-            console.line(say("end.interrupted", step=progress.step, total=parts.n_steps, folder=run_dir))
-    parts.engine.barrier()
-    return 0 if complete or not stop.signal else 128 + stop.signal
-
-
-def write_adapter(model: PeftModel, folder: Path, config: Config, final_loss: float | None) -> None:
-    """The adapter with its card, whole or not at all."""
-    partial = folder.with_name(folder.name + ".tmp")
-    save_adapter(model, partial)
-    (partial / "README.md").write_text(model_card(config, final_loss), encoding="utf-8")
-    commit_folder(partial, folder)

@@ -16,7 +16,6 @@ import yaml
 
 from ..instrument.store import METRICS, SCHEMA_VERSION, write_text
 from .config import Config
-from .errors import UserError, problem
 
 RECORDED_PACKAGES = (
     "lora-vitals", "torch", "triton", "transformers", "peft", "accelerate", "bitsandbytes", "safetensors",
@@ -49,34 +48,6 @@ def fresh_folder(output_dir: str) -> Path:
         return base
     newest = 1 if runs[-1] == base else int(runs[-1].name.rpartition("-")[2])
     return base.with_name(f"{base.name}-{newest + 1}")
-
-
-def find_checkpoint(resume: str, output_dir: str) -> Path | None:
-    """The checkpoint that --resume means.
-
-    Args:
-        resume: "auto" (the newest checkpoint of the newest run of output_dir that has one), a run folder or a
-            checkpoint folder.
-
-    Returns:
-        None if `resume` is "auto" and there is nothing to resume.
-
-    Raises:
-        UserError: a named folder holds no checkpoint.
-    """
-    from .checkpoint import checkpoints
-
-    if resume == "auto":
-        for run in reversed(family(output_dir)):
-            if found := checkpoints(run):
-                return found[-1]
-        return None
-    folder = Path(resume)
-    if (folder / "trainer_state.json").is_file():
-        return folder
-    if found := checkpoints(folder):
-        return found[-1]
-    raise UserError(problem("resume.nothing", folder=folder))
 
 
 def write_config(folder: Path, config: Config) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 
 import psutil
@@ -14,11 +13,13 @@ from ..instrument.detect import Detectors, Trouble
 from ..instrument.messages import say
 from ..instrument.recorder import Recorder
 from ..instrument.ring import Ring
-from ..instrument.store import MetricsLog, Site, StatsWriter
+from ..instrument.store import METRICS, STATS, MetricsLog, StatsWriter
 from .checkpoint import Progress
-from .config import Config
 from .console import Console, compact, duration
+from .errors import write_failed
 from .evaluate import Evaluation
+from .parts import Parts
+from .trackers import Trackers
 
 # What train_step puts in a row, in this order; float64 on the device.
 ROW_FIELDS = ("loss", "grad_norm", "loss_scale", "skipped", "nonfinite_micro_batches", "updates", "latched")
@@ -50,23 +51,22 @@ class RunLog:
         self,
         metrics: MetricsLog | None,
         console: Console,
-        config: Config,
+        parts: Parts,
         progress: Progress,
-        n_steps: int,
-        steps_per_epoch: int,
-        lr_table: list[float],
-        device: torch.device,
         stats: StatsWriter | None = None,
-        sites: Sequence[Site] = (),
+        trackers: Trackers | None = None,
     ):
-        self._metrics, self._console, self._config, self._progress = metrics, console, config, progress
-        self._n_steps, self._steps_per_epoch, self._lr_table = n_steps, steps_per_epoch, lr_table
-        self._device, self._stats = device, stats
-        self._scale_is_dynamic = config.training.fp16 and isinstance(config.precision.loss_scale, str)
-        self._detectors = Detectors(sites, config.training.fp16)
+        self._metrics, self._console, self._progress = metrics, console, progress
+        self._config, self._n_steps, self._steps_per_epoch = parts.config, parts.n_steps, parts.plan.steps_per_epoch
+        self._rates, self._device = parts.optimizer.rates, parts.engine.device
+        self._stats, self._trackers = stats, trackers
+        self._scale_is_dynamic = parts.config.training.fp16 and isinstance(parts.config.precision.loss_scale, str)
+        self._detectors = Detectors(parts.recorder.sites if parts.recorder else [], parts.config.training.fp16)
+        self._schedule = parts.schedule
         self._pending: dict[int, StepFacts] = {}
         self._recent: deque[float] = deque(maxlen=RATE_WINDOW)
         self._eval_seconds = self._save_seconds = 0.0
+        self._lines_lost = 0
         self.last_step = progress.step
 
     def expect(self, facts: StepFacts) -> None:
@@ -110,7 +110,7 @@ class RunLog:
             "updates": updates,
             "epoch": step / self._steps_per_epoch,
             "loss": row["loss"],
-            "learning_rate": self._lr_table[updates - (not skipped)],
+            "learning_rate": self._rates[updates - (not skipped)],
             "grad_norm": row["grad_norm"],
             "loss_scale": row["loss_scale"],
             "skipped": skipped,
@@ -133,8 +133,7 @@ class RunLog:
             line["rows"] = facts.rows
             self._console.warn(say("step.nonfinite_gradient", step=step, rows=", ".join(map(str, facts.rows))))
         self._progress.final_loss = row["loss"] if math.isfinite(row["loss"]) else None
-        if self._metrics:
-            self._metrics.write(line)
+        self._write(line)
         if latched:
             return replace(self._detectors.before_overflow(step) or Trouble(step), latched=True)
         self._show(line)
@@ -149,8 +148,7 @@ class RunLog:
         for step, rows, exponents in recorder.drain() if drain else recorder.ready(self.last_step):
             if last is not None and step > last:
                 continue
-            if self._stats is not None:
-                self._stats.write(step, rows.numpy(), None if exponents is None else exponents.long().numpy())
+            self._write_statistics(step, rows, exponents)
             found, coming = self._detectors.rows(step, rows.numpy())
             trouble = trouble or found
             for site, forecast in coming:
@@ -166,12 +164,47 @@ class RunLog:
                 )
         return trouble if last is None else None
 
+    def _write(self, line: dict) -> None:
+        """One line of metrics.jsonl; training.on_write_error decides what a full disk means."""
+        if self._metrics is None:
+            return
+        try:
+            self._metrics.write(line)
+        except OSError as error:
+            write_failed(self._config, METRICS, error)
+            if not self._lines_lost:
+                self._console.warn(say("log.failed", step=self.last_step, what=error))
+            self._lines_lost += 1
+
+    def _write_statistics(self, step: int, rows: torch.Tensor, exponents: torch.Tensor | None) -> None:
+        if self._stats is None:
+            return
+        try:
+            self._stats.write(step, rows.numpy(), None if exponents is None else exponents.long().numpy())
+        except OSError as error:
+            self._stats.abandon()
+            self._stats = None
+            write_failed(self._config, STATS, error)
+            self._console.warn(say("stats.failed", step=step, what=error))
+
+    def close(self) -> None:
+        """Ends the streams, whole where the disk allows it."""
+        for stream in (self._metrics, self._stats):
+            if stream is not None:
+                try:
+                    stream.close()
+                except OSError as error:
+                    self._console.warn(say("log.failed", step=self.last_step, what=error))
+        if self._trackers:
+            self._trackers.finish()
+
     def evaluation(self, step: int, evaluation: Evaluation) -> None:
         """Records an evaluation."""
         self._eval_seconds = evaluation.eval_runtime
         self._progress.eval_seconds_total += evaluation.eval_runtime
-        if self._metrics:
-            self._metrics.write({"step": step, **asdict(evaluation)})
+        self._write({"step": step, **asdict(evaluation)})
+        if self._trackers:
+            self._trackers.log(asdict(evaluation), step)
         self._console.line(
             say(
                 "eval.line",
@@ -195,27 +228,14 @@ class RunLog:
     def summary(self, n_rows: int, n_steps: int) -> None:
         """Writes the last line of a run: seconds spent in steps over all starts, and the rates."""
         seconds = max(self._progress.train_seconds, 1e-9)
-        if self._metrics:
-            self._metrics.write(
-                {
-                    "train_runtime": seconds,
-                    "train_samples_per_second": n_rows / seconds,
-                    "train_steps_per_second": n_steps / seconds,
-                }
-            )
-            self._metrics.close()
+        rates = {"train_samples_per_second": n_rows / seconds, "train_steps_per_second": n_steps / seconds}
+        self._write({"train_runtime": seconds, **rates})
 
     def seconds_left(self, step: int) -> float:
         """Steps at their recent rate, evaluations and checkpoints at their last cost."""
-        training, left = self._config.training, self._n_steps - step
+        left, when = self._n_steps - step, self._schedule
         rate = sum(self._recent) / max(len(self._recent), 1)
-        every = {
-            "no": math.inf,
-            "epoch": self._steps_per_epoch,
-            "steps": training.eval_steps or training.logging_steps,
-        }
-        evaluations = left // every[training.eval_strategy]
-        checkpoints = left // (every | {"steps": training.save_steps})[training.save_strategy]
+        evaluations, checkpoints = left // when.eval_every, left // when.save_every
         return left * rate + evaluations * self._eval_seconds + checkpoints * self._save_seconds
 
     def _show(self, line: dict) -> None:
@@ -225,8 +245,10 @@ class RunLog:
             return
         eta = duration(self.seconds_left(step))
         self._console.advance(step, f"loss {compact(line['loss'])}  eta {eta}")
-        if step % self._config.training.logging_steps and step not in (1, total):
+        if not self._schedule.logs(step):
             return
+        if self._trackers:
+            self._trackers.log(line, step)
         self._console.line(
             say(
                 "step.line",

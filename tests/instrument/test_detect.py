@@ -48,6 +48,19 @@ def test_a_loss_that_leaves_for_good_is_seen_with_its_onset():
     assert found.evidence["limit"] == pytest.approx(1.9655 + 0.5)
 
 
+def test_a_jump_above_every_earlier_loss_is_seen_whatever_the_scatter():
+    """The losses of a real run whose learning rate was multiplied by 100 at step 14."""
+    losses = [3.02, 3.66, 3.27, 2.87, 3.23, 2.23, 3.39, 2.52, 3.21, 2.95, 3.55, 2.76, 3.28, 2.35, 3.7, 3.93, 6.05, 5.41]
+    losses += [6.15, 6.47, 5.44, 7.21, 5.71, 5.39, 5.39, 5.54, 5.75, 5.22, 5.07]
+    watch = LossWatch()
+    found = [watch.step(step, loss) for step, loss in enumerate(losses, start=1)]
+    trouble = found[27]
+    assert found[:27] == [None] * 27
+    assert trouble is not None
+    assert (trouble.kind, trouble.step) == ("divergence", 17)
+    assert trouble.evidence["limit"] == pytest.approx(3.93 + max(0.5, trouble.evidence["best"] / 6))
+
+
 def test_a_run_that_is_worse_than_the_untrained_model_is_seen():
     watch = LossWatch()
     losses = [2.7, 5.5, 8.0, 6.5, 6.1, 5.9, 6.0, 6.3, 5.8, 5.9, 5.7, 5.9, 5.8]

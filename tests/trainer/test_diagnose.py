@@ -11,6 +11,18 @@ from lora_train.trainer.diagnose import diagnose
 from .test_loop import make_config, make_parts
 
 
+def test_an_infinite_lora_weight_that_softmax_hides_is_a_dead_adapter(tiny_models):
+    """An infinite score is a zero probability: the loss is finite and the backward pass is not."""
+    parts = replace(make_parts(make_config(tiny_models["gpt_neox"], bf16=True)), recorder=None)
+    base: Any = parts.model.get_base_model()
+    layer = base.gpt_neox.layers[1].attention.query_key_value
+    layer.lora_B["default"].weight.data[0, 0] = float("inf")
+    diagnosis = diagnose(parts, Trouble(1))
+    module = "gpt_neox.layers.1.attention.query_key_value"
+    assert (diagnosis.kind, diagnosis.module, diagnosis.phase) == ("dead_adapter", module, "optimizer")
+    assert diagnosis.evidence["adapter_nonfinite"] == 1
+
+
 def test_a_forward_pass_is_blamed_before_a_gradient_of_an_earlier_micro_batch(tiny_models):
     """While the loss scale still falls, gradients overflow in healthy micro-batches too."""
     config = make_config(tiny_models["llama"], fp16=True, gradient_accumulation_steps=2)

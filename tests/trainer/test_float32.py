@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from lora_train.instrument.detect import LOST_SHARE, lost_share
 from lora_train.trainer.errors import UserError
 from lora_train.trainer.float32 import in_float32, matching
 from lora_train.trainer.loop import train_step
@@ -39,6 +40,20 @@ def test_output_and_residual_stay_float32_and_everything_is_given_back(tiny_mode
     fresh = make_parts(half_config(tiny_models["gpt_neox"], []))
     assert train_step(fresh, 1).tolist() == before
     assert train_step(fresh, 2)[0].item() == pytest.approx(loss, rel=1e-3)
+
+
+def test_sites_in_a_float32_layer_are_float32_and_lose_nothing(tiny_models):
+    """Their zeros are not counted; taken for fp16 they looked like gradients that were all lost."""
+    parts = make_parts(half_config(tiny_models["llama"], ["model.layers.1"]))
+    assert parts.recorder is not None
+    sites = parts.recorder.sites
+    inside = {site.dtype for site in sites if site.module.startswith("model.layers.1")}
+    assert inside == {"float32"}
+    assert "float16" in {site.dtype for site in sites if site.module.startswith("model.layers.0")}
+    with parts.recorder.active():
+        train_step(parts, 1)
+        ((_, statistics, _),) = parts.recorder.drain()
+    assert 0 <= lost_share(sites, statistics.numpy()) < LOST_SHARE
 
 
 def test_one_of_a_group_is_recorded_alone_and_computes_the_same(tiny_models):

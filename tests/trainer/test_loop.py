@@ -18,7 +18,7 @@ from lora_train.trainer.config import Config
 from lora_train.trainer.console import Console
 from lora_train.trainer.data import IGNORE_INDEX, Dataset, load_examples
 from lora_train.trainer.engine import Engine
-from lora_train.trainer.loop import Stop, due, micro_batch_seed, train_step
+from lora_train.trainer.loop import Stop, micro_batch_seed, train_step
 from lora_train.trainer.model import add_lora, load_base, load_tokenizer, pad_token_id, resolve, trainable
 from lora_train.trainer.parts import Parts, build
 from lora_train.trainer.run_log import ROW_FIELDS
@@ -46,7 +46,7 @@ def make_config(model: Path, **training: Any) -> Config:
 def make_parts(config: Config) -> Parts:
     tokenizer = load_tokenizer(config)
     data = load_examples(config.data.train, config.data, tokenizer, config.data.limit)
-    parts, _ = build(config, Engine(), data, None, pad_token_id(tokenizer), Console(silent=True))
+    parts = build(config, Engine(), data, None, pad_token_id(tokenizer), Console(silent=True))
     parts.model.train()
     return parts
 
@@ -251,14 +251,6 @@ def test_seeds_of_micro_batches_differ_in_every_argument():
     }
     assert len(seeds) == 5
     assert all(0 <= seed < 2**63 for seed in seeds)
-
-
-def test_what_is_due_when(tiny_models):
-    parts = make_parts(make_config(tiny_models["llama"], max_steps=20))
-    steps = range(1, 21)
-    assert [step for step in steps if due("steps", 6, step, parts)] == [6, 12, 18, 20]
-    assert [step for step in steps if due("epoch", 6, step, parts)] == [14, 20]
-    assert [step for step in steps if due("no", 6, step, parts)] == []
 
 
 def test_stop_is_wanted_after_a_signal_or_near_the_deadline():

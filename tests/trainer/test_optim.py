@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 import torch
 from lora_train.trainer.config import TrainingSection
-from lora_train.trainer.optim import Optimizer, lr_table
+from lora_train.trainer.lr_schedule import lr_table
+from lora_train.trainer.optim import Optimizer
 from torch.utils._python_dispatch import TorchDispatchMode
 
 OPTIMIZERS = ["adamw_torch_fused", "adamw_torch", "adamw_8bit", "paged_adamw_8bit"]

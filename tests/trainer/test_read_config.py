@@ -100,7 +100,7 @@ def test_unknown_key_suggests_what_was_meant(tmp_path, key, guess):
             "training",
             "optim",
             "adam",
-            "must be one of adamw_torch_fused, adamw_torch, adamw_8bit, paged_adamw_8bit, not adam",
+            "paged_adamw_32bit, sgd, adafactor, not adam",
         ),
         ("lora", "target_modules", 3, "must be a list of module names, a regular expression or all-linear, not 3"),
         ("lora", "target_modules", [], "is empty: nothing would be trained"),

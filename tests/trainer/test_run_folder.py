@@ -2,21 +2,16 @@ from __future__ import annotations
 
 import json
 
-import pytest
 import yaml
 from lora_train.trainer.config import Config
-from lora_train.trainer.errors import UserError
-from lora_train.trainer.run_folder import family, find_checkpoint, fresh_folder, write_config, write_env
+from lora_train.trainer.run_folder import family, fresh_folder, write_config, write_env
 
 CONFIG = Config.model_validate({"model": {"name_or_path": "o/m"}, "data": {"train": "o/d", "format": "text"}})
 
 
-def make_run(folder, *steps: int) -> None:
+def make_run(folder) -> None:
     folder.mkdir(parents=True)
     (folder / "metrics.jsonl").touch()
-    for step in steps:
-        (folder / f"checkpoint-{step}").mkdir()
-        (folder / f"checkpoint-{step}" / "trainer_state.json").touch()
 
 
 def test_a_second_run_goes_to_a_new_folder(tmp_path):
@@ -38,24 +33,10 @@ def test_gaps_slashes_and_the_home_folder(tmp_path, monkeypatch):
     assert fresh_folder("~/new") == tmp_path / "new"
 
 
-def test_resume_auto_takes_the_newest_checkpoint_of_the_newest_run(tmp_path):
-    base = tmp_path / "run"
-    assert find_checkpoint("auto", str(base)) is None
-    make_run(base, 5, 10)
-    assert find_checkpoint("auto", str(base)) == base / "checkpoint-10"
-    make_run(tmp_path / "run-2", 3)
-    make_run(tmp_path / "run-10")
-    make_run(tmp_path / "running", 99)
-    assert [path.name for path in family(str(base))] == ["run", "run-2", "run-10"]
-    assert find_checkpoint("auto", str(base)) == tmp_path / "run-2" / "checkpoint-3"
-
-
-def test_resume_takes_a_run_or_a_checkpoint_by_name(tmp_path):
-    make_run(tmp_path / "run", 5, 10)
-    assert find_checkpoint(str(tmp_path / "run"), "x") == tmp_path / "run" / "checkpoint-10"
-    assert find_checkpoint(str(tmp_path / "run" / "checkpoint-5"), "x") == tmp_path / "run" / "checkpoint-5"
-    with pytest.raises(UserError, match="holds no checkpoint"):
-        find_checkpoint(str(tmp_path / "nowhere"), "x")
+def test_runs_of_one_output_dir_are_a_family(tmp_path):
+    for name in ("run", "run-2", "run-10", "running"):
+        make_run(tmp_path / name)
+    assert [path.name for path in family(str(tmp_path / "run"))] == ["run", "run-2", "run-10"]
 
 
 def test_resolved_config_is_written_and_an_earlier_one_kept(tmp_path):
