@@ -202,7 +202,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     verb = VERBS.get(argv[0]) if argv else None
     try:
         if verb is not None:
-            return verb.run(_parser(argv[0], verb).parse_args(argv[1:]))
+            code = verb.run(_parser(argv[0], verb).parse_args(argv[1:]))
+            sys.stdout.flush()  # here, where a pipe that was closed is caught
+            return code
         _refuse_unknown_verb(argv)
         return TRAIN.run(_train_parser().parse_intermixed_args(argv))
     except UserError as error:
