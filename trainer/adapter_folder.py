@@ -10,6 +10,7 @@ Nothing is renamed, repaired or written, and neither torch nor transformers is i
 from __future__ import annotations
 
 import json
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,6 +101,19 @@ def read_settings_of(folder: Path) -> dict[str, Any] | None:
     """
     file = folder / SETTINGS
     return _read_json(file) if file.is_file() else None
+
+
+def require_new_folder(output: Path) -> None:
+    """Refuses a folder that exists or that cannot be made, before minutes are spent on what goes into it.
+
+    Raises:
+        UserError: see above.
+    """
+    if output.exists() or output.is_symlink():
+        raise UserError(problem("merge.exists", folder=output))
+    parent = next(folder for folder in output.absolute().parents if folder.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise UserError(problem("merge.cannot_write", folder=output, what=parent))
 
 
 def scaling(settings: dict[str, Any], module: str, r: int) -> float:

@@ -103,15 +103,14 @@ def _merge_arguments(parser: ArgumentParser) -> None:
 
 
 def _merge(arguments: Namespace) -> int:
-    from .adapter_folder import read_adapter
+    from .adapter_folder import read_adapter, require_new_folder
     from .inspect_adapter import require_finite
 
     run: Path = arguments.run
     adapter = read_adapter(run, arguments.trust_remote_code)
     beside = run / "merged" if adapter.folder != run else run.with_name(f"{run.resolve().name}-merged")
     output = arguments.output or beside
-    if output.exists() or output.is_symlink():
-        raise UserError(problem("merge.exists", folder=output))
+    require_new_folder(output)
     require_finite(adapter.folder)
     quiet_libraries()
     from .merge import Request, merge  # imports torch, which takes seconds
