@@ -10,6 +10,7 @@ Nothing is renamed, repaired or written, and neither torch nor transformers is i
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 from dataclasses import dataclass
@@ -61,7 +62,10 @@ def find_weights(path: Path) -> Path:
     """
     if not path.is_dir():
         raise UserError(problem("adapter.not_a_folder" if path.exists() else "adapter.no_folder", path=path))
-    checkpoints = [child for child in path.iterdir() if _CHECKPOINT.fullmatch(child.name)]
+    try:
+        checkpoints = [child for child in path.iterdir() if _CHECKPOINT.fullmatch(child.name)]
+    except OSError as error:
+        raise UserError(problem("adapter.unreadable", file=path, what=error.strerror)) from None
     checkpoints.sort(key=lambda child: int(child.name.split("-")[1]), reverse=True)
     for folder in (path, path / "adapter", *checkpoints):
         if (folder / WEIGHTS).is_file():
@@ -127,7 +131,7 @@ def scaling(settings: dict[str, Any], module: str, r: int) -> float:
         if re.fullmatch(rf"(.*\.)?({pattern})", module):
             alpha = value
             break
-    if isinstance(alpha, bool) or not isinstance(alpha, int | float):
+    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not math.isfinite(alpha):
         raise ValueError(f"lora_alpha {alpha}")
     return alpha / r**0.5 if settings.get("use_rslora") else alpha / r
 

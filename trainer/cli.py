@@ -17,7 +17,7 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from ..instrument.messages import say
 from .errors import UserError, problem
@@ -108,7 +108,7 @@ def _merge(arguments: Namespace) -> int:
 
     run: Path = arguments.run
     adapter = read_adapter(run, arguments.trust_remote_code)
-    beside = run / "merged" if adapter.folder != run else run.with_name(f"{run.resolve().name}-merged")
+    beside = run / "merged" if adapter.folder != run else run.resolve().with_name(f"{run.resolve().name}-merged")
     output = arguments.output or beside
     require_new_folder(output)
     require_finite(adapter.folder)
@@ -242,7 +242,7 @@ def _seed(text: str) -> int:
     return _number(text, int, lambda value: 0 <= value < 2**63, "cli.not_negative")
 
 
-def _number(text: str, kind: Callable[[str], int | float], allowed: Callable[[float], bool], sentence: str):
+def _number(text: str, kind: Callable[[str], int | float], allowed: Callable[[float], bool], sentence: str) -> Any:
     try:
         value = kind(text)
     except ValueError:

@@ -220,7 +220,8 @@ def without_names(facts: Any) -> Any:
 
 
 def _scrub(text: str) -> str:
-    text = text.replace(str(Path.home()), "~") if Path.home() != Path("/") else text
+    if Path.home() != Path("/"):
+        text = re.sub(rf"(?<![\w.-]){re.escape(str(Path.home()))}(?![\w.-])", "~", text)
     text = re.sub(r"(?i)(/home/|/users/|[a-z]:\\users\\)[^/\\\s:]+", "~", text)
     with contextlib.suppress(OSError, KeyError, ImportError):  # a container's user may have no name
         text = re.sub(rf"(?<=[/\\]){re.escape(getpass.getuser())}(?=[/\\]|$)", "USER", text)

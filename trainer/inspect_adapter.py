@@ -240,7 +240,7 @@ def _summary(report: Report) -> Iterable[str]:
     )
 
 
-COLUMNS = ("nonfinite_A", "nonfinite_B", "norm_A", "norm_B", "update", "r", "module")
+COLUMNS = ("bad_A", "bad_B", "|A|", "|B|", "|sBA|", "r", "module")  # bad: not finite
 
 
 def _cells(module: Module) -> tuple[str, ...]:
@@ -259,7 +259,7 @@ def _cells(module: Module) -> tuple[str, ...]:
 
 def _lines(report: Report) -> Iterable[str]:
     for row in (COLUMNS, *map(_cells, report.modules)):
-        yield "".join(f"{cell:>11}  " for cell in row[:-2]) + f"{row[-2]:>3}  {row[-1]}"
+        yield "".join(f"{cell:>9}  " for cell in row[:-2]) + f"{row[-2]:>3}  {row[-1]}"
 
 
 def _print_table(report: Report) -> None:

@@ -13,10 +13,12 @@ from .adapter_folder import Adapter
 from .config import Config
 from .errors import UserError, problem
 from .model import load_base
-from .settings import with_settings
+from .settings import Settings, with_settings
+
+MAX_SHOWN = 300  # characters: peft lists every key that is missing
 
 
-def load_trained(adapter: Adapter, settings: dict[str, object], device: torch.device) -> PeftModel:
+def load_trained(adapter: Adapter, settings: Settings, device: torch.device) -> PeftModel:
     """Base and adapter in evaluation mode on the device.
 
     Args:
@@ -34,7 +36,8 @@ def base_config(adapter: Adapter) -> Config:
     """The run's configuration, or the least that names the base model of an adapter made elsewhere."""
     config = adapter.config
     if config is None:
-        model = {"name_or_path": adapter.base, "revision": adapter.settings.get("revision")}
+        revision = adapter.settings.get("revision")
+        model = {"name_or_path": adapter.base, "revision": str(revision) if revision else None}
         config = Config.model_validate({"model": model, "data": {"train": "unknown", "format": "text"}})
     return with_settings(config, {"model.trust_remote_code": adapter.trust_remote_code})
 
@@ -50,7 +53,7 @@ def put_on(base: PreTrainedModel, adapter: Adapter) -> PeftModel:
         try:
             return PeftModel.from_pretrained(base, str(adapter.folder), is_trainable=False).eval()
         except (RuntimeError, ValueError, TypeError, KeyError, UserWarning, OSError, json.JSONDecodeError) as error:
-            what = str(error).strip().split("\n")[-1].strip()
+            what = str(error).strip().split("\n")[-1].strip()[:MAX_SHOWN]
             raise UserError(
                 problem("adapter.other_model", folder=adapter.folder, base=adapter.base, what=what)
             ) from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -95,6 +96,16 @@ def test_values_that_are_not_finite_come_first_and_exit_3(tmp_path, capsys):
     out = capsys.readouterr().out
     assert "DEAD    5 values are not finite (1.0373%), in 1 layers" in out
     assert f"1 of them in {LAYERS[0]}.lora_magnitude_vector" in out
+
+
+def test_on_a_terminal_it_is_a_table_in_the_same_order(tmp_path, capsys, monkeypatch):
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    assert main(["inspect", str(save(tmp_path, make_tensors()))]) == 0
+    out = capsys.readouterr().out
+    rows = [line.split() for line in re.sub(r"\x1b\[[\d;]*m", "", out).splitlines()[-4:]]
+    assert rows[0] == ["bad_A", "bad_B", "|A|", "|B|", "|sBA|", "r", "module"]
+    assert [row[-1] for row in rows[1:]] == [LAYERS[1], LAYERS[2], LAYERS[0]]
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])

@@ -100,7 +100,7 @@ def test_a_4_bit_run_is_merged_into_unquantized_16_bit_weights(tiny_models, tmp_
     assert off.max() > 0
 
 
-def test_checkpoints_and_adapters_made_elsewhere(tiny_models, tmp_path):
+def test_checkpoints_and_adapters_made_elsewhere(tiny_models, tmp_path, monkeypatch):
     run = make_run(tmp_path / "run", tiny_models["llama"])
     checkpoint = run / "checkpoint-7"
     (run / "adapter").rename(checkpoint)
@@ -115,6 +115,9 @@ def test_checkpoints_and_adapters_made_elsewhere(tiny_models, tmp_path):
     assert read_adapter(elsewhere).config is None
     assert main(["merge", str(elsewhere)]) == 0
     folders = (run / "checkpoint-7-merged", tmp_path / "elsewhere-merged")
+    shutil.rmtree(folders[1])
+    monkeypatch.chdir(elsewhere)
+    assert main(["merge", "."]) == 0
     of_run, of_copy = [(folder / "model.safetensors").read_bytes() for folder in folders]
     assert of_run == of_copy
 
