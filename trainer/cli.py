@@ -1,48 +1,74 @@
-"""The command line. Help and every mistake in the input come before torch is imported."""
+"""The command line: training without a verb, and a table of verbs.
+
+Help and every mistake in the input come before torch is imported: a verb's function imports what it needs.
+"""
 
 from __future__ import annotations
 
 import argparse
+import difflib
 import importlib.metadata
 import logging
+import math
+import os
 import sys
 import warnings
-from collections.abc import Sequence
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from ..instrument.messages import say
-from .config import describe
 from .errors import UserError, problem
-from .read_config import read_config, read_settings
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
+EXIT_BROKEN_PIPE = 141
 
 
-class _Parser(argparse.ArgumentParser):
+class _Parser(ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        raise UserError(problem("cli.usage", message=message))
+        verb = self.prog.partition(" ")[2]
+        sentence = (
+            problem("cli.verb_usage", message=message, verb=verb) if verb else problem("cli.usage", message=message)
+        )
+        raise UserError(sentence)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog="lora-train",
-        description=say("cli.description"),
-        epilog=say("cli.epilog") + "\n" + describe(),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+@dataclass(frozen=True)
+class Verb:
+    """One thing the command does.
+
+    Attributes:
+        summary: its sentence in the catalogue.
+        add_arguments: puts its arguments on a parser.
+        run: does it and returns the exit code.
+    """
+
+    summary: str
+    add_arguments: Callable[[ArgumentParser], None]
+    run: Callable[[Namespace], int]
+
+
+def _train_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--config", required=True, metavar="FILE", help=say("cli.config"))
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help=say("cli.overrides"))
     parser.add_argument("--resume", metavar="auto|PATH", help=say("cli.resume"))
-    parser.add_argument("--debug", action="store_true", help=say("cli.debug"))
     parser.add_argument("--version", action="version", version=importlib.metadata.version("lora-vitals"))
-    return parser
 
 
-def _replay_parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="lora-train replay", description=say("cli.replay"), allow_abbrev=False)
+def _train(arguments: Namespace) -> int:
+    from .read_config import read_config
+
+    config = read_config(arguments.config, arguments.overrides)
+    quiet_libraries()
+    from .run import run  # imports torch, which takes seconds
+
+    return run(config, arguments.resume)
+
+
+def _replay_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN", type=Path, help=say("cli.replay.run"))
     parser.add_argument("--step", required=True, type=int, metavar="N", help=say("cli.replay.step"))
     parser.add_argument(
@@ -51,12 +77,11 @@ def _replay_parser() -> argparse.ArgumentParser:
     parser.add_argument("--dump", metavar="MODULE", help=say("cli.replay.dump"))
     parser.add_argument("--extract", type=Path, metavar="DIR", help=say("cli.replay.extract"))
     parser.add_argument("--what-if", action="store_true", help=say("cli.replay.what_if"))
-    parser.add_argument("--debug", action="store_true", help=say("cli.debug"))
-    return parser
 
 
-def _replay(argv: Sequence[str]) -> int:
-    arguments = _replay_parser().parse_args(argv)
+def _replay(arguments: Namespace) -> int:
+    from .read_config import read_settings
+
     config_file = arguments.run / "config.yaml"
     if not config_file.is_file():
         raise UserError(problem("replay.no_run", folder=arguments.run))
@@ -69,26 +94,162 @@ def _replay(argv: Sequence[str]) -> int:
     )
 
 
+def _merge_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("run", metavar="RUN", type=Path, help=say("cli.adapter"))
+    parser.add_argument("-o", "--output", type=Path, metavar="FOLDER", help=say("cli.merge.output"))
+    dtypes = ("auto", "float16", "bfloat16", "float32")
+    parser.add_argument("--dtype", choices=dtypes, default="auto", help=say("cli.merge.dtype"))
+    parser.add_argument("--trust-remote-code", action="store_true", help=say("cli.trust_remote_code"))
+
+
+def _merge(arguments: Namespace) -> int:
+    from .adapter_folder import read_adapter, require_new_folder
+    from .inspect_adapter import require_finite
+
+    run: Path = arguments.run
+    adapter = read_adapter(run, arguments.trust_remote_code)
+    beside = run / "merged" if adapter.folder != run else run.resolve().with_name(f"{run.resolve().name}-merged")
+    output = arguments.output or beside
+    require_new_folder(output)
+    require_finite(adapter.folder)
+    quiet_libraries()
+    from .merge import Request, merge  # imports torch, which takes seconds
+
+    return merge(Request(adapter, output, arguments.dtype))
+
+
+def _chat_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("run", metavar="RUN", type=Path, help=say("cli.adapter"))
+    parser.add_argument("--prompt", metavar="TEXT", help=say("cli.chat.prompt"))
+    parser.add_argument(
+        "--max-new-tokens", type=_at_least_one, default=256, metavar="N", help=say("cli.chat.max_new_tokens")
+    )
+    parser.add_argument("--temperature", type=_temperature, default=0.0, metavar="T", help=say("cli.chat.temperature"))
+    parser.add_argument("--seed", type=_seed, default=0, metavar="N", help=say("cli.chat.seed"))
+    parser.add_argument("--trust-remote-code", action="store_true", help=say("cli.trust_remote_code"))
+
+
+def _chat(arguments: Namespace) -> int:
+    from .adapter_folder import read_adapter
+    from .inspect_adapter import require_finite
+
+    adapter = read_adapter(arguments.run, arguments.trust_remote_code)
+    require_finite(adapter.folder)
+    quiet_libraries()
+    from .chat import Request, chat  # imports torch, which takes seconds
+
+    return chat(Request(adapter, arguments.prompt, arguments.max_new_tokens, arguments.temperature, arguments.seed))
+
+
+def _inspect_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("adapter", metavar="ADAPTER", type=Path, help=say("cli.inspect.adapter"))
+    parser.add_argument("--json", action="store_true", help=say("cli.json"))
+
+
+def _inspect(arguments: Namespace) -> int:
+    from .inspect_adapter import inspect_adapter
+
+    return inspect_adapter(arguments.adapter, arguments.json)
+
+
+def _env_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help=say("cli.json"))
+
+
+def _env(arguments: Namespace) -> int:
+    quiet_libraries()
+    from .environment import print_environment
+
+    return print_environment(arguments.json)
+
+
+VERBS = {
+    "replay": Verb("cli.replay", _replay_arguments, _replay),
+    "inspect": Verb("cli.inspect", _inspect_arguments, _inspect),
+    "merge": Verb("cli.merge", _merge_arguments, _merge),
+    "chat": Verb("cli.chat", _chat_arguments, _chat),
+    "env": Verb("cli.env", _env_arguments, _env),
+}
+# what the command does without a verb
+TRAIN = Verb("cli.description", _train_arguments, _train)
+
+
+def _parser(name: str, verb: Verb) -> ArgumentParser:
+    parser = _Parser(
+        prog=f"lora-train {name}".strip(),
+        description=say(verb.summary),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    verb.add_arguments(parser)
+    parser.add_argument("--debug", action="store_true", help=say("cli.debug"))
+    return parser
+
+
+def _train_parser() -> ArgumentParser:
+    from .config import describe
+
+    verbs = "\n".join(f"  {name:<10} {say(verb.summary)}" for name, verb in VERBS.items())
+    parser = _parser("", TRAIN)
+    parser.epilog = "\n".join((say("cli.verbs"), verbs, "", say("cli.epilog"), describe()))
+    return parser
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line and returns the exit code: 0 done, 2 wrong input, 3 collapsed, 130/143 interrupted."""
-    argv = sys.argv[1:] if argv is None else argv
+    argv = list(sys.argv[1:] if argv is None else argv)
+    verb = VERBS.get(argv[0]) if argv else None
     try:
-        if argv[:1] == ["replay"]:
-            return _replay(argv[1:])
-        arguments = _parser().parse_intermixed_args(argv)
-        config = read_config(arguments.config, arguments.overrides)
-        quiet_libraries()
-        from .run import run  # imports torch, which takes seconds
-
-        return run(config, arguments.resume)
+        if verb is not None:
+            code = verb.run(_parser(argv[0], verb).parse_args(argv[1:]))
+            sys.stdout.flush()  # here, where a pipe that was closed is caught
+            return code
+        _refuse_unknown_verb(argv)
+        return TRAIN.run(_train_parser().parse_intermixed_args(argv))
     except UserError as error:
         if "--debug" in argv:
             raise
         print(error, file=sys.stderr)
         return EXIT_USER_ERROR
     except KeyboardInterrupt:  # before training, or a second time: nothing was being written
-        print(say("cli.interrupted"), file=sys.stderr)
+        print(say("cli.interrupted" if verb is None else "cli.verb_interrupted"), file=sys.stderr)
         return EXIT_INTERRUPTED
+    except BrokenPipeError:  # `lora-train inspect RUN | head`: Python would complain once more when it closes stdout
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_BROKEN_PIPE
+
+
+def _refuse_unknown_verb(argv: Sequence[str]) -> None:
+    # an override holds a dot or an equals sign, an option starts with a dash
+    if not argv or argv[0].startswith("-") or "." in argv[0] or "=" in argv[0]:
+        return
+    close = difflib.get_close_matches(argv[0], VERBS, n=1)
+    known = ", ".join(VERBS)
+    if close:
+        raise UserError(problem("cli.mistyped_verb", verb=argv[0], guess=close[0], known=known))
+    raise UserError(problem("cli.unknown_verb", verb=argv[0], known=known))
+
+
+def _at_least_one(text: str) -> int:
+    return _number(text, int, lambda value: value >= 1, "cli.at_least_one")
+
+
+def _temperature(text: str) -> float:
+    return _number(text, float, lambda value: 0 <= value < math.inf, "cli.not_negative")
+
+
+def _seed(text: str) -> int:
+    return _number(text, int, lambda value: 0 <= value < 2**63, "cli.not_negative")
+
+
+def _number(text: str, kind: Callable[[str], int | float], allowed: Callable[[float], bool], sentence: str) -> Any:
+    try:
+        value = kind(text)
+    except ValueError:
+        value = None
+    if value is None or not allowed(value):
+        raise argparse.ArgumentTypeError(say(sentence, value=text))
+    return value
 
 
 def quiet_libraries() -> None:

@@ -14,6 +14,8 @@ import pytest
 import yaml
 from lora_train.instrument import load_run
 from lora_train.instrument.store import read_metrics
+from lora_train.trainer import cli as cli_module
+from lora_train.trainer.errors import UserError
 
 from ..conftest import COMMAND_ENVIRONMENT, DATA, ROOT
 
@@ -384,3 +386,69 @@ print(code, "torch" in sys.modules, "transformers" in sys.modules)
 """
     output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert output == "2 False False\n"
+
+
+VERBS = ("replay", "inspect", "merge", "chat", "env")
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_of_every_verb_imports_no_torch(verb):
+    code = f"""
+import sys
+from lora_train.trainer.cli import main
+try:
+    main([{verb!r}, "--help"])
+except SystemExit as stop:
+    print(stop.code, {{"torch", "transformers", "numpy"}} & sys.modules.keys())
+"""
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert output.startswith(f"usage: lora-train {verb} [-h]")
+    assert output.endswith("\n0 set()\n")
+
+
+def test_help_lists_every_verb(capsys):
+    assert tuple(cli_module.VERBS) == VERBS
+    with pytest.raises(SystemExit) as stop:
+        cli_module.main(["--help"])
+    assert stop.value.code == 0
+    out = capsys.readouterr().out
+    for verb in VERBS:
+        assert re.search(rf"^  {verb} +\w+", out, re.M)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "hint"),
+    [
+        (["mrege", "RUN"], "mrege is no verb of lora-train", "did you mean merge?"),
+        (["train"], "train is no verb of lora-train", "the verbs are replay, inspect, merge, chat, env; to train"),
+        (["koalpaca.yaml"], "the following arguments are required: --config", "lora-train --config koalpaca.yaml"),
+        ([], "the following arguments are required: --config", "lora-train --config koalpaca.yaml"),
+        (["merge"], "the following arguments are required: RUN", "`lora-train merge --help`"),
+        (["replay", "RUN", "--step", "x"], "invalid int value: 'x'", "`lora-train replay --help`"),
+        (["replay", "RUN", "--step", "3"], "RUN holds no run", "name the folder of training.output_dir"),
+        (["env", "RUN"], "unrecognized arguments: RUN", "`lora-train env --help`"),
+        (["inspect", "RUN", "--jsn"], "unrecognized arguments: --jsn", "`lora-train inspect --help`"),
+        (["inspect", "RUN"], "there is no folder RUN", "name a run folder"),
+        (["chat", "README.md"], "README.md is a file, not a folder", "name the run"),
+    ],
+)
+def test_wrong_use_of_verbs_is_an_error_with_a_hint(capsys, monkeypatch, arguments, error, hint):
+    monkeypatch.chdir(ROOT)
+    assert cli_module.main(arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("error: ")
+    assert error in captured.err
+    assert f"\nhint: {hint}" in captured.err
+
+
+def test_debug_shows_where_an_error_of_a_verb_comes_from():
+    with pytest.raises(UserError, match="there is no folder RUN"):
+        cli_module.main(["inspect", "RUN", "--debug"])
+
+
+@pytest.mark.parametrize("arguments", [["mrege"], ["merge", "nowhere"], ["inspect", "README.md"], ["chat"]])
+def test_wrong_use_of_the_real_command(cli, arguments):
+    result = cli(*arguments)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert re.fullmatch(r"error: .+\nhint: .+\n", result.stderr)
