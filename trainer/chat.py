@@ -118,7 +118,7 @@ class ChatFormat:
             raise BadRow(("data.chat_refused", {"what": what})) from error
         if not is_unicode(text):
             raise BadRow(("data.not_unicode", {"field": CHATS[self.name][0]}))
-        return text, spans[0] if mark else []
+        return text, list(spans[0]) if mark else []
 
     def _answer(self, turns: Sequence[Turn], i: int, text: str) -> tuple[int, int]:
         """Characters of the i-th turn that the assistant writes."""

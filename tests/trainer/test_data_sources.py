@@ -60,8 +60,8 @@ def test_a_folder_is_its_data_files_sorted(tmp_path):
 def test_a_saved_data_set_is_its_train_split(tmp_path):
     table = datasets.Dataset.from_list(ROWS)
     table.save_to_disk(tmp_path / "one")
-    datasets.DatasetDict(test=table.select([0]), train=table).save_to_disk(tmp_path / "dict")
-    datasets.DatasetDict(test=table).save_to_disk(tmp_path / "test")
+    datasets.DatasetDict({"test": table.select([0]), "train": table}).save_to_disk(tmp_path / "dict")
+    datasets.DatasetDict({"test": table}).save_to_disk(tmp_path / "test")
     assert read(tmp_path / "one") == read(tmp_path / "dict") == ROWS
     assert places(tmp_path / "one") == ["SOURCE row 0", "SOURCE row 1"]
     with pytest.raises(UserError, match="has no train split; it has: test"):

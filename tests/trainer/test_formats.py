@@ -63,7 +63,7 @@ def test_custom_template_trains_from_the_last_field_on():
 
 @pytest.mark.parametrize("template", ["{", "}", "{}", "{a.b}", "{a[0]}", "{a!r}", "{a:>3}"])
 def test_fields_that_are_not_plain_names_are_refused(template):
-    with pytest.raises(ValueError, match="[{}]|brace"):
+    with pytest.raises(ValueError, match=r"[{}]|brace"):
         template_fields(template)
     assert template_fields("{{x}} {질문} {a b}") == ["질문", "a b"]
 
