@@ -132,6 +132,20 @@ def test_a_template_that_refuses_a_conversation_is_quoted(tokenizer):
     assert refusal.error.startswith("HERE: the chat template refuses the conversation: Conversation roles must alter")
 
 
+def test_a_template_that_prints_the_date_gives_the_same_tokens_tomorrow():
+    """Llama 3's way of asking for it."""
+    dated = "{% if not date_string is defined %}{% set date_string = strftime_now('%d %b %Y') %}{% endif %}"
+    template = dated + "{{ 'Today Date: ' + date_string + '\n' }}" + PLAIN
+    rendered = ChatFormat("messages", template, {}).render({"messages": TURNS[1:3]})
+    assert rendered.text.startswith("Today Date: 26 Jul 2024\n")
+    assert [rendered.text[start:end] for start, end in rendered.spans] == ["서울입니다.\n"]
+
+
+def test_what_parquet_fills_with_null_is_not_there_for_the_template():
+    (turn,) = turns_of("messages", {"messages": [{"role": "user", "content": "x", "tool_calls": None}]})
+    assert turn == {"role": "user", "content": "x"}
+
+
 def write(folder, *rows) -> str:
     path = folder / "chats.jsonl"
     path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")

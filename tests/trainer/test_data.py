@@ -89,6 +89,15 @@ def test_limit_takes_the_first_rows(tokenizer):
     assert [example.row for example in dataset.examples] == [0, 1, 2]
 
 
+def test_rows_of_several_chunks_keep_their_numbers(tmp_path, tokenizer, monkeypatch):
+    monkeypatch.setattr("lora_train.trainer.data.CHUNK", 7)
+    source = jsonl(tmp_path, ["{" if index == 110 else ROWS[index % 2] for index in range(130)])
+    dataset = load_examples(source, section(on_bad_row="skip"), tokenizer)
+    assert [example.row for example in dataset.examples] == [index for index in range(130) if index != 110]
+    assert trained(tokenizer, dataset.examples[-1]) == " Blue 💙<|endoftext|>"
+    assert errors(source, tokenizer)[0].startswith("FILE line 111 is not JSON")
+
+
 def test_bad_rows_are_named_by_file_and_line(tmp_path, tokenizer):
     rows = [ROWS[0], "", {"instruction": "x"}, {"instruction": 3, "output": " "}, "[1]", "{"]
     found = errors(jsonl(tmp_path, rows), tokenizer)

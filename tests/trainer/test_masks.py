@@ -88,6 +88,9 @@ def test_special_tokens_that_the_tokenizer_adds(tokenizers):
     assert supervised.tolist() == [False, False, True, True]
     ((ids, supervised),) = tokenize([rendered("ab", " ab")], tokenizers["sentencepiece"], train_on_inputs=True)
     assert supervised.tolist() == [False, True, True, True]
+    ((ids, supervised),) = tokenize([rendered("<s>ab", " ab</s>")], tokenizers["sentencepiece"], is_chat=True)
+    assert tokenizers["sentencepiece"].convert_ids_to_tokens(ids)[::3] == ["<s>", "</s>"]
+    assert supervised.tolist()[-2:] == [True, True]
     ((ids, supervised),) = tokenize([rendered("ab", "c")], tokenizers["characters"])
     assert (ids.tolist(), supervised.tolist()) == ([97, 98, 99], [False, False, True])
     ((ids, supervised),) = tokenize([rendered("", "")], tokenizers["characters"])
