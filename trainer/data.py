@@ -1,6 +1,6 @@
 """From a source of rows to tokens and a mask that says which of them are trained on.
 
-    data_sources.py -> formats.py, chat.py -> masks.py -> data_cache.py
+    data_sources.py -> formats.py, conversations.py -> masks.py -> data_cache.py
     rows               text and spans         tokens      flat arrays on disk
 
 Rows keep the 0-based index they had in the source, bad ones and those without a target included; nothing here imports
@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from ..instrument.messages import language
-from .chat import ChatFormat, find_template
+from .conversations import ChatFormat, find_template
 from .config import DataSection
 from .data_cache import Packed, cache_key, load_packed, save_packed, tokenizer_hash
 from .data_sources import BadRow, Source, Where, open_source

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from .chat import is_jinja
+from .conversations import is_jinja
 from .config import DataSection
 from .data_sources import READERS, data_files, is_saved
 from .errors import Problem, problem

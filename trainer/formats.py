@@ -5,7 +5,7 @@
     prompt_completion    {prompt}{completion}<end of text>
     text                 {text}<end of text>, all of it trained on
     prompt_template      the user's own; trained on from its last field on, whatever follows included
-    messages, sharegpt   the tokenizer's chat template, see chat.py
+    messages, sharegpt   the tokenizer's chat template, see conversations.py
 
 The space before koalpaca's answer belongs to the answer, because that is where byte-pair tokenizers put it.
 """

@@ -5,7 +5,7 @@ import json
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from lora_train.trainer.chat import ChatFormat, find_template, turns_of
+from lora_train.trainer.conversations import ChatFormat, find_template, turns_of
 from lora_train.trainer.config import DataSection
 from lora_train.trainer.data import load_examples
 from lora_train.trainer.data_sources import BadRow
