@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,9 @@ VOCABULARY = 512
 
 # sentences are tested in English unless a test says otherwise; the hub is never asked
 os.environ.update(LORA_TRAIN_LANG="en", HF_HUB_OFFLINE="1")
+# tokens that an earlier version of the code has kept would hide its mistakes
+_CACHE = tempfile.TemporaryDirectory(prefix="lora-train-cache-")
+os.environ["XDG_CACHE_HOME"] = _CACHE.name
 
 # What a user's shell has: compiled kernels; one thread, because the models are tiny.
 COMMAND_ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}

@@ -21,8 +21,9 @@ from ..instrument.messages import say
 from .adapter_folder import Adapter
 from .config import Config
 from .console import Console
-from .data import FORMATS
+from .conversations import find_template
 from .errors import UserError, problem
+from .formats import FORMATS, custom_format, template_fields
 from .load_adapter import base_config, load_trained
 from .model import autocast, load_tokenizer, pad_token_id
 from .settings import with_settings
@@ -94,6 +95,8 @@ def load(request: Request) -> Talker:
         settings = {"training.bf16" if torch.cuda.is_bf16_supported() else "training.fp16": True}
     config = with_settings(base_config(adapter), settings)
     tokenizer = load_tokenizer(config)
+    if adapter.config is not None and adapter.config.data.chat_template is not None:
+        tokenizer.chat_template = find_template(adapter.config.data.chat_template, tokenizer)
     model = load_trained(adapter, settings, device)
     form = adapter.config.data.format if adapter.config else "text" if tokenizer.chat_template is None else None
     return Talker(model, tokenizer, config, form, request)
@@ -104,20 +107,25 @@ def user(text: str) -> Message:
     return {"role": "user", "content": text}
 
 
-def prompt_ids(form: str | None, tokenizer: Any, messages: Sequence[Message]) -> list[int]:
+def prompt_ids(form: str | None, tokenizer: Any, messages: Sequence[Message], template: str | None = None) -> list[int]:
     """The tokens before the answer, as in training.
 
     Args:
         form: data.format; None for an adapter made elsewhere.
         messages: the conversation so far; the last one is the user's.
+        template: data.prompt_template, which wins; what the user says is its first field, the others are empty.
 
     Raises:
         UserError: the tokenizer has no chat template.
     """
-    if form in PLAIN:
-        text = messages[-1]["content"]
+    question = messages[-1]["content"]
+    fields = template_fields(template) if template is not None else []
+    if template is not None and len(fields) > 1:
+        text, _ = custom_format(template).template(dict.fromkeys(fields, "") | {fields[0]: question})
+    elif form in PLAIN or template is not None:
+        text = question
     elif form in ONE_QUESTION:
-        text, _ = FORMATS[form].template({"instruction": messages[-1]["content"], "input": "", "output": ""})
+        text, _ = FORMATS[form].template({"instruction": question, "input": "", "output": ""})
     elif tokenizer.chat_template is None:
         raise UserError(problem("chat.no_template", form=form))
     else:
@@ -140,7 +148,8 @@ def answer(talker: Talker, messages: Sequence[Message]) -> str:
         raise UserError(problem("chat.empty"))
     if any("\ud800" <= character <= "\udfff" for character in question):
         raise UserError(problem("chat.not_text"))
-    ids = prompt_ids(talker.format, tokenizer, messages)
+    trained = request.adapter.config
+    ids = prompt_ids(talker.format, tokenizer, messages, trained.data.prompt_template if trained else None)
     limit = getattr(talker.model.get_base_model().config, "max_position_embeddings", None)
     if limit is not None and len(ids) >= limit:
         raise UserError(problem("chat.too_long", n=len(ids), limit=limit))

@@ -98,13 +98,22 @@ class LoraSection(Section):
 
 class DataSection(Section):
     train: str = Field(min_length=1)
-    """Training rows: a .jsonl file or a hub id."""
+    """Training rows: a hub id, a folder of data files, or a .jsonl, .json, .csv or .parquet file."""
     eval: str | None = None
-    """Evaluation rows: a .jsonl file or a hub id."""
+    """Evaluation rows, from the same kinds of places."""
     eval_fraction: float = Field(default=0.0, ge=0, lt=1)
     """Share of the training rows to hold out for evaluation instead of data.eval."""
-    format: Literal["koalpaca", "alpaca", "text"]
-    """How a row becomes text: koalpaca and alpaca read instruction/input/output, text reads text."""
+    eval_limit: int | None = Field(default=None, ge=1)
+    """Evaluate on only the first of the evaluation rows."""
+    format: Literal["auto", "koalpaca", "alpaca", "sharegpt", "messages", "prompt_completion", "text"] = "auto"
+    """How a row becomes text: koalpaca and alpaca read instruction/input/output, prompt_completion prompt and
+    completion, text text; messages and sharegpt (conversations) are written by the tokenizer's chat template.
+    auto: what the fields of the first rows say."""
+    prompt_template: str | None = None
+    """Your own template instead of data.format, with the rows' fields in braces: 'Q: {question} A: {answer}'. It is
+    trained on from the last field on, which is the answer."""
+    chat_template: str | None = None
+    """Jinja, or a file with it, instead of the tokenizer's chat template; {% generation %} marks what is trained on."""
     cutoff_len: int = Field(default=1024, ge=2)
     """Longest row in tokens; the rest is cut off."""
     train_on_inputs: bool = False
@@ -113,6 +122,10 @@ class DataSection(Section):
     """Use only the first rows of data.train."""
     skip_rows: list[Annotated[int, Field(ge=0)]] = []
     """Rows of data.train that are left out (0-based); the order of the others stays."""
+    on_bad_row: Literal["error", "skip"] = "error"
+    """Rows that cannot be used: error names them and stops, skip leaves them out and says how many."""
+    cache: bool = True
+    """Keep tokenized rows under ~/.cache/lora-train (or $XDG_CACHE_HOME), so that the next start need not tokenize."""
 
 
 class TrainingSection(Section):

@@ -1,33 +1,38 @@
-"""From rows of text to tokens and a mask that says which of them are trained on.
+"""From a source of rows to tokens and a mask that says which of them are trained on.
 
-    koalpaca   ### 질문: {instruction}\n\n### 답변: {output}<end of text>
-    alpaca     Stanford Alpaca's prompt, with or without its input
-    text       {text}<end of text>, every token trained on
+    data_sources.py -> formats.py, conversations.py -> masks.py -> data_cache.py
+    rows               text and spans         tokens      flat arrays on disk
 
-A token is supervised when its characters reach into the answer, so a token that straddles the border between
-prompt and answer is. The space before the answer belongs to the answer, because that is where byte-pair
-tokenizers put it. Rows keep the 0-based index they had in the source; nothing here imports torch.
+Rows keep the 0-based index they had in the source, bad ones and those without a target included; nothing here imports
+torch.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
+import itertools
 import random
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from importlib.metadata import version
 from typing import Any
 
 import numpy as np
 
-from ..instrument.messages import say
+from ..instrument.messages import language
 from .config import DataSection
-from .errors import UserError, problem
-from .read_config import is_path
+from .conversations import ChatFormat, find_template
+from .data_cache import Packed, cache_key, load_packed, save_packed, tokenizer_hash
+from .data_sources import BadRow, Source, Where, open_source
+from .errors import Problem, UserError, problem
+from .formats import CHATS, DETECTION_ROWS, FORMATS, Format, Rendered, custom_format, detect, printable, require_object
+from .masks import tokenize
 
 IGNORE_INDEX = -100
 MAX_BAD_ROWS_SHOWN = 5
+# rows rendered and tokenized at a time: offsets are Python objects, 20 times the size of the tokens
+CHUNK = 1000
+CUSTOM = "prompt_template"
 
 
 @dataclass(frozen=True)
@@ -58,12 +63,18 @@ class Dataset:
         examples: rows that have at least one supervised token.
         dropped: source indices of the rows that have none.
         truncated: number of rows cut at cutoff_len.
+        format: a name of data.format, or "prompt_template".
+        n_skipped: number of bad rows left out (data.on_bad_row: skip).
+        skipped: what was wrong with the first of them.
     """
 
     source: str
     examples: Sequence[Example]
     dropped: Sequence[int] = ()
     truncated: int = 0
+    format: str = ""
+    n_skipped: int = 0
+    skipped: Sequence[str] = ()
 
     def fingerprint(self) -> str:
         """16 hex digits that change with any token, mask or row index."""
@@ -74,177 +85,151 @@ class Dataset:
         return digest.hexdigest()[:16]
 
 
-def koalpaca_prompt(row: dict[str, str]) -> tuple[str, str]:
-    """KoAlpaca's template as (prompt, answer)."""
-    return f"### 질문: {row['instruction']}\n\n### 답변:", f" {row['output']}"
-
-
-def alpaca_prompt(row: dict[str, str]) -> tuple[str, str]:
-    """Stanford Alpaca's template as (prompt, answer)."""
-    if row.get("input"):
-        opening = (
-            "Below is an instruction that describes a task, paired with an input that provides further context. "
-            "Write a response that appropriately completes the request.\n\n"
-        )
-        body = f"### Instruction:\n{row['instruction']}\n\n### Input:\n{row['input']}"
-    else:
-        opening = (
-            "Below is an instruction that describes a task. "
-            "Write a response that appropriately completes the request.\n\n"
-        )
-        body = f"### Instruction:\n{row['instruction']}"
-    return f"{opening}{body}\n\n### Response:\n", row["output"]
-
-
-def text_prompt(row: dict[str, str]) -> tuple[str, str]:
-    """Plain text: no prompt, all of it trained on."""
-    return "", row["text"]
-
-
-@dataclass(frozen=True)
-class Format:
-    """A template and the fields it reads."""
-
-    template: Callable[[dict[str, str]], tuple[str, str]]
-    required: tuple[str, ...]
-    optional: tuple[str, ...] = ()
-
-
-FORMATS = {
-    "koalpaca": Format(koalpaca_prompt, ("instruction", "output")),
-    "alpaca": Format(alpaca_prompt, ("instruction", "output"), ("input",)),
-    "text": Format(text_prompt, ("text",)),
-}
-
-
-def read_rows(source: str, limit: int | None = None) -> list[tuple[str, Any]]:
-    """Reads a .jsonl file or a hub dataset's train split.
-
-    Returns:
-        (where, row) pairs, `where` being what a message calls the row ("data.jsonl line 3").
-
-    Raises:
-        UserError: the file cannot be read, or lines are not JSON.
-    """
-    rows = list(_jsonl_rows(source, limit) if is_path(source) else _hub_rows(source, limit))
-    if not rows:
-        raise UserError(problem("data.empty", source=source))
-    return rows
-
-
-def _jsonl_rows(source: str, limit: int | None) -> Iterator[tuple[str, Any]]:
-    bad, count = [], 0
-    try:
-        lines = Path(source).expanduser().read_text(encoding="utf-8-sig").split("\n")
-    except UnicodeDecodeError as error:
-        raise UserError(problem("config.not_utf8", file=source, byte=error.start)) from None
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        if limit is not None and count >= limit:
-            break
-        count += 1
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            bad.append(problem("data.not_json", source=source, line=number, what=error.msg))
-            continue
-        yield say("data.line", source=source, line=number), row
-    _raise_bad(bad)
-
-
-def _hub_rows(source: str, limit: int | None) -> Iterator[tuple[str, Any]]:
-    import datasets  # 2 s; only needed for the hub
-
-    try:
-        rows = datasets.load_dataset(source, split="train")
-    except Exception as error:  # the library raises a dozen types for "no such data set" and "no network"
-        raise UserError(problem("data.hub", source=source, what=str(error).split("\n")[0])) from error
-    if limit is not None:
-        rows = rows.select(range(min(limit, len(rows))))
-    for index, row in enumerate(rows):
-        yield say("data.row", source=source, row=index), row
-
-
-def _raise_bad(bad: list) -> None:
-    if not bad:
-        return
-    shown = bad[:MAX_BAD_ROWS_SHOWN]
-    if len(bad) > len(shown):
-        shown.append(problem("data.more_bad_rows", count=len(bad) - len(shown)))
-    raise UserError(*shown)
-
-
-def load_examples(source: str, data: DataSection, tokenizer, limit: int | None = None) -> Dataset:
-    """Reads, checks, tokenizes and masks a source.
+def load_examples(source: str, data: DataSection, tokenizer: Any, limit: int | None = None) -> Dataset:
+    """Reads, checks, tokenizes and masks a source, or takes what an earlier start has kept of it.
 
     Args:
         source: data.train or data.eval.
-        data: template, cutoff_len and mask rule.
+        data: format, cutoff_len, mask rule, what to do with bad rows, whether to keep the tokens.
         tokenizer: a fast transformers tokenizer.
         limit: use only the first rows.
 
     Raises:
         UserError: rows that cannot be used, by file and line; or no row with a supervised token.
     """
-    form = FORMATS[data.format]
-    rows = read_rows(source, limit)
-    _raise_bad([found for where, row in rows for found in _row_problems(where, row, form)])
-    pairs = [form.template({**dict.fromkeys(form.optional, ""), **row}) for _, row in rows]
-    examples, dropped, truncated = [], [], 0
-    for index, (ids, supervised) in enumerate(tokenize(pairs, tokenizer, data.train_on_inputs)):
-        truncated += len(ids) > data.cutoff_len
-        example = Example(index, ids[: data.cutoff_len], supervised[: data.cutoff_len])
-        if example.n_supervised:
-            examples.append(example)
-        else:
-            dropped.append(index)
-    if not examples:
-        raise UserError(problem("data.nothing_supervised", source=source, cutoff=data.cutoff_len))
-    return Dataset(source, examples, dropped, truncated)
+    origin = open_source(source)
+    key = _cache_key(origin, data, tokenizer, limit) if data.cache else None
+    packed = load_packed(key) if key is not None else None
+    if packed is None:
+        packed = _tokenized(origin, data, tokenizer, limit)
+        if key is not None:
+            save_packed(key, packed)
+    ends = packed.offsets
+    examples = [
+        Example(int(row), packed.input_ids[start:end], packed.supervised[start:end])
+        for row, start, end in zip(packed.rows, ends[:-1], ends[1:], strict=True)
+    ]
+    dropped = packed.dropped.tolist()
+    return Dataset(source, examples, dropped, packed.truncated, packed.format, packed.n_skipped, packed.skipped)
 
 
-def _row_problems(where: str, row: Any, form: Format) -> Iterator:
-    if not isinstance(row, dict):
-        yield problem("data.not_object", where=where, kind=type(row).__name__)
-        return
-    for field in form.required:
-        if field not in row:
-            found = ", ".join(map(str, row)) or "-"
-            yield problem("data.no_field", where=where, field=field, found=found)
-        elif not isinstance(row[field], str):
-            yield problem("data.not_text", where=where, field=field, kind=type(row[field]).__name__)
-        elif not row[field].strip():
-            yield problem("data.empty_field", where=where, field=field)
-        elif not row[field].isprintable() and _has_lone_surrogate(row[field]):
-            yield problem("data.not_unicode", where=where, field=field)
+def _cache_key(origin: Source, data: DataSection, tokenizer: Any, limit: int | None) -> str:
+    shown = data.on_bad_row == "skip"  # the file's name and the language are in what is kept of skipped rows
+    is_chat = data.prompt_template is None and (data.format == "auto" or data.format in CHATS)
+    return cache_key(
+        {
+            "content": _readable(origin),
+            "kinds": [path.suffix.lower() for path in origin.files],
+            "format": data.format,
+            "prompt_template": data.prompt_template,
+            "chat_template": find_template(data.chat_template, tokenizer) if is_chat and data.chat_template else None,
+            "tokenizer": tokenizer_hash(tokenizer),
+            "train_on_inputs": data.train_on_inputs,
+            "cutoff_len": data.cutoff_len,
+            "limit": limit,
+            "on_bad_row": [origin.name, language()] if shown else None,
+            "versions": [version(name) for name in ("transformers", "tokenizers", "jinja2")],
+        }
+    )
 
 
-def _has_lone_surrogate(text: str) -> bool:
-    return any("\ud800" <= character <= "\udfff" for character in text)
+def _readable(origin: Source) -> str:
+    try:
+        return origin.content_hash()
+    except OSError as error:
+        raise UserError(problem("data.unreadable", source=origin.name, what=error.strerror or error)) from error
 
 
-def tokenize(
-    pairs: Sequence[tuple[str, str]], tokenizer, train_on_inputs: bool
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Tokens and mask of each (prompt, answer), end-of-text token included.
+class _BadRows:
+    """What is wrong with which rows: the first few in words, all of them counted."""
 
-    Yields:
-        input_ids int32 [length] and supervised bool [length].
-    """
-    texts = [prompt + answer for prompt, answer in pairs]
-    encoded = tokenizer(texts, return_offsets_mapping=True, return_attention_mask=False)
-    for (prompt, _), ids, offsets in zip(pairs, encoded["input_ids"], encoded["offset_mapping"], strict=True):
-        border = 0 if train_on_inputs else len(prompt)
-        # special tokens have the empty span (0, 0) and are not targets
-        supervised = [end > max(border, start) for start, end in offsets]
-        if tokenizer.eos_token_id is not None:
-            if not ids or ids[-1] != tokenizer.eos_token_id:
-                ids, supervised = [*ids, tokenizer.eos_token_id], [*supervised, True]
-            supervised[-1] = True
-        if supervised:
-            supervised[0] = False
-        yield np.array(ids, np.int32), np.array(supervised, bool)
+    def __init__(self) -> None:
+        self.count = 0
+        self.first: list[Problem] = []
+
+    def add(self, bad: BadRow, where: Where) -> None:
+        self.count += 1
+        if self.count <= MAX_BAD_ROWS_SHOWN:
+            self.first += bad.problems(where)
+
+    def error(self, *also: Problem) -> UserError:
+        more = self.count - MAX_BAD_ROWS_SHOWN
+        return UserError(*also, *self.first, *([problem("data.more_bad_rows", count=more)] if more > 0 else []))
+
+
+def _tokenized(origin: Source, data: DataSection, tokenizer: Any, limit: int | None) -> Packed:
+    rows = itertools.islice(origin.rows(), limit)
+    opening = list(itertools.islice(rows, DETECTION_ROWS))
+    if not opening:
+        raise UserError(problem("data.empty", source=origin.name))
+    name = CUSTOM if data.prompt_template is not None else data.format
+    if name == "auto":
+        name = detect([row for _, row in opening])
+        if name is None:
+            raise _unknown_fields(origin, opening, rows)
+    form = _format(name, data, tokenizer)
+    bad, kept, dropped, truncated = _BadRows(), [], [], 0
+    rendered = _rendered(itertools.chain(opening, rows), form, bad)
+    while chunk := list(itertools.islice(rendered, CHUNK)):
+        texts = [text for _, text in chunk]
+        if bad.count and data.on_bad_row == "error":
+            continue  # the rest is read for its errors only
+        tokens = tokenize(texts, tokenizer, data.train_on_inputs, is_chat=name in CHATS)
+        for (index, _), (ids, supervised) in zip(chunk, tokens, strict=True):
+            truncated += len(ids) > data.cutoff_len
+            example = Example(index, ids[: data.cutoff_len], supervised[: data.cutoff_len])
+            (kept if example.n_supervised else dropped).append(example)
+    if bad.count and data.on_bad_row == "error":
+        raise bad.error()
+    if bad.count and not kept and not dropped:
+        raise bad.error(problem("data.all_bad", source=origin.name))
+    if not kept:
+        raise UserError(problem("data.nothing_supervised", source=origin.name, cutoff=data.cutoff_len))
+    return Packed(
+        np.concatenate([example.input_ids for example in kept]),
+        np.concatenate([example.supervised for example in kept]),
+        np.cumsum([0, *(len(example.input_ids) for example in kept)], dtype=np.int64),
+        np.array([example.row for example in kept], np.int64),
+        np.array([example.row for example in dropped], np.int64),
+        truncated,
+        name,
+        bad.count,
+        tuple(fault.error for fault in bad.first),
+    )
+
+
+def _rendered(
+    rows: Iterable[tuple[Where, Any]], form: Format | ChatFormat, bad: _BadRows
+) -> Iterator[tuple[int, Rendered]]:
+    for index, (where, row) in enumerate(rows):
+        try:
+            yield index, form.render(row)
+        except BadRow as fault:
+            bad.add(fault, where)
+
+
+def _format(name: str, data: DataSection, tokenizer: Any) -> Format | ChatFormat:
+    if data.prompt_template is not None:
+        return custom_format(data.prompt_template)
+    if name in CHATS:
+        return ChatFormat(name, find_template(data.chat_template, tokenizer), tokenizer.special_tokens_map)
+    return FORMATS[name]
+
+
+def _unknown_fields(
+    origin: Source, opening: Sequence[tuple[Where, Any]], rest: Iterable[tuple[Where, Any]]
+) -> UserError:
+    """No row fits any format: because all are broken, or because their fields have other names."""
+    found = ", ".join(dict.fromkeys(str(field) for _, row in opening if isinstance(row, dict) for field in row))
+    if found:
+        return UserError(problem("data.no_format", source=origin.name, found=printable(found)))
+    bad = _BadRows()
+    for where, row in itertools.chain(opening, rest):
+        try:
+            require_object(row)
+        except BadRow as fault:
+            bad.add(fault, where)
+    return bad.error() if bad.count else UserError(problem("data.no_format", source=origin.name, found="-"))
 
 
 def split_held_out(dataset: Dataset, fraction: float, seed: int) -> tuple[Dataset, Dataset]:
@@ -259,5 +244,4 @@ def split_held_out(dataset: Dataset, fraction: float, seed: int) -> tuple[Datase
         [example for index, example in enumerate(dataset.examples) if (index in held_out) is wanted]
         for wanted in (False, True)
     ]
-    train = Dataset(dataset.source, parts[0], dataset.dropped, dataset.truncated)
-    return train, Dataset(dataset.source, parts[1])
+    return replace(dataset, examples=parts[0]), Dataset(dataset.source, parts[1], format=dataset.format)

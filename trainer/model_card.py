@@ -52,7 +52,7 @@ def model_card(config: Config, final_loss: float | None) -> str:
         version=importlib.metadata.version("lora-vitals"),
         data=config.data.train,
         loss=compact(final_loss),
-        format=config.data.format,
+        format="prompt_template" if config.data.prompt_template is not None else config.data.format,
         frameworks=", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages),
         config=yaml.safe_dump(config.model_dump(), sort_keys=False, allow_unicode=True),
     )

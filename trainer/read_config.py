@@ -19,6 +19,7 @@ from pydantic_core import ErrorDetails
 
 from ..instrument.messages import catalogue, say
 from .config import METRIC_DRIVEN, TRACKERS, Config, sections
+from .data_checks import data_problems
 from .errors import Problem, UserError, problem
 
 # What other trainers call our keys; asked for by name, answered by name.
@@ -44,7 +45,39 @@ PEER_NAMES = {
     "data_path": "data.train",
     "template": "data.format",
     "prompt_style": "data.format",
+    "prompt_format": "data.format",
+    "prompt_template_name": "data.format",
+    "dataset_format": "data.format",
+    "dataset_type": "data.format",
+    "formatting_func": "data.prompt_template",
+    "chat_template_jinja": "data.chat_template",
+    "chat_template_path": "data.chat_template",
+    "max_seq_len": "data.cutoff_len",
+    "seq_len": "data.cutoff_len",
+    "block_size": "data.cutoff_len",
+    "train_data": "data.train",
+    "train_file": "data.train",
+    "train_dataset": "data.train",
+    "datasets": "data.train",
+    "dataset_name": "data.train",
+    "dataset_path": "data.train",
+    "eval_data": "data.eval",
+    "eval_file": "data.eval",
+    "eval_dataset": "data.eval",
+    "test_datasets": "data.eval",
+    "validation_file": "data.eval",
+    "test_size": "data.eval_fraction",
+    "validation_split": "data.eval_fraction",
+    "train_on_prompt": "data.train_on_inputs",
+    "mask_prompt": "data.train_on_inputs",
+    "completion_only_loss": "data.train_on_inputs",
+    "assistant_only_loss": "data.train_on_inputs",
     "max_samples": "data.limit",
+    "max_train_samples": "data.limit",
+    "max_eval_samples": "data.eval_limit",
+    "overwrite_cache": "data.cache",
+    "use_cache": "data.cache",
+    "dataset_prepared_path": "data.cache",
     "lora_r": "lora.r",
     "lora_rank": "lora.r",
     "rank": "lora.r",
@@ -60,7 +93,7 @@ OLD_NAMES = {"training.evaluation_strategy": "eval_strategy"}
 # transformers' schedule ends there and wants to start above it
 POLYNOMIAL_LR_END = 1e-7
 # Stand for a required key that is missing or wrong, so that the other checks still run.
-PLACEHOLDER = {"name_or_path": "unknown/unknown", "train": "unknown/unknown", "format": "text"}
+PLACEHOLDER = {"name_or_path": "unknown/unknown", "train": "unknown/unknown"}
 
 
 class _Loader(yaml.SafeLoader):
@@ -310,9 +343,7 @@ def _cross_checks(config: Config, where) -> Iterator[Problem]:
         yield problem("config.polynomial_lr", file=where("training.learning_rate"), end=POLYNOMIAL_LR_END)
     if training.max_steps == 0:
         yield problem("config.zero_steps", file=where("training.max_steps"))
-    for key, name in (("data.train", data.train), ("data.eval", data.eval)):
-        if name is not None and is_path(name) and not Path(name).expanduser().is_file():
-            yield problem("config.no_file", file=where(key), key=key, path=name)
+    yield from data_problems(data, where, is_path)
     model = config.model.name_or_path
     if is_path(model) and not Path(model).expanduser().exists():
         yield problem("config.no_model", file=where("model.name_or_path"), path=model)

@@ -36,6 +36,7 @@ from .engine import Engine
 from .errors import UserError, problem
 from .extract import dump, extract
 from .healthy import Copy, Healthy
+from .load_data import load_data
 from .loop import forward_backward, train_step
 from .lr_schedule import lr_table
 from .model import load_tokenizer, pad_token_id
@@ -43,7 +44,6 @@ from .optim import has_non_finite
 from .parts import Parts, build, loss_scale_of
 from .remedy import start_scale
 from .resume import restore
-from .run import load_data
 from .settings import Settings, with_settings
 from .what_if import what_if
 

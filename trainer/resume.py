@@ -22,7 +22,7 @@ from .settings import with_settings
 # What a resumed run may change without becoming another run.
 FREE_TO_CHANGE = re.compile(
     r"training\.(output_dir|max_steps|max_hours|num_train_epochs|resume_from_checkpoint|ignore_data_skip|on_write_error"
-    r"|report_to|run_name|push_to_hub|hub_model_id|(logging|eval|save)_.*)|instrument\..*"
+    r"|report_to|run_name|push_to_hub|hub_model_id|(logging|eval|save)_.*)|data\.(cache|eval_limit)|instrument\..*"
 )
 
 

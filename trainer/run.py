@@ -16,12 +16,13 @@ from .checkpoint import Progress, checkpoints, set_aside_after, step_of
 from .collapse import Decision, collapse
 from .config import Config
 from .console import Console
-from .data import Dataset, load_examples, split_held_out
+from .data import Dataset
 from .engine import Engine, check_hardware
 from .errors import Stopped, UserError, problem
 from .finish import finish, is_complete
 from .healthy import Healthy
 from .hub import check_login
+from .load_data import load_data, with_format
 from .lock import Lock, refuse_if_running
 from .loop import Stop, train
 from .model import load_tokenizer, pad_token_id
@@ -58,6 +59,7 @@ def run(config: Config, resume: str | None) -> int:
         config = with_heals(config, checkpoint)
     tokenizer = load_tokenizer(config)
     data = load_data(config, tokenizer, console)
+    config = with_format(config, data[0])
     source = Source(data[0], data[1], pad_token_id(tokenizer), resume)
     lock = Lock()
     try:
@@ -169,26 +171,6 @@ def go_on(parts: Parts, checkpoint: Path, resume: str | None, console: Console) 
         progress.data_begins_after = progress.step
         parts = replace(parts, plan=replace(parts.plan, begins_after=progress.step))
     return checkpoint, parts, progress
-
-
-def load_data(config: Config, tokenizer, console: Console) -> tuple[Dataset, Dataset | None]:
-    """Training and evaluation rows, tokenized; says what was dropped or cut."""
-    data, seed = config.data, config.training.seed
-    train_data = load_examples(data.train, data, tokenizer, data.limit)
-    evaluates = config.training.eval_strategy != "no"
-    eval_data = load_examples(data.eval, data, tokenizer) if data.eval is not None and evaluates else None
-    if not evaluates and (data.eval is not None or data.eval_fraction > 0):
-        console.warn(say("data.never_evaluated"))
-    for dataset in (train_data, eval_data):
-        if dataset is not None and dataset.dropped:
-            rows = ", ".join(map(str, dataset.dropped[:5])) + (" ..." if len(dataset.dropped) > 5 else "")
-            console.warn(say("data.dropped", source=dataset.source, count=len(dataset.dropped), rows=rows))
-        if dataset is not None and dataset.truncated:
-            cutoff = data.cutoff_len
-            console.warn(say("data.truncated", source=dataset.source, count=dataset.truncated, cutoff=cutoff))
-    if data.eval_fraction > 0 and evaluates:
-        train_data, eval_data = split_held_out(train_data, data.eval_fraction, seed)
-    return train_data, eval_data
 
 
 def open_folder(run_dir: Path, parts: Parts, progress: Progress) -> MetricsLog:

@@ -14,7 +14,8 @@ import torch
 from lora_train.trainer import chat as chat_module
 from lora_train.trainer.chat import prompt_ids
 from lora_train.trainer.cli import main
-from lora_train.trainer.data import FORMATS, tokenize
+from lora_train.trainer.formats import FORMATS
+from lora_train.trainer.masks import tokenize
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -43,7 +44,7 @@ def says(text: str) -> dict[str, str]:
 @pytest.mark.parametrize("form", ["koalpaca", "alpaca"])
 def test_the_prompt_is_what_training_saw_before_the_answer(tokenizer, form):
     row = {"instruction": QUESTION, "input": "", "output": "빛이 흩어지기 때문입니다."}
-    ((trained_on, supervised),) = tokenize([FORMATS[form].template(row)], tokenizer, train_on_inputs=False)
+    ((trained_on, supervised),) = tokenize([FORMATS[form].render(row)], tokenizer, train_on_inputs=False)
     ids = prompt_ids(form, tokenizer, [says("not this"), says(QUESTION)])
     assert ids == trained_on[: supervised.argmax()].tolist()
 
@@ -82,6 +83,13 @@ def greedy(run: Path, base: Path, n: int) -> str:
         if answer[-1] == tokenizer.eos_token_id:
             break
     return tokenizer.decode(answer, skip_special_tokens=True).strip()
+
+
+def test_a_prompt_template_asks_in_its_first_field(tokenizer):
+    template = "### Q: {question}\n{hint}### A: {answer}!"
+    ids = prompt_ids("auto", tokenizer, [says("why?")], template)
+    assert tokenizer.decode(ids) == "### Q: why?\n### A: "
+    assert tokenizer.decode(prompt_ids("auto", tokenizer, [says("why?")], "> {answer}")) == "why?"
 
 
 def test_one_prompt_is_answered_greedily_by_base_and_adapter(run, tiny_models, capsys):
@@ -147,7 +155,9 @@ def test_a_chat_format_remembers_the_conversation(tiny_models, tmp_path, capsys,
     run = make_run(tmp_path / "run", base)
     (run / "config.yaml").unlink()  # an adapter made elsewhere
     asked = []
-    monkeypatch.setattr(chat_module, "prompt_ids", lambda form, _, messages: asked.append(list(messages)) or [1, 2])
+    monkeypatch.setattr(
+        chat_module, "prompt_ids", lambda form, _, messages, template: asked.append(list(messages)) or [1, 2]
+    )
     lines = iter(["one", "two", "/exit"])
     monkeypatch.setattr(sys, "stdin", Terminal())
     monkeypatch.setattr("builtins.input", lambda prompt: next(lines))

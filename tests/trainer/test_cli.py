@@ -71,7 +71,7 @@ def test_prints_banner_steps_and_end(finished):
         r"\d+\.\d GiB  eta 0:00:\d\d"
     )
     assert re.search(line, out), out
-    assert [int(step) for step in re.findall(r"^step +(\d+)/12", out, re.M)] == [1, 4, 8, 12]
+    assert [int(step) for step in re.findall(r"^step +(\d+)/12", out, re.M)] == [4, 8, 12]
     assert [int(step) for step in re.findall(r"^eval (\d+)/12", out, re.M)] == [5, 10, 12]
     assert f"adapter {run / 'adapter'}" in out
 
@@ -79,7 +79,7 @@ def test_prints_banner_steps_and_end(finished):
 def test_run_folder_holds_what_the_design_says(finished):
     run, _ = finished
     assert {path.name for path in run.iterdir()} == {
-        "config.yaml", "env.json", "metrics.jsonl", "checkpoint-10", "checkpoint-12", "adapter", "sites.json", "stats",
+        ".lock", "config.yaml", "env.json", "metrics.jsonl", "checkpoint-10", "checkpoint-12", "adapter", "sites.json", "stats",
     }  # fmt: skip
     rows = read_metrics(run)
     steps = steps_of(run)
@@ -452,3 +452,39 @@ def test_wrong_use_of_the_real_command(cli, arguments):
     result = cli(*arguments)
     assert (result.returncode, result.stdout) == (2, "")
     assert re.fullmatch(r"error: .+\nhint: .+\n", result.stderr)
+
+
+def test_conversations_are_trained_on_and_resumed_under_the_format_that_was_detected(cli, tiny_models, tmp_path):
+    """A folder of chats with a broken line, a template of the user's, from the first error to a resumed run."""
+    chats = tmp_path / "chats"
+    chats.mkdir()
+    turns = [{"role": "user", "content": "수도는?"}, {"role": "assistant", "content": "서울입니다."}]
+    rows = [json.dumps({"messages": turns}) for _ in range(12)]
+    (chats / "a.jsonl").write_text("\n".join(["{", *rows]), encoding="utf-8")
+    template = tmp_path / "chat.jinja"
+    template.write_text(
+        "{% for message in messages %}{{ message['role'] + ': ' + message['content'] + '\n' }}{% endfor %}"
+    )
+    path = tmp_path / "chat.yaml"
+    path.write_text(
+        yaml.safe_dump(
+            {
+                "model": {"name_or_path": str(tiny_models["llama"])},
+                "lora": {"r": 2},
+                "data": {"train": str(chats), "chat_template": str(template)},
+                "training": {"output_dir": str(tmp_path / "run"), "per_device_train_batch_size": 4, "max_steps": 2},
+            }
+        )
+    )
+    refused = cli("--config", path)
+    assert refused.returncode == 2
+    assert f"error: {chats}/a.jsonl line 1 is not JSON" in refused.stderr
+    result = cli("--config", path, "data.on_bad_row=skip")
+    assert result.returncode == 0, result.stderr
+    assert f"data   {chats}: format messages, by the fields of its rows" in result.stdout
+    assert "1 bad rows are left out" in result.stdout
+    config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text(encoding="utf-8"))
+    assert config["data"]["format"] == "messages"
+    resumed = cli("--config", path, "data.on_bad_row=skip", "training.max_steps=3", "--resume", "auto")
+    assert resumed.returncode == 0, resumed.stderr
+    assert "other settings than before" not in resumed.stdout

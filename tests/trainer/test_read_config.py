@@ -61,7 +61,6 @@ def test_all_problems_are_reported_at_once(tmp_path):
         "FILE: lora.r must be a whole number, not eight",
         "FILE: lora.lora_dropout must be less than 1, not 1.5",
         "FILE: lora.rnak is not a known key",
-        "FILE: data.format is missing",
         "command line: data.limit must be at least 1, not 0",
         "FILE: training.fp16 and training.bf16 are both true",
         "FILE: training.eval_strategy asks for evaluation, but there is nothing to evaluate on",
@@ -81,6 +80,10 @@ def test_all_problems_are_reported_at_once(tmp_path):
         ("training.sequence_len", "data.cutoff_len"),
         ("training.fp_16", "training.fp16"),
         ("data.cutof_len", "data.cutoff_len"),
+        ("data.max_eval_samples", "data.eval_limit"),
+        ("data.dataset_name", "data.train"),
+        ("data.chat_template_jinja", "data.chat_template"),
+        ("data.dataset_prepared_path", "data.cache"),
     ],
 )
 def test_unknown_key_suggests_what_was_meant(tmp_path, key, guess):
