@@ -86,22 +86,28 @@ def pad_token_id(tokenizer: Any) -> int:
     return next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), 0)
 
 
+def quantization_of(config: Config) -> BitsAndBytesConfig:
+    """How the configuration wants the frozen weights packed in 4 bits."""
+    quantization = config.quantization
+    decoded = quantization.bnb_4bit_compute_dtype
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=quantization.bnb_4bit_quant_type,
+        bnb_4bit_use_double_quant=quantization.bnb_4bit_use_double_quant,
+        bnb_4bit_compute_dtype=getattr(torch, config.compute_dtype if decoded == "auto" else decoded),
+    )
+
+
 def load_base(config: Config, device: torch.device) -> PreTrainedModel:
     """The frozen base model on the device, quantized if the configuration says so.
 
     Raises:
         UserError: it cannot be loaded.
     """
-    model, quantization = config.model, config.quantization
+    model = config.model
     extra: dict[str, Any] = {}
-    if quantization.load_in_4bit:
-        decoded = quantization.bnb_4bit_compute_dtype
-        extra["quantization_config"] = BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type=quantization.bnb_4bit_quant_type,
-            bnb_4bit_use_double_quant=quantization.bnb_4bit_use_double_quant,
-            bnb_4bit_compute_dtype=getattr(torch, config.compute_dtype if decoded == "auto" else decoded),
-        )
+    if config.quantization.load_in_4bit:
+        extra["quantization_config"] = quantization_of(config)
     transformers_logging.disable_progress_bar()
     try:
         base = AutoModelForCausalLM.from_pretrained(
