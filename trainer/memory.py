@@ -33,8 +33,11 @@ MIB = 1 << 20
 MOMENTS = {"adamw": 2, "adam": 2, "ademamix": 3, "lion": 1, "rmsprop": 1, "adagrad": 1, "sgd": 0, "adafactor": 0}
 # bitsandbytes keeps the states of smaller tensors in float32, and one float32 scale for each block of 8-bit values.
 SMALLEST_8BIT, BLOCK_8BIT = 4096, 256
-# What the libraries take once training has begun: thread pools, packed GEMM operands, the heap's gaps.
-CPU_OVERHEAD = 64 * MIB
+# What the libraries take once training has begun: modules imported late, thread pools, packed GEMM operands.
+CPU_LIBRARIES = 110 * MIB
+# Gaps in glibc's heap, which serves blocks of up to 32 MiB and gives nothing back in between: measured, about six of
+# the largest blocks; with small tensors somewhat more than the tensors themselves.
+HEAP_GAPS, HEAP_GAPS_SHARE = 190 * MIB, 1.4
 # cuBLAS's workspace, which comes from torch's allocator: 32 MiB from Hopper on, 8.1 before.
 CUDA_WORKSPACE = {True: 32 * MIB, False: 8 * MIB + (128 << 10)}
 # Share of what is free that a run may take: fragmentation, and what else the machine does.
@@ -179,15 +182,9 @@ def predict(twin: Twin, shape: Shape) -> Memory:
     """What a run whose largest micro-batch has this shape needs."""
     states = optimizer_bytes(twin.config.training.optim, twin.trained)
     lora = 4 * twin.n_trained
-    return Memory(
-        twin.weights,
-        lora,
-        lora,
-        states,
-        N_COPIES * (lora + states) if twin.device.type == "cpu" else 0,
-        run_step(twin, shape),
-        overhead(twin.device),
-    )
+    step = run_step(twin, shape)
+    copies = N_COPIES * (lora + states) if twin.device.type == "cpu" else 0
+    return Memory(twin.weights, lora, lora, states, copies, step, overhead(twin.device, step))
 
 
 def optimizer_bytes(name: str, trained: Sequence[torch.Size]) -> int:
@@ -206,10 +203,10 @@ def optimizer_bytes(name: str, trained: Sequence[torch.Size]) -> int:
     return total
 
 
-def overhead(device: torch.device) -> int:
-    """Bytes that the libraries take on a device beside the tensors."""
+def overhead(device: torch.device, step: Step) -> int:
+    """Bytes that libraries and allocator take on a device beside the tensors."""
     if device.type != "cuda":
-        return CPU_OVERHEAD
+        return CPU_LIBRARIES + min(HEAP_GAPS, int(HEAP_GAPS_SHARE * step.peak))
     return CUDA_WORKSPACE[torch.cuda.get_device_capability(device) >= (9, 0)]
 
 
@@ -226,27 +223,21 @@ def largest_batch(needed: Callable[[int], int], free: int, n_rows: int) -> int:
         free: bytes that may be taken.
         n_rows: rows there are: a larger batch makes no sense.
     """
-    fits, too_large = 0, n_rows + 1
-    guess = min(2, n_rows)
-    known: list[tuple[int, int]] = []
+    fits, at_fits = 1, needed(1)
+    if at_fits > free:
+        return 0
+    too_large, at_too_large = n_rows, needed(n_rows)
+    if at_too_large <= free:
+        return n_rows
     while too_large - fits > 1:
+        line = fits + (free - at_fits) * (too_large - fits) // (at_too_large - at_fits)
+        guess = min(max(line, fits + 1), too_large - 1)
         size = needed(guess)
-        known.append((guess, size))
         if size <= free:
-            fits = guess
+            fits, at_fits = guess, size
         else:
-            too_large = guess
-        guess = min(max(_where_full(known, free), fits + 1), too_large - 1)
+            too_large, at_too_large = guess, size
     return fits
-
-
-def _where_full(known: list[tuple[int, int]], free: int) -> int:
-    """Where the line through the last two points meets what is free; twice as far while there is one point."""
-    if len(known) < 2:
-        return 2 * known[0][0] if known[0][1] <= free else 1
-    (a, at_a), (b, at_b) = known[-2:]
-    slope = (at_b - at_a) / (b - a)
-    return int(b + (free - at_b) / slope) if slope > 0 else b + 1
 
 
 @contextmanager
