@@ -122,6 +122,11 @@ def load_base(config: Config, device: torch.device) -> PreTrainedModel:
         )
     except (OSError, ValueError, ImportError, SafetensorError) as error:
         raise UserError(problem("model.load", name=model.name_or_path, what=_first_line(error))) from error
+    return frozen(base)
+
+
+def frozen(base: PreTrainedModel) -> PreTrainedModel:
+    """The model, ready to get an adapter."""
     for module in base.modules():
         if isinstance(module, Linear4bit):
             # On the CPU an evaluation would repack the weights for inference, and training could not go on.

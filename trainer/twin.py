@@ -25,7 +25,7 @@ from .config import Config
 from .errors import UserError, problem
 from .float32 import matching, widen
 from .loss import SupervisedLoss, transforms_logits
-from .model import add_lora, autocast, quantization_of, resolve
+from .model import add_lora, autocast, frozen, quantization_of, resolve
 from .parts import run_once
 
 # bitsandbytes' own: values that share a scale, and scales that share a scale.
@@ -102,7 +102,7 @@ def make_twin(config: Config, device: torch.device) -> Twin:
                 modules_to_not_convert=get_keys_to_not_convert(base),
                 quantization_config=quantization_of(config),
             )
-        model = add_lora(base.requires_grad_(False), config)
+        model = add_lora(frozen(base), config)
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     with mode, autocast(config, device):
         _materialize(model, config, device)

@@ -140,5 +140,7 @@ def _cross_entropy(
         return rounded + cast + step * (vocabulary * (4 + _n_bytes(dtype)) + 4 * width)
     is_wide = weight.dtype == torch.float32
     step = max(1, min(n_tokens, (CPU_CHUNK if is_wide else CPU_CHUNK_16_BIT) // vocabulary))
-    widened = (0 if dtype == torch.float32 else 4 * hidden.numel()) + (0 if is_wide else 2 * 4 * WIDEN_BLOCK)
+    # a block lives until the next one has been widened
+    blocks = 0 if is_wide else 4 * min(2 * WIDEN_BLOCK, weight.numel())
+    widened = (0 if dtype == torch.float32 else 4 * hidden.numel()) + blocks
     return rounded + widened + 4 * step * vocabulary
