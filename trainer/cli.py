@@ -101,7 +101,7 @@ def quiet_libraries() -> None:
     # offers an optional 4-bit CPU kernel from the hub; training does not use it
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     # transformers 5.2x renames these; peft and older releases know the old names only
-    warnings.filterwarnings("ignore", message="`(is_)?gradient_checkpointing(_enable|_disable)?` is deprecated")
+    warnings.filterwarnings("ignore", message="`(is_)?gradient_checkpointing(_enable)?` is deprecated")
     # said in the banner where it matters
     warnings.filterwarnings("ignore", message="Paged optimizers are not supported on CPU")
 

@@ -14,12 +14,13 @@ from .config import Config
 from .console import Console
 from .data import Example
 from .engine import Engine
-from .memory import USABLE, Memory, Shape, available, checkpointing, largest_batch, longest, predict, shape_of
+from .memory import USABLE, Memory, Shape, available, largest_batch, longest, predict, shape_of
 from .model import load_tokenizer, pad_token_id
 from .parts import build, order_of
 from .preview import show_batches, show_lengths
 from .remedy import start_scale
 from .run import load_data
+from .settings import with_settings
 from .twin import Twin, has_weights, make_twin
 
 LABEL_WIDTH = 34
@@ -101,8 +102,8 @@ def show_largest(twin: Twin, shape: Shape, rows: Sequence[Example], free: int, c
     """The largest batch that fits as the run is configured, and with gradient checkpointing the other way round."""
     enabled = twin.config.training.gradient_checkpointing
     fitting = largest_batch(_needed(twin, rows), free, len(rows))
-    with checkpointing(twin, not enabled):
-        otherwise = largest_batch(_needed(twin, rows), free, len(rows))
+    other = make_twin(with_settings(twin.config, {"training.gradient_checkpointing": not enabled}), twin.device)
+    otherwise = largest_batch(_needed(other, rows), free, len(rows))
     console.line(say("dry_run.largest", size=fitting, length=shape.length, now=shape.n_rows, rows=len(rows)))
     if enabled:
         console.line(say("dry_run.without_checkpointing", size=otherwise))

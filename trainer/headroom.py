@@ -114,12 +114,10 @@ def show(headroom: Headroom, examples: Sequence[Example], console: Console) -> i
     if headroom.phase is None:
         console.line(say("dry_run.finite"))
         return 0
-    origin = headroom.origin
-    if origin is None:
-        console.warn(say("dry_run.not_finite", phase=headroom.phase, module="-"))
-        return 3
-    console.warn(say("dry_run.not_finite", phase=headroom.phase, module=origin.trace.name))
-    for side in SIDES:
+    forward, origin = headroom.phase == "forward", headroom.origin
+    phase = say("dry_run.forward") if forward else say("dry_run.backward")
+    console.warn(say("dry_run.not_finite", phase=phase, module=origin.trace.name if origin else "-"))
+    for side in (SIDES[:2] if forward else SIDES[2:]) if origin else ():
         seen = origin.trace.sides[side]
         if not seen.finite:
             console.line(say("dry_run.bad_values", tensor=side, n=seen.n, n_inf=seen.n_inf, n_nan=seen.n_nan))

@@ -9,10 +9,8 @@ is added at their calls (workspace.py).
 
 from __future__ import annotations
 
-import gc
 import weakref
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -238,22 +236,3 @@ def largest_batch(needed: Callable[[int], int], free: int, n_rows: int) -> int:
         else:
             too_large, at_too_large = guess, size
     return fits
-
-
-@contextmanager
-def checkpointing(twin: Twin, enabled: bool) -> Iterator[None]:
-    """While it lasts, the twin recomputes its activations, or not, whatever the configuration says."""
-    base: Any = twin.model.get_base_model()
-    _set_checkpointing(base, enabled)
-    try:
-        yield
-    finally:
-        _set_checkpointing(base, twin.config.training.gradient_checkpointing)
-        gc.collect()
-
-
-def _set_checkpointing(base: Any, enabled: bool) -> None:
-    if enabled:
-        base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    else:
-        base.gradient_checkpointing_disable()

@@ -2,7 +2,6 @@
 
 import pytest
 
-
 from benchmarks.memory import CASES, compared
 
 LIMIT = 0.15

@@ -89,8 +89,8 @@ def test_overflow_exits_3_and_names_the_module(overflowing, tmp_path, capsys, mo
     monkeypatch.setenv("LORA_TRAIN_LANG", "ko")
     assert dry_run(config_of(overflowing, tmp_path)) == 3
     out = capsys.readouterr().out
-    assert f"처음 나타난 곳은 {DOWN}" in out
-    assert re.search(r"^  out: [\d,]+개 중 inf [1-9][\d,]*개, NaN 0개$", out, re.M)
+    assert f"유한하지 않음: 순전파, 처음 나타난 곳은 {DOWN}" in out
+    assert re.search(r"^  out: [\d,]+개 중 inf [1-9][\d,]*개, NaN [\d,]+개$", out, re.M)
 
 
 def headroom_of(config):

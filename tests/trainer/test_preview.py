@@ -33,12 +33,12 @@ def test_the_answer_and_the_end_are_marked_as_trained(dataset, tokenizer):
 
 
 def test_a_character_across_a_border_goes_to_the_piece_that_completes_it(tokenizer):
-    text = "가나 쀍"  # the last letter is not in the data: three tokens of one byte each
+    text = "가나쀍"  # the last letter is not in the data: three tokens of one byte each
     ids = np.array(tokenizer(text)["input_ids"], np.int32)
     assert tokenizer.decode(ids[-3:].tolist()) == "쀍"
     for n_trained in (1, 2, 3):
         supervised = np.arange(len(ids)) >= len(ids) - n_trained
-        assert decoded(Example(0, ids, supervised), tokenizer) == [("가나 ", False), ("쀍", True)]
+        assert decoded(Example(0, ids, supervised), tokenizer) == [("가나", False), ("쀍", True)]
 
 
 def test_batches_are_those_of_the_run_with_rows_named_and_spans_marked(dataset, tokenizer, capsys):
