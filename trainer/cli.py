@@ -55,6 +55,7 @@ def _train_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--config", required=True, metavar="FILE", help=say("cli.config"))
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help=say("cli.overrides"))
     parser.add_argument("--resume", metavar="auto|PATH", help=say("cli.resume"))
+    parser.add_argument("--dry-run", action="store_true", help=say("cli.dry_run"))
     parser.add_argument("--version", action="version", version=importlib.metadata.version("lora-vitals"))
 
 
@@ -63,6 +64,10 @@ def _train(arguments: Namespace) -> int:
 
     config = read_config(arguments.config, arguments.overrides)
     quiet_libraries()
+    if arguments.dry_run:
+        from .dry_run import dry_run
+
+        return dry_run(config)
     from .run import run  # imports torch, which takes seconds
 
     return run(config, arguments.resume)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 
 from rich.console import Console as RichConsole
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.text import Text
 
 from ..instrument.messages import say
 
@@ -28,6 +30,15 @@ class Console:
             print(text, flush=True)
         else:
             self._rich.print(text, markup=False)
+
+    def spans(self, pieces: Sequence[tuple[str, bool]]) -> None:
+        """Text in pieces, some of them marked: in green on a terminal, where the others are dim, else in ⟦ ⟧."""
+        if self._silent:
+            return
+        if self._plain:
+            print("".join(f"⟦{text}⟧" if marked else text for text, marked in pieces), flush=True)
+        else:
+            self._rich.print(Text.assemble(*((text, "green" if marked else "dim") for text, marked in pieces)))
 
     def warn(self, text: str) -> None:
         """One warning."""

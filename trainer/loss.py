@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
-from transformers import PreTrainedModel, masking_utils
+from transformers import PretrainedConfig, PreTrainedModel, masking_utils
 
 from ..instrument.messages import say
 from ..kernels.cross_entropy import linear_cross_entropy
@@ -42,6 +42,11 @@ def _rows_are_not_packed() -> Iterator[None]:
         masking_utils.find_packed_sequence_indices = ask
 
 
+def transforms_logits(model_config: PretrainedConfig) -> bool:
+    """Whether the model's config says that logits are more than a projection."""
+    return any(getattr(model_config, key, None) not in (None, 1, 1.0) for key in LOGIT_TRANSFORMS)
+
+
 class SupervisedLoss:
     """Sum of cross-entropies over the supervised tokens of a batch.
 
@@ -50,14 +55,20 @@ class SupervisedLoss:
         fused: whether projection and loss are one operator; a head that is trained or quantized is called as it is.
     """
 
-    def __init__(self, model: PeftModel, compute_dtype: torch.dtype):
+    def __init__(self, model: PeftModel, compute_dtype: torch.dtype, transforms: bool | None = None):
+        """
+        Args:
+            transforms: whether the model does more to its logits than project; None: found out by running it.
+        """
         base = cast("PreTrainedModel", model.get_base_model())
         self._model, self._decoder = base, cast("torch.nn.Module", base.base_model)
         head: Any = base.get_output_embeddings()
         self._head = cast("torch.nn.Module", head)
         plain = isinstance(head, torch.nn.Linear) and not isinstance(head, BaseTunerLayer)
         self.fused = plain and head.weight.is_floating_point() and not any(p.requires_grad for p in head.parameters())
-        self.own_head = head is None or self._decoder is base or self._transforms_logits(compute_dtype)
+        self.own_head = head is None or self._decoder is base
+        if not self.own_head:
+            self.own_head = self._transforms_logits(compute_dtype) if transforms is None else transforms
 
     def __call__(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Loss sum float32 []; the number of right argmax predictions int64 [], or None where gradients are wanted."""
@@ -90,7 +101,7 @@ class SupervisedLoss:
     @torch.no_grad()
     def _transforms_logits(self, compute_dtype: torch.dtype) -> bool:
         """Asks the config, then compares both routes on four tokens."""
-        if any(getattr(self._model.config, key, None) not in (None, 1, 1.0) for key in LOGIT_TRANSFORMS):
+        if transforms_logits(self._model.config):
             return True
         training = self._model.training
         self._model.eval()
@@ -98,7 +109,7 @@ class SupervisedLoss:
         own = self._model(input_ids=input_ids, use_cache=False).logits.float()
         ours = self._head(self._decoder(input_ids=input_ids, use_cache=False)[0]).float()
         self._model.train(training)
-        limit = ROUTES_AGREE[compute_dtype] * own.abs().max()
+        limit = ROUTES_AGREE[compute_dtype] * own.nan_to_num(0.0, 0.0, 0.0).abs().max()
         return not torch.allclose(own, ours, rtol=0, atol=float(limit), equal_nan=True)
 
     def warning(self) -> str | None:

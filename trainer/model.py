@@ -86,19 +86,23 @@ def pad_token_id(tokenizer: Any) -> int:
     return next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), 0)
 
 
+def quantization_of(config: Config) -> BitsAndBytesConfig:
+    """How the configuration wants the frozen weights packed."""
+    decoded = config.quantization.bnb_4bit_compute_dtype
+    dtype = getattr(torch, config.compute_dtype if decoded == "auto" else decoded)
+    return BitsAndBytesConfig(**config.quantization.model_dump() | {"bnb_4bit_compute_dtype": dtype})
+
+
 def load_base(config: Config, device: torch.device) -> PreTrainedModel:
     """The frozen base model on the device, quantized if the configuration says so.
 
     Raises:
         UserError: it cannot be loaded.
     """
-    model, quantization = config.model, config.quantization
+    model = config.model
     extra: dict[str, Any] = {}
-    if quantization.load_in_4bit or quantization.load_in_8bit:
-        decoded = quantization.bnb_4bit_compute_dtype
-        dtype = config.compute_dtype if decoded == "auto" else decoded
-        settings = quantization.model_dump() | {"bnb_4bit_compute_dtype": getattr(torch, dtype)}
-        extra["quantization_config"] = BitsAndBytesConfig(**settings)
+    if config.quantization.load_in_4bit or config.quantization.load_in_8bit:
+        extra["quantization_config"] = quantization_of(config)
     transformers_logging.disable_progress_bar()
     try:
         base = AutoModelForCausalLM.from_pretrained(
@@ -113,6 +117,11 @@ def load_base(config: Config, device: torch.device) -> PreTrainedModel:
         )
     except (OSError, ValueError, ImportError, SafetensorError) as error:
         raise UserError(problem("model.load", name=model.name_or_path, what=_first_line(error))) from error
+    return frozen(base)
+
+
+def frozen(base: PreTrainedModel) -> PreTrainedModel:
+    """The model, ready to get an adapter."""
     for module in base.modules():
         if isinstance(module, Linear4bit):
             # On the CPU an evaluation would repack the weights for inference, and training could not go on.

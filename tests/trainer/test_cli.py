@@ -79,7 +79,8 @@ def test_prints_banner_steps_and_end(finished):
 def test_run_folder_holds_what_the_design_says(finished):
     run, _ = finished
     assert {path.name for path in run.iterdir()} == {
-        ".lock", "config.yaml", "env.json", "metrics.jsonl", "checkpoint-10", "checkpoint-12", "adapter", "sites.json", "stats",
+        ".lock", "config.yaml", "env.json", "metrics.jsonl", "checkpoint-10", "checkpoint-12", "adapter", "sites.json",
+        "stats",
     }  # fmt: skip
     rows = read_metrics(run)
     steps = steps_of(run)

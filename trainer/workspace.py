@@ -1,0 +1,146 @@
+"""Bytes that the fused operators use while they run and give back before they return.
+
+A fake operator shows what it returns and nothing of what happens inside, so that is counted here, from the code in
+kernels/. M tokens, K in, N out, r the rank, V the vocabulary. On the CPU 16-bit tensors are widened to float32; the
+loops over a group hold the last projection's tensors until the next one's exist.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..kernels import cpu
+from ..kernels.cross_entropy import CPU_CHUNK, CPU_CHUNK_16_BIT, CUDA_CHUNK, WIDEN_BLOCK
+
+# Rows of a strip in which kernels/lora_linear_launch.py walks over N; its partial sums are a few per mille of dY.
+STRIP = 128
+# Values at a time without the compiled statistics: masks of one byte, and their float copies.
+ATEN_STATISTICS = 6
+
+
+def workspace(name: str, arguments: Sequence[Any]) -> int:
+    """Bytes inside one call of an operator, by its qualified name; 0 for one that is not ours."""
+    known = {
+        "lora_train::lora_linear": _lora_linear,
+        "lora_train::lora_linear_backward": _lora_linear_backward,
+        "lora_train::linear_cross_entropy": _cross_entropy,
+    }
+    return known[name](*arguments) if name in known else 0
+
+
+def _n_bytes(dtype: torch.dtype) -> int:
+    return torch.empty(0, dtype=dtype, device="meta").element_size()
+
+
+def _decoded(weights: list[Tensor], formats: list[int], sizes: list[int], dtype: torch.dtype) -> list[int]:
+    """Bytes to make each weight dense in a dtype: 0 where it is so already."""
+    found, start = [], 0
+    for size, n_tensors in zip(sizes, formats[::3], strict=True):
+        found.append(0 if n_tensors == 1 and weights[start].dtype == dtype else size * _n_bytes(dtype))
+        start += n_tensors
+    return found
+
+
+def _lora_linear(
+    x: Tensor,
+    weights: list[Tensor],
+    biases: list[Tensor],
+    lora_A: list[Tensor],
+    lora_B: list[Tensor],
+    seed: Tensor | None,
+    slot: Tensor | None,
+    formats: list[int],
+    scalings: list[float],
+    dropout_p: float,
+) -> int:
+    m, k = x.shape
+    sizes = [b.shape[0] * k for b in lora_B]
+    outs = [m * b.shape[0] for b in lora_B]
+    if x.is_cuda:
+        return max(_decoded(weights, formats, sizes, x.dtype)) + 4 * m * sum(a.shape[0] for a in lora_A)
+    statistics = ATEN_STATISTICS * max(outs) if slot is not None and not cpu.AVAILABLE else 0
+    packed = [size if n > 1 else 0 for size, n in zip(sizes, formats[::3], strict=True)]
+    if x.dtype == torch.float32:
+        return _loop([4 * n for n in packed], [0] * len(sizes), [0] * len(sizes)) + statistics
+    narrow = [_n_bytes(x.dtype) * n for n in packed]
+    copies = 4 * m * k * (2 if dropout_p > 0 else 1)
+    return copies + statistics + _loop(narrow, _widened(weights, formats, sizes), [4 * n for n in outs])
+
+
+def _widened(weights: list[Tensor], formats: list[int], sizes: list[int]) -> list[int]:
+    """Bytes of each weight's float32 copy on the CPU."""
+    starts = [sum(formats[: 3 * i : 3]) for i in range(len(sizes))]
+    return [
+        0 if n == 1 and weights[start].dtype == torch.float32 else 4 * size
+        for size, n, start in zip(sizes, formats[::3], starts, strict=True)
+    ]
+
+
+def _loop(dense: list[int], wide: list[int], products: list[int]) -> int:
+    """Most bytes while a loop rebinds three names per turn: each old value lives until the new one is made."""
+    most, old = 0, (0, 0, 0)
+    for new in zip(dense, wide, products, strict=True):
+        now = new[0] + old[0] + old[1] + old[2]  # old[0] is let go when the new weight has been decoded
+        most = max(most, now, new[0] + new[1] + old[1] + old[2], new[0] + new[1] + new[2] + old[2])
+        old = new
+    return most
+
+
+def _lora_linear_backward(
+    grads: list[Tensor],
+    x: Tensor,
+    h: Tensor,
+    weights: list[Tensor],
+    lora_A: list[Tensor],
+    lora_B: list[Tensor],
+    seed: Tensor | None,
+    formats: list[int],
+    scalings: list[float],
+    dropout_p: float,
+    needs_dx: bool,
+    with_stats: bool,
+) -> int:
+    m, k = x.shape
+    sizes = [b.shape[0] * k for b in lora_B]
+    outs = [m * b.shape[0] for b in lora_B]
+    if x.is_cuda:
+        strips = max(math.ceil(b.shape[0] / STRIP) * b.shape[1] for b in lora_B)
+        return max(_decoded(weights, formats, sizes, x.dtype)) + 4 * m * strips
+    statistics = ATEN_STATISTICS * max(*outs, m * k) if with_stats and not cpu.AVAILABLE else 0
+    packed = [size if n > 1 else 0 for size, n in zip(sizes, formats[::3], strict=True)]
+    masked = 4 * m * k if dropout_p > 0 and needs_dx else 0
+    if x.dtype == torch.float32:
+        return max(_loop([4 * n for n in packed], [0] * len(sizes), [0] * len(sizes)), 4 * packed[-1] + masked)
+    narrow, wide = [_n_bytes(x.dtype) * n for n in packed], _widened(weights, formats, sizes)
+    dx = 4 * m * k if needs_dx else 0
+    in_loop = dx + _loop(narrow, [4 * n for n in outs], wide)
+    after = dx + narrow[-1] + wide[-1] + 4 * outs[-1] + 4 * m * k + masked
+    return statistics + max(in_loop, after)
+
+
+def _cross_entropy(
+    hidden: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    bias: Tensor | None,
+    dtype: torch.dtype,
+    needs_grad: bool,
+    count_correct: bool,
+) -> int:
+    n_tokens, (vocabulary, width) = hidden.shape[0], weight.shape
+    rounded = hidden.numel() * _n_bytes(dtype) if hidden.dtype != dtype else 0
+    if hidden.is_cuda:
+        step = max(1, min(n_tokens, CUDA_CHUNK // vocabulary))
+        cast = weight.numel() * _n_bytes(dtype) if weight.dtype != dtype else 0
+        return rounded + cast + step * (vocabulary * (4 + _n_bytes(dtype)) + 4 * width)
+    is_wide = weight.dtype == torch.float32
+    step = max(1, min(n_tokens, (CPU_CHUNK if is_wide else CPU_CHUNK_16_BIT) // vocabulary))
+    # a block lives until the next one has been widened
+    blocks = 0 if is_wide else 4 * min(2 * WIDEN_BLOCK, weight.numel())
+    widened = (0 if dtype == torch.float32 else 4 * hidden.numel()) + blocks
+    return rounded + widened + 4 * step * vocabulary
