@@ -52,7 +52,7 @@ def ask(adapter: Path, question: str) -> tuple[str, str]:
 
     quiet_libraries()
     import torch
-    from lora_train.trainer.data import koalpaca_prompt
+    from lora_train.trainer.formats import koalpaca_prompt
     from lora_train.trainer.model import resolve
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer

@@ -154,7 +154,9 @@ def epoch_order(n_rows: int, seed: int, epoch: int) -> tuple[int, ...]:
 
 def grouped_order(lengths: Sequence[int], rows_per_step: int, seed: int, epoch: int) -> tuple[int, ...]:
     """The same with rows of similar length in each step, as transformers' group_by_length has it."""
-    generator = torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(f"{seed}-{epoch}".encode()).digest()[:7]))
+    generator = torch.Generator().manual_seed(
+        int.from_bytes(hashlib.sha256(f"{seed}-{epoch}".encode()).digest()[:7], "big")
+    )
     return tuple(get_length_grouped_indices(list(lengths), rows_per_step, generator=generator))
 
 

@@ -117,7 +117,9 @@ def show(headroom: Headroom, examples: Sequence[Example], console: Console) -> i
     forward, origin = headroom.phase == "forward", headroom.origin
     phase = say("dry_run.forward") if forward else say("dry_run.backward")
     console.warn(say("dry_run.not_finite", phase=phase, module=origin.trace.name if origin else "-"))
-    for side in (SIDES[:2] if forward else SIDES[2:]) if origin else ():
+    if origin is None:
+        return 3
+    for side in SIDES[:2] if forward else SIDES[2:]:
         seen = origin.trace.sides[side]
         if not seen.finite:
             console.line(say("dry_run.bad_values", tensor=side, n=seen.n, n_inf=seen.n_inf, n_nan=seen.n_nan))

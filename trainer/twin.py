@@ -97,11 +97,8 @@ def make_twin(config: Config, device: torch.device) -> Twin:
         base = _base(config, model_config)
         n_base = sum(parameter.numel() for parameter in base.parameters())
         if config.quantization.load_in_4bit:
-            base = replace_with_bnb_linear(
-                base,
-                modules_to_not_convert=get_keys_to_not_convert(base),
-                quantization_config=quantization_of(config),
-            )
+            kept = config.quantization.llm_int8_skip_modules or get_keys_to_not_convert(base)
+            replace_with_bnb_linear(base, kept, quantization_of(config))  # in place
         model = add_lora(frozen(base), config)
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     with mode, autocast(config, device):

@@ -20,7 +20,7 @@ from lora_train.instrument.trace import traced_modules
 from lora_train.trainer import batches, loop
 from lora_train.trainer.batches import Plan
 from lora_train.trainer.config import Config
-from lora_train.trainer.optim import lr_table
+from lora_train.trainer.lr_schedule import lr_table
 from lora_train.trainer.parts import Parts
 
 from .draw import Case

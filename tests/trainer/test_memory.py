@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -63,7 +65,8 @@ def real_peak(parts: Parts) -> int:
     with parts.recorder.active(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
         forward_backward(parts, 1)
     assert profiled.profiler is not None
-    events = [e for e in profiled.profiler.kineto_results.events() if e.name() == "[memory]"]
+    results: Any = profiled.profiler.kineto_results
+    events = [e for e in results.events() if e.name() == "[memory]"]
     return int(np.cumsum([e.nbytes() for e in sorted(events, key=lambda event: event.start_ns())]).max())
 
 
