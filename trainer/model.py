@@ -116,6 +116,9 @@ def load_base(config: Config, device: torch.device) -> PreTrainedModel:
             **extra,
         )
     except (OSError, ValueError, ImportError, SafetensorError) as error:
+        if "attention implementation" in str(error):
+            unsupported = problem("model.attention", name=model.name_or_path, attention=model.attn_implementation)
+            raise UserError(unsupported) from error
         raise UserError(problem("model.load", name=model.name_or_path, what=_first_line(error))) from error
     return frozen(base)
 
