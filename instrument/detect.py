@@ -42,7 +42,7 @@ WORSE = 0.5
 # One batch without gradient, or with a tiny one, is no trend.
 PATIENCE = 3
 # A trend towards overflow takes hundreds of steps, an update that is far too large one or two.
-N_PEAKS, GROWTH = 10, 50.0
+N_PEAKS, GROWTH = 16, 50.0
 LOST_SHARE = 0.5
 _ABSMAX, _SUBNORMAL, _UNDERFLOW, _ZERO, _N = (
     COLUMNS.index(name) for name in ("absmax", "n_subnormal", "n_underflow", "n_zero", "n")
@@ -106,20 +106,25 @@ def _plain(value: Any) -> Any:
 
 
 class LossWatch:
-    """Sees a loss that left for good."""
+    """Sees a loss that left for good.
+
+    Attributes:
+        above_first: whether all the last losses of a young run are above that of the untrained model. A first batch
+            that happened to be easy does that too: it takes other evidence besides.
+    """
 
     def __init__(self) -> None:
         self._recent: deque[tuple[int, float]] = deque(maxlen=WINDOW)
         self._best, self._scatter = math.inf, 0.0
         self._first: float | None = None
         self._seen = self._n_older = 0
-        self._highest = -math.inf
+        self._highest, self._calm, self.above_first = -math.inf, True, False
 
     def step(self, step: int, loss: float) -> Trouble | None:
         """Looks at a step's loss; one that is not finite is the latch's business."""
         if not math.isfinite(loss):
             return None
-        if len(self._recent) == WINDOW:
+        if len(self._recent) == WINDOW and self._calm:
             self._n_older, self._highest = self._n_older + 1, max(self._highest, self._recent[0][1])
         self._recent.append((step, loss))
         self._first = loss if self._first is None else self._first
@@ -129,12 +134,15 @@ class LossWatch:
         if len(losses) == WINDOW and median > self._limit:
             return self._left(step, median)
         above = self._highest + max(MARGIN, RISE * self._best)
-        if self._n_older >= WINDOW // 2 and min(losses) > above:  # all of them: a jump, whatever the scatter
+        if self._n_older >= WINDOW // 2 and min(losses) > above:  # all of them, whatever the scatter
             evidence = {"loss": median, "best": self._best, "limit": above, "seen_at": step}
             return Trouble(self._recent[0][0], "divergence", None, evidence)
+        self._calm = median <= self._best + MARGIN / 2
         self._seen += 1
         untrained = self._first + max(WORSE * self._first + MARGIN, SCATTER * scatter)
-        if WINDOW <= self._seen <= 2 * WINDOW and median > untrained:
+        early = WINDOW <= self._seen <= 2 * WINDOW
+        self.above_first = early and min(losses) > (1 + RISE) * self._first + MARGIN
+        if early and median > untrained:
             onset = next((at for at, value in self._recent if value > untrained), self._recent[0][0])
             evidence = {"loss": median, "best": self._first, "limit": untrained, "seen_at": step}
             return Trouble(onset, "divergence", None, evidence)
@@ -242,7 +250,8 @@ class Detectors:
 
     def step(self, step: int, loss: float) -> Trouble | None:
         """Looks at a step's loss."""
-        return self._loss.step(step, loss)
+        trouble = self._loss.step(step, loss)
+        return trouble or (self._blown_up(step) if self._loss.above_first else None)
 
     def before_overflow(self, step: int) -> Trouble | None:
         """The divergence that a step which is not finite only ended, if there was one."""

@@ -6,7 +6,9 @@ bucketing them, sums in a fixed order and leaves every micro-batch's own gradien
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -27,6 +29,19 @@ def check_hardware(config: Config, device: torch.device) -> None:
         raise UserError(problem("config.no_bf16", chip=torch.cuda.get_device_name(device)))
 
 
+class PeerLost(RuntimeError):
+    """Another process of the run is gone."""
+
+
+@contextmanager
+def _together() -> Iterator[None]:
+    """What the backends raise when another process is gone, by one name."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise PeerLost(str(error)) from error
+
+
 class Engine:
     """The processes of a run.
 
@@ -44,25 +59,35 @@ class Engine:
         self.world_size: int = self._accelerator.num_processes
         self.is_main: bool = self._accelerator.is_main_process
 
+    @property
+    def lacks_processes(self) -> bool:
+        """Whether a launcher prepared for several processes and started one: accelerate's does so on a CPU."""
+        return self.world_size == 1 and "MASTER_ADDR" in os.environ and "WORLD_SIZE" not in os.environ
+
     def sum_(self, tensors: Sequence[torch.Tensor]) -> None:
         """Replaces float32 tensors by their sums over all processes, in one message."""
         if self.world_size == 1:
             return
         flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
-        total = self._accelerator.reduce(flat, reduction="sum")
+        with _together():
+            total = self._accelerator.reduce(flat, reduction="sum")
         assert isinstance(total, torch.Tensor)
         for tensor, part in zip(tensors, total.split([t.numel() for t in tensors]), strict=True):
             tensor.copy_(part.view_as(tensor))
 
     def gather(self, tensor: torch.Tensor) -> torch.Tensor:
         """The tensor of every process, stacked: [world_size, ...]."""
-        gathered = self._accelerator.gather(tensor[None])
+        with _together():
+            gathered = self._accelerator.gather(tensor[None])
         assert isinstance(gathered, torch.Tensor)
         return gathered
 
     def gather_objects(self, value: Any) -> list[Any]:
         """A plain value of every process, in the order of their ranks."""
-        return list(gather_object([value])) if self.world_size > 1 else [value]
+        if self.world_size == 1:
+            return [value]
+        with _together():
+            return list(gather_object([value]))
 
     def any(self, flag: bool) -> bool:
         """Whether the flag is set on any process. With several processes the host waits for the answer."""
@@ -80,7 +105,8 @@ class Engine:
 
     def barrier(self) -> None:
         """Waits for all processes."""
-        self._accelerator.wait_for_everyone()
+        with _together():
+            self._accelerator.wait_for_everyone()
 
     def close(self) -> None:
         """Ends the process group."""

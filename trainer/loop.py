@@ -7,6 +7,7 @@ of scalars through a ring and is written when it arrives.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import shutil
 import signal
@@ -29,7 +30,8 @@ from .checkpoint import NotFinite, Progress, save_checkpoint
 from .config import METRIC_DRIVEN
 from .console import Console
 from .data import Example
-from .errors import write_failed
+from .engine import PeerLost
+from .errors import Stopped, UserError, problem, write_failed
 from .evaluate import Evaluation, evaluate
 from .healthy import HEALTHY_EVERY, Healthy
 from .lr_schedule import lr_table
@@ -72,6 +74,19 @@ def micro_batch_seed(seed: int, step: int, micro_batch: int, rank: int) -> int:
     return int.from_bytes(digest[:8], "big") >> 1
 
 
+class OutOfMemory(Exception):
+    """A micro-batch did not fit; adapter and optimizer are those before its step."""
+
+    def __init__(self, examples: Sequence[Example]):
+        super().__init__()
+        self.examples = examples
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether this is the GPU's allocator, or the CPU's, which has no class of its own."""
+    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
+
+
 def forward_backward(parts: Parts, step: int) -> torch.Tensor:
     """Accumulates the gradients of a step over its micro-batches and all processes; nothing is applied.
 
@@ -88,9 +103,12 @@ def forward_backward(parts: Parts, step: int) -> torch.Tensor:
         own = parts.plan.local(examples, engine.rank)
         if not own:
             continue
-        loss_sum = micro_batch_loss(parts, step, index, own)
-        loss = loss_sum / n_supervised
-        (loss * parts.loss_scale.scale).backward()
+        try:
+            loss_sum = micro_batch_loss(parts, step, index, own)
+            loss = loss_sum / n_supervised
+            (loss * parts.loss_scale.scale).backward()
+        except RuntimeError as error:
+            raise (OutOfMemory(own) if is_out_of_memory(error) else error) from error
         totals += torch.stack([loss.detach(), (~torch.isfinite(loss_sum.detach())).float()])
     engine.sum_([totals, *parts.optimizer.gradients])
     return totals
@@ -153,7 +171,11 @@ def train(
         step = progress.step + 1
         if step % HEALTHY_EVERY == 1:
             healthy.keep(progress)
-        ring.push(step, train_step(parts, step))
+        try:
+            ring.push(step, train_step(parts, step))
+        except OutOfMemory as error:
+            log.receive(ring, None, drain=True)
+            raise leave(parts, progress, run_dir, error) from error
         progress.step = step
         log.expect(host_facts(parts.plan, step, time.perf_counter() - started))
 
@@ -177,6 +199,25 @@ def train(
         if cut_short or ends_early:
             return None
     return None
+
+
+def leave(parts: Parts, progress: Progress, run_dir: Path, error: OutOfMemory | PeerLost) -> UserError | Stopped:
+    """Saves the state before a step that could not be run, if nobody has, and says what happened."""
+    parts.optimizer.clear()
+    checkpoint = run_dir / f"checkpoint-{progress.step}"
+    if isinstance(error, PeerLost):
+        time.sleep(2.0 * parts.engine.rank)  # the lowest rank that is left writes
+    if not checkpoint.exists() and progress.step:
+        with contextlib.suppress(NotFinite, OSError, SafetensorError):
+            settings = parts.config.model_dump()
+            save_checkpoint(run_dir, parts.model, parts.optimizer, parts.loss_scale, progress, settings, None)
+    if isinstance(error, PeerLost):
+        facts = {"rank": parts.engine.rank, "step": progress.step, "checkpoint": checkpoint}
+        return Stopped(str(problem("run.peer_lost", **facts)))
+    examples = error.examples
+    kind = "run.out_of_memory_checkpointed" if parts.config.training.gradient_checkpointing else "run.out_of_memory"
+    length, rows = max(len(e.input_ids) for e in examples), ", ".join(str(e.row) for e in examples)
+    return UserError(problem(kind, n_rows=len(examples), length=length, rows=rows))
 
 
 def judge(parts: Parts, progress: Progress) -> Evaluation:

@@ -122,7 +122,7 @@ class Optimizer:
 
     def follow(self, lr_table: Sequence[float]) -> None:
         """Takes the learning rates from another table from now on."""
-        self.rates = list(lr_table)
+        self.rates[:] = lr_table
         self._lr_device = torch.tensor(lr_table, dtype=torch.float32, device=self.device)
 
     def _step_on_device(self, divisor: torch.Tensor, found_inf: torch.Tensor) -> None:

@@ -36,7 +36,7 @@ HEADROOM = 8.0
 SCALE_STEP = 2.0**4
 N_SCALES = 6
 # How far a diverged run is taken back in learning rate, and how many steps show that it holds.
-SLOWER = 0.1
+SLOWER = (0.1, 0.01)
 STEPS_TO_PROVE = 20
 
 
@@ -172,8 +172,9 @@ def candidates(parts: Parts, diagnosis: Diagnosis, copy: Copy | None) -> Iterato
             yield Remedy("rollback", {}, True, {"step": copy.progress.step})
         return
     if kind == "divergence":
-        if copy is not None:
-            slower = config.training.learning_rate * SLOWER
+        for factor in SLOWER if copy is not None else ():
+            assert copy is not None
+            slower = config.training.learning_rate * factor
             yield Remedy(
                 "learning_rate", {"training.learning_rate": slower}, True, {"rate": slower, "step": copy.progress.step}
             )

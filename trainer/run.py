@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import sys
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -17,14 +18,14 @@ from .collapse import Decision, collapse
 from .config import Config
 from .console import Console
 from .data import Dataset
-from .engine import Engine, check_hardware
+from .engine import Engine, PeerLost, check_hardware
 from .errors import Stopped, UserError, problem
 from .finish import finish, is_complete
 from .healthy import Healthy
 from .hub import check_login
 from .load_data import load_data, with_format
 from .lock import Lock, refuse_if_running
-from .loop import Stop, train
+from .loop import Stop, leave, train
 from .model import load_tokenizer, pad_token_id
 from .no_effect import without_effect
 from .parts import Parts, build
@@ -49,6 +50,8 @@ def run(config: Config, resume: str | None) -> int:
     console = Console(silent=not engine.is_main)
     check_hardware(config, engine.device)
     check_login(config)
+    if engine.lacks_processes:
+        console.warn(say("engine.one_process"))
     for text in without_effect(config):
         console.warn(text)
     resume = wanted(resume, config)
@@ -68,7 +71,7 @@ def run(config: Config, resume: str | None) -> int:
             gc.collect()
             outcome = start(outcome.config, outcome.checkpoint, source, engine, console, stop, lock, healing=True)
     except Stopped as error:
-        console.line(str(error))
+        print(error, file=sys.stderr)
         return 1
     finally:
         stop.end()
@@ -138,6 +141,8 @@ def start(
         complete = trouble is None and is_complete(parts, progress)
         if complete and engine.is_main:
             log.summary(progress.step * parts.plan.rows_per_step, progress.step)
+    except PeerLost as error:
+        raise leave(parts, progress, run_dir, error) from error
     finally:
         console.end()
         log.close()

@@ -58,7 +58,29 @@ def test_a_jump_above_every_earlier_loss_is_seen_whatever_the_scatter():
     assert found[:27] == [None] * 27
     assert trouble is not None
     assert (trouble.kind, trouble.step) == ("divergence", 17)
-    assert trouble.evidence["limit"] == pytest.approx(3.93 + max(0.5, trouble.evidence["best"] / 6))
+    assert trouble.evidence["limit"] == pytest.approx(3.66 + max(0.5, trouble.evidence["best"] / 6))
+
+
+def test_a_slow_climb_out_of_the_calm_losses_is_seen():
+    """Another real run: the losses that climb are no longer calm, and raise no bar for those after them."""
+    losses = [3.31, 3.45, 2.83, 3.28, 3.51, 3.24, 3.19, 2.96, 2.73, 2.66, 3.35, 3.56, 2.85, 3.07, 2.61, 3.93, 3.95, 4.3]
+    losses += [4.67, 4.49, 5.21, 5.06, 5.21, 5.26, 5.5, 5.15, 5.14, 5.19, 4.9]
+    watch = LossWatch()
+    found = [watch.step(step, loss) for step, loss in enumerate(losses, start=1)]
+    assert found[:28] == [None] * 28
+    assert found[28] is not None
+    assert (found[28].kind, found[28].step) == ("divergence", 18)
+
+
+def test_a_young_run_above_its_first_loss_diverged_if_an_output_blew_up():
+    losses = [3.27, 5.24, 9.09, 7.66, 5.85, 6.73, 6.37, 6.21, 5.99, 5.42, 4.87, 5.41, 5.84]
+    for growth, expected in ((4.0, "divergence"), (1.0, None)):
+        detectors = Detectors(SITES, fp16=False)
+        trouble = None
+        for step, loss in enumerate(losses, start=1):
+            trouble = trouble or detectors.step(step, loss)
+            detectors.rows(step, rows(peak=2.0 * growth**step))
+        assert (trouble.kind if trouble else None) == expected
 
 
 def test_a_run_that_is_worse_than_the_untrained_model_is_seen():

@@ -54,13 +54,22 @@ class Hub(BaseHTTPRequestHandler):
         elif self.path == "/api/validate-yaml":
             self._answer({"errors": [], "warnings": []})
         elif "/preupload/" in self.path:
-            files = [{"path": file["path"], "uploadMode": "regular"} for file in json.loads(body)["files"]]
+            files = [
+                {"path": file["path"], "uploadMode": "regular", "shouldIgnore": False}
+                for file in json.loads(body)["files"]
+            ]
             self._answer({"files": files})
         elif "/commit/" in self.path:
             for line in map(json.loads, body.splitlines()):
                 if line["key"] == "file":
                     self.files[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
-            self._answer({"commitOid": "0" * 40, "commitUrl": f"http://{self.headers['Host']}/x", "hookOutput": ""})
+            self._answer(
+                {
+                    "commitOid": "0" * 40,
+                    "commitUrl": f"http://{self.headers['Host']}/someone/my-adapter/commit/0",
+                    "hookOutput": "",
+                }
+            )
         else:
             self._answer({}, 404)
 
