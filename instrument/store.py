@@ -77,7 +77,7 @@ class MetricsLog:
         """
         clean = {key: _finite_or_none(value) for key, value in {"start": self._start, **values}.items()}
         line = (json.dumps(clean, allow_nan=False) + "\n").encode()
-        size = self._file.tell()
+        size = os.fstat(self._file.fileno()).st_size
         try:
             while line:  # a full disk takes a part of it before it refuses
                 line = line[self._file.write(line) :]

@@ -25,11 +25,20 @@ def start(config_file: Path) -> int:
     return child
 
 
+def written(folder: Path) -> int:
+    """Bytes of all logs: grows with every step."""
+    return sum(path.stat().st_size for path in folder.glob("run*/metrics.jsonl"))
+
+
 def main(config_file: Path, n_kills: int, longest: float, seed: int) -> int:
     quiet_libraries()
     moments = random.Random(seed)
     for number in range(n_kills):
+        before = written(config_file.parent)
         child = start(config_file)
+        if number % 4:  # while it trains; else while it starts
+            while written(config_file.parent) == before and os.waitpid(child, os.WNOHANG) == (0, 0):
+                time.sleep(0.002)
         time.sleep(moments.uniform(0.0, longest))
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)

@@ -10,7 +10,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -59,11 +58,10 @@ def test_twenty_kills_at_random_moments_leave_no_trace(cli, tiny_models, tmp_pat
         content = yaml.safe_load(config.read_text())
         content["data"] |= {"eval_fraction": 0.2, "limit": 60}
         config.write_text(yaml.safe_dump(content))
-    started = time.monotonic()
     result = cli("--config", tmp_path / "straight" / "run.yaml")
     assert result.returncode == 0, result.stderr
-    longest = min(4.0, time.monotonic() - started) / 2
-    command = [sys.executable, "-m", "tests.trainer.kill_often", tmp_path / "killed" / "run.yaml", "20", longest, "1"]
+    seconds = sum(row["step_seconds"] for row in steps_of(newest(tmp_path / "straight"))) / 4
+    command = [sys.executable, "-m", "tests.trainer.kill_often", tmp_path / "killed" / "run.yaml", "20", seconds, "1"]
     killed = subprocess.run(
         [str(part) for part in command], cwd=ROOT, env=COMMAND_ENVIRONMENT, capture_output=True, text=True, timeout=280
     )
