@@ -347,5 +347,6 @@ def _cross_checks(config: Config, where) -> Iterator[Problem]:
     model = config.model.name_or_path
     if is_path(model) and not Path(model).expanduser().exists():
         yield problem("config.no_model", file=where("model.name_or_path"), path=model)
-    if Path(training.output_dir).is_file():
+    output_dir = Path(training.output_dir).expanduser()
+    if output_dir.exists() and not output_dir.is_dir():
         yield problem("config.output_is_file", file=where("training.output_dir"), path=training.output_dir)

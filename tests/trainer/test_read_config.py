@@ -1,10 +1,15 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import yaml
-from lora_train.trainer.errors import UserError
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from lora_train.trainer.config import Config, sections
+from lora_train.trainer.errors import Problem, UserError
+from lora_train.trainer.no_effect import without_effect
 from lora_train.trainer.read_config import is_path, read_config
 
 from ..conftest import DATA, ROOT
@@ -171,3 +176,46 @@ def test_shipped_configs_are_valid(monkeypatch):
     assert config.quantization.load_in_4bit
     mini = read_config(ROOT / "examples/koalpaca-mini.yaml", ["model.name_or_path=owner/model"])
     assert (mini.data.limit, mini.lora.r, mini.training.max_steps) == (32, 16, 50)
+
+
+KEYS = [f"{section}.{key}" for section, schema in sections().items() for key in schema.model_fields]
+YAML_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=12),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=6), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(changes=st.dictionaries(st.sampled_from(KEYS) | st.text(max_size=12), YAML_VALUES, max_size=5))
+def test_whatever_the_values_are_there_is_a_config_or_an_error_with_words(tmp_path, changes):
+    content = {name: dict(values) for name, values in MINIMAL.items()}
+    for key, value in changes.items():
+        section, dot, name = key.partition(".")
+        if dot and isinstance(content.get(section, {}), dict):
+            content.setdefault(section, {})[name] = value
+        else:
+            content[key] = value
+    path = tmp_path / "fuzz.yaml"
+    path.write_text(yaml.safe_dump(content, allow_unicode=True), encoding="utf-8")
+    problems: Sequence[Problem] = ()
+    try:
+        config = read_config(path)
+    except UserError as error:
+        problems = error.problems
+    else:
+        list(without_effect(config))
+        assert Config.model_validate(config.model_dump()) == config
+        return
+    assert problems
+    assert all(problem.error.strip() for problem in problems)
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(text=st.text(max_size=60), override=st.text(max_size=30))
+def test_whatever_the_text_is_there_is_a_config_or_an_error_with_words(tmp_path, text, override):
+    path = tmp_path / "fuzz.yaml"
+    path.write_bytes(text.encode("utf-8", "surrogatepass"))
+    with pytest.raises(UserError) as error:
+        read_config(path, [override])
+    assert all(problem.error.strip() for problem in error.value.problems)
