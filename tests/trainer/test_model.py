@@ -52,7 +52,8 @@ def test_modules_to_save_are_trained_saved_and_restored(tiny_models, tmp_path):
 
 def test_rank_stabilized_scaling(tiny_models):
     parts = parts_with(tiny_models["llama"], {"lora.use_rslora": True, "lora.r": 16, "lora.lora_alpha": 8})
-    scalings = {module.scaling["default"] for group in parts.patched.groups for module in group.modules}
+    layers: list[Any] = [module for group in parts.patched.groups for module in group.modules]
+    scalings = {layer.scaling["default"] for layer in layers}
     assert scalings == {8 / 16**0.5}
 
 
