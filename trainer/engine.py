@@ -16,6 +16,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from .config import Config
+from .data import Example
 from .errors import UserError, problem
 
 
@@ -31,6 +32,30 @@ def check_hardware(config: Config, device: torch.device) -> None:
 
 class PeerLost(RuntimeError):
     """Another process of the run is gone."""
+
+
+class OutOfMemory(Exception):
+    """A batch did not fit; adapter and optimizer are those before it.
+
+    Attributes:
+        examples: its rows.
+        evaluating: whether it was a batch of an evaluation.
+    """
+
+    def __init__(self, examples: Sequence[Example], evaluating: bool):
+        super().__init__()
+        self.examples, self.evaluating = examples, evaluating
+
+
+@contextmanager
+def fits(examples: Sequence[Example], evaluating: bool = False) -> Iterator[None]:
+    """Tells a batch that does not fit into memory from other trouble: the CPU's allocator has no class of its own."""
+    try:
+        yield
+    except RuntimeError as error:
+        if isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error):
+            raise OutOfMemory(examples, evaluating) from error
+        raise
 
 
 @contextmanager

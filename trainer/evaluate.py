@@ -11,7 +11,7 @@ from peft import PeftModel
 from .batches import collate, in_batches
 from .config import Config
 from .data import Dataset
-from .engine import Engine
+from .engine import Engine, fits
 from .loss import SupervisedLoss
 from .model import autocast
 
@@ -39,7 +39,7 @@ def evaluate(
     model.eval()
     for examples in batches[engine.rank :: engine.world_size]:
         batch = collate(examples, pad).to(engine.device)
-        with autocast(config, engine.device):
+        with fits(examples, evaluating=True), autocast(config, engine.device):
             loss_sum, n_correct = loss(batch)
         assert n_correct is not None
         totals += torch.stack(

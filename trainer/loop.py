@@ -30,7 +30,7 @@ from .checkpoint import NotFinite, Progress, save_checkpoint
 from .config import METRIC_DRIVEN
 from .console import Console
 from .data import Example
-from .engine import PeerLost
+from .engine import OutOfMemory, PeerLost, fits
 from .errors import Stopped, UserError, problem, write_failed
 from .evaluate import Evaluation, evaluate
 from .healthy import HEALTHY_EVERY, Healthy
@@ -74,19 +74,6 @@ def micro_batch_seed(seed: int, step: int, micro_batch: int, rank: int) -> int:
     return int.from_bytes(digest[:8], "big") >> 1
 
 
-class OutOfMemory(Exception):
-    """A micro-batch did not fit; adapter and optimizer are those before its step."""
-
-    def __init__(self, examples: Sequence[Example]):
-        super().__init__()
-        self.examples = examples
-
-
-def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether this is the GPU's allocator, or the CPU's, which has no class of its own."""
-    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
-
-
 def forward_backward(parts: Parts, step: int) -> torch.Tensor:
     """Accumulates the gradients of a step over its micro-batches and all processes; nothing is applied.
 
@@ -103,12 +90,10 @@ def forward_backward(parts: Parts, step: int) -> torch.Tensor:
         own = parts.plan.local(examples, engine.rank)
         if not own:
             continue
-        try:
+        with fits(own):
             loss_sum = micro_batch_loss(parts, step, index, own)
             loss = loss_sum / n_supervised
             (loss * parts.loss_scale.scale).backward()
-        except RuntimeError as error:
-            raise (OutOfMemory(own) if is_out_of_memory(error) else error) from error
         totals += torch.stack([loss.detach(), (~torch.isfinite(loss_sum.detach())).float()])
     engine.sum_([totals, *parts.optimizer.gradients])
     return totals
@@ -216,6 +201,7 @@ def leave(parts: Parts, progress: Progress, run_dir: Path, error: OutOfMemory | 
         return Stopped(str(problem("run.peer_lost", **facts)))
     examples = error.examples
     kind = "run.out_of_memory_checkpointed" if parts.config.training.gradient_checkpointing else "run.out_of_memory"
+    kind = "run.out_of_memory_evaluating" if error.evaluating else kind
     length, rows = max(len(e.input_ids) for e in examples), ", ".join(str(e.row) for e in examples)
     return UserError(problem(kind, n_rows=len(examples), length=length, rows=rows))
 

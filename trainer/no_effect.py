@@ -67,11 +67,6 @@ RULES: list[tuple[tuple[str, ...], Callable[[Config], bool], str]] = [
     ),
     (("training.run_name",), lambda c: not trackers_wanted(c.training.report_to), "training.report_to=none"),
     (("training.hub_model_id",), lambda c: not c.training.push_to_hub, "training.push_to_hub=false"),
-    (
-        ("training.ignore_data_skip",),
-        lambda c: c.training.resume_from_checkpoint in (None, False),
-        "training.resume_from_checkpoint",
-    ),
     (("model.revision",), lambda c: is_path(c.model.name_or_path), "model.name_or_path"),
     (
         tuple(

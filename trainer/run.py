@@ -18,7 +18,7 @@ from .collapse import Decision, collapse
 from .config import Config
 from .console import Console
 from .data import Dataset
-from .engine import Engine, PeerLost, check_hardware
+from .engine import Engine, OutOfMemory, PeerLost, check_hardware
 from .errors import Stopped, UserError, problem
 from .finish import finish, is_complete
 from .healthy import Healthy
@@ -52,9 +52,11 @@ def run(config: Config, resume: str | None) -> int:
     check_login(config)
     if engine.lacks_processes:
         console.warn(say("engine.one_process"))
+    resume = wanted(resume, config)
     for text in without_effect(config):
         console.warn(text)
-    resume = wanted(resume, config)
+    if config.training.ignore_data_skip and resume is None:
+        console.warn(say("config.no_effect", key="training.ignore_data_skip", reason="training.resume_from_checkpoint"))
     checkpoint = find_checkpoint(resume, config.training.output_dir, console) if resume else None
     if engine.is_main:
         refuse_if_running([*family(config.training.output_dir), *([checkpoint.parent] if checkpoint else [])])
@@ -111,7 +113,7 @@ def start(
     parts = build(config, engine, source.train_data, source.eval_data, source.pad_token_id, console)
     progress = Progress()
     if checkpoint is not None:
-        checkpoint, parts, progress = go_on(parts, checkpoint, source.resume, console)
+        checkpoint, parts, progress = go_on(parts, checkpoint, None if healing else source.resume, console)
         if is_complete(parts, progress) and (checkpoint.parent / "adapter").is_dir():
             console.line(say("resume.complete", folder=checkpoint.parent, step=progress.step, total=parts.n_steps))
             return 0
@@ -141,7 +143,7 @@ def start(
         complete = trouble is None and is_complete(parts, progress)
         if complete and engine.is_main:
             log.summary(progress.step * parts.plan.rows_per_step, progress.step)
-    except PeerLost as error:
+    except (OutOfMemory, PeerLost) as error:
         raise leave(parts, progress, run_dir, error) from error
     finally:
         console.end()

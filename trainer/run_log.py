@@ -65,7 +65,9 @@ class RunLog:
         self._schedule = parts.schedule
         self._pending: dict[int, StepFacts] = {}
         self._recent: deque[float] = deque(maxlen=RATE_WINDOW)
-        self._eval_seconds = self._save_seconds = 0.0
+        # a resumed run begins with what they cost before
+        self._eval_seconds = progress.eval_seconds_total / max(1, len(progress.evaluations))
+        self._save_seconds = progress.save_seconds_total / max(1, progress.step // parts.schedule.save_every)
         self._lines_lost = 0
         self.last_step = progress.step
 
@@ -233,10 +235,11 @@ class RunLog:
 
     def seconds_left(self, step: int) -> float:
         """Steps at their recent rate, evaluations and checkpoints at their last cost."""
-        left, when = self._n_steps - step, self._schedule
+        when = self._schedule
         rate = sum(self._recent) / max(len(self._recent), 1)
-        evaluations, checkpoints = left // when.eval_every, left // when.save_every
-        return left * rate + evaluations * self._eval_seconds + checkpoints * self._save_seconds
+        evaluating = when.left(when.eval_every, step) * self._eval_seconds
+        saving = when.left(when.save_every, step) * self._save_seconds
+        return (self._n_steps - step) * rate + evaluating + saving
 
     def _show(self, line: dict) -> None:
         step, total = line["step"], self._n_steps

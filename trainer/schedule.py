@@ -36,6 +36,12 @@ class Schedule:
         """Whether a checkpoint follows this step."""
         return self._due(self.save_every, step)
 
+    def left(self, every: float, step: int) -> int:
+        """How often something that happens at this interval is still to come after a step."""
+        if every == math.inf or step >= self.n_steps:
+            return 0
+        return int(self.n_steps // every - step // every) + (self.n_steps % every > 0)
+
     def _due(self, every: float, step: int) -> bool:
         return every < math.inf and (step % every == 0 or step == self.n_steps)
 

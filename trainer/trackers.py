@@ -31,8 +31,7 @@ class Trackers:
         else:
             tracker = kind(run_name, **folder)
         self._trackers[name] = tracker
-        if hasattr(tracker, "start"):  # older accelerate starts in the constructor
-            tracker.start()
+        tracker.start()
         tracker.store_init_configuration(flat(config))
 
     def log(self, values: Mapping[str, Any], step: int) -> None:

@@ -41,7 +41,6 @@ def test_defaults_are_silent():
         ({"training": {"optim": "sgd", "adam_beta1": 0.8}}, "training.adam_beta1 has no effect with training.optim"),
         ({"training": {"run_name": "x"}}, "training.run_name has no effect with training.report_to=none"),
         ({"training": {"hub_model_id": "x"}}, "training.hub_model_id has no effect with training.push_to_hub=false"),
-        ({"training": {"ignore_data_skip": True}}, "training.ignore_data_skip has no effect"),
         ({"quantization": {"bnb_4bit_quant_type": "fp4"}}, "quantization.bnb_4bit_quant_type has no effect"),
         ({"quantization": {"llm_int8_threshold": 1.0}}, "quantization.llm_int8_threshold has no effect"),
         ({"instrument": {"enabled": False, "probe_every": 5}}, "instrument.probe_every has no effect"),

@@ -37,6 +37,13 @@ def test_checkpoints(training, checkpoints):
     assert [step for step in STEPS if schedule(**training).saves(step)] == checkpoints
 
 
+def test_what_is_still_to_come():
+    when = schedule(eval_strategy="steps", eval_steps=6)
+    assert [when.left(when.eval_every, step) for step in (0, 6, 17, 18, 19, 20)] == [4, 3, 2, 1, 1, 0]
+    assert when.left(when.eval_every, 0) == sum(when.evaluates(step) for step in STEPS)
+    assert schedule().left(schedule().eval_every, 3) == 0
+
+
 @pytest.mark.parametrize(
     ("training", "lines"),
     [
