@@ -6,10 +6,12 @@ Raised once, with every problem found; the command line prints them and exits wi
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..instrument.messages import catalogue, say
-from .config import Config
+
+if TYPE_CHECKING:
+    from .config import Config
 
 
 @dataclass(frozen=True)
