@@ -312,7 +312,7 @@ def test_sigterm_writes_a_checkpoint_and_exits_143(tiny_models, tmp_path):
 
 
 def test_max_hours_saves_in_time_and_exits_0(cli, tiny_models, tmp_path):
-    config = write_config(tmp_path, tiny_models["gpt_neox"], max_steps=100000, max_hours=20 / 3600)
+    config = write_config(tmp_path, tiny_models["gpt_neox"], max_steps=100000, max_hours=8 / 3600)
     result = cli("--config", config)
     assert result.returncode == 0, result.stderr
     assert "go on with --resume auto" in result.stdout
