@@ -116,11 +116,21 @@ def row_of(work: Work, contender: str, steps: dict[str, list[dict[str, float]]])
     ratios = [step["wall"] / base["wall"] for step, base in zip(own, first, strict=True)]
     low, high = interval(ratios)
     peak, base_peak = own[-1]["peak_mib"], first[-1]["peak_mib"]
+    p20, p50, p80 = (percentile(walls, share) for share in (0.2, 0.5, 0.8))
     return Row(
-        work.name, contender, *(percentile(walls, share) for share in (0.2, 0.5, 0.8)),
-        statistics.median(step["cpu"] for step in own), statistics.median(ratios), low, high,
-        peak, peak / base_peak, own[-1]["loss"],
-    )  # fmt: skip
+        work=work.name,
+        contender=contender,
+        wall_p20=p20,
+        wall_p50=p50,
+        wall_p80=p80,
+        cpu_p50=statistics.median(step["cpu"] for step in own),
+        ratio=statistics.median(ratios),
+        ratio_low=low,
+        ratio_high=high,
+        peak_mib=peak,
+        peak_ratio=peak / base_peak,
+        loss=own[-1]["loss"],
+    )
 
 
 def percentile(ordered: Sequence[float], share: float) -> float:
