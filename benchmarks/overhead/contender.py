@@ -90,7 +90,7 @@ def stock(settings: dict[str, Any], norms: bool, gate: Gate) -> None:
     data = load_examples(config.data.train, config.data, tokenizer)
     plan, pad = order_of(config, data, 1), pad_token_id(tokenizer)
     n_steps, training = config.training.max_steps, config.training
-    rows = [{"example": e} for step in range(1, n_steps + 1) for micro in plan.step(step) for e in micro]
+    rows: Any = [{"example": e} for step in range(1, n_steps + 1) for micro in plan.step(step) for e in micro]
 
     def collator(batch: list[Any]) -> dict[str, torch.Tensor]:
         found = collate([row["example"] for row in batch], pad)
@@ -132,8 +132,7 @@ def stock(settings: dict[str, Any], norms: bool, gate: Gate) -> None:
         max_steps=n_steps, learning_rate=training.learning_rate, optim=training.optim, logging_steps=10,
         report_to=[], save_strategy="no", remove_unused_columns=False, disable_tqdm=True, use_cpu=True,
     )  # fmt: skip
-    data_rows: Any = rows
-    trainer = Watched(model=model, args=arguments, train_dataset=data_rows, data_collator=collator, callbacks=[Gated()])
+    trainer = Watched(model=model, args=arguments, train_dataset=rows, data_collator=collator, callbacks=[Gated()])
     trainer.train()
 
 
