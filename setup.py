@@ -8,18 +8,22 @@ from setuptools import Extension, setup
 
 FOLDERS = ("kernels", "kernels.cpu", "instrument", "trainer")
 
-# Optional: without a compiler the package installs and works, and ATen computes the CPU's statistics.
-# No -march=native: stats.c holds an AVX2 and a portable variant and picks one at run time.
-cpu_statistics = Extension(
-    "lora_train.kernels.cpu._stats",
-    ["kernels/cpu/stats.c"],
-    extra_compile_args=["-O3", "-std=c11", "-ffp-contract=off", "-fno-trapping-math", "-pthread"],
-    optional=True,
-)
+# Optional: without a compiler the package installs and works, and ATen computes what they would have.
+# No -march=native: each holds an AVX2 and a portable variant and picks one at run time.
+compiled = [
+    Extension(
+        f"lora_train.kernels.cpu._{name}",
+        [f"kernels/cpu/{name}.c"],
+        depends=["kernels/cpu/halves.h", "kernels/cpu/threads.h"],
+        extra_compile_args=["-O3", "-std=c11", "-ffp-contract=off", "-fno-trapping-math", "-pthread", "-Wno-psabi"],
+        optional=True,
+    )
+    for name in ("stats", "elementwise")
+]
 
 setup(
     packages=[f"lora_train.{folder}" for folder in FOLDERS],
     package_dir={f"lora_train.{folder}": folder.replace(".", "/") for folder in FOLDERS},
-    package_data={"lora_train.instrument": ["catalogue/*.json"], "lora_train.kernels.cpu": ["*.c"]},
-    ext_modules=[cpu_statistics],
+    package_data={"lora_train.instrument": ["catalogue/*.json"], "lora_train.kernels.cpu": ["*.c", "*.h"]},
+    ext_modules=compiled,
 )

@@ -18,6 +18,7 @@ from .console import Console
 from .data import Dataset
 from .engine import Engine
 from .errors import UserError, problem
+from .fast_path import take_fast_path
 from .float32 import matching, widen
 from .loss import SupervisedLoss
 from .lr_schedule import lr_table
@@ -53,7 +54,9 @@ def build(
     training = config.training
     plan = order_of(config, train_data, engine.world_size)
     n_steps = plan.n_steps(training.num_train_epochs, training.max_steps)
-    model = add_lora(load_base(config, engine.device), config)
+    base = load_base(config, engine.device)
+    take_fast_path(base)
+    model = add_lora(base, config)
     engine.same_everywhere(list(trainable(model).values()))
     wide = matching(model, config.precision.fp32_modules)
     with autocast(config, engine.device):

@@ -1,21 +1,23 @@
-"""The CPU's one-pass statistics: `stats.c` where setup.py could compile it, else None and ATen serves.
+"""The CPU's compiled loops, `stats.c` and `elementwise.c`, where setup.py could compile them; else ATen serves.
 
-Row layout and meaning are those of `tensor_stats.py`; this file only turns tensors into addresses.
+Row layout and meaning of statistics are those of `tensor_stats.py`, the formulas of the rest those of `rms_norm.py`,
+`rotary.py` and `gated.py`; this file only turns tensors into addresses. `portable` keeps to what every chip can run,
+and gives the same bits.
 """
 
 import torch
 
 try:
-    from . import _stats  # type: ignore[reportAttributeAccessIssue]
+    from . import _elementwise, _stats  # type: ignore[reportAttributeAccessIssue]
 except ImportError:  # no compiler when the package was installed
-    _stats = None
+    _elementwise = _stats = None
 
 AVAILABLE = _stats is not None
 DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}  # as in stats.c
 
 
 def stats(x: torch.Tensor, count_small: bool, portable: bool = False) -> torch.Tensor:
-    """Row of a contiguous fp32, fp16 or bf16 tensor, overflow and underflow null. `portable`: same bits."""
+    """Row of a contiguous fp32, fp16 or bf16 tensor, overflow and underflow null."""
     assert _stats is not None
     row = torch.empty(9, dtype=torch.float64)
     threads = torch.get_num_threads()
@@ -48,3 +50,78 @@ def exponents(x: torch.Tensor) -> torch.Tensor:
     counts = torch.empty(256, dtype=torch.int64)
     _stats.exponents(x.data_ptr(), x.numel(), DTYPES[x.dtype], counts.data_ptr())
     return counts
+
+
+def norm(
+    x: torch.Tensor, weight: torch.Tensor, eps: float, portable: bool = False
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """RMSNorm of the rows of a contiguous x [M, K], rounded once to its dtype; 1 / sqrt(mean + eps) of each [M]."""
+    assert _elementwise is not None
+    rows, cols = x.shape
+    y, rstd = torch.empty_like(x), torch.empty(rows)
+    weight, dtype = weight.float().contiguous(), DTYPES[x.dtype]
+    addresses = (x.data_ptr(), weight.data_ptr(), y.data_ptr(), rstd.data_ptr())
+    _elementwise.norm(*addresses, rows, cols, eps, dtype, dtype, torch.get_num_threads(), portable)
+    return y, rstd
+
+
+def norm_backward(
+    dy: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, rstd: torch.Tensor, portable: bool = False
+) -> torch.Tensor:
+    """Gradient of `norm` with respect to x; dy and x contiguous [M, K] of one dtype."""
+    assert _elementwise is not None
+    dx, weight, dtype = torch.empty_like(x), weight.float().contiguous(), DTYPES[x.dtype]
+    addresses = (dy.data_ptr(), x.data_ptr(), weight.data_ptr(), rstd.data_ptr(), dx.data_ptr())
+    _elementwise.norm_backward(*addresses, *x.shape, dtype, dtype, torch.get_num_threads(), portable)
+    return dx
+
+
+def gate(g: torch.Tensor, u: torch.Tensor, portable: bool = False) -> torch.Tensor:
+    """silu(g) u of contiguous tensors of one dtype, rounded once to it."""
+    assert _elementwise is not None
+    y = torch.empty_like(g)
+    addresses = (g.data_ptr(), u.data_ptr(), y.data_ptr())
+    _elementwise.gate(*addresses, g.numel(), DTYPES[g.dtype], torch.get_num_threads(), portable)
+    return y
+
+
+def gate_backward(
+    dy: torch.Tensor, g: torch.Tensor, u: torch.Tensor, portable: bool = False
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Gradients of `gate` with respect to g and u; all contiguous."""
+    assert _elementwise is not None
+    dg, du = torch.empty_like(g), torch.empty_like(g)
+    addresses = (dy.data_ptr(), g.data_ptr(), u.data_ptr(), dg.data_ptr(), du.data_ptr())
+    _elementwise.gate_backward(*addresses, g.numel(), DTYPES[g.dtype], torch.get_num_threads(), portable)
+    return dg, du
+
+
+def rotate(
+    x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, backward: bool, portable: bool = False
+) -> torch.Tensor:
+    """Rotates the first R values of every head, or takes that back.
+
+    Args:
+        x: [B, heads, S, D], the last dimension dense.
+        cos, sin: fp32 [B or 1, S, R], contiguous.
+
+    Returns:
+        [B, heads, S, D], a view of a dense [B, S, heads, D].
+    """
+    assert _elementwise is not None
+    batch, heads, positions, cols = x.shape
+    y = torch.empty(batch, positions, heads, cols, dtype=x.dtype)
+    addresses = (x.data_ptr(), cos.data_ptr(), sin.data_ptr(), y.data_ptr())
+    between_batches = cos.stride(0) if cos.shape[0] > 1 else 0
+    _elementwise.rotate(
+        *addresses,
+        (batch, heads, positions, cols),
+        x.stride()[:3],
+        cos.shape[-1],
+        between_batches,
+        backward,
+        DTYPES[x.dtype],
+        torch.get_num_threads(),
+        portable,
+    )
+    return y.transpose(1, 2)

@@ -7,7 +7,7 @@
    Infinities and NaN are rare. A piece whose largest magnitude is below infinity has none, and only the others are
    looked at a second time.
 
-   The order of additions is fixed: 16 lanes per piece, pieces in order within a share of 2^18 values, shares in
+   The order of additions is fixed: 16 lanes per piece, pieces in order within a share of 2^15 values, shares in
    order. It depends neither on the number of threads nor on the instruction set, so the bits do not either.
 
    C11 with the vector types of GCC and Clang, for any chip. On x86-64 the hot function is compiled twice, once for AVX2 and F16C (which halves the time of fp16),
@@ -16,25 +16,16 @@
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 #include <math.h>
-#include <pthread.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "halves.h"
+#include "threads.h"
 
-#ifdef __x86_64__
-#include <immintrin.h>
-#define HAS_AVX2_VARIANT 1
-#define AVX2 __attribute__((target("avx2,f16c")))
-#endif
+enum { PIECE = 512, LANES = 16, SHARE = 1 << 15, N_FIELDS = 9, N_EXPONENTS = 256 };
 
-#define INLINE static inline __attribute__((always_inline))
-
-enum { FP32 = 0, FP16 = 1, BF16 = 2 };
-enum { PIECE = 512, LANES = 16, SHARE = 1 << 18, MAX_THREADS = 64, N_FIELDS = 9, N_EXPONENTS = 256 };
-
-static const uint32_t ABS_MASK = 0x7FFFFFFFu, INF_BITS = 0x7F800000u, FP16_MIN_NORMAL = 0x38800000u,
-                      FP32_MIN_NORMAL = 0x00800000u;
+static const uint32_t FP32_MIN_NORMAL = 0x00800000u;
 
 typedef struct {
     double sumsq;
@@ -42,38 +33,7 @@ typedef struct {
     int64_t n_nan, n_inf, n_overflow, n_underflow, n_tiny, n_zero; /* tiny: zero or subnormal */
 } Partial;
 
-INLINE uint32_t half_to_bits(uint16_t half) {
-    uint32_t m = half & 0x7FFFu, shifted = m << 13;
-    uint32_t normal = shifted + (112u << 23), special = shifted + (224u << 23);
-    /* A subnormal is the fraction of 2^-14 + m 2^-24. No fp32 subnormal appears, so flush-to-zero cannot bite. */
-    uint32_t lifted = shifted + (113u << 23), subnormal;
-    float value;
-    memcpy(&value, &lifted, 4);
-    value -= 0x1p-14f;
-    memcpy(&subnormal, &value, 4);
-    uint32_t finite = m < 0x0400u ? subnormal : normal;
-    return m >= 0x7C00u ? special : finite;
-}
-
-/* |x| to the nearest fp16, ties to even, as IEEE 754 and every CUDA cast do. */
-INLINE uint16_t bits_to_half(uint32_t a) {
-    uint32_t normal = (a - (112u << 23) + 0x0FFFu + ((a >> 13) & 1u)) >> 13, subnormal;
-    float value;
-    memcpy(&value, &a, 4);
-    value += 0.5f; /* one unit in the last place of 0.5 is 2^-24, that of an fp16 subnormal */
-    memcpy(&subnormal, &value, 4);
-    subnormal -= 0x3F000000u;
-    uint32_t half = a < FP16_MIN_NORMAL ? subnormal : normal;
-    half = a >= 0x477FF000u ? 0x7C00u : half; /* 65520 */
-    return (uint16_t)(a > INF_BITS ? 0x7E00u : half);
-}
-
-INLINE uint16_t bits_to_bfloat(uint32_t a) {
-    uint32_t rounded = (a + 0x7FFFu + ((a >> 16) & 1u)) >> 16;
-    return (uint16_t)(a > INF_BITS ? 0x7FC0u : rounded);
-}
-
-typedef void LoadHalf(const uint16_t *source, int count, uint32_t *bits);
+typedef void LoadBits(const uint16_t *source, int count, uint32_t *bits);
 typedef void RoundHalf(const uint32_t *acc, int count, uint16_t *stored, uint32_t *bits);
 
 static void load_half(const uint16_t *source, int count, uint32_t *bits) {
@@ -113,7 +73,7 @@ AVX2 static void round_half_avx2(const uint32_t *acc, int count, uint16_t *store
 #endif
 
 /* Widens `count` stored values to the bits of their magnitude as fp32. */
-INLINE void load_piece(const void *x, int64_t start, int count, int dtype, LoadHalf *load, uint32_t *bits) {
+INLINE void load_piece(const void *x, int64_t start, int count, int dtype, LoadBits *load, uint32_t *bits) {
     if (dtype == FP32) {
         const uint32_t *source = (const uint32_t *)x + start;
         for (int i = 0; i < count; i++) bits[i] = source[i] & ABS_MASK;
@@ -209,12 +169,12 @@ typedef struct Job {
     const void *x;
     void *stored; /* NULL: only count */
     int64_t n, n_shares;
-    int dtype, count_small, n_threads;
-    void (*share)(const struct Job *, int64_t, int64_t, Partial *);
+    int dtype, count_small;
+    void (*walk)(const struct Job *, int64_t, int64_t, Partial *);
     Partial *partials;
 } Job;
 
-INLINE void walk(const Job *job, int64_t start, int64_t stop, int dtype, int count_small, int rounded, LoadHalf *load,
+INLINE void walk(const Job *job, int64_t start, int64_t stop, int dtype, int count_small, int rounded, LoadBits *load,
                  RoundHalf *round, Partial *p) {
     uint32_t bits[PIECE];
     uint32_t min_normal = dtype == FP16 ? FP16_MIN_NORMAL : FP32_MIN_NORMAL;
@@ -229,7 +189,7 @@ INLINE void walk(const Job *job, int64_t start, int64_t stop, int dtype, int cou
 }
 
 /* One share. Every branch gets a copy of the loop with its constants folded in. */
-INLINE void share(const Job *job, int64_t start, int64_t stop, LoadHalf *load, RoundHalf *round, Partial *p) {
+INLINE void share(const Job *job, int64_t start, int64_t stop, LoadBits *load, RoundHalf *round, Partial *p) {
     if (job->stored && job->dtype == FP16) walk(job, start, stop, FP16, 1, 1, load, round, p);
     else if (job->stored) walk(job, start, stop, BF16, 1, 1, load, round, p);
     else if (job->dtype == FP16) walk(job, start, stop, FP16, 1, 0, load, round, p);
@@ -248,44 +208,12 @@ AVX2 static void share_avx2(const Job *job, int64_t start, int64_t stop, Partial
 }
 #endif
 
-static int has_avx2(void) {
-#ifdef HAS_AVX2_VARIANT
-    return __builtin_cpu_supports("avx2"); /* every chip with AVX2 has F16C */
-#else
-    return 0;
-#endif
-}
-
-typedef struct {
-    Job *job;
-    int thread;
-} Worker;
-
-static void *work(void *argument) {
-    Worker *worker = argument;
-    Job *job = worker->job;
-    for (int64_t s = worker->thread; s < job->n_shares; s += job->n_threads) {
-        int64_t start = s * SHARE, stop = start + SHARE < job->n ? start + SHARE : job->n;
-        Partial p = {0};
-        job->share(job, start, stop, &p);
-        job->partials[s] = p;
-    }
-    return NULL;
-}
-
-/* Threads live for one call: starting one takes 10 to 20 us, a share 50 us or more. A thread that cannot be started
-   leaves its shares to the caller. */
-static void run(Job *job) {
-    Worker workers[MAX_THREADS];
-    for (int t = 0; t < job->n_threads; t++) workers[t] = (Worker){job, t};
-    pthread_t threads[MAX_THREADS];
-    int started[MAX_THREADS] = {0};
-    for (int t = 1; t < job->n_threads; t++) started[t] = !pthread_create(&threads[t], NULL, work, &workers[t]);
-    work(&workers[0]);
-    for (int t = 1; t < job->n_threads; t++) {
-        if (started[t]) pthread_join(threads[t], NULL);
-        else work(&workers[t]);
-    }
+static void share_of_job(void *argument, int64_t number) {
+    Job *job = argument;
+    int64_t start = number * SHARE, stop = start + SHARE < job->n ? start + SHARE : job->n;
+    Partial p = {0};
+    job->walk(job, start, stop, &p);
+    job->partials[number] = p;
 }
 
 static void write_row(const Job *job, double *row) {
@@ -320,26 +248,22 @@ static PyObject *py_stats(PyObject *self, PyObject *args) {
     (void)self;
     long long n;
     unsigned long long x, stored, row;
-    int portable;
+    int n_threads, portable;
     Job job;
-    if (!PyArg_ParseTuple(args, "KLiiKKip", &x, &n, &job.dtype, &job.count_small, &stored, &row, &job.n_threads,
-                          &portable))
+    if (!PyArg_ParseTuple(args, "KLiiKKip", &x, &n, &job.dtype, &job.count_small, &stored, &row, &n_threads, &portable))
         return NULL;
     job.x = (const void *)(uintptr_t)x;
     job.stored = (void *)(uintptr_t)stored;
     job.n = n;
     job.n_shares = (n + SHARE - 1) / SHARE;
-    job.share = share_portable;
+    job.walk = share_portable;
 #ifdef HAS_AVX2_VARIANT
-    if (!portable && has_avx2()) job.share = share_avx2;
+    if (!portable && has_avx2()) job.walk = share_avx2;
 #endif
-    if (job.n_threads > job.n_shares) job.n_threads = (int)job.n_shares;
-    if (job.n_threads > MAX_THREADS) job.n_threads = MAX_THREADS;
-    if (job.n_threads < 1) job.n_threads = 1;
     job.partials = malloc(sizeof(Partial) * (size_t)(job.n_shares ? job.n_shares : 1));
     if (!job.partials) return PyErr_NoMemory();
     Py_BEGIN_ALLOW_THREADS
-    run(&job);
+    run_shares(share_of_job, &job, job.n_shares, n_threads);
     write_row(&job, (double *)(uintptr_t)row);
     Py_END_ALLOW_THREADS
     free(job.partials);

@@ -1,0 +1,138 @@
+"""Norm, gated activation and rotation against their plain references in fp64, compiled and by ATen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from lora_train.kernels import cpu
+from lora_train.kernels.gated import gated_silu, gated_silu_reference
+from lora_train.kernels.rms_norm import rms_norm, rms_norm_reference
+from lora_train.kernels.rotary import rotary, rotary_reference
+from torch import Tensor
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+TOLERANCE = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
+
+
+@pytest.fixture(params=["compiled", "aten"])
+def path(request, monkeypatch):
+    """With the compiled loops, where there are any, and without."""
+    if request.param == "aten":
+        monkeypatch.setattr(cpu, "AVAILABLE", False)
+    elif not cpu.AVAILABLE:
+        pytest.skip("no compiler when the package was installed")
+
+
+def compare(ours: Callable[..., Tensor], reference: Callable[..., Tensor], *inputs: Tensor) -> None:
+    """Values and gradients; the reference's gradients by autograd on the same stored values."""
+    dtype = inputs[0].dtype
+    mine, theirs = ([tensor.clone().requires_grad_() for tensor in inputs] for _ in range(2))
+    y, expected = ours(*mine), reference(*theirs)
+    assert (y.dtype, y.shape) == (expected.dtype, expected.shape)
+    dy = torch.randn(y.shape).to(dtype)
+    y.backward(dy)
+    expected.backward(dy)
+    pairs = [(y, expected), *((a.grad, b.grad) for a, b in zip(mine, theirs, strict=True))]
+    for found, wanted in pairs:
+        assert found is not None
+        assert wanted is not None
+        scale = wanted.abs().max().item() if wanted.numel() else 0.0
+        torch.testing.assert_close(found, wanted, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype] * scale)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(5, 7, 63), (2, 3), (0, 8), (300, 576)])
+def test_rms_norm(path, dtype, shape):
+    torch.manual_seed(0)
+    weight = torch.randn(shape[-1]).to(dtype)
+    x = (3 * torch.randn(shape)).to(dtype)
+    compare(lambda x: rms_norm(x, weight, 1e-5), lambda x: rms_norm_reference(x, weight, 1e-5), x)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(3, 431), (1,), (0, 4), (64, 1536)])
+def test_gated_silu(path, dtype, shape):
+    torch.manual_seed(0)
+    compare(gated_silu, gated_silu_reference, (4 * torch.randn(shape)).to(dtype), torch.randn(shape).to(dtype))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("batch", "angles", "rotated"), [(2, 2, 12), (3, 1, 20), (1, 1, 2)])
+def test_rotary(path, dtype, batch, angles, rotated):
+    torch.manual_seed(0)
+    cos, sin = torch.randn(angles, 6, rotated), torch.randn(angles, 6, rotated)
+    x = torch.randn(batch, 6, 4, 20).to(dtype)
+    compare(
+        lambda x: rotary(x.transpose(1, 2), cos, sin), lambda x: rotary_reference(x.transpose(1, 2), cos, sin), x
+    )
+
+
+def test_of_one_large_projection_only_heads_are_read(path):
+    """GPT-NeoX cuts queries and keys out of one tensor."""
+    torch.manual_seed(0)
+    cos, sin = torch.randn(1, 6, 8), torch.randn(1, 6, 8)
+    compare(
+        lambda x: rotary(x.chunk(3, dim=-1)[1].transpose(1, 2), cos, sin),
+        lambda x: rotary_reference(x.chunk(3, dim=-1)[1].transpose(1, 2), cos, sin),
+        torch.randn(2, 6, 4, 60),
+    )
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_what_is_not_finite_stays_so_where_it_is(path, bad):
+    x = torch.ones(4, 16)
+    x[2, 3] = bad
+    ones = torch.ones(4, 16)
+    assert torch.equal((~rms_norm(x, torch.ones(16), 1e-5).isfinite()).any(-1), torch.tensor([0, 0, 1, 0]).bool())
+    assert (~gated_silu(x, ones).isfinite()).nonzero().tolist() == [[2, 3]]
+    assert (~gated_silu(ones, x).isfinite()).nonzero().tolist() == [[2, 3]]
+    turned = rotary(x.view(1, 1, 4, 16), torch.ones(1, 4, 16), torch.full((1, 4, 16), 0.5))
+    assert (~turned.isfinite()).nonzero()[:, 2:].tolist() == [[2, 3], [2, 11]]
+
+
+def test_a_gate_far_from_zero(path):
+    """silu is the identity far above zero and nothing far below; its slope is one and zero."""
+    g = torch.tensor([200.0, 88.0, -88.0, -200.0], requires_grad=True)
+    y = gated_silu(g, torch.full((4,), 2.0))
+    y.sum().backward()
+    torch.testing.assert_close(y, torch.tensor([400.0, 176.0, 0.0, 0.0]), atol=1e-33, rtol=1e-6)
+    assert g.grad is not None
+    torch.testing.assert_close(g.grad, torch.tensor([2.0, 2.0, 0.0, 0.0]), atol=1e-33, rtol=1e-6)
+
+
+def test_a_product_too_large_for_fp16_is_infinite(path):
+    y = gated_silu(torch.full((3,), 300.0).half(), torch.tensor([200.0, 218.3, 219.0]).half())
+    assert y.isinf().tolist() == [False, False, True]
+
+
+def test_every_variant_gives_the_same_bits(monkeypatch):
+    if not cpu.AVAILABLE:
+        pytest.skip("no compiler when the package was installed")
+    torch.manual_seed(0)
+    for dtype in DTYPES:
+        x, dy = torch.randn(2, 301, 1000).mul_(5).to(dtype)
+        weight, cos = torch.randn(1000), torch.randn(1, 301, 30)
+        heads = x.view(1, 301, 10, 100).transpose(1, 2)
+
+        def results(portable: bool, x=x, dy=dy, weight=weight, cos=cos, heads=heads) -> list[Tensor]:
+            y, rstd = cpu.norm(x, weight, 1e-5, portable)
+            gate = (cpu.gate(x, dy, portable), *cpu.gate_backward(dy, x, dy, portable))
+            turned = [cpu.rotate(heads, cos, cos, backward, portable) for backward in (False, True)]
+            return [y, rstd, cpu.norm_backward(dy, x, weight, rstd, portable), *gate, *turned]
+
+        expected = results(portable=True)
+        for threads in (1, 3):
+            monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+            for found, wanted in zip(results(portable=False), expected, strict=True):
+                assert torch.equal(found, wanted)
+
+
+def test_operators_are_as_torch_wants_them():
+    x = torch.randn(3, 8, requires_grad=True)
+    cos = torch.randn(1, 5, 4)
+    torch.library.opcheck(torch.ops.lora_train.rms_norm.default, (x, torch.randn(8), 1e-5))
+    torch.library.opcheck(torch.ops.lora_train.gated_silu.default, (x, torch.randn(3, 8, requires_grad=True)))
+    heads = torch.randn(2, 3, 5, 6, requires_grad=True)
+    torch.library.opcheck(torch.ops.lora_train.rotary.default, (heads, cos, cos, False))
