@@ -10,7 +10,7 @@ demo: .venv/ready
 	$(RUN) examples/demo.py
 
 test: .venv/ready lint
-	$(RUN) -m pytest
+	$(RUN) -m pytest -n 2 --dist loadfile
 
 lint: .venv/ready
 	$(RUN) -m ruff check .
