@@ -9,8 +9,9 @@ RUN := .venv/bin/python
 demo: .venv/ready
 	$(RUN) examples/demo.py
 
+# two processes share two cores; their models are tiny
 test: .venv/ready lint
-	$(RUN) -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile
 
 lint: .venv/ready
 	$(RUN) -m ruff check .

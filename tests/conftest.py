@@ -16,10 +16,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-# the models are tiny, and the processes that share the tests share the cores; torch reads this when it is imported
-if "PYTEST_XDIST_WORKER" in os.environ:
-    os.environ["OMP_NUM_THREADS"] = "1"
-
 import pytest
 import torch
 
