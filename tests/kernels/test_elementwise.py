@@ -64,9 +64,7 @@ def test_rotary(path, dtype, batch, angles, rotated):
     torch.manual_seed(0)
     cos, sin = torch.randn(angles, 6, rotated), torch.randn(angles, 6, rotated)
     x = torch.randn(batch, 6, 4, 20).to(dtype)
-    compare(
-        lambda x: rotary(x.transpose(1, 2), cos, sin), lambda x: rotary_reference(x.transpose(1, 2), cos, sin), x
-    )
+    compare(lambda x: rotary(x.transpose(1, 2), cos, sin), lambda x: rotary_reference(x.transpose(1, 2), cos, sin), x)
 
 
 def test_of_one_large_projection_only_heads_are_read(path):

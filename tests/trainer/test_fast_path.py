@@ -91,7 +91,9 @@ def test_a_run_has_the_losses_and_statistics_of_the_reference_path(tiny_models, 
     for (row, rows), (expected_row, expected_rows) in zip(fast, steps(), strict=True):
         assert row == pytest.approx(expected_row, rel=2e-5)
         # one operation with its product, the activation has no output of its own
-        assert {name for name in expected_rows if name not in rows} == {f"model.layers.{i}.mlp.act_fn:out" for i in (0, 1)}
+        assert {name for name in expected_rows if name not in rows} == {
+            f"model.layers.{i}.mlp.act_fn:out" for i in (0, 1)
+        }
         for name, values in rows.items():
             torch.testing.assert_close(values, expected_rows[name], rtol=2e-4, atol=1e-12, equal_nan=True, msg=name)
 
