@@ -86,7 +86,7 @@ class Engine:
 
     @property
     def lacks_processes(self) -> bool:
-        """Whether a launcher prepared for several processes and started one: accelerate's does so on a CPU."""
+        """Whether a launcher prepared for several processes and started one: accelerate's does so with --cpu."""
         return self.world_size == 1 and "MASTER_ADDR" in os.environ and "WORLD_SIZE" not in os.environ
 
     def sum_(self, tensors: Sequence[torch.Tensor]) -> None:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +15,16 @@ from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 from ..instrument.messages import say
 from .config import Config
 from .read_config import trackers_wanted
+
+PROJECT = "lora-train"
+# What names the project instead: a tracker does not look there once it is given a name.
+PROJECT_VARIABLE = {
+    "clearml": "CLEARML_PROJECT",
+    "comet_ml": "COMET_PROJECT_NAME",
+    "swanlab": "SWANLAB_PROJECT",
+    "trackio": "TRACKIO_PROJECT",
+    "wandb": "WANDB_PROJECT",
+}
 
 
 class Trackers:
@@ -25,18 +39,22 @@ class Trackers:
 
     def _start(self, name: str, run_name: str, run_dir: Path, config: Config) -> None:
         kind = LOGGER_TYPE_TO_CLASS["mlflow" if name == "azure_ml" else name]
-        folder = {"logging_dir": str(run_dir / "trackers")} if kind.requires_logging_directory else {}
-        if kind is LOGGER_TYPE_TO_CLASS["mlflow"]:
-            tracker = kind(experiment_name=None, run_name=run_name, **folder)
-        else:
-            tracker = kind(run_name, **folder)
+        first, others = _names(name, run_name, run_dir)
+        tracker = kind(first, **others)
+        with _unasked():
+            tracker.start()
         self._trackers[name] = tracker
-        tracker.start()
+        if name == "comet_ml":
+            tracker.tracker.set_name(run_name)
         tracker.store_init_configuration(flat(config))
 
     def log(self, values: Mapping[str, Any], step: int) -> None:
-        """Sends what is a finite number to every tracker."""
-        numbers = {key: value for key, value in values.items() if isinstance(value, (int, float)) and value == value}
+        """Sends what is a finite number to every tracker; the step is the axis and no value (trackio refuses it)."""
+        numbers = {
+            key: +value  # a bool becomes a number that can be drawn
+            for key, value in values.items()
+            if key != "step" and isinstance(value, (int, float)) and math.isfinite(value)
+        }
         for name, tracker in list(self._trackers.items()):
             self._guarded(name, lambda tracker=tracker: tracker.log(numbers, step=step))
 
@@ -52,6 +70,36 @@ class Trackers:
         except Exception as error:  # a tracker's network or disk is no reason to lose a run
             self._trackers.pop(name, None)
             self._warn(say("tracker.failed", name=name, what=f"{type(error).__name__}: {error}".split("\n")[0]))
+
+
+def _names(name: str, run_name: str, run_dir: Path) -> tuple[str, dict[str, str]]:
+    """Where accelerate's tracker wants the project and the name of the run: its first argument, and the others."""
+    project = os.environ.get(PROJECT_VARIABLE.get(name, ""), PROJECT)
+    match name:
+        case "tensorboard" | "aim":
+            return run_name, {"logging_dir": str(run_dir / "trackers")}
+        case "wandb" | "trackio":
+            return project, {"name": run_name}
+        case "swanlab":
+            return project, {"experiment_name": run_name}
+        case "mlflow" | "azure_ml":  # the experiment: MLFLOW_EXPERIMENT_NAME comes before it
+            return project, {"run_name": run_name}
+        case "clearml":
+            return run_name, {"project_name": project}
+        case _:  # comet_ml, which names a run later; dvclive, which names none
+            return project, {}
+
+
+@contextmanager
+def _unasked() -> Iterator[None]:
+    """Takes the terminal away: a tracker without a key fails instead of waiting for someone to type one."""
+    terminal = sys.stdin
+    with open(os.devnull) as nothing:
+        sys.stdin = nothing
+        try:
+            yield
+        finally:
+            sys.stdin = terminal
 
 
 def flat(config: Config) -> dict[str, Any]:

@@ -271,7 +271,15 @@ def test_a_killed_run_resumes_bit_for_bit(cli, tiny_models, tmp_path):
         assert (killed / file).read_bytes() == (straight / file).read_bytes()
 
 
-def test_two_processes_equal_one_with_twice_the_accumulation(cli, tiny_models, tmp_path):
+LAUNCHERS = {
+    "torchrun": ["torch.distributed.run", "--standalone", "--nproc_per_node", "2"],
+    # on a CPU as well: --cpu starts one process, or as many as an mpirun does; port 0 is any that is free
+    "accelerate": ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0"],
+}
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_two_processes_equal_one_with_twice_the_accumulation(cli, tiny_models, tmp_path, launcher):
     """41 rows: the last step of an epoch leaves the second process without a row. No dropout: masks differ by rank."""
     settings = {"max_steps": 12, "logging_steps": 4}
     for name, accumulation in (("one", 2), ("two", 1)):
@@ -279,7 +287,7 @@ def test_two_processes_equal_one_with_twice_the_accumulation(cli, tiny_models, t
         write_config(tmp_path / name, tiny_models["gpt_neox"], gradient_accumulation_steps=accumulation, **settings)
     overrides = ["lora.lora_dropout=0", "data.limit=41"]
     assert cli("--config", tmp_path / "one" / "run.yaml", *overrides).returncode == 0
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    launch = [sys.executable, "-m", *LAUNCHERS[launcher]]
     train = ["-m", "lora_train.trainer.cli", "--config", str(tmp_path / "two" / "run.yaml"), *overrides]
     result = subprocess.run(
         [*launch, *train], capture_output=True, text=True, env=COMMAND_ENVIRONMENT, timeout=120, check=False

@@ -208,7 +208,7 @@ def test_a_launcher_that_starts_one_process_of_two_is_told(tiny_models, tmp_path
     result = subprocess.run(command, capture_output=True, text=True, env=COMMAND_ENVIRONMENT, timeout=120, check=False)
     assert result.returncode == 0, result.stderr
     assert "(1 process)" in result.stdout
-    assert "only this one was started: on a CPU use `torchrun" in result.stdout
+    assert "only this one was started: with or without GPUs use `accelerate launch --multi_gpu --num" in result.stdout
 
 
 def test_ignore_data_skip_begins_the_rows_again(cli, tiny_models, tmp_path):
