@@ -1,6 +1,7 @@
 """What a step costs, here and in the stock Trainer: prints one table, writes one CSV and one picture.
 
 Without arguments the works that have bars; `growth` instead shows how time and memory grow with tokens, rank and batch.
+`full` holds ten processes at once, about 16 GiB; --contenders takes fewer.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     load = Load()
     on_gpu = device_name() != "CPU"
     print(f"{device_name()}; {machine()}; {load.before_words()}")
-    print(f"statistics on the CPU: {'C extension' if cpu.AVAILABLE else 'ATen (the C extension was not compiled)'}")
+    statistics = "C extension" if cpu.AVAILABLE else "ATen (the C extension was not compiled)"
+    print(f"statistics on the CPU: {statistics}", flush=True)
     if options.check_load and load.busy:
         print("error: others are at work on this machine\nhint: wait, or leave --check-load out")
         return 2
