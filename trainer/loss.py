@@ -91,7 +91,7 @@ class SupervisedLoss:
             with _rows_are_known(), running(batch):
                 return self._outputs(batch)
 
-        reason = why_not(self._model, outputs, ROUTES_AGREE[compute_dtype])
+        reason = why_not(self._model, outputs, ROUTES_AGREE[compute_dtype], torch.finfo(compute_dtype).eps)
         self._knows_rows = None if reason else attention_of(self._model)
         return reason
 
