@@ -101,11 +101,11 @@ class SupervisedLoss:
 
     def _outputs(self, batch: Batch) -> torch.Tensor:
         """The logits of the model's own head, else hidden states, of all positions."""
-        assert self.padding_free or not batch.lengths or self._knows_rows is None
         inputs = model_inputs(batch, attention_of(self._model))
         return self._model(**inputs).logits if self.own_head else self._decoder(**inputs)[0]
 
     def _loss(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor | None]:
+        assert self.padding_free or not batch.lengths
         # index_select's backward is deterministic, that of hidden[index] is not
         outputs = self._outputs(batch).flatten(0, 1).index_select(0, batch.positions)
         if self.fused and not self.own_head:
