@@ -110,7 +110,7 @@ def predicted(case: str, folder: Path) -> int:
 
     config = config_of(case, folder)
     n_rows = config.training.per_device_train_batch_size
-    return predict(make_twin(config, Engine().device), Shape(n_rows, LENGTH, n_rows * (LENGTH - 1))).total
+    return predict(make_twin(config, Engine().device), Shape((LENGTH,) * n_rows, n_rows * (LENGTH - 1))).total
 
 
 def measured(case: str, folder: Path) -> int:

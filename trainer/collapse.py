@@ -161,11 +161,11 @@ def capsule(parts: Parts, state: Copy, step: int, start: int) -> tuple[dict[str,
     tensors = {f"adapter.{name}": value for name, value in state.adapter.items()}
     tensors |= {f"optimizer.{name}": value for name, value in state.optimizer.items()}
     tensors |= {f"loss_scale.{name}": value for name, value in state.loss_scale.items()}
-    rows: dict[int, list[list[int]]] = {}
+    rows: dict[int, list[list[list[int]]]] = {}
     for number in range(state.progress.step + 1, step + 1):
-        micro_batches = parts.plan.step(number)
-        rows[number] = [[example.row for example in examples] for examples in micro_batches]
-        for example in (example for examples in micro_batches for example in examples):
+        shares = parts.plan.shares(number)
+        rows[number] = [[[example.row for example in own] for own in micro] for micro in shares]
+        for example in (example for micro in shares for own in micro for example in own):
             tensors[f"row.{example.row}.input_ids"] = torch.from_numpy(example.input_ids.copy())
             tensors[f"row.{example.row}.supervised"] = torch.from_numpy(example.supervised.copy())
     facts = {

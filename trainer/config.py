@@ -116,6 +116,12 @@ class DataSection(Section):
     """Jinja, or a file with it, instead of the tokenizer's chat template; {% generation %} marks what is trained on."""
     cutoff_len: int = Field(default=1024, ge=2)
     """Longest row in tokens; the rest is cut off."""
+    padding_free: bool = True
+    """Batches without padding: the rows of a micro-batch lie one behind the other and never see each other. Models and
+    attention kernels that cannot do that keep padded batches, which is said. false: always padded."""
+    packing: bool = False
+    """Fill bins of data.cutoff_len tokens with whole rows. A row still sees only itself; a bin counts as one row of
+    per_device_train_batch_size, so micro-batches are even and steps fewer. Needs padding_free."""
     train_on_inputs: bool = False
     """true: the question is trained on as well as the answer."""
     limit: int | None = Field(default=None, ge=1)
@@ -132,7 +138,7 @@ class TrainingSection(Section):
     output_dir: str = Field(default="trainer_output", min_length=1)
     """The run folder. If it already holds a run, the new one goes to <output_dir>-2."""
     per_device_train_batch_size: int = Field(default=8, ge=1)
-    """Rows in one micro-batch of one device."""
+    """Rows in one micro-batch of one device; with data.packing bins of rows."""
     per_device_eval_batch_size: int = Field(default=8, ge=1)
     """Rows in one evaluation batch of one device."""
     gradient_accumulation_steps: int = Field(default=1, ge=1)
@@ -194,7 +200,8 @@ class TrainingSection(Section):
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
     group_by_length: bool = False
-    """Put rows of similar length in one batch: less padding, a saw-tooth in the loss."""
+    """Put rows of similar length in one step: micro-batches are even, and less is padded where they are padded; a
+    saw-tooth in the loss."""
     logging_strategy: Strategy = "steps"
     """When to print a line and to feed the trackers: no, steps or epoch. metrics.jsonl has every step anyway."""
     logging_steps: Interval = 500

@@ -24,6 +24,8 @@ def data_problems(data: DataSection, where: Callable[[str], str], is_path: Calla
         if name is not None and is_path(name):
             yield from _source_problems(key, name, where)
     yield from _template_problems(data, where)
+    if data.packing and not data.padding_free:
+        yield problem("config.packing_padded", file=where("data.packing"))
     if data.eval_limit is not None and data.eval is None and data.eval_fraction == 0:
         yield problem("config.eval_limit_without_data", file=where("data.eval_limit"))
 

@@ -92,8 +92,7 @@ def dead_module(parts: Parts) -> str | None:
 def _find(parts: Parts, step: int, n_supervised: int) -> Found | None:
     """The first micro-batch of this process whose forward pass is not finite, else whose backward pass is not."""
     backward = None
-    for index, examples in enumerate(parts.plan.step(step)):
-        own = parts.plan.local(examples, parts.engine.rank)
+    for index, own in enumerate(parts.plan.own(step, parts.engine.rank)):
         if not own:
             continue
         tracer = Tracer(parts.model, parts.patched.groups, getattr(torch, parts.config.compute_dtype))

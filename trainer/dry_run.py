@@ -40,39 +40,42 @@ def dry_run(config: Config) -> int:
     plan = order_of(config, train_data, engine.world_size)
     show_batches(plan, engine.rank, tokenizer, console)
     show_lengths(config, plan, eval_data, console)
-    rows = [example for example in train_data.examples if example.row not in plan.skip]
-    fitting = show_memory(config, engine.device, rows, console)
+    units = [unit for indices in plan.units(0) if (unit := plan.kept(train_data.examples[i] for i in indices))]
+    fitting = show_memory(config, engine.device, units, console)
     if not has_weights(config):
         console.line(say("dry_run.no_weights", model=config.model.name_or_path))
         return 0
-    n_rows = min(config.training.per_device_train_batch_size, fitting, len(rows))
-    if n_rows == 0:
+    n_units = min(config.training.per_device_train_batch_size, fitting, len(units))
+    if n_units == 0:
         console.warn(say("dry_run.nothing_fits"))
         return 0
     parts = build(config, engine, train_data, eval_data, pad_token_id(tokenizer), console)
     start_scale(parts)
-    examples = longest(rows, n_rows)
+    examples = longest(units, n_units)
     return headroom.show(headroom.measure(parts, examples), examples, console)
 
 
-def show_memory(config: Config, device: torch.device, rows: Sequence[Example], console: Console) -> int:
+def show_memory(config: Config, device: torch.device, units: Sequence[Sequence[Example]], console: Console) -> int:
     """Parameter counts, memory by part, and the largest batch.
 
+    Args:
+        units: the rows there are, each alone or in its bin.
+
     Returns:
-        rows in the largest micro-batch that fits; all of them where that cannot be predicted.
+        units in the largest micro-batch that fits; all of them where that cannot be predicted.
     """
     try:
         twin = make_twin(config, device)
-        shape = shape_of(longest(rows, min(config.training.per_device_train_batch_size, len(rows))))
+        shape = shape_of(longest(units, min(config.training.per_device_train_batch_size, len(units))))
         memory = predict(twin, shape)
     except RuntimeError as error:  # the model looks at the values of its tensors, which a twin has not
         console.warn(say("dry_run.no_prediction", what=str(error).strip().split("\n")[0]))
-        return len(rows)
+        return len(units)
     share = 100 * twin.n_trained / twin.n_all
     console.line(say("dry_run.parameters", trained=twin.n_trained, all=twin.n_all, share=share))
     free = available(device)
     show_parts(memory, twin, shape, free, console)
-    return show_largest(twin, shape, rows, int(USABLE * free), console)
+    return show_largest(twin, shape, units, int(USABLE * free), console)
 
 
 def show_parts(memory: Memory, twin: Twin, shape: Shape, free: int, console: Console) -> None:
@@ -98,26 +101,29 @@ def show_parts(memory: Memory, twin: Twin, shape: Shape, free: int, console: Con
             console.line(f"  {padded(label)} {size(n_bytes):>10}  {note}".rstrip())
 
 
-def show_largest(twin: Twin, shape: Shape, rows: Sequence[Example], free: int, console: Console) -> int:
+def show_largest(twin: Twin, shape: Shape, units: Sequence[Sequence[Example]], free: int, console: Console) -> int:
     """The largest batch that fits as the run is configured, and with gradient checkpointing the other way round."""
-    enabled = twin.config.training.gradient_checkpointing
-    fitting = largest_batch(_needed(twin, rows), free, len(rows))
+    training, packed = twin.config.training, twin.config.data.packing
+    enabled, wanted = training.gradient_checkpointing, min(training.per_device_train_batch_size, len(units))
+    fitting = largest_batch(_needed(twin, units), free, len(units))
     other = make_twin(with_settings(twin.config, {"training.gradient_checkpointing": not enabled}), twin.device)
-    otherwise = largest_batch(_needed(other, rows), free, len(rows))
-    console.line(say("dry_run.largest", size=fitting, length=shape.length, now=shape.n_rows, rows=len(rows)))
+    otherwise = largest_batch(_needed(other, units), free, len(units))
+    length = sum(shape_of(longest(units, 1)).lengths)
+    unit = say("unit.bins" if packed else "unit.rows")
+    console.line(say("dry_run.largest", size=fitting, length=length, now=wanted, units=len(units), unit=unit))
     if enabled:
         console.line(say("dry_run.without_checkpointing", size=otherwise))
     elif otherwise > fitting:
         console.line(say("dry_run.checkpointing_more", size=otherwise))
     else:
         console.line(say("dry_run.checkpointing_same"))
-    if shape.n_rows > fitting:
-        console.warn(say("dry_run.too_large", size=shape.n_rows))
+    if wanted > fitting:
+        console.warn(say("dry_run.too_large", size=wanted))
     return fitting
 
 
-def _needed(twin: Twin, rows: Sequence[Example]) -> Callable[[int], int]:
-    return lambda n_rows: predict(twin, shape_of(longest(rows, n_rows))).total
+def _needed(twin: Twin, units: Sequence[Sequence[Example]]) -> Callable[[int], int]:
+    return lambda n_units: predict(twin, shape_of(longest(units, n_units))).total
 
 
 def size(n_bytes: int) -> str:

@@ -38,7 +38,7 @@ def evaluate(
     totals = torch.zeros(3, dtype=torch.float64, device=engine.device)
     model.eval()
     for examples in batches[engine.rank :: engine.world_size]:
-        batch = collate(examples, pad).to(engine.device)
+        batch = collate(examples, pad, loss.padding_free).to(engine.device)
         with fits(examples, evaluating=True), autocast(config, engine.device):
             loss_sum, n_correct = loss(batch)
         assert n_correct is not None

@@ -98,7 +98,7 @@ def _captured(parts: Parts, step: int, name: str, micro_batch: int) -> tuple[tor
 def _run(parts: Parts, step: int, micro_batch: int) -> None:
     micro_batches = parts.plan.step(step)
     n_supervised = max(sum(example.n_supervised for examples in micro_batches for example in examples), 1)
-    run(parts, step, micro_batch, parts.plan.local(micro_batches[micro_batch], parts.engine.rank), n_supervised)
+    run(parts, step, micro_batch, parts.plan.own(step, parts.engine.rank)[micro_batch], n_supervised)
 
 
 def dump(parts: Parts, step: int, name: str, run_dir: Path) -> Path:

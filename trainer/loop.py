@@ -86,8 +86,7 @@ def forward_backward(parts: Parts, step: int) -> torch.Tensor:
     totals = torch.zeros(2, device=engine.device)
     if parts.recorder:
         parts.recorder.begin_step(step)
-    for index, examples in enumerate(micro_batches):
-        own = parts.plan.local(examples, engine.rank)
+    for index, own in enumerate(parts.plan.own(step, engine.rank)):
         if not own:
             continue
         with fits(own):
@@ -102,7 +101,7 @@ def forward_backward(parts: Parts, step: int) -> torch.Tensor:
 def micro_batch_loss(parts: Parts, step: int, index: int, examples: Sequence[Example]) -> torch.Tensor:
     """Loss sum, float32 [], of this process's rows in a micro-batch; everything random in it has a seed of its own."""
     torch.manual_seed(micro_batch_seed(parts.config.training.seed, step, index, parts.engine.rank))
-    batch = collate(examples, parts.pad_token_id).to(parts.engine.device)
+    batch = collate(examples, parts.pad_token_id, parts.loss.padding_free).to(parts.engine.device)
     if parts.recorder:
         parts.recorder.begin_micro_batch()
     with autocast(parts.config, parts.engine.device):

@@ -1,6 +1,6 @@
 """The training loss: a sum over supervised tokens, with logits formed only where there is a label.
 
-    h = decoder(input_ids)            [B, S, H]
+    h = decoder(input_ids)            [B, S, H], padding-free [1, S, H]
     logits = head(h[supervised])      [T, V]
     loss = sum of cross-entropies     float32 []
 
@@ -24,6 +24,7 @@ from ..instrument.messages import say
 from ..kernels.cross_entropy import linear_cross_entropy
 from .batches import Batch
 from .float32 import is_wide
+from .padding_free import attention_of, model_inputs, prepare, running, why_not
 
 # Config keys by which architectures transform the logits after the projection (Gemma 2, Cohere, Granite).
 LOGIT_TRANSFORMS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
@@ -32,8 +33,8 @@ ROUTES_AGREE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 
 
 @contextmanager
-def _rows_are_not_packed() -> Iterator[None]:
-    """Answers for transformers whether a batch packs several rows in one; it would ask the device and wait."""
+def _rows_are_known() -> Iterator[None]:
+    """Keeps transformers from looking for rows in the positions; it would ask the device and wait."""
     ask = masking_utils.find_packed_sequence_indices
     masking_utils.find_packed_sequence_indices = lambda position_ids: None
     try:
@@ -55,6 +56,9 @@ class SupervisedLoss:
         fused: whether projection and loss are one operator; a head that is trained or quantized is called as it is.
     """
 
+    _knows_rows: str | None = None
+    """The attention implementation that takes padding-free batches."""
+
     def __init__(self, model: PeftModel, compute_dtype: torch.dtype, transforms: bool | None = None):
         """
         Args:
@@ -72,20 +76,41 @@ class SupervisedLoss:
 
     def __call__(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Loss sum float32 []; the number of right argmax predictions int64 [], or None where gradients are wanted."""
-        with _rows_are_not_packed():
+        with _rows_are_known(), running(batch):
             return self._loss(batch)
 
+    @property
+    def padding_free(self) -> bool:
+        """Whether batches come padding-free; not while a remedy tries another attention."""
+        return self._knows_rows is not None and attention_of(self._model) == self._knows_rows
+
+    def without_padding(self, compute_dtype: torch.dtype) -> str:
+        """Turns to padding-free batches; says in a word why the model cannot, empty if it can."""
+
+        def outputs(batch: Batch) -> torch.Tensor:
+            with _rows_are_known(), running(batch):
+                return self._outputs(batch)
+
+        reason = why_not(self._model, outputs, ROUTES_AGREE[compute_dtype], torch.finfo(compute_dtype).eps)
+        self._knows_rows = None if reason else attention_of(self._model)
+        return reason
+
+    def assume_without_padding(self) -> None:
+        """Turns to padding-free batches where the model's attention has a form for them, without running it."""
+        self._knows_rows = attention_of(self._model) if prepare(self._model) else None
+
+    def _outputs(self, batch: Batch) -> torch.Tensor:
+        """The logits of the model's own head, else hidden states, of all positions."""
+        inputs = model_inputs(batch, attention_of(self._model))
+        return self._model(**inputs).logits if self.own_head else self._decoder(**inputs)[0]
+
     def _loss(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor | None]:
-        if self.own_head:
-            logits = self._model(input_ids=batch.input_ids, use_cache=False).logits
-            logits = logits.flatten(0, 1).index_select(0, batch.positions)
-        else:
-            hidden = self._decoder(input_ids=batch.input_ids, use_cache=False)[0]
-            # index_select's backward is deterministic, that of hidden[index] is not
-            hidden = hidden.flatten(0, 1).index_select(0, batch.positions)
-            if self.fused:
-                return self._fused_loss(hidden, batch.targets)
-            logits = self._head(hidden)
+        assert self.padding_free or not batch.lengths
+        # index_select's backward is deterministic, that of hidden[index] is not
+        outputs = self._outputs(batch).flatten(0, 1).index_select(0, batch.positions)
+        if self.fused and not self.own_head:
+            return self._fused_loss(outputs, batch.targets)
+        logits = outputs if self.own_head else self._head(outputs)
         loss = F.cross_entropy(logits.float(), batch.targets, reduction="sum")
         return loss, (logits.detach().argmax(-1) == batch.targets).sum()
 

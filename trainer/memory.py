@@ -85,23 +85,50 @@ class Meter(TorchDispatchMode):
 
 @dataclass(frozen=True)
 class Shape:
-    """A micro-batch of n_rows rows, padded to `length` tokens, of which n_supervised are targets."""
+    """A micro-batch: the tokens of each row, and how many of all are targets."""
 
-    n_rows: int
-    length: int
+    lengths: tuple[int, ...]
     n_supervised: int
 
+    @property
+    def n_rows(self) -> int:
+        return len(self.lengths)
 
-def longest(examples: Sequence[Example], n_rows: int) -> list[Example]:
-    """The longest rows, longest first; where there are fewer they are repeated."""
-    ordered = sorted(examples, key=lambda example: (-len(example.input_ids), example.row))
-    return [ordered[i % len(ordered)] for i in range(n_rows)]
+    @property
+    def length(self) -> int:
+        """Of the longest row."""
+        return max(self.lengths)
+
+
+def longest(units: Sequence[Sequence[Example]], n_units: int) -> list[Example]:
+    """The rows of the longest units, longest first; where there are fewer they are repeated.
+
+    Args:
+        units: single rows, or bins of rows.
+        n_units: how many.
+    """
+    ordered = sorted(units, key=lambda unit: (-sum(len(example.input_ids) for example in unit), unit[0].row))
+    return [example for i in range(n_units) for example in ordered[i % len(ordered)]]
 
 
 def shape_of(examples: Sequence[Example]) -> Shape:
     """The shape of a micro-batch of these rows."""
-    width = max(len(example.input_ids) for example in examples)
-    return Shape(len(examples), width, sum(example.n_supervised for example in examples))
+    lengths = tuple(len(example.input_ids) for example in examples)
+    return Shape(lengths, sum(example.n_supervised for example in examples))
+
+
+def batch_of(shape: Shape, padding_free: bool, device: torch.device) -> Batch:
+    """A micro-batch of this shape, all zeros."""
+
+    def zeros(*size: int, dtype: torch.dtype = torch.int64) -> torch.Tensor:
+        return torch.zeros(size, dtype=dtype, device=device)
+
+    lengths, n_tokens = shape.lengths, sum(shape.lengths)
+    targets = zeros(shape.n_supervised), zeros(shape.n_supervised)
+    if not padding_free:
+        return Batch(zeros(len(lengths), shape.length), *targets, (), n_tokens)
+    starts = zeros(len(lengths) + 1, dtype=torch.int32)
+    return Batch(zeros(1, n_tokens), *targets, (), n_tokens, lengths, zeros(1, n_tokens), starts)
 
 
 @dataclass(frozen=True)
@@ -130,13 +157,7 @@ def run_step(twin: Twin, shape: Shape) -> Step:
         for parameter in twin.model.parameters():
             if parameter.requires_grad:
                 parameter.grad = torch.zeros_like(parameter)
-        batch = Batch(
-            torch.zeros((shape.n_rows, shape.length), dtype=torch.int64, device=device),
-            torch.zeros(shape.n_supervised, dtype=torch.int64, device=device),
-            torch.zeros(shape.n_supervised, dtype=torch.int64, device=device),
-            (),
-            shape.n_rows * shape.length,
-        )
+        batch = batch_of(shape, twin.loss.padding_free, device)
         with Meter(_held(twin)) as meter:
             with autocast(twin.config, device):
                 loss = twin.loss(batch)[0]

@@ -63,6 +63,8 @@ def build(
         patched = patch(model, lambda: run_once(model), alone=wide)
         widen(model, wide)
         loss = SupervisedLoss(model, getattr(torch, config.compute_dtype))
+        if config.data.padding_free:
+            go_without_padding(loss, config, console)
     for reason in sorted({reason for _, _, reason in patched.unfused}):
         names = [name for name, _, why in patched.unfused if why == reason]
         listed = ", ".join(names[:3]) + (" ..." if len(names) > 3 else "")
@@ -86,7 +88,23 @@ def order_of(config: Config, dataset: Dataset, world_size: int) -> Plan:
     seed = training.seed if training.data_seed is None else training.data_seed
     sizes = (training.per_device_train_batch_size, training.gradient_accumulation_steps)
     skip = frozenset(config.data.skip_rows)
-    return Plan(dataset, *sizes, seed, world_size, skip, group_by_length=training.group_by_length)
+    bin_tokens = config.data.cutoff_len if config.data.packing else None
+    return Plan(
+        dataset, *sizes, seed, world_size, skip, group_by_length=training.group_by_length, bin_tokens=bin_tokens
+    )
+
+
+def go_without_padding(loss: SupervisedLoss, config: Config, console: Console) -> None:
+    """Turns to padding-free batches, or says why they stay padded.
+
+    Raises:
+        UserError: the model cannot, and bins would be padded to the length of all their rows together.
+    """
+    reason = loss.without_padding(getattr(torch, config.compute_dtype))
+    if reason and config.data.packing:
+        raise UserError(problem("data.cannot_pack", reason=say(f"padding.{reason}")))
+    if reason:
+        console.warn(say("padding.padded", reason=say(f"padding.{reason}")))
 
 
 def run_once(model: PeftModel) -> None:

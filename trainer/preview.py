@@ -44,8 +44,7 @@ def first_batches(plan: Plan, rank: int) -> list[tuple[int, list[Example]]]:
     """(step, rows) of the first micro-batches that are not empty, at most N_BATCHES."""
     found: list[tuple[int, list[Example]]] = []
     for step in range(1, plan.steps_per_epoch + 1):
-        for micro_batch in plan.step(step):
-            own = plan.local(micro_batch, rank)
+        for own in plan.own(step, rank):
             if own:
                 found.append((step, own))
             if len(found) == N_BATCHES:
@@ -108,11 +107,17 @@ def show_lengths(config: Config, plan: Plan, eval_data: Dataset | None, console:
         say(
             "dry_run.steps",
             per_epoch=plan.steps_per_epoch,
-            per_step=plan.rows_per_step,
+            per_step=plan.units_per_step,
+            unit=unit_name(plan),
             total=plan.n_steps(training.num_train_epochs, training.max_steps),
             eval_rows=len(eval_data.examples) if eval_data else 0,
         )
     )
+
+
+def unit_name(plan: Plan) -> str:
+    """What a step counts, in the user's language: rows, or bins of rows."""
+    return say("unit.rows" if plan.bin_tokens is None else "unit.bins")
 
 
 def bins(lengths: Sequence[int] | np.ndarray) -> list[tuple[int, int, int]]:

@@ -108,8 +108,8 @@ def changed(parts: Parts, settings: Settings) -> Iterator[Parts]:
         stack.enter_context(in_float32(parts.model, names))
         base: Any = parts.model.get_base_model()
         if config.model.attn_implementation != parts.config.model.attn_implementation:
+            stack.callback(base.set_attn_implementation, base.config._attn_implementation)
             base.set_attn_implementation(config.model.attn_implementation)
-            stack.callback(base.set_attn_implementation, parts.config.model.attn_implementation)
         # the recorder's groups do not know of modules that stand alone now
         recorder = None if names else parts.recorder
         if recorder is not None:

@@ -163,7 +163,7 @@ def restored(origin: Origin, request: Request, console: Console) -> Parts:
         if facts["processes"] != engine.world_size:
             raise UserError(problem("replay.processes", then=facts["processes"], now=engine.world_size))
         recorded = recorded_rows(tensors, facts)
-        examples = [example for micro in recorded.values() for rows in micro for example in rows]
+        examples = [example for step in recorded.values() for micro in step for own in micro for example in own]
         dataset = Dataset(config.data.train, examples, [], 0)
         parts = build(config, engine, dataset, None, pad, console)
         order = parts.plan
@@ -186,24 +186,27 @@ def _under(prefix: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.
     return {key[len(prefix) :]: value for key, value in tensors.items() if key.startswith(prefix)}
 
 
-def recorded_rows(tensors: Mapping[str, torch.Tensor], facts: Mapping[str, Any]) -> dict[int, list[list[Example]]]:
-    """The micro-batches of the steps in a capsule."""
+def recorded_rows(
+    tensors: Mapping[str, torch.Tensor], facts: Mapping[str, Any]
+) -> dict[int, list[list[list[Example]]]]:
+    """The micro-batches of the steps in a capsule, each as what every process had of it."""
 
     def example(row: int) -> Example:
         return Example(row, tensors[f"row.{row}.input_ids"].numpy(), tensors[f"row.{row}.supervised"].numpy())
 
-    return {int(step): [[example(row) for row in rows] for rows in micro] for step, micro in facts["rows"].items()}
+    steps = facts["rows"].items()
+    return {int(step): [[[example(row) for row in own] for own in micro] for micro in micros] for step, micros in steps}
 
 
 @dataclass(frozen=True)
 class RecordedPlan(Plan):
     """The rows of a few steps, as a capsule keeps them: the data itself may be gone."""
 
-    recorded: Mapping[int, list[list[Example]]] = field(default_factory=dict)
+    recorded: Mapping[int, list[list[list[Example]]]] = field(default_factory=dict)
 
-    def step(self, step: int) -> list[list[Example]]:
+    def shares(self, step: int) -> list[list[list[Example]]]:
         """The micro-batches of a step, without the rows that are left out now."""
-        return [[example for example in rows if example.row not in self.skip] for rows in self.recorded[step]]
+        return [[self.kept(own) for own in micro] for micro in self.recorded[step]]
 
 
 @dataclass(frozen=True)

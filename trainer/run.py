@@ -29,6 +29,7 @@ from .loop import Stop, leave, train
 from .model import load_tokenizer, pad_token_id
 from .no_effect import without_effect
 from .parts import Parts, build
+from .preview import unit_name
 from .remedy import start_scale
 from .resume import changed_settings, find_checkpoint, restore, wanted, what_is_torn, with_heals
 from .run_folder import family, fresh_folder, write_config, write_env
@@ -142,7 +143,7 @@ def start(
             trouble = train(parts, progress, healthy, run_dir, log, console, stop)
         complete = trouble is None and is_complete(parts, progress)
         if complete and engine.is_main:
-            log.summary(progress.step * parts.plan.rows_per_step, progress.step)
+            log.summary(parts.plan.n_rows(progress.step), progress.step)
     except (OutOfMemory, PeerLost) as error:
         raise leave(parts, progress, run_dir, error) from error
     finally:
@@ -241,7 +242,8 @@ def greet(
             eval_rows=len(parts.eval_data.examples) if parts.eval_data else 0,
             share=100 * supervised / tokens,
             steps=parts.n_steps,
-            per_step=plan.rows_per_step,
+            per_step=plan.units_per_step,
+            unit=unit_name(plan),
         )
     )
     if parts.optimizer.waits:

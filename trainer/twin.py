@@ -107,6 +107,8 @@ def make_twin(config: Config, device: torch.device) -> Twin:
         patch(model, lambda: run_once(model), alone=wide)
         widen(model, wide)
         loss = SupervisedLoss(model, getattr(torch, config.compute_dtype), transforms_logits(model_config))
+        if config.data.padding_free:
+            loss.assume_without_padding()
     weights = _bytes_by_storage(model)
     trained = [parameter.shape for parameter in model.parameters() if parameter.requires_grad]
     n_trained = sum(shape.numel() for shape in trained)

@@ -48,10 +48,10 @@ def test_two_processes_see_the_rows_of_one_with_twice_the_accumulation():
     one, two = Plan(DATASET, 2, 2, seed=0), Plan(DATASET, 2, 1, seed=0, world_size=2)
     for step in (1, 2, 3):
         single = [example.row for micro in one.step(step) for example in micro]
-        ranks = [example.row for rank in (0, 1) for micro in two.step(step) for example in two.local(micro, rank)]
+        ranks = [example.row for rank in (0, 1) for own in two.own(step, rank) for example in own]
         assert ranks == single
     # the last step of the epoch has nothing left for rank 1
-    assert two.local(two.step(3)[0], 1) == []
+    assert two.own(3, 1) == [[]]
 
 
 @pytest.mark.parametrize(("epochs", "max_steps", "steps"), [(1, -1, 3), (2.5, -1, 8), (0.1, -1, 1), (5, 7, 7)])

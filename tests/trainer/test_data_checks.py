@@ -36,6 +36,7 @@ def test_nothing_is_wrong_with_data_that_is_there(tmp_path):
         ({"prompt_template": "{a}", "format": "text"}, "data.prompt_template and data.format=text are both given"),
         ({"chat_template": "{{ x }}", "format": "text"}, "data.chat_template has no effect on rows that are not"),
         ({"chat_template": "nowhere.jinja"}, "data.chat_template: there is no file nowhere.jinja"),
+        ({"packing": True, "padding_free": False}, "data.packing=true needs data.padding_free=true"),
         ({"eval_limit": 3}, "data.eval_limit has no effect: there are no evaluation rows"),
     ],
 )

@@ -97,7 +97,7 @@ def headroom_of(config):
     console, engine = Console(silent=True), Engine()
     data, _ = load_data(config, load_tokenizer(config), console)
     parts = build(config, engine, data, None, 0, console)
-    return parts, longest(data.examples, 3)
+    return parts, longest([[example] for example in data.examples], 3)
 
 
 def test_peaks_are_the_largest_magnitudes_whatever_the_compute_dtype(overflowing, tmp_path):

@@ -160,8 +160,8 @@ def test_largest_batch_is_the_last_that_fits(base, per_row, bend, n_rows, free):
 
 def test_longest_rows_come_first_and_are_repeated_where_there_are_too_few():
     rows = [Example(row, np.zeros(n, np.int32), np.ones(n, bool)) for row, n in enumerate([3, 9, 5])]
-    assert [example.row for example in longest(rows, 5)] == [1, 2, 0, 1, 2]
-    shape = shape_of(longest(rows, 2))
+    assert [example.row for example in longest([[row] for row in rows], 5)] == [1, 2, 0, 1, 2]
+    shape = shape_of(longest([[row] for row in rows], 2))
     assert (shape.n_rows, shape.length, shape.n_supervised) == (2, 9, 14)
 
 

@@ -36,6 +36,10 @@ def test_defaults_are_silent():
         ({"training": {"logging_strategy": "no", "logging_steps": 5}}, "training.logging_steps has no effect"),
         ({"training": {"greater_is_better": True}}, "training.greater_is_better has no effect"),
         ({"training": {"max_steps": 5, "num_train_epochs": 2}}, "training.num_train_epochs has no effect"),
+        (
+            {"data": {"packing": True}, "training": {"group_by_length": True}},
+            "training.group_by_length has no effect with data.packing=true",
+        ),
         ({"training": {"warmup_steps": 5, "warmup_ratio": 0.1}}, "training.warmup_ratio has no effect"),
         ({"training": {"lr_scheduler_type": "constant", "warmup_steps": 5}}, "training.warmup_steps has no effect"),
         ({"training": {"optim": "sgd", "adam_beta1": 0.8}}, "training.adam_beta1 has no effect with training.optim"),

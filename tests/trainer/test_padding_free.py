@@ -1,0 +1,276 @@
+"""Without padding a run computes what it computes with: losses, gradients, statistics, evaluation."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from lora_train.instrument.store import COLUMNS
+from lora_train.trainer.batches import collate
+from lora_train.trainer.config import Config
+from lora_train.trainer.console import Console
+from lora_train.trainer.data import Dataset, Example
+from lora_train.trainer.dry_run import dry_run
+from lora_train.trainer.engine import Engine
+from lora_train.trainer.errors import UserError
+from lora_train.trainer.evaluate import evaluate
+from lora_train.trainer.loop import forward_backward, micro_batch_loss, train_step
+from lora_train.trainer.model import trainable
+from lora_train.trainer.padding_free import PER_ROW, Rows, attention_of, mask_of_rows, model_inputs, running, why_not
+from lora_train.trainer.parts import Parts, build
+from lora_train.trainer.remedy import changed
+from lora_train.trainer.settings import Settings, with_settings
+
+from .test_batches import example
+from .test_families import SIZES
+from .test_loop import make_config, relative_error
+
+WINDOW = 6
+# Shorter and longer than the window; a micro-batch has rows of several lengths.
+LENGTHS = [9, 4, 14, 5, 20, 7, 6, 11]
+N_ROWS = 4
+# What rounding leaves of a sum over 60 tokens; a gradient has some 10,000 values, compared by the norm of all.
+LOSS, GRADIENT = 1e-6, 1e-5
+
+
+def rows(lengths: list[int]) -> Dataset:
+    rng = np.random.default_rng(0)
+    return Dataset("rows", [
+        Example(row, rng.integers(1, 500, n).astype(np.int32), np.arange(n) >= max(1, n // 2))
+        for row, n in enumerate(lengths)
+    ], [], 0)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def models(tiny_models, tmp_path_factory) -> dict[str, Path]:
+    """Besides the usual two: sliding windows in all layers, in one of two, and chunks with experts."""
+    found = dict(tiny_models)
+    window = {"sliding_window": WINDOW}
+    wanted: dict[str, tuple[str, dict[str, Any]]] = {
+        "mistral": ("Mistral", window),
+        "qwen2": ("Qwen2", {**window, "use_sliding_window": True, "max_window_layers": 1}),
+        "mixtral": ("Mixtral", {"num_local_experts": 4}),
+        "recurrent": ("RecurrentGemma", {}),
+    }
+    for name, (family, more) in wanted.items():
+        found[name] = tmp_path_factory.mktemp("rows") / name
+        torch.manual_seed(0)
+        config = getattr(transformers, f"{family}Config")(**SIZES, **more)
+        getattr(transformers, f"{family}ForCausalLM")(config).save_pretrained(found[name])
+        for file in ("tokenizer.json", "tokenizer_config.json"):
+            shutil.copy(tiny_models["llama"] / file, found[name])
+    return found
+
+
+def parts_of(model: Path, settings: Settings, lengths: list[int] = LENGTHS, **training: Any) -> Parts:
+    config = make_config(model, per_device_train_batch_size=N_ROWS, **training)
+    config = with_settings(config, {"data.cutoff_len": 24, **settings})
+    data = rows(lengths)
+    parts = build(config, Engine(), data, data, 0, Console())
+    torch.manual_seed(0)
+    for name, parameter in trainable(parts.model).items():
+        if "lora_B" in name:  # zero at first: no gradient would reach lora_A
+            torch.nn.init.normal_(parameter, std=0.05)
+    parts.model.train()
+    return parts
+
+
+def pair(model: Path, lengths: list[int] = LENGTHS, **training: Any) -> tuple[Parts, Parts]:
+    """The same run with padding and without."""
+    padded, free = (parts_of(model, {"data.padding_free": on}, lengths, **training) for on in (False, True))
+    assert (padded.loss.padding_free, free.loss.padding_free) == (False, True)
+    return padded, free
+
+
+@pytest.mark.parametrize(
+    ("name", "training"),
+    [
+        ("llama", {}),
+        ("llama", {"gradient_checkpointing": True}),
+        ("llama", {"gradient_accumulation_steps": 2}),
+        ("gpt_neox", {}),
+        ("mistral", {}),
+        ("mistral", {"gradient_checkpointing": True}),
+        ("qwen2", {}),
+    ],
+)
+def test_losses_and_gradients_are_those_of_padded_batches(models, name, training):
+    padded, free = pair(models[name], **training)
+    losses = [float(forward_backward(parts, 1)[0]) for parts in (padded, free)]
+    assert losses[1] == pytest.approx(losses[0], rel=LOSS)
+    assert relative_error(free.optimizer.gradients, padded.optimizer.gradients) < GRADIENT
+
+
+def test_fp16_trains_as_with_padding(models):
+    padded, free = pair(models["llama"], fp16=True)
+    both = [[train_step(parts, step).tolist() for step in (1, 2, 3)] for parts in (padded, free)]
+    # three steps in fp16: 11 bits of mantissa in every product
+    for ours, theirs in zip(both[1], both[0], strict=True):
+        assert ours[0] == pytest.approx(theirs[0], rel=2e-3)
+    assert both[1][-1][2:4] == both[0][-1][2:4]  # loss scale and skipped
+
+
+def statistics(parts: Parts) -> dict[str, dict[str, float]]:
+    recorder = parts.recorder
+    assert recorder is not None
+    with recorder.active():
+        forward_backward(parts, 1)
+        recorder.finish_step(parts.optimizer.gradient_rows(), parts.optimizer.gradients)
+        ((_, values, _),) = recorder.drain()
+    return {site.name: dict(zip(COLUMNS, values[site.id].tolist(), strict=True)) for site in recorder.sites}
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt_neox"])
+def test_statistics_of_rows_of_one_length_are_the_same_in_every_field(models, name):
+    padded, free = map(statistics, pair(models[name], [12] * 8, gradient_accumulation_steps=2))
+    assert padded.keys() == free.keys()
+    for site, fields in padded.items():
+        assert free[site] == pytest.approx(fields, rel=1e-5, nan_ok=True), site
+
+
+@pytest.mark.parametrize("name", ["llama", "mistral"])
+def test_statistics_of_unequal_rows_count_real_tokens_and_have_the_same_gradients(models, name):
+    runs = pair(models[name], gradient_accumulation_steps=2)
+    padded, free = map(statistics, runs)
+    n_tokens = sum(LENGTHS)
+    recorder = runs[1].recorder
+    assert recorder is not None
+    for site in recorder.sites:
+        ours, theirs = free[site.name], padded[site.name]
+        if "grad" in site.tensor:
+            assert ours["sumsq"] == pytest.approx(theirs["sumsq"], rel=1e-5, nan_ok=True), site
+            assert ours["absmax"] == pytest.approx(theirs["absmax"], rel=1e-4, nan_ok=True), site
+        # nothing below the first layer wants a gradient
+        if not site.tensor.startswith("lora") and not np.isnan(theirs["n"]):
+            assert site.shape is not None
+            assert ours["n"] == n_tokens * site.shape[-1] < theirs["n"], site
+
+
+def test_evaluation_is_that_of_padded_batches(models):
+    found = []
+    for parts in pair(models["mistral"]):
+        assert parts.eval_data is not None
+        found.append(evaluate(parts.model, parts.loss, parts.eval_data, parts.config, parts.engine, 0))
+    assert found[1].eval_loss == pytest.approx(found[0].eval_loss, rel=LOSS)
+    assert found[1].eval_token_accuracy == found[0].eval_token_accuracy
+
+
+def test_a_bin_is_its_rows_alone(models):
+    parts = replace(parts_of(models["qwen2"], {"data.packing": True}), recorder=None)
+    assert parts.plan.steps_per_epoch == 1  # 76 tokens in 4 bins of 24
+    (together,) = parts.plan.step(1)
+    alone = sum(float(micro_batch_loss(parts, 1, 0, [row]).detach()) for row in together)
+    assert float(micro_batch_loss(parts, 1, 0, together).detach()) == pytest.approx(alone, rel=LOSS)
+
+
+def test_concatenated_rows_begin_anew_and_predict_within_themselves():
+    batch = collate([example(1, 3, 1), example(2, 5, 2)], 7, padding_free=True)
+    assert batch.input_ids.tolist() == [[100, 101, 102, 200, 201, 202, 203, 204]]
+    assert batch.position_ids is not None
+    assert batch.position_ids.tolist() == [[0, 1, 2, 0, 1, 2, 3, 4]]
+    assert batch.input_ids[0, batch.positions].tolist() == [101, 202, 203]
+    assert batch.targets.tolist() == [102, 203, 204]
+    assert (batch.rows, batch.n_tokens, batch.lengths) == ((1, 2), 8, (3, 5))
+
+
+def test_flash_attention_is_told_where_rows_begin_without_asking_the_device():
+    batch = collate([example(1, 3, 1), example(2, 5, 2)], 7, padding_free=True)
+    inputs = model_inputs(batch, "flash_attention_2")
+    assert inputs["cu_seq_lens_q"].tolist() == inputs["cu_seq_lens_k"].tolist() == [0, 3, 8]
+    assert inputs["cu_seq_lens_q"].dtype == torch.int32
+    assert (inputs["max_length_q"], inputs["max_length_k"]) == (5, 5)
+    assert "cu_seq_lens_q" not in model_inputs(batch, PER_ROW)
+
+
+def test_only_rows_longer_than_the_window_get_a_mask():
+    arguments = {"q_offset": 0, "kv_offset": 0, "local_size": WINDOW, "device": "cpu"}
+    window = transformers.masking_utils.sliding_window_causal_mask_function(WINDOW)
+    batch = collate([example(1, 3, 1), example(2, 9, 2)], 7, padding_free=True)
+    with running(batch):
+        mask = mask_of_rows(1, 12, 12, mask_function=window, **arguments)
+    assert isinstance(mask, Rows)
+    wide = mask.masks[9]
+    assert mask.masks[3] is None
+    assert wide is not None
+    assert wide[0, 0].sum(-1).tolist() == [1, 2, 3, 4, 5, 6, 6, 6, 6]
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "reason"),
+    [
+        ("llama", {"model.attn_implementation": "eager"}, "model.attn_implementation=eager"),
+        ("recurrent", {}, "gives other values for rows that lie one behind the other"),
+    ],
+)
+def test_a_model_that_cannot_stays_padded_and_says_so(models, capsys, name, settings, reason):
+    parts = parts_of(models[name], settings)
+    assert not parts.loss.padding_free
+    assert attention_of(parts.loss._model) == settings.get("model.attn_implementation", "sdpa")
+    told = " ".join(capsys.readouterr().out.split())
+    assert "batches are padded" in told
+    assert reason in told
+    assert np.isfinite(float(forward_backward(parts, 1)[0]))
+    with pytest.raises(UserError, match=r"data\.packing: rows cannot be packed"):
+        parts_of(models[name], {**settings, "data.packing": True})
+
+
+@pytest.mark.parametrize(("share", "expected"), [(0.0, ""), (1e-5, "differs"), (1.0, "differs")])
+def test_a_leak_below_every_tolerance_is_found(models, share, expected):
+    model = transformers.AutoModelForCausalLM.from_pretrained(models["llama"], attn_implementation="sdpa")
+
+    def hidden(batch: Any) -> torch.Tensor:
+        with running(batch):
+            found = model.model(**model_inputs(batch, attention_of(model)))[0]
+        return found + share * found.cumsum(1)
+
+    assert why_not(model, hidden, 1e-4, torch.finfo(torch.float32).eps) == expected
+    assert attention_of(model) == ("sdpa" if expected else PER_ROW)
+
+
+def test_experts_that_round_by_how_many_tokens_they_get_are_no_leak(models):
+    model = transformers.AutoModelForCausalLM.from_pretrained(models["mixtral"], attn_implementation="sdpa")
+
+    def hidden(batch: Any) -> torch.Tensor:
+        with running(batch):
+            return model.model(**model_inputs(batch, attention_of(model)))[0]
+
+    assert why_not(model, hidden, 1e-4, torch.finfo(torch.float32).eps) == ""
+
+
+def test_a_remedy_that_changes_attention_pads_and_gives_rows_back(models):
+    parts = replace(parts_of(models["llama"], {}), recorder=None)
+    before = float(forward_backward(parts, 1)[0])
+    parts.optimizer.clear()
+    with changed(parts, {"model.attn_implementation": "eager"}) as other:
+        assert not other.loss.padding_free
+        assert float(forward_backward(other, 1)[0]) == pytest.approx(before, rel=LOSS)
+        parts.optimizer.clear()
+    assert parts.loss.padding_free
+    assert float(forward_backward(parts, 1)[0]) == before
+
+
+def test_dry_run_counts_bins(models, capsys):
+    config = make_config(models["llama"], per_device_train_batch_size=2)
+    config = with_settings(config, {"data.packing": True, "data.cutoff_len": 512})
+    assert dry_run(Config.model_validate(config.model_dump())) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert "an epoch of 2 bins each" in told
+    assert "largest training.per_device_train_batch_size that fits" in told
+    assert "bins, at" in told
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("training", [{}, {"fp16": True}, {"gradient_checkpointing": True}], ids=str)
+def test_losses_and_gradients_are_those_of_padded_batches_on_the_gpu(models, training):
+    padded, free = pair(models["mistral"], **training)
+    losses = [float(forward_backward(parts, 1)[0]) for parts in (padded, free)]
+    exact = not training.get("fp16")
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5 if exact else 2e-3)
+    limit = 1e-4 if exact else 1e-2
+    assert relative_error(free.optimizer.gradients, padded.optimizer.gradients) < limit
