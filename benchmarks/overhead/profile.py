@@ -47,6 +47,7 @@ REST, BETWEEN = "the rest (copies, views, embedding)", "between operators (Pytho
 # (module, class or None, function) -> the name under which it is seen
 NAMED = {
     ("kernels.cpu", None, "stats"): "statistics",
+    ("kernels.cpu", None, "stats_into"): "statistics",
     ("kernels.cpu", None, "round_with_stats"): "statistics",
     ("kernels.cpu", None, "exponents"): "statistics",
     ("kernels.tensor_stats_aten", None, "tensor_stats_aten"): "statistics",
@@ -55,7 +56,8 @@ NAMED = {
     ("trainer.optim", "Optimizer", "gradient_rows"): "statistics",
     ("trainer.optim", "Optimizer", "step"): "optimizer",
     ("kernels.lora_linear_aten", None, "_drop_"): "dropout",
-    ("kernels.lora_linear_aten", None, "_drop"): "dropout",
+    ("kernels.lora_linear_aten", None, "_add_dropped_"): "dropout",
+    ("kernels.lora_linear_aten", None, "dropout"): "dropout",
 }
 
 

@@ -5,6 +5,7 @@ Row layout and meaning of statistics are those of `tensor_stats.py`, the formula
 and gives the same bits.
 """
 
+import numpy
 import torch
 
 try:
@@ -42,6 +43,21 @@ def round_with_stats(acc: torch.Tensor, stored: torch.Tensor, portable: bool = F
     if not acc.numel():  # no values have no address, and stats.c takes no address for nothing to round into
         row[4:6] = 0
     return row
+
+
+def stats_into(rows: numpy.ndarray, index: int, x: torch.Tensor, stored: torch.Tensor | None = None) -> None:
+    """Writes the row of `stats(x, count_small=False)` or `round_with_stats(x, stored)` to rows[index].
+
+    Args:
+        rows: float64 [n, 9], C-contiguous.
+        x: contiguous, not empty where `stored` is given.
+    """
+    assert _stats is not None
+    kind = x.dtype if stored is None else stored.dtype
+    target = 0 if stored is None else stored.data_ptr()
+    address = rows.__array_interface__["data"][0] + index * rows.strides[0]
+    small = kind != torch.float32
+    _stats.stats(x.data_ptr(), x.numel(), DTYPES[kind], small, target, address, torch.get_num_threads(), False)
 
 
 def exponents(x: torch.Tensor) -> torch.Tensor:
@@ -125,3 +141,22 @@ def rotate(
         portable,
     )
     return y.transpose(1, 2)
+
+
+def drop(
+    x: torch.Tensor,
+    seed: int,
+    p: float,
+    out: torch.Tensor,
+    added_to: torch.Tensor | None = None,
+    portable: bool = False,
+) -> torch.Tensor:
+    """Sets a share p of fp32 values to zero, by seed and position, and adds the rest to `added_to`, if given.
+
+    Args:
+        x, out, added_to: contiguous, of one shape; `out` may be one of the others.
+    """
+    assert _elementwise is not None
+    base = 0 if added_to is None else added_to.data_ptr()
+    _elementwise.drop(x.data_ptr(), base, out.data_ptr(), x.numel(), seed, p, torch.get_num_threads(), portable)
+    return out

@@ -1,5 +1,5 @@
 /* The element-wise parts of a decoder on the CPU, forward and backward, one read and one write of memory each:
-   kernels/rms_norm.py, rotary.py and gated.py say what is computed.
+   kernels/rms_norm.py, rotary.py, gated.py and, for dropout, lora_linear_aten.py say what is computed.
 
    Everything is computed in fp32, in pieces or rows that stay in the first-level cache; a 16-bit tensor is widened
    when it is read and rounded once when it is written. The order of additions is fixed (16 lanes, lanes in order), no
@@ -75,11 +75,13 @@ typedef struct Job {
     int64_t n_positions, n_heads, strides[3], angle_stride;
     int rotated;
     const float *cos, *sin;
+    /* dropout */
+    uint32_t keys[2], threshold;
     int64_t rows_per_share;
     void (*walk)(const struct Job *, int64_t, int64_t);
 } Job;
 
-enum { NORM, NORM_BACKWARD, GATE, GATE_BACKWARD, ROTATE, ROTATE_BACKWARD };
+enum { NORM, NORM_BACKWARD, GATE, GATE_BACKWARD, ROTATE, ROTATE_BACKWARD, DROP };
 
 /* y = x / sqrt(mean(x^2) + eps) * w */
 INLINE void norm_row(const Job *job, int64_t row, LoadHalf *load, StoreHalf *store, float *x) {
@@ -180,8 +182,47 @@ INLINE void rotate_position(const Job *job, int64_t number, LoadHalf *load, Stor
     }
 }
 
+typedef uint32_t Word8 __attribute__((vector_size(32)));
+
+/* All ones where value number `index` and its seven neighbours are kept: a hash of number and seed is at least p 2^32.
+   The multipliers are those of Wellons' lowbias32. */
+INLINE Int8 kept8(const Job *job, int64_t index) {
+    const Word8 lanes = {0, 1, 2, 3, 4, 5, 6, 7};
+    Word8 h = lanes + (uint32_t)index + job->keys[0] + (uint32_t)(index >> 32) * 0x9E3779B9u;
+    h ^= h >> 16;
+    h = (h ^ job->keys[1]) * 0x21F0AAADu;
+    h ^= h >> 15;
+    h *= 0x735A2D97u;
+    h ^= h >> 15;
+    return (Int8)(h >= job->threshold);
+}
+
+/* y = kept ? x : 0, or y += kept ? x : 0; in fp32, from a multiple of 8 on. */
+INLINE void drop_values(const Job *job, int64_t start, int64_t stop) {
+    const float *x = job->in[0], *added_to = job->in[1];
+    float *y = job->out[0];
+    for (int64_t i = start; i < stop; i += 8) {
+        Float8 value = {0}, sum = {0};
+        size_t bytes = sizeof(float) * (size_t)(stop - i < 8 ? stop - i : 8);
+        if (bytes == sizeof value) memcpy(&value, x + i, sizeof value);
+        else memcpy(&value, x + i, bytes);
+        value = (Float8)((Int8)value & kept8(job, i));
+        if (added_to) {
+            if (bytes == sizeof sum) memcpy(&sum, added_to + i, sizeof sum);
+            else memcpy(&sum, added_to + i, bytes);
+            value += sum;
+        }
+        if (bytes == sizeof value) memcpy(y + i, &value, sizeof value);
+        else memcpy(y + i, &value, bytes);
+    }
+}
+
 INLINE void walk(const Job *job, int64_t start, int64_t stop, LoadHalf *load, StoreHalf *store) {
     enum { PIECE = 512 };
+    if (job->kind == DROP) {
+        drop_values(job, start, stop);
+        return;
+    }
     if (job->kind == GATE || job->kind == GATE_BACKWARD) {
         float g[PIECE] = {0}, u[PIECE] = {0}, dy[PIECE] = {0};
         for (int64_t i = start; i < stop; i += PIECE) {
@@ -315,12 +356,33 @@ static PyObject *py_rotate(PyObject *self, PyObject *args) {
     return run(&job, heads * job.cols, n_threads, portable);
 }
 
+/* drop(x, added_to or 0, y, n, seed, p, n_threads, portable); y may be x or added_to */
+static PyObject *py_drop(PyObject *self, PyObject *args) {
+    (void)self;
+    Job job = {.kind = DROP};
+    Address x, added_to, y;
+    long long n;
+    unsigned long long seed;
+    double p;
+    int n_threads, portable;
+    if (!PyArg_ParseTuple(args, "KKKLKdip", &x, &added_to, &y, &n, &seed, &p, &n_threads, &portable)) return NULL;
+    job.in[0] = pointer(x), job.in[1] = pointer(added_to), job.out[0] = pointer(y);
+    job.n = n;
+    seed = (seed ^ (seed >> 30)) * 0xBF58476D1CE4E5B9u; /* splitmix64: neighbouring seeds differ in every bit */
+    seed = (seed ^ (seed >> 27)) * 0x94D049BB133111EBu;
+    seed ^= seed >> 31;
+    job.keys[0] = (uint32_t)seed, job.keys[1] = (uint32_t)(seed >> 32);
+    job.threshold = (uint32_t)(p * 4294967296.0);
+    return run(&job, 1, n_threads, portable);
+}
+
 static PyMethodDef methods[] = {
     {"norm", py_norm, METH_VARARGS, "See rms_norm.py."},
     {"norm_backward", py_norm_backward, METH_VARARGS, "See rms_norm.py."},
     {"gate", py_gate, METH_VARARGS, "See gated.py."},
     {"gate_backward", py_gate_backward, METH_VARARGS, "See gated.py."},
     {"rotate", py_rotate, METH_VARARGS, "See rotary.py."},
+    {"drop", py_drop, METH_VARARGS, "See lora_linear_aten.py."},
     {NULL, NULL, 0, NULL},
 };
 

@@ -50,9 +50,7 @@ class Backend:
     def keep(self, x: Tensor, seed: Tensor, p: float) -> Tensor:
         """The mask that dropout draws for `x`."""
         if self.name.startswith("cpu"):
-            kept = torch.ones(x.shape, dtype=torch.bool)
-            kept.view(-1)[lora_linear_aten.dropped_indices(x.numel(), seed, p)] = False
-            return kept
+            return lora_linear_aten.dropout(torch.ones(x.shape), seed, p).bool()
         ones = torch.ones(x.shape, device=self.device)
         return lora_linear_launch.widen(ones, 0, seed.to(self.device), p, False)[0].bool().cpu()
 

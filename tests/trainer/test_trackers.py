@@ -76,7 +76,7 @@ def dvclive_stored(folder: Path) -> Stored:
 
 
 def mlflow_stored(folder: Path) -> Stored:
-    from mlflow import MlflowClient
+    from mlflow import MlflowClient  # pyright: ignore[reportMissingImports]
 
     client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
     (experiment,) = client.search_experiments(filter_string="name != 'Default'")
@@ -108,7 +108,7 @@ def log_records(file: Path) -> Iterator[bytes]:
 
 
 def swanlab_stored(folder: Path) -> Stored:
-    from swanlab.proto.swanlab.record.v1.record_pb2 import Record
+    from swanlab.proto.swanlab.record.v1.record_pb2 import Record  # pyright: ignore[reportMissingImports]
 
     (file,) = (folder / "swanlog").glob("run-*/*.swanlab")
     records = [Record.FromString(record) for record in log_records(file)]
@@ -118,7 +118,7 @@ def swanlab_stored(folder: Path) -> Stored:
 
 
 def wandb_stored(folder: Path) -> Stored:
-    from wandb.proto.wandb_internal_pb2 import Record
+    from wandb.proto.wandb_internal_pb2 import Record  # pyright: ignore[reportMissingImports]
 
     (file,) = (folder / "wandb").glob("offline-run-*/*.wandb")
     records = [Record.FromString(record) for record in log_records(file)]
