@@ -77,7 +77,7 @@ def norm(
     y, rstd = torch.empty_like(x), torch.empty(rows)
     weight, dtype = weight.float().contiguous(), DTYPES[x.dtype]
     addresses = (x.data_ptr(), weight.data_ptr(), y.data_ptr(), rstd.data_ptr())
-    _elementwise.norm(*addresses, rows, cols, eps, dtype, dtype, torch.get_num_threads(), portable)
+    _elementwise.norm(*addresses, rows, cols, eps, dtype, torch.get_num_threads(), portable)
     return y, rstd
 
 
@@ -88,7 +88,7 @@ def norm_backward(
     assert _elementwise is not None
     dx, weight, dtype = torch.empty_like(x), weight.float().contiguous(), DTYPES[x.dtype]
     addresses = (dy.data_ptr(), x.data_ptr(), weight.data_ptr(), rstd.data_ptr(), dx.data_ptr())
-    _elementwise.norm_backward(*addresses, *x.shape, dtype, dtype, torch.get_num_threads(), portable)
+    _elementwise.norm_backward(*addresses, *x.shape, dtype, torch.get_num_threads(), portable)
     return dx
 
 

@@ -4,7 +4,7 @@
    Everything is computed in fp32, in pieces or rows that stay in the first-level cache; a 16-bit tensor is widened
    when it is read and rounded once when it is written. The order of additions is fixed (16 lanes, lanes in order), no
    multiplication is fused with an addition, and so the bits depend neither on the number of threads nor on whether the
-   chip has AVX2. */
+   chip has AVX2 or AVX-512. */
 
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
@@ -16,54 +16,58 @@
 #include "halves.h"
 #include "threads.h"
 
-typedef float Float8 __attribute__((vector_size(32)));
-typedef int32_t Int8 __attribute__((vector_size(32)));
-
-enum { LANES = 16, MAX_ROW = 1 << 16 };
+enum { LANES = 16, PIECE = 512 };
 enum { ROWS_BYTES = 1 << 16 }; /* about what one share reads of one tensor */
 
-INLINE void load_floats(const void *x, int64_t start, int count, int dtype, LoadHalf *load, float *values) {
-    if (dtype == FP32) memcpy(values, (const float *)x + start, sizeof(float) * (size_t)count);
-    else if (dtype == FP16) load((const uint16_t *)x + start, count, values);
-    else bfloats_to_floats((const uint16_t *)x + start, count, values);
+/* Loops below are plain: GCC splits vector types before it inlines a function into the AVX2 variant, but vectorises
+   loops after that. */
+
+/* `count` values from `start` on as fp32: where they are if they are fp32, else widened into `space`. */
+INLINE const float *floats_of(const void *x, int64_t start, int count, int dtype, LoadHalf *load, float *space) {
+    if (dtype == FP32) return (const float *)x + start;
+    if (dtype == FP16) load((const uint16_t *)x + start, count, space);
+    else bfloats_to_floats((const uint16_t *)x + start, count, space);
+    return space;
+}
+
+/* Where results go: to their place if they are stored in fp32, else to `space`, for `store_floats` to round. */
+INLINE float *place_for(void *x, int64_t start, int dtype, float *space) {
+    return dtype == FP32 ? (float *)x + start : space;
 }
 
 INLINE void store_floats(void *x, int64_t start, int count, int dtype, StoreHalf *store, const float *values) {
-    if (dtype == FP32) memcpy((float *)x + start, values, sizeof(float) * (size_t)count);
-    else if (dtype == FP16) store(values, count, (uint16_t *)x + start);
-    else floats_to_bfloats(values, count, (uint16_t *)x + start);
+    if (dtype == FP16) store(values, count, (uint16_t *)x + start);
+    else if (dtype == BF16) floats_to_bfloats(values, count, (uint16_t *)x + start);
 }
 
-/* e^x for |x| <= 87, with an error of at most 2 units in the last place: Cephes' polynomial. */
-INLINE Float8 exp8(Float8 x) {
-    const Float8 high = (Float8){0} + 87.0f, low = (Float8){0} - 87.0f;
-    Int8 above = x > high, below = x < low;
-    x = (Float8)(((Int8)high & above) | ((Int8)low & below) | ((Int8)x & ~(above | below)));
-    Float8 n = x * 1.44269504088896341f + 12582912.0f - 12582912.0f;
-    Float8 f = x - n * 0.693359375f + n * 2.12194440e-4f;
-    Float8 p = f * 1.9875691500e-4f + 1.3981999507e-3f;
+INLINE float bits_to_float(uint32_t bits) {
+    float value;
+    memcpy(&value, &bits, 4);
+    return value;
+}
+
+/* 1 / (1 + e^-x), of a NaN any number between 0 and 1: the caller multiplies by x. e^y by Cephes' polynomial, with an
+   error of at most 2 units in the last place; |y| is cut to 87 as an integer, which vectorises everywhere. */
+INLINE float sigmoid(float x) {
+    uint32_t bits, limit = 0x42AE0000u;
+    memcpy(&bits, &x, 4);
+    uint32_t magnitude = bits & ABS_MASK;
+    float y = bits_to_float((magnitude < limit ? magnitude : limit) | (~bits & ~ABS_MASK));
+    float shifted = y * 1.44269504088896341f + 12582912.0f; /* rounds to an integer, which its last bits then hold */
+    float n = shifted - 12582912.0f;
+    float f = y - n * 0.693359375f + n * 2.12194440e-4f;
+    float p = f * 1.9875691500e-4f + 1.3981999507e-3f;
     p = p * f + 8.3334519073e-3f;
     p = p * f + 4.1665795894e-2f;
     p = p * f + 1.6666665459e-1f;
     p = p * f + 5.0000001201e-1f;
-    Float8 e = p * f * f + f + 1.0f;
-    Int8 exponent = (__builtin_convertvector(n, Int8) + 127) << 23;
-    return e * (Float8)exponent;
-}
-
-INLINE Float8 sigmoid8(Float8 x) {
-    /* a NaN is neither above nor below a bound, and stays one */
-    return 1.0f / (1.0f + exp8(-x));
-}
-
-INLINE float sum_lanes(Float8 a, Float8 b) {
-    float sum = 0;
-    for (int lane = 0; lane < 8; lane++) sum += a[lane] + b[lane];
-    return sum;
+    float e = p * f * f + f + 1.0f;
+    memcpy(&bits, &shifted, 4);
+    return 1.0f / (1.0f + e * bits_to_float((bits << 23) + (127u << 23)));
 }
 
 typedef struct Job {
-    int kind, dtype, out_dtype;
+    int kind, dtype;
     int64_t n; /* rows of a norm, values of a gate, (batch, position) pairs of a rotation */
     int cols;
     float eps;
@@ -83,163 +87,141 @@ typedef struct Job {
 
 enum { NORM, NORM_BACKWARD, GATE, GATE_BACKWARD, ROTATE, ROTATE_BACKWARD, DROP };
 
-/* y = x / sqrt(mean(x^2) + eps) * w */
-INLINE void norm_row(const Job *job, int64_t row, LoadHalf *load, StoreHalf *store, float *x) {
-    int cols = job->cols, padded = (cols + LANES - 1) / LANES * LANES;
-    load_floats(job->in[0], row * cols, cols, job->dtype, load, x);
-    memset(x + cols, 0, sizeof(float) * (size_t)(padded - cols));
-    Float8 a = {0}, b = {0};
-    for (int i = 0; i < padded; i += LANES) {
-        Float8 v[2];
-        memcpy(v, x + i, sizeof v);
-        a += v[0] * v[0];
-        b += v[1] * v[1];
+/* Sum of x_i y_i in fixed lanes; what does not fill the lanes comes last. */
+INLINE float dot(const float *x, const float *y, int count) {
+    float sums[LANES] = {0};
+    int i = 0;
+    for (; i + LANES <= count; i += LANES) {
+#pragma GCC unroll 16 /* else GCC vectorises the outer loop, which has to gather */
+        for (int lane = 0; lane < LANES; lane++) sums[lane] += x[i + lane] * y[i + lane];
     }
-    float rstd = 1.0f / sqrtf(sum_lanes(a, b) / (float)cols + job->eps);
+    float sum = 0, rest = 0;
+    for (int lane = 0; lane < LANES; lane++) sum += sums[lane];
+    for (; i < count; i++) rest += x[i] * y[i];
+    return sum + rest;
+}
+
+/* y = x / sqrt(mean(x^2) + eps) * w */
+INLINE void norm_row(const Job *job, int64_t row, LoadHalf *load, StoreHalf *store, float *space) {
+    int cols = job->cols;
+    const float *restrict x = floats_of(job->in[0], row * cols, cols, job->dtype, load, space);
+    const float *restrict weight = job->weight;
+    float *restrict y = place_for(job->out[0], row * cols, job->dtype, space + cols);
+    float rstd = 1.0f / sqrtf(dot(x, x, cols) / (float)cols + job->eps);
     job->rstd[row] = rstd;
-    for (int i = 0; i < cols; i++) x[i] = x[i] * rstd * job->weight[i];
-    store_floats(job->out[0], row * cols, cols, job->out_dtype, store, x);
+    for (int i = 0; i < cols; i++) y[i] = x[i] * rstd * weight[i];
+    store_floats(job->out[0], row * cols, cols, job->dtype, store, y);
 }
 
 /* dx = rstd (w dy - x rstd^2 mean(w dy x)) */
-INLINE void norm_row_backward(const Job *job, int64_t row, LoadHalf *load, StoreHalf *store, float *dy, float *x) {
-    int cols = job->cols, padded = (cols + LANES - 1) / LANES * LANES;
-    load_floats(job->in[0], row * cols, cols, job->out_dtype, load, dy);
-    load_floats(job->in[1], row * cols, cols, job->dtype, load, x);
-    for (int i = 0; i < cols; i++) dy[i] *= job->weight[i];
-    memset(dy + cols, 0, sizeof(float) * (size_t)(padded - cols));
-    memset(x + cols, 0, sizeof(float) * (size_t)(padded - cols));
-    Float8 a = {0}, b = {0};
-    for (int i = 0; i < padded; i += LANES) {
-        Float8 d[2], v[2];
-        memcpy(d, dy + i, sizeof d);
-        memcpy(v, x + i, sizeof v);
-        a += d[0] * v[0];
-        b += d[1] * v[1];
-    }
-    float rstd = job->rstd[row];
-    float factor = rstd * rstd * (sum_lanes(a, b) / (float)cols);
-    for (int i = 0; i < cols; i++) dy[i] = rstd * (dy[i] - x[i] * factor);
-    store_floats(job->out[0], row * cols, cols, job->dtype, store, dy);
+INLINE void norm_row_backward(const Job *job, int64_t row, LoadHalf *load, StoreHalf *store, float *space) {
+    int cols = job->cols;
+    float *restrict weighted = space;
+    const float *restrict weight = job->weight;
+    const float *restrict dy = floats_of(job->in[0], row * cols, cols, job->dtype, load, space + cols);
+    const float *restrict x = floats_of(job->in[1], row * cols, cols, job->dtype, load, space + 2 * cols);
+    float *restrict dx = place_for(job->out[0], row * cols, job->dtype, space + 3 * cols);
+    for (int i = 0; i < cols; i++) weighted[i] = dy[i] * weight[i];
+    float rstd = job->rstd[row], factor = rstd * rstd * (dot(weighted, x, cols) / (float)cols);
+    for (int i = 0; i < cols; i++) dx[i] = rstd * (weighted[i] - x[i] * factor);
+    store_floats(job->out[0], row * cols, cols, job->dtype, store, dx);
 }
 
 /* y = silu(g) u */
-INLINE void gate_piece(const Job *job, int64_t start, int count, LoadHalf *load, StoreHalf *store, float *g, float *u) {
-    load_floats(job->in[0], start, count, job->dtype, load, g);
-    load_floats(job->in[1], start, count, job->dtype, load, u);
-    for (int i = 0; i < count; i += 8) {
-        Float8 gate, up;
-        memcpy(&gate, g + i, sizeof gate);
-        memcpy(&up, u + i, sizeof up);
-        gate = gate * sigmoid8(gate) * up;
-        memcpy(g + i, &gate, sizeof gate);
-    }
-    store_floats(job->out[0], start, count, job->dtype, store, g);
+INLINE void gate_piece(const Job *job, int64_t start, int count, LoadHalf *load, StoreHalf *store, float *space) {
+    const float *restrict g = floats_of(job->in[0], start, count, job->dtype, load, space);
+    const float *restrict u = floats_of(job->in[1], start, count, job->dtype, load, space + PIECE);
+    float *restrict y = place_for(job->out[0], start, job->dtype, space + 2 * PIECE);
+    for (int i = 0; i < count; i++) y[i] = g[i] * sigmoid(g[i]) * u[i];
+    store_floats(job->out[0], start, count, job->dtype, store, y);
 }
 
 /* du = dy silu(g), dg = dy u s (1 + g (1 - s)) with s = sigmoid(g) */
-INLINE void gate_piece_backward(const Job *job, int64_t start, int count, LoadHalf *load, StoreHalf *store, float *g,
-                                float *u, float *dy) {
-    load_floats(job->in[0], start, count, job->dtype, load, g);
-    load_floats(job->in[1], start, count, job->dtype, load, u);
-    load_floats(job->in[2], start, count, job->dtype, load, dy);
-    for (int i = 0; i < count; i += 8) {
-        Float8 gate, up, grad;
-        memcpy(&gate, g + i, sizeof gate);
-        memcpy(&up, u + i, sizeof up);
-        memcpy(&grad, dy + i, sizeof grad);
-        Float8 s = sigmoid8(gate), silu = gate * s;
-        Float8 d_gate = grad * up * (s + silu * (1.0f - s)), d_up = grad * silu;
-        memcpy(g + i, &d_gate, sizeof d_gate);
-        memcpy(u + i, &d_up, sizeof d_up);
+INLINE void gate_piece_backward(const Job *job, int64_t start, int count, LoadHalf *load, StoreHalf *store,
+                                float *space) {
+    const float *restrict g = floats_of(job->in[0], start, count, job->dtype, load, space);
+    const float *restrict u = floats_of(job->in[1], start, count, job->dtype, load, space + PIECE);
+    const float *restrict dy = floats_of(job->in[2], start, count, job->dtype, load, space + 2 * PIECE);
+    float *restrict dg = place_for(job->out[0], start, job->dtype, space + 3 * PIECE);
+    float *restrict du = place_for(job->out[1], start, job->dtype, space + 4 * PIECE);
+    for (int i = 0; i < count; i++) {
+        float s = sigmoid(g[i]), silu = g[i] * s;
+        dg[i] = dy[i] * u[i] * (s + silu * (1.0f - s));
+        du[i] = dy[i] * silu;
     }
-    store_floats(job->out[0], start, count, job->dtype, store, g);
-    store_floats(job->out[1], start, count, job->dtype, store, u);
+    store_floats(job->out[0], start, count, job->dtype, store, dg);
+    store_floats(job->out[1], start, count, job->dtype, store, du);
 }
 
 /* Turns the first `rotated` of `cols` values of every head; what is behind them stays. */
-INLINE void rotate_position(const Job *job, int64_t number, LoadHalf *load, StoreHalf *store, float *x) {
+INLINE void rotate_position(const Job *job, int64_t number, LoadHalf *load, StoreHalf *store, float *space) {
     int half = job->rotated / 2, cols = job->cols;
     int64_t batch = number / job->n_positions, position = number % job->n_positions;
-    const float *cos = job->cos + batch * job->angle_stride + position * job->rotated;
-    const float *sin = job->sin + batch * job->angle_stride + position * job->rotated;
+    const float *restrict cos = job->cos + batch * job->angle_stride + position * job->rotated;
+    const float *restrict sin = job->sin + batch * job->angle_stride + position * job->rotated;
     for (int64_t head = 0; head < job->n_heads; head++) {
         int64_t from = batch * job->strides[0] + head * job->strides[1] + position * job->strides[2];
-        load_floats(job->in[0], from, cols, job->dtype, load, x);
-        if (job->kind == ROTATE)
-            for (int i = 0; i < half; i++) {
-                float a = x[i], b = x[i + half];
-                x[i] = a * cos[i] - b * sin[i];
-                x[i + half] = b * cos[i + half] + a * sin[i + half];
-            }
-        else
-            for (int i = 0; i < half; i++) {
-                float a = x[i], b = x[i + half];
-                x[i] = a * cos[i] + b * sin[i + half];
-                x[i + half] = b * cos[i + half] - a * sin[i];
-            }
-        store_floats(job->out[0], (number * job->n_heads + head) * cols, cols, job->dtype, store, x);
+        int64_t to = (number * job->n_heads + head) * cols;
+        const float *restrict x = floats_of(job->in[0], from, cols, job->dtype, load, space);
+        float *restrict y = place_for(job->out[0], to, job->dtype, space + cols);
+        const float *restrict high = x + half;
+        float *restrict y_high = y + half;
+        if (job->kind == ROTATE) {
+            for (int i = 0; i < half; i++) y[i] = x[i] * cos[i] - high[i] * sin[i];
+            for (int i = 0; i < half; i++) y_high[i] = high[i] * cos[i + half] + x[i] * sin[i + half];
+        } else {
+            for (int i = 0; i < half; i++) y[i] = x[i] * cos[i] + high[i] * sin[i + half];
+            for (int i = 0; i < half; i++) y_high[i] = high[i] * cos[i + half] - x[i] * sin[i];
+        }
+        memcpy(y + 2 * half, x + 2 * half, sizeof(float) * (size_t)(cols - 2 * half));
+        store_floats(job->out[0], to, cols, job->dtype, store, y);
     }
 }
 
-typedef uint32_t Word8 __attribute__((vector_size(32)));
-
-/* All ones where value number `index` and its seven neighbours are kept: a hash of number and seed is at least p 2^32.
-   The multipliers are those of Wellons' lowbias32. */
-INLINE Int8 kept8(const Job *job, int64_t index) {
-    const Word8 lanes = {0, 1, 2, 3, 4, 5, 6, 7};
-    Word8 h = lanes + (uint32_t)index + job->keys[0] + (uint32_t)(index >> 32) * 0x9E3779B9u;
+/* All ones where value `number` is kept: a hash of number and seed is at least p 2^32. The multipliers are those of
+   Wellons' lowbias32. */
+INLINE uint32_t kept(uint32_t number, uint32_t key, uint32_t other_key, uint32_t threshold) {
+    uint32_t h = number + key;
     h ^= h >> 16;
-    h = (h ^ job->keys[1]) * 0x21F0AAADu;
+    h = (h ^ other_key) * 0x21F0AAADu;
     h ^= h >> 15;
     h *= 0x735A2D97u;
     h ^= h >> 15;
-    return (Int8)(h >= job->threshold);
+    return h >= threshold ? ~0u : 0u;
 }
 
-/* y = kept ? x : 0, or y += kept ? x : 0; in fp32, from a multiple of 8 on. */
-INLINE void drop_values(const Job *job, int64_t start, int64_t stop) {
-    const float *x = job->in[0], *added_to = job->in[1];
-    float *y = job->out[0];
-    for (int64_t i = start; i < stop; i += 8) {
-        Float8 value = {0}, sum = {0};
-        size_t bytes = sizeof(float) * (size_t)(stop - i < 8 ? stop - i : 8);
-        if (bytes == sizeof value) memcpy(&value, x + i, sizeof value);
-        else memcpy(&value, x + i, bytes);
-        value = (Float8)((Int8)value & kept8(job, i));
-        if (added_to) {
-            if (bytes == sizeof sum) memcpy(&sum, added_to + i, sizeof sum);
-            else memcpy(&sum, added_to + i, bytes);
-            value += sum;
-        }
-        if (bytes == sizeof value) memcpy(y + i, &value, sizeof value);
-        else memcpy(y + i, &value, bytes);
-    }
+/* y = kept ? x : 0, or y = z + (kept ? x : 0); fp32. */
+INLINE void drop_piece(const Job *job, int64_t start, int count) {
+    uint32_t key = job->keys[0] + (uint32_t)start + (uint32_t)(start >> 32) * 0x9E3779B9u;
+    uint32_t other = job->keys[1], threshold = job->threshold;
+    const uint32_t *x = (const uint32_t *)job->in[0] + start;
+    const float *z = job->in[1] ? (const float *)job->in[1] + start : NULL;
+    float *y = (float *)job->out[0] + start;
+    if (z)
+        for (int i = 0; i < count; i++) y[i] = z[i] + bits_to_float(x[i] & kept((uint32_t)i, key, other, threshold));
+    else
+        for (int i = 0; i < count; i++) y[i] = bits_to_float(x[i] & kept((uint32_t)i, key, other, threshold));
 }
 
 INLINE void walk(const Job *job, int64_t start, int64_t stop, LoadHalf *load, StoreHalf *store) {
-    enum { PIECE = 512 };
-    if (job->kind == DROP) {
-        drop_values(job, start, stop);
-        return;
-    }
-    if (job->kind == GATE || job->kind == GATE_BACKWARD) {
-        float g[PIECE] = {0}, u[PIECE] = {0}, dy[PIECE] = {0};
+    if (job->kind == DROP || job->kind == GATE || job->kind == GATE_BACKWARD) {
+        float space[5 * PIECE];
         for (int64_t i = start; i < stop; i += PIECE) {
             int count = (int)(stop - i < PIECE ? stop - i : PIECE);
-            if (job->kind == GATE) gate_piece(job, i, count, load, store, g, u);
-            else gate_piece_backward(job, i, count, load, store, g, u, dy);
+            if (job->kind == DROP) drop_piece(job, i, count);
+            else if (job->kind == GATE) gate_piece(job, i, count, load, store, space);
+            else gate_piece_backward(job, i, count, load, store, space);
         }
         return;
     }
-    float *x = malloc(sizeof(float) * 2 * (size_t)(job->cols + LANES)), *dy = x + job->cols + LANES;
-    if (!x) abort(); /* a few kilobytes */
+    float *space = malloc(sizeof(float) * 4 * (size_t)job->cols);
+    if (!space) abort(); /* a few kilobytes */
     for (int64_t row = start; row < stop; row++) {
-        if (job->kind == NORM) norm_row(job, row, load, store, x);
-        else if (job->kind == NORM_BACKWARD) norm_row_backward(job, row, load, store, dy, x);
-        else rotate_position(job, row, load, store, x);
+        if (job->kind == NORM) norm_row(job, row, load, store, space);
+        else if (job->kind == NORM_BACKWARD) norm_row_backward(job, row, load, store, space);
+        else rotate_position(job, row, load, store, space);
     }
-    free(x);
+    free(space);
 }
 
 static void walk_portable(const Job *job, int64_t start, int64_t stop) {
@@ -248,6 +230,10 @@ static void walk_portable(const Job *job, int64_t start, int64_t stop) {
 
 #ifdef HAS_AVX2_VARIANT
 AVX2 static void walk_avx2(const Job *job, int64_t start, int64_t stop) {
+    walk(job, start, stop, halves_to_floats_avx2, floats_to_halves_avx2);
+}
+
+AVX512 static void walk_avx512(const Job *job, int64_t start, int64_t stop) {
     walk(job, start, stop, halves_to_floats_avx2, floats_to_halves_avx2);
 }
 #endif
@@ -261,7 +247,7 @@ static void share(void *argument, int64_t number) {
 static PyObject *run(Job *job, int64_t values_per_row, int n_threads, int portable) {
     job->walk = walk_portable;
 #ifdef HAS_AVX2_VARIANT
-    if (!portable && has_avx2()) job->walk = walk_avx2;
+    if (!portable && has_avx2()) job->walk = has_avx512() ? walk_avx512 : walk_avx2;
 #else
     (void)portable;
 #endif
@@ -277,30 +263,30 @@ typedef unsigned long long Address;
 
 static void *pointer(Address address) { return (void *)(uintptr_t)address; }
 
-/* norm(x, weight, y, rstd, rows, cols, eps, dtype, out_dtype, n_threads, portable) */
+/* norm(x, weight, y, rstd, rows, cols, eps, dtype, n_threads, portable) */
 static PyObject *py_norm(PyObject *self, PyObject *args) {
     (void)self;
     Job job = {.kind = NORM};
     Address x, weight, y, rstd;
     long long rows;
     int n_threads, portable;
-    if (!PyArg_ParseTuple(args, "KKKKLifiiip", &x, &weight, &y, &rstd, &rows, &job.cols, &job.eps, &job.dtype,
-                          &job.out_dtype, &n_threads, &portable))
+    if (!PyArg_ParseTuple(args, "KKKKLifiip", &x, &weight, &y, &rstd, &rows, &job.cols, &job.eps, &job.dtype,
+                          &n_threads, &portable))
         return NULL;
     job.in[0] = pointer(x), job.weight = pointer(weight), job.out[0] = pointer(y), job.rstd = pointer(rstd);
     job.n = rows;
     return run(&job, job.cols, n_threads, portable);
 }
 
-/* norm_backward(dy, x, weight, rstd, dx, rows, cols, dtype, out_dtype, n_threads, portable) */
+/* norm_backward(dy, x, weight, rstd, dx, rows, cols, dtype, n_threads, portable) */
 static PyObject *py_norm_backward(PyObject *self, PyObject *args) {
     (void)self;
     Job job = {.kind = NORM_BACKWARD};
     Address dy, x, weight, rstd, dx;
     long long rows;
     int n_threads, portable;
-    if (!PyArg_ParseTuple(args, "KKKKKLiiiip", &dy, &x, &weight, &rstd, &dx, &rows, &job.cols, &job.dtype,
-                          &job.out_dtype, &n_threads, &portable))
+    if (!PyArg_ParseTuple(args, "KKKKKLiiip", &dy, &x, &weight, &rstd, &dx, &rows, &job.cols, &job.dtype,
+                          &n_threads, &portable))
         return NULL;
     job.in[0] = pointer(dy), job.in[1] = pointer(x), job.weight = pointer(weight), job.rstd = pointer(rstd);
     job.out[0] = pointer(dx);
