@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import cpu
+from .backend import runs_directly
 
 
 def gated_silu_reference(g: Tensor, u: Tensor) -> Tensor:
@@ -19,7 +20,6 @@ def gated_silu_reference(g: Tensor, u: Tensor) -> Tensor:
     return (F.silu(g.float()) * u.float()).to(g.dtype)
 
 
-@torch.library.custom_op("lora_train::gated_silu", mutates_args=())
 def gated_silu(g: Tensor, u: Tensor) -> Tensor:
     """silu(g) u.
 
@@ -29,19 +29,25 @@ def gated_silu(g: Tensor, u: Tensor) -> Tensor:
     Returns:
         Their shape and dtype.
     """
+    return _Directly.apply(g, u) if runs_directly(g) else _forward(g, u)
+
+
+def _compute(g: Tensor, u: Tensor) -> Tensor:
     g, u = g.contiguous(), u.contiguous()
     if cpu.AVAILABLE:
         return cpu.gate(g, u)
     return F.silu(g.float()).mul_(u).to(g.dtype)
 
 
-@gated_silu.register_fake
+_forward = torch.library.custom_op("lora_train::gated_silu", _compute, mutates_args=())
+
+
+@_forward.register_fake
 def _(g: Tensor, u: Tensor) -> Tensor:
     return torch.empty_like(g, memory_format=torch.contiguous_format)
 
 
-@torch.library.custom_op("lora_train::gated_silu_backward", mutates_args=())
-def _backward(dy: Tensor, g: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+def _compute_backward(dy: Tensor, g: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
     """dg, du."""
     dy, g, u = dy.contiguous(), g.contiguous(), u.contiguous()
     if cpu.AVAILABLE:
@@ -49,6 +55,9 @@ def _backward(dy: Tensor, g: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
     g32, dy32 = g.float(), dy.float()
     dg = torch.ops.aten.silu_backward(dy32 * u, g32)
     return dg.to(g.dtype), F.silu(g32).mul_(dy32).to(g.dtype)
+
+
+_backward = torch.library.custom_op("lora_train::gated_silu_backward", _compute_backward, mutates_args=())
 
 
 @_backward.register_fake
@@ -64,4 +73,17 @@ def _differentiate(ctx, dy: Tensor):
     return _backward(dy, *ctx.saved_tensors)
 
 
-gated_silu.register_autograd(_differentiate, setup_context=_keep)
+_forward.register_autograd(_differentiate, setup_context=_keep)
+
+
+class _Directly(torch.autograd.Function):
+    """The same without the dispatcher."""
+
+    @staticmethod
+    def forward(ctx, g, u):
+        ctx.save_for_backward(g, u)
+        return _compute(g, u)
+
+    @staticmethod
+    def backward(ctx, dy):  # type: ignore[reportIncompatibleMethodOverride]
+        return _compute_backward(dy, *ctx.saved_tensors)

@@ -42,7 +42,7 @@ from torch import Tensor
 
 from . import lora_linear_aten as aten
 from . import lora_linear_launch as launch
-from .backend import uses_triton
+from .backend import runs_directly, uses_triton
 from .nf4 import nf4_decode
 from .reduce import N_FIELDS, reduce_partials
 from .tensor_stats_aten import round_with_stats_cpu
@@ -121,23 +121,19 @@ def lora_linear(
     x, cast_row = _in_compute_dtype(x, slot is not None)
     flat_weights, formats = _flatten(weights)
     flat_biases = [x.new_empty(0)] * group if biases is None else [x.new_empty(0) if b is None else b for b in biases]
-    x_2d = x.reshape(-1, x.shape[-1])
-    ys, _, rows = _forward(
-        x_2d,
-        flat_weights,
-        flat_biases,
-        list(lora_A),
-        list(lora_B),
-        seed if dropout_p > 0 else None,
-        slot,
-        formats,
-        list(scalings),
-        dropout_p,
-    )
-    if slot is not None:
-        store(slot[: 1 + group], rows)
-        if cast_row is not None:
-            store(slot[0], cast_row)
+    x_2d, seed = x.reshape(-1, x.shape[-1]), seed if dropout_p > 0 else None
+    if runs_directly(x):
+        sizes = len(flat_weights), group
+        tensors = (*flat_weights, *flat_biases, *lora_A, *lora_B)
+        ys = _Directly.apply(sizes, slot, formats, list(scalings), dropout_p, x_2d, seed, *tensors)
+    else:
+        lora = list(lora_A), list(lora_B)
+        ys, _, rows = _forward(x_2d, flat_weights, flat_biases, *lora, seed, slot, formats, list(scalings), dropout_p)
+        if slot is not None:
+            store(slot[: 1 + group], rows)
+    if cast_row is not None:
+        assert slot is not None
+        store(slot[0], cast_row)
     return [y.view(*x.shape[:-1], y.shape[-1]) for y in ys]
 
 
@@ -214,8 +210,7 @@ def _(slot: Tensor, rows: Tensor) -> None:
     return None
 
 
-@torch.library.custom_op("lora_train::lora_linear", mutates_args=())
-def _forward(
+def _compute(
     x: Tensor,
     weights: list[Tensor],
     biases: list[Tensor],
@@ -234,6 +229,9 @@ def _forward(
         return forward(x.contiguous(), dense, biases, lora_A, lora_B, seed, scalings, dropout_p, slot is not None)
 
 
+_forward = torch.library.custom_op("lora_train::lora_linear", _compute, mutates_args=())
+
+
 def _saves_x_hat(x: Tensor, dropout_p: float) -> bool:
     """Whether dropout(X) is kept for backward in X's place; else it is recomputed from the seed."""
     return dropout_p > 0 and x.dtype == torch.float32 and not uses_triton(x)
@@ -249,8 +247,7 @@ def _(x, weights, biases, lora_A, lora_B, seed, slot, formats, scalings, dropout
     return ys, saved, x.new_empty(n_rows, N_FIELDS, dtype=torch.float64)
 
 
-@torch.library.custom_op("lora_train::lora_linear_backward", mutates_args=())
-def _backward(
+def _compute_backward(
     grads: list[Tensor],
     x: Tensor,
     h: Tensor,
@@ -273,6 +270,9 @@ def _backward(
         )
 
 
+_backward = torch.library.custom_op("lora_train::lora_linear_backward", _compute_backward, mutates_args=())
+
+
 @_backward.register_fake
 def _(grads, x, h, weights, lora_A, lora_B, seed, formats, scalings, dropout_p, needs_dx, with_stats):
     dx = torch.empty_like(x) if needs_dx else x.new_empty(0)
@@ -281,45 +281,66 @@ def _(grads, x, h, weights, lora_A, lora_B, seed, formats, scalings, dropout_p, 
     return dx, [torch.empty_like(a) for a in lora_A], [torch.empty_like(b) for b in lora_B], rows
 
 
-def _setup_context(ctx, inputs, output) -> None:
-    x, weights, biases, lora_A, lora_B, seed, slot, formats, scalings, dropout_p = inputs
-    _, saved, rows = output
+def _keep(ctx, x, saved, seed, weights, lora_A, lora_B, slot, formats, scalings, dropout_p) -> None:
     ctx.set_materialize_grads(False)
-    ctx.mark_non_differentiable(*saved, rows)
     h, kept_x = saved[0], saved[1] if len(saved) > 1 else x
     ctx.save_for_backward(kept_x, h, seed, *weights, *lora_A, *lora_B)
     # Not among the saved tensors: those may not be written to before backward reads them.
     ctx.slot = slot
-    ctx.n_weights, ctx.n_biases, ctx.group = len(weights), len(biases), len(lora_A)
+    ctx.n_weights, ctx.group = len(weights), len(lora_A)
     ctx.formats, ctx.scalings, ctx.dropout_p = formats, scalings, dropout_p
 
 
-def _differentiate(ctx, grad_ys, _grad_saved, _grad_rows):
+def _gradients(ctx, grad_ys, needs_dx: bool, backward) -> tuple[Tensor | None, list[Tensor], list[Tensor], Tensor]:
+    """dX, every dA, every dB, rows."""
     x, h, seed, *rest = ctx.saved_tensors
     g, n = ctx.group, ctx.n_weights
     weights, lora_A, lora_B = rest[:n], rest[n : n + g], rest[n + g :]
     grads = [
         x.new_zeros(x.shape[0], b.shape[0]) if grad is None else grad for grad, b in zip(grad_ys, lora_B, strict=True)
     ]
-    needs_dx, with_stats = ctx.needs_input_grad[0], ctx.slot is not None
-    dx, dA, dB, rows = _backward(
-        grads,
-        x,
-        h,
-        weights,
-        lora_A,
-        lora_B,
-        seed,
-        ctx.formats,
-        ctx.scalings,
-        ctx.dropout_p,
-        needs_dx,
-        with_stats,
-    )
-    if with_stats:
-        store(ctx.slot[1 + g :], rows)
-    no_weights, no_biases = [None] * n, [None] * ctx.n_biases
-    return (dx if needs_dx else None), no_weights, no_biases, dA, dB, None, None, None, None, None
+    how = (seed, ctx.formats, ctx.scalings, ctx.dropout_p, needs_dx, ctx.slot is not None)
+    dx, dA, dB, rows = backward(grads, x, h, weights, lora_A, lora_B, *how)
+    return (dx if needs_dx else None), dA, dB, rows
+
+
+def _setup_context(ctx, inputs, output) -> None:
+    x, weights, biases, lora_A, lora_B, seed, *how = inputs
+    _, saved, rows = output
+    ctx.mark_non_differentiable(*saved, rows)
+    ctx.n_biases = len(biases)
+    _keep(ctx, x, saved, seed, weights, lora_A, lora_B, *how)
+
+
+def _differentiate(ctx, grad_ys, _grad_saved, _grad_rows):
+    dx, dA, dB, rows = _gradients(ctx, grad_ys, ctx.needs_input_grad[0], _backward)
+    if ctx.slot is not None:
+        store(ctx.slot[1 + ctx.group :], rows)
+    return dx, [None] * ctx.n_weights, [None] * ctx.n_biases, dA, dB, None, None, None, None, None
 
 
 _forward.register_autograd(_differentiate, setup_context=_setup_context)
+
+
+class _Directly(torch.autograd.Function):
+    """The same without the dispatcher, whose layers of Python cost a call more than a small product takes."""
+
+    @staticmethod
+    def forward(ctx, sizes, slot, formats, scalings, dropout_p, x, seed, *tensors):
+        n, g = sizes
+        weights, biases = list(tensors[:n]), list(tensors[n : n + g])
+        lora_A, lora_B = list(tensors[n + g : n + 2 * g]), list(tensors[n + 2 * g :])
+        how = (slot, formats, scalings, dropout_p)
+        ys, saved, rows = _compute(x, weights, biases, lora_A, lora_B, seed, *how)
+        if slot is not None:
+            slot[: 1 + g].copy_(rows)
+        _keep(ctx, x, saved, seed, weights, lora_A, lora_B, *how)
+        return tuple(ys)
+
+    @staticmethod
+    def backward(ctx, *grad_ys):  # type: ignore[reportIncompatibleMethodOverride]
+        with torch.no_grad():
+            dx, dA, dB, rows = _gradients(ctx, grad_ys, ctx.needs_input_grad[5], _compute_backward)
+        if ctx.slot is not None:
+            ctx.slot[1 + ctx.group :].copy_(rows)
+        return None, None, None, None, None, dx, None, *[None] * (ctx.n_weights + ctx.group), *dA, *dB

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from . import cpu
+from .backend import runs_directly
 
 
 def rms_norm_reference(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -30,12 +31,12 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     Returns:
         [..., K] in x's dtype.
     """
-    y, _ = _forward(x.reshape(-1, x.shape[-1]), weight, eps)
+    rows = x.reshape(-1, x.shape[-1])
+    y = _Directly.apply(rows, weight, eps) if runs_directly(x) else _forward(rows, weight, eps)[0]
     return y.view(x.shape)
 
 
-@torch.library.custom_op("lora_train::rms_norm", mutates_args=())
-def _forward(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+def _compute(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """y [M, K]; rstd fp32 [M]."""
     x = x.contiguous()
     if cpu.AVAILABLE:
@@ -45,13 +46,15 @@ def _forward(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     return (values * rstd[:, None]).mul_(weight.float()).to(x.dtype), rstd
 
 
+_forward = torch.library.custom_op("lora_train::rms_norm", _compute, mutates_args=())
+
+
 @_forward.register_fake
 def _(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     return torch.empty_like(x), x.new_empty(x.shape[0], dtype=torch.float32)
 
 
-@torch.library.custom_op("lora_train::rms_norm_backward", mutates_args=())
-def _backward(dy: Tensor, x: Tensor, weight: Tensor, rstd: Tensor) -> Tensor:
+def _compute_backward(dy: Tensor, x: Tensor, weight: Tensor, rstd: Tensor) -> Tensor:
     """dx [M, K]."""
     dy, x = dy.contiguous(), x.contiguous()
     if cpu.AVAILABLE:
@@ -60,6 +63,9 @@ def _backward(dy: Tensor, x: Tensor, weight: Tensor, rstd: Tensor) -> Tensor:
     weighted = dy.float() * weight.float()
     factor = (weighted * values).sum(-1).div_(x.shape[-1]).mul_(rstd.square())
     return weighted.addcmul_(values, factor[:, None], value=-1).mul_(rstd[:, None]).to(x.dtype)
+
+
+_backward = torch.library.custom_op("lora_train::rms_norm_backward", _compute_backward, mutates_args=())
 
 
 @_backward.register_fake
@@ -78,3 +84,17 @@ def _differentiate(ctx, dy: Tensor, _):
 
 
 _forward.register_autograd(_differentiate, setup_context=_keep)
+
+
+class _Directly(torch.autograd.Function):
+    """The same without the dispatcher."""
+
+    @staticmethod
+    def forward(ctx, x, weight, eps):
+        y, rstd = _compute(x, weight, eps)
+        ctx.save_for_backward(x, weight, rstd)
+        return y
+
+    @staticmethod
+    def backward(ctx, dy):  # type: ignore[reportIncompatibleMethodOverride]
+        return _compute_backward(dy, *ctx.saved_tensors), None, None

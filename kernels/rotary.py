@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from . import cpu
+from .backend import runs_directly
 
 
 def rotary_reference(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -30,11 +31,11 @@ def rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     Returns:
         [B, heads, S, D] in x's dtype, dense as [B, S, heads, D].
     """
-    return _rotate(x, cos.float().contiguous(), sin.float().contiguous(), False)
+    cos, sin = cos.float().contiguous(), sin.float().contiguous()
+    return _Directly.apply(x, cos, sin) if runs_directly(x) else _rotate(x, cos, sin, False)
 
 
-@torch.library.custom_op("lora_train::rotary", mutates_args=())
-def _rotate(x: Tensor, cos: Tensor, sin: Tensor, backward: bool) -> Tensor:
+def _compute(x: Tensor, cos: Tensor, sin: Tensor, backward: bool) -> Tensor:
     """The rotation, or the transposed one."""
     if x.stride(-1) != 1:
         x = x.contiguous()
@@ -52,6 +53,9 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor, backward: bool) -> Tensor:
     return y
 
 
+_rotate = torch.library.custom_op("lora_train::rotary", _compute, mutates_args=())
+
+
 @_rotate.register_fake
 def _(x: Tensor, cos: Tensor, sin: Tensor, backward: bool) -> Tensor:
     return x.new_empty(x.shape[0], x.shape[2], x.shape[1], x.shape[3]).transpose(1, 2)
@@ -67,3 +71,16 @@ def _differentiate(ctx, dy: Tensor):
 
 
 _rotate.register_autograd(_differentiate, setup_context=_keep)
+
+
+class _Directly(torch.autograd.Function):
+    """The same without the dispatcher."""
+
+    @staticmethod
+    def forward(ctx, x, cos, sin):
+        ctx.save_for_backward(cos, sin)
+        return _compute(x, cos, sin, False)
+
+    @staticmethod
+    def backward(ctx, dy):  # type: ignore[reportIncompatibleMethodOverride]
+        return _compute(dy, *ctx.saved_tensors, True), None, None

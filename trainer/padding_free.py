@@ -90,8 +90,12 @@ def attention_of_rows(
     """
     if not isinstance(attention_mask, Rows):
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
-    # one split: its backward is one concatenation, that of slices would fill the whole with zeros for every row
     lengths, masks = attention_mask.lengths, attention_mask.masks
+    if len(masks) == 1:  # rows of one length are a batch, without a copy
+        length, mask = next(iter(masks.items()))
+        q, k, v = (t.unflatten(2, (-1, length)).transpose(1, 2).flatten(0, 1) for t in (query, key, value))
+        return sdpa_attention_forward(module, q, k, v, mask, **kwargs)[0].flatten(0, 1)[None], None
+    # one split: its backward is one concatenation, that of slices would fill the whole with zeros for every row
     split = (tensor.split(lengths, dim=2) for tensor in (query, key, value))
     outputs = [
         sdpa_attention_forward(module, q, k, v, masks[length], **kwargs)[0]

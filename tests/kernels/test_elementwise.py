@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import ClassVar
 
 import pytest
 import torch
 from lora_train.kernels import cpu
 from lora_train.kernels.gated import gated_silu, gated_silu_reference
+from lora_train.kernels.lora_linear import lora_linear
 from lora_train.kernels.rms_norm import rms_norm, rms_norm_reference
 from lora_train.kernels.rotary import rotary, rotary_reference
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 TOLERANCE = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
@@ -160,3 +163,33 @@ def test_dropped_values_are_added_to_what_is_there():
     assert set((kept / x).tolist()) == {0.0, 1.0}
     assert torch.equal(cpu.drop(x, 9, 0.5, base.clone(), base), kept + base)
     assert torch.equal(cpu.drop(x.clone(), 9, 0.0, torch.empty(1003)), x)
+
+
+def test_under_a_dispatch_mode_the_same_is_an_operator():
+    """What looks for the operation to blame must see one; without such a mode nobody pays for the dispatcher."""
+
+    class Seen(TorchDispatchMode):
+        names: ClassVar[list[str]] = []
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            self.names.append(str(func))
+            return func(*args, **(kwargs or {}))
+
+    def results() -> list[Tensor]:
+        torch.manual_seed(0)
+        x, u, weight, A, B = (torch.randn(s, requires_grad=True) for s in ((6, 16), (6, 16), (8, 16), (2, 16), (8, 2)))
+        cos, slot = torch.randn(1, 6, 4), torch.zeros(6, 9, dtype=torch.float64)
+        y = gated_silu(rms_norm(x, torch.ones(16), 1e-5), u)
+        y = rotary(y.view(1, 6, 4, 4).transpose(1, 2), cos, cos).transpose(1, 2).reshape(6, 16)
+        (y,) = lora_linear(y, [weight.detach()], [A], [B], [2.0], dropout_p=0.5, seed=torch.tensor([3]), slot=slot)
+        y.square().sum().backward()
+        return [y.detach(), slot, *(t.grad for t in (x, u, A, B) if t.grad is not None)]
+
+    direct = results()
+    with Seen():
+        seen = results()
+    assert len(direct) == 6
+    for ours, theirs in zip(direct, seen, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=0, equal_nan=True)
+    operators = {name.split(".")[1] for name in Seen.names if name.startswith("lora_train.")}
+    assert {"rms_norm", "gated_silu", "rotary", "lora_linear", "lora_linear_backward"} <= operators
