@@ -83,4 +83,5 @@ class _Directly(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, dy):  # type: ignore[reportIncompatibleMethodOverride]
-        return _compute(dy, *ctx.saved_tensors, True), None, None
+        cos, sin = ctx.saved_tensors
+        return _compute(dy, cos, sin, True), None, None
