@@ -8,6 +8,7 @@ architecture; modules keep their names, weights and hooks.
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import sys
 from collections.abc import Callable
@@ -35,10 +36,14 @@ class FastPath:
     liger: bool = False
 
 
-def take_fast_path(base: nn.Module) -> FastPath:
-    """Replaces what is recognized in a frozen base model, before it gets an adapter or hooks."""
+def take_fast_path(base: nn.Module, device: torch.device | None = None) -> FastPath:
+    """Replaces what is recognized in a frozen base model, before it gets an adapter or hooks.
+
+    Args:
+        device: where it will run, if that is not where its weights are.
+    """
     found = FastPath()
-    device = next(base.parameters()).device
+    device = device or next(base.parameters()).device
     if device.type == "cuda":
         found.liger = _apply_liger(base)
         return found
@@ -76,10 +81,13 @@ def _norm_offset(module: nn.Module) -> float | None:
     if weight.ndim != 1 or weight.requires_grad or list(module.children()):
         return None
     x = _random(3, weight.shape[0]).to(weight.dtype)
+    # with weights of our own: the module's may be on no device yet, or all ones
+    probe: Any = copy.deepcopy(module)
+    probe.weight = nn.Parameter(_random(weight.shape[0]).to(weight.dtype), requires_grad=False)
     with torch.no_grad():
-        expected = module(x)
+        expected = probe(x)
         for offset in (0.0, 1.0):
-            if _same(rms_norm(x, weight + offset, eps), expected):
+            if _same(rms_norm(x, probe.weight + offset, eps), expected):
                 return offset
     return None
 

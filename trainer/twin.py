@@ -23,6 +23,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cache
 from ..instrument.patch import patch
 from .config import Config
 from .errors import UserError, problem
+from .fast_path import take_fast_path
 from .float32 import matching, widen
 from .loss import SupervisedLoss, transforms_logits
 from .model import add_lora, autocast, frozen, quantization_of, resolve
@@ -99,7 +100,11 @@ def make_twin(config: Config, device: torch.device) -> Twin:
         if config.quantization.load_in_4bit:
             kept = config.quantization.llm_int8_skip_modules or get_keys_to_not_convert(base)
             replace_with_bnb_linear(base, kept, quantization_of(config))  # in place
-        model = add_lora(frozen(base), config)
+    base = frozen(base)
+    if device.type == "cpu":  # Liger-Kernel's do not run on fake tensors
+        take_fast_path(base, device)
+    with torch.device("meta"):
+        model = add_lora(base, config)
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     with mode, autocast(config, device):
         _materialize(model, config, device)
