@@ -69,7 +69,7 @@ class AotVariant:
 def runs_directly(x: torch.Tensor) -> bool:
     """Whether an operator's function may be called without the dispatcher: on a CPU, where nobody has to see it.
 
-    The dispatcher's layers of Python cost a custom operator a few hundred microseconds a call.
+    The dispatcher's layers of Python can cost a call more than a small product takes.
     """
     return x.device.type == "cpu" and not (
         uses_triton(x) or torch.compiler.is_compiling() or _get_current_dispatch_mode() is not None

@@ -68,7 +68,7 @@ def _add_dropped_(acc: Tensor, x: Tensor, seed: Tensor | None, p: float) -> Tens
 class _Rows:
     """Rows of statistics of one call, filled one by one; null at first. Nothing in them without statistics.
 
-    In NumPy: a step has thousands of these numbers, and a tensor of one costs ten microseconds to look at.
+    In NumPy: a step has thousands of these numbers, and a tensor is slow to look at one by one.
     """
 
     def __init__(self, count: int, wanted: bool):

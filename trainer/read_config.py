@@ -279,8 +279,7 @@ def trackers_wanted(report_to: str | list[str]) -> list[str]:
 def is_installed(module: str) -> bool:
     """Whether a module can be imported; imports at most its parents. A folder that a tracker left here is none."""
     try:
-        spec = importlib.util.find_spec(module)
-        return spec is not None and spec.origin is not None
+        return getattr(importlib.util.find_spec(module), "origin", None) is not None
     except ModuleNotFoundError:
         return False
 
