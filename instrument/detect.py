@@ -1,8 +1,9 @@
 """Judges a run by its recorded numbers, step by step on the host. Imports no torch.
 
     divergence         the median loss of WINDOW steps is above the best such median so far by more than a sixth of
-                       it, six times the scatter of the losses, and MARGIN; or far above the first loss; or, before a
-                       step that is not finite, the last loss was, or an output grew GROWTH-fold within N_PEAKS steps
+                       it, six times the scatter of the losses, and MARGIN; or each of the WINDOW is above every older
+                       one; or far above the first loss; or, before a step that is not finite, the last loss was, or
+                       an output grew GROWTH-fold within N_PEAKS steps
     scale_underflow    for PATIENCE steps in a row, at half of the fp16 gradient sites more than half of the values
                        that were not zero are lost to it (n_underflow; subnormal ones where that is null)
     forecast           the trend of a site's absmax meets the largest fp16 number (forecast.py): a warning
@@ -124,8 +125,9 @@ class LossWatch:
         """Looks at a step's loss; one that is not finite is the latch's business."""
         if not math.isfinite(loss):
             return None
-        if len(self._recent) == WINDOW and self._calm:
-            self._n_older, self._highest = self._n_older + 1, max(self._highest, self._recent[0][1])
+        if len(self._recent) >= WINDOW // 2 and self._calm:  # a calm median vouches for the older half
+            older = self._recent[-WINDOW // 2][1]
+            self._n_older, self._highest = self._n_older + 1, max(self._highest, older)
         self._recent.append((step, loss))
         self._first = loss if self._first is None else self._first
         losses = [value for _, value in self._recent]

@@ -61,6 +61,19 @@ def test_a_jump_above_every_earlier_loss_is_seen_whatever_the_scatter():
     assert trouble.evidence["limit"] == pytest.approx(3.66 + max(0.5, trouble.evidence["best"] / 6))
 
 
+def test_a_jump_after_a_dozen_steps_is_seen_although_its_first_steps_widened_the_scatter():
+    """A real run in bf16 whose learning rate was multiplied by 100 at step 13; step 20 is rounded down."""
+    losses = [3.17, 2.51, 2.69, 2.64, 2.36, 2.225, 2.887, 2.977, 1.859, 2.79, 2.273, 2.462, 3.711, 3.531, 6.829, 6.712]
+    losses += [7.049, 6.696, 6.091, 6.1, 5.972, 6.582, 5.793, 5.837, 5.56, 5.706]
+    watch = LossWatch()
+    found = [watch.step(step, loss) for step, loss in enumerate(losses, start=1)]
+    trouble = found[25]
+    assert found[:25] == [None] * 25
+    assert trouble is not None
+    assert (trouble.kind, trouble.step) == ("divergence", 15)
+    assert trouble.evidence["limit"] == pytest.approx(3.17 + 0.5)
+
+
 def test_a_slow_climb_out_of_the_calm_losses_is_seen():
     """Another real run: the losses that climb are no longer calm, and raise no bar for those after them."""
     losses = [3.31, 3.45, 2.83, 3.28, 3.51, 3.24, 3.19, 2.96, 2.73, 2.66, 3.35, 3.56, 2.85, 3.07, 2.61, 3.93, 3.95, 4.3]
