@@ -36,7 +36,7 @@ IGNORE_INDEX = -100
 CPU_CHUNK = 1 << 23
 """Logits held at once on the CPU: 32 MiB, which malloc reuses; larger blocks are faulted in at every call."""
 
-CPU_CHUNK_16_BIT = 1 << 24
+CPU_CHUNK_16_BIT = 1 << 25
 """The same where W is 16-bit and has to be widened twice for every chunk."""
 
 WIDEN_BLOCK = 1 << 22
@@ -136,13 +136,15 @@ _linear_cross_entropy.register_autograd(_differentiate, setup_context=_setup_con
 
 
 def _widened(weight: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """W in fp32: all of it if it is fp32, else a block of the vocabulary after the other."""
-    step = weight.shape[0]
-    if weight.dtype != torch.float32:
-        step = max(1, WIDEN_BLOCK // weight.shape[1])
+    """W in fp32: all of it if it is fp32, else a block of the vocabulary after the other, valid until the next."""
+    if weight.dtype == torch.float32:
+        yield slice(0, weight.shape[0]), weight
+        return
+    step = max(1, WIDEN_BLOCK // weight.shape[1])
+    buffer = torch.empty(min(step, weight.shape[0]), weight.shape[1])  # a fresh one each time is faulted in
     for start in range(0, weight.shape[0], step):
         block = slice(start, min(start + step, weight.shape[0]))
-        yield block, weight[block].float()
+        yield block, buffer[: block.stop - start].copy_(weight[block])
 
 
 def _forward_cpu(

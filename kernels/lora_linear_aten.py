@@ -31,7 +31,7 @@ def dropped_indices(numel: int, seed: Tensor, p: float) -> Tensor:
 
     Poisson(n lambda) draws with replacement hit every element a Poisson(lambda) number of times,
     independently. With lambda = -ln(1 - p) each is spared with probability exactly 1 - p: dropout, at the
-    cost of p n random numbers. At M=512, K=576, p=0.05 that is 0.2 ms against the 8 ms of `F.dropout`.
+    cost of p n random numbers instead of n.
     """
     generator = torch.Generator().manual_seed(int(seed))
     mean = torch.tensor(-math.log1p(-p) * numel, dtype=torch.float64)
