@@ -6,7 +6,10 @@ bitsandbytes import. Everything else about the distribution is in pyproject.toml
 
 from setuptools import Extension, setup
 
-FOLDERS = ("kernels", "kernels.cpu", "instrument", "trainer")
+FOLDERS = (
+    "kernels", "kernels.cpu", "instrument", "instrument.compare", "instrument.explain", "instrument.page",
+    "instrument.report", "trainer",
+)  # fmt: skip
 
 # Optional: without a compiler the package installs and works, and ATen computes what they would have.
 # No -march=native: each holds an AVX2 and a portable variant and picks one at run time.
@@ -24,6 +27,10 @@ compiled = [
 setup(
     packages=[f"lora_train.{folder}" for folder in FOLDERS],
     package_dir={f"lora_train.{folder}": folder.replace(".", "/") for folder in FOLDERS},
-    package_data={"lora_train.instrument": ["catalogue/*.json"], "lora_train.kernels.cpu": ["*.c", "*.h"]},
+    package_data={
+        "lora_train.instrument": ["catalogue/*.json"],
+        "lora_train.instrument.page": ["*.html", "*.css", "*.js"],
+        "lora_train.kernels.cpu": ["*.c", "*.h"],
+    },
     ext_modules=compiled,
 )

@@ -14,7 +14,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,6 +43,8 @@ if TYPE_CHECKING:
 GRADIENTS = ("grad_out", "grad_in", "lora_A.grad", "lora_B.grad")
 """Tensors that are recorded multiplied by the loss scale."""
 STATS_COLUMNS = (*COLUMNS, "norm")
+# As many as a row group of a compacted file has.
+BLOCK_STEPS = 512
 
 
 def load_run(path: str | Path) -> Run:
@@ -125,6 +127,25 @@ class Run:
             frame["norm"] = self._norms(frame)
         return frame[["step", "start", "site", *wanted]]
 
+    def blocks(self, columns: Sequence[str], steps: Iterable[int] | None = None) -> Iterator[Block]:
+        """The statistics a part at a time, for what must not hold a whole run in memory.
+
+        Args:
+            columns: from store.COLUMNS.
+            steps: None for all.
+
+        Returns:
+            blocks of up to some 500 steps; within one the rows of a site follow each other in order of steps. Of a
+            step that was run twice only the last word is there.
+        """
+        parts = self._parts(steps)
+        names = list(dict.fromkeys(name for part in reversed(parts) for name in part.names))
+        code = {name: at for at, name in enumerate(names)}
+        for part in parts:
+            codes = _array([code[name] for name in part.names])
+            for site, step, values in _site_major(part, columns):
+                yield Block(names, codes[site], step, part.start, values)
+
     def exponents(self, site: str, step: int) -> np.ndarray | None:
         """The histogram of a site's binary exponents: int64 [256], entry e counts exponent field e as fp32.
 
@@ -136,17 +157,24 @@ class Run:
         """
         import numpy as np
 
-        parts = self._parts(step)
-        if site not in {name for part in parts for name in part.names} | set(self.sites["name"]):
+        if site not in set(self.sites["name"]) | {name for part in self._parts(step) for name in part.names}:
             raise ValueError(f"{self.path} has no site {site}; Run.sites lists them")
-        for part in parts:
-            table = _read_coded(part, EXPONENT_COLUMNS, {site: 0})
-            if table.num_rows and (first := table["exponent_first"][0].as_py()) is not None:
-                counts = table["exponent_counts"][0].as_py()
-                histogram = np.zeros(N_EXPONENTS, np.int64)
-                histogram[first : first + len(counts)] = counts
-                return histogram
-        return None
+        if (found := self.histograms(step, site).get(site)) is None:
+            return None
+        histogram = np.zeros(N_EXPONENTS, np.int64)
+        first, counts = found
+        histogram[first : first + len(counts)] = counts
+        return histogram
+
+    def histograms(self, step: int, site: str | None = None) -> dict[str, tuple[int, list[int]]]:
+        """By site the first exponent and the counts from there on; those without a histogram are not in it."""
+        found: dict[str, tuple[int, list[int]]] = {}
+        for part in self._parts(step):
+            names = [name for name in part.names if site in (None, name)]
+            table = _read_coded(part, EXPONENT_COLUMNS, {name: at for at, name in enumerate(names)})
+            columns = (table[name].to_pylist() for name in ("site", *EXPONENT_COLUMNS))
+            found |= {names[at]: (first, counts) for at, first, counts in zip(*columns, strict=True) if counts}
+        return found
 
     def _step_rows(self) -> list[dict[str, Any]]:
         rows = read_metrics(self.path) if (self.path / METRICS).exists() else []
@@ -177,6 +205,25 @@ class Run:
             return np.where(scaled, norm / scale, norm)
 
 
+@dataclass(frozen=True)
+class Block:
+    """Rows of statistics.
+
+    Attributes:
+        names: of all sites of the run.
+        site: index into them, int64 [rows].
+        step: int64 [rows].
+        start: which recorded them.
+        values: float64 [rows] by column, NaN for null.
+    """
+
+    names: list[str]
+    site: np.ndarray
+    step: np.ndarray
+    start: int
+    values: dict[str, np.ndarray]
+
+
 @dataclass
 class _Part:
     """A file of stats/ and the steps to read from it."""
@@ -200,6 +247,41 @@ def _open(path: Path) -> _Part | None:
     else:
         facts, steps = stream_facts(path), stream_steps(path)
     return _Part(path, int(facts[b"start"]), json.loads(facts[b"sites"]), steps) if facts and steps else None
+
+
+def _array(values: Sequence[int]) -> np.ndarray:
+    import numpy as np
+
+    return np.array(values, np.int64)
+
+
+def _site_major(part: _Part, columns: Sequence[str]) -> Iterator[tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]]:
+    """Site ids, steps and values of a file, a row group or BLOCK_STEPS batches at a time."""
+    import numpy as np
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    def floats(table: pa.Table) -> dict[str, np.ndarray]:
+        return {name: table[name].cast(pa.float64()).to_numpy(zero_copy_only=False) for name in columns}
+
+    if part.path.suffix == ".parquet":
+        with pa.OSFile(str(part.path)) as source:
+            file = pq.ParquetFile(source, pre_buffer=False)
+            for group in range(file.metadata.num_row_groups):
+                table = file.read_row_group(group, ["step", "site", *columns], use_threads=False)
+                step, site, values = table["step"].to_numpy(), table["site"].to_numpy(), floats(table)
+                kept = np.isin(step, _array(list(part.steps)))
+                if kept.any():
+                    yield site[kept], step[kept], {name: column[kept] for name, column in values.items()}
+        return
+    positions = set(part.steps.values())
+    batches = (batch for at, batch in enumerate(stream_batches(part.path, columns)) if at in positions)
+    while chunk := list(itertools.islice(batches, BLOCK_STEPS)):
+        n_sites = chunk[0].num_rows
+        order = np.arange(len(chunk) * n_sites).reshape(len(chunk), n_sites).T.ravel()
+        table = pa.Table.from_batches(chunk)
+        values = {name: column[order] for name, column in floats(table).items()}
+        yield order % n_sites, table["step"].to_numpy()[order], values
 
 
 def _no_rows(columns: Sequence[str]) -> pa.Table:

@@ -37,4 +37,9 @@ def say(key: str, /, **values: Any) -> str:
     Raises:
         KeyError: the catalogue has no such key, or a placeholder has no value (a programmer's error).
     """
-    return catalogue(language())[key].format(**values)
+    return say_in(language(), key, **values)
+
+
+def say_in(lang: str, key: str, /, **values: Any) -> str:
+    """The sentence `key` in a language of LANGUAGES."""
+    return catalogue(lang)[key].format(**values)

@@ -110,12 +110,12 @@ def read_metrics(run_dir: str | Path, start: int | None = None) -> list[dict[str
     With `start` only the lines of that start.
     """
     kept: dict[tuple, dict[str, Any]] = {}
-    for line in (Path(run_dir) / METRICS).read_text(encoding="utf-8").splitlines():
+    for line in (Path(run_dir) / METRICS).read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             row = json.loads(line)
         except json.JSONDecodeError:
             continue
-        if start is not None and row.get("start") != start:
+        if not isinstance(row, dict) or (start is not None and row.get("start") != start):
             continue
         kind = "evaluation" if "eval_loss" in row else "summary" if "train_runtime" in row else "step"
         key = (kind, row.get("step"))

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from ..instrument.messages import say
+from ..instrument.messages import LANGUAGES, language, say
 from .errors import UserError, problem
 
 EXIT_USER_ERROR = 2
@@ -157,6 +157,41 @@ def _inspect(arguments: Namespace) -> int:
     return inspect_adapter(arguments.adapter, arguments.json)
 
 
+def _explain_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("source", metavar="RUN|FILE", type=Path, help=say("cli.explain.source"))
+    parser.add_argument("--lang", choices=LANGUAGES, default=language(), help=say("cli.lang"))
+
+
+def _explain(arguments: Namespace) -> int:
+    from .read_run import explain
+
+    return explain(arguments.source, arguments.lang)
+
+
+def _report_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("source", metavar="RUN|FILE", type=Path, help=say("cli.report.source"))
+    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help=say("cli.report.output"))
+    parser.add_argument("--follow", action="store_true", help=say("cli.report.follow"))
+
+
+def _report(arguments: Namespace) -> int:
+    from .read_run import report
+
+    return report(arguments.source, arguments.output, arguments.follow)
+
+
+def _compare_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("sources", metavar="RUN|FILE", type=Path, nargs="+", help=say("cli.compare.sources"))
+    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help=say("cli.compare.output"))
+    parser.add_argument("--lang", choices=LANGUAGES, default=language(), help=say("cli.lang"))
+
+
+def _compare(arguments: Namespace) -> int:
+    from .read_run import compare
+
+    return compare(arguments.sources, arguments.output, arguments.lang)
+
+
 def _env_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help=say("cli.json"))
 
@@ -169,6 +204,9 @@ def _env(arguments: Namespace) -> int:
 
 
 VERBS = {
+    "explain": Verb("cli.explain", _explain_arguments, _explain),
+    "report": Verb("cli.report", _report_arguments, _report),
+    "compare": Verb("cli.compare", _compare_arguments, _compare),
     "replay": Verb("cli.replay", _replay_arguments, _replay),
     "inspect": Verb("cli.inspect", _inspect_arguments, _inspect),
     "merge": Verb("cli.merge", _merge_arguments, _merge),

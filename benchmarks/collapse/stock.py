@@ -157,6 +157,7 @@ def train(config: Config, row: Row, plan: Plan, pad_id: int, out: Path) -> Outco
     trainer.losses = []
     scaler = as_fp16(trainer, row.scaler)
     trainer.train()
+    trainer.save_state()
 
     end = adapter(trainer.model)
     before = trainer.at_collapse or {}

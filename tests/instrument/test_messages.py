@@ -21,7 +21,7 @@ def test_both_languages_have_the_same_keys_and_placeholders():
 
 
 def test_every_key_in_the_source_exists_and_every_sentence_is_used():
-    source = "".join(path.read_text() for top in ("instrument", "trainer") for path in (ROOT / top).glob("*.py"))
+    source = "".join(path.read_text() for top in ("instrument", "trainer") for path in (ROOT / top).rglob("*.py"))
     used = set(re.findall(r'"([a-z_]+(?:\.\w+)+)"', source))
     asked = set(re.findall(r'(?:say|problem)\(\s*"([a-z_.0-9]+)"', source))
     assert asked <= catalogue("en").keys()
@@ -34,6 +34,17 @@ def test_every_key_in_the_source_exists_and_every_sentence_is_used():
     # and why batches are padded
     text = (ROOT / "trainer/padding_free.py").read_text()
     built |= {f"padding.{reason}" for reason in re.findall(r'"([a-z]+)"', text)}
+    # a finding is a word in its rule, and a page asks for its own sentences without their prefix
+    words = set(re.findall(r'"([a-z_]+)"', source)) | {"eval_loss_better", "eval_loss_alike"}
+    words |= {f"{what}_{how}" for what in ("loss", "speed", "memory") for how in ("better", "alike")}
+    words |= {f"clipped_{how}" for how in ("always", "often", "rarely")}
+    pages = "".join(path.read_text() for path in (ROOT / "instrument/page").glob("*.js"))
+    asked_of = set(re.findall(r'\bt\("([a-z_.]+)"\)', pages)) | set(re.findall(r'"([a-z_.]+)"', pages))
+    built |= {f"{family}.{word}" for family in ("explain", "compare") for word in words}
+    built |= {f"explain.{kind}.{word}" for kind in ("what", "verdict") for word in words}
+    built |= {f"{page}.{word}" for page in ("report", "compare.page") for word in asked_of}
+    built |= {f"report.{kind}.{word}" for kind in ("metric", "time") for word in asked_of}
+    built |= {f"report.action.{action}" for action in ("heal", "rollback", "stop")}
     # the kinds of trouble, and what was tried
     families = ("collapse.title.", "collapse.label.", "collapse.where_", "collapse.stock_", "remedy.")
     built |= {key for key in catalogue("en") if key.startswith(families)}

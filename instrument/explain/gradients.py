@@ -1,0 +1,161 @@
+"""The gradient norm against its own spread in this run, the layers that carry it, and how often clipping bit."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .finding import WINDOW, Finding, listed, median, scatter
+from .history import History
+
+# In the logarithm: gradient norms scatter by factors. Six deviations and threefold: no normal run of 10,000 steps.
+SPIKE_DEVIATIONS, SPIKE_FACTOR = 6.0, 3.0
+SPIKES_WATCHED = 0.01
+# Over the run's calmest dozen steps. Norms grow twofold in healthy runs as B leaves zero, not tenfold.
+EXPLODED = 10.0
+# Of the norm after the first dozen steps, while the loss kept more than half of itself.
+VANISHED = 1e-3
+# One of hundreds of modules with half of the squared norm steers every update.
+LOPSIDED = 0.5
+CLIPPED_NEARLY_ALWAYS, CLIPPED_RARELY = 0.9, 0.1
+
+
+def spread(history: History) -> Finding | None:
+    """The run's own range: what an unusual value would be here, whatever it is called elsewhere."""
+    _, norm = history.finite("grad_norm")
+    if len(norm) < 4:
+        return None
+    low, middle, high = (float(np.quantile(norm, q)) for q in (0.05, 0.5, 0.95))
+    values = {"low": low, "median": middle, "high": high, "n": len(norm), "unusual": SPIKE_FACTOR * high}
+    return Finding("grad_norm", "healthy", "grad_spread", values)
+
+
+def spikes(history: History) -> Finding | None:
+    """Steps far above their neighbours, and the module whose share grew most on the highest of them."""
+    step, norm = history.finite("grad_norm")
+    if len(norm) < 2 * WINDOW or not (norm > 0).any():
+        return None
+    at = _spikes(norm)
+    if not len(at):
+        return None
+    highest = int(at[np.argmax(norm[at])])
+    values = {"n": len(at), "steps": listed(step[at]), "step": int(step[highest]), "norm": float(norm[highest])}
+    values |= {"median": median(norm), "module": "-", "share": 0.0, "usual": 0.0}
+    verdict = "watch" if len(at) > max(1, SPIKES_WATCHED * len(norm)) else "note"
+    layers = history.layers
+    if layers is None or (own := _at(layers, int(step[highest]), history)) is None:
+        return Finding("grad_norm", verdict, "spikes", values)
+    shares = layers.pow(2).div(layers.pow(2).sum(axis=1), axis=0).median()
+    square = own.to_numpy("float64") ** 2
+    share, usual = square / square.sum(), shares.to_numpy("float64")
+    most = int(np.nanargmax(share - usual))
+    values |= {
+        "module": str(layers.columns[most]),
+        "share": 100 * float(share[most]),
+        "usual": 100 * float(usual[most]),
+    }
+    return Finding("grad_norm", verdict, "spikes_layer", values)
+
+
+def _at(layers, step: int, history: History):
+    """The norms of a step that may not be among the sampled."""
+    if step in layers.index:
+        return layers.loc[step]
+    frame = history.stats(r":lora_[AB]\.grad$", ["norm"], step)
+    if frame is None:
+        return None
+    squares = (frame["norm"] ** 2).groupby(frame["site"].astype(str).str.rpartition(":")[0]).sum()
+    return np.sqrt(squares.reindex(layers.columns))
+
+
+def _spikes(norm: np.ndarray) -> np.ndarray:
+    """Positions; each is held against the dozen before and the dozen after it."""
+    logs = np.log(np.maximum(norm, 1e-30))
+    limit = SPIKE_DEVIATIONS * scatter(np.diff(logs)) / np.sqrt(2)
+    around = [np.concatenate([logs[max(0, i - WINDOW) : i], logs[i + 1 : i + 1 + WINDOW]]) for i in range(len(logs))]
+    usual = np.array([median(values) for values in around])
+    return np.flatnonzero(logs - usual > max(limit, np.log(SPIKE_FACTOR)))
+
+
+def exploding(history: History) -> Finding | None:
+    """The last dozen norms against the calmest dozen before."""
+    step, norm = history.finite("grad_norm")
+    if len(norm) < 3 * WINDOW:
+        return None
+    medians = [median(norm[i : i + WINDOW]) for i in range(0, len(norm) - WINDOW + 1, WINDOW)]
+    last = median(norm[-WINDOW:])
+    calm = int(np.argmin(medians))
+    if medians[calm] <= 0 or last < EXPLODED * medians[calm] or not _loss_rose(history):
+        return None
+    values = {"last": last, "calm": medians[calm], "step": int(step[calm * WINDOW]), "factor": last / medians[calm]}
+    return Finding("grad_norm", "wrong", "exploding", values)
+
+
+def _loss_rose(history: History) -> bool:
+    """Without it, a growing norm is a model that became sure of itself."""
+    _, loss = history.finite("loss")
+    best = min(median(loss[i : i + WINDOW]) for i in range(0, max(1, len(loss) - WINDOW + 1), WINDOW))
+    return median(loss[-WINDOW:]) > 1.05 * best
+
+
+def vanishing(history: History) -> Finding | None:
+    """Norms that all but ended while the loss did not."""
+    step, norm = history.finite("grad_norm")
+    _, loss = history.finite("loss")
+    if len(norm) < 3 * WINDOW or len(loss) < 3 * WINDOW:
+        return None
+    early, last = median(norm[1 : 1 + WINDOW]), median(norm[-WINDOW:])
+    if last >= VANISHED * early or median(loss[-WINDOW:]) < 0.5 * median(loss[:WINDOW]):
+        return None
+    return Finding("grad_norm", "wrong", "vanishing", {"early": early, "last": last, "step": int(step[-1])})
+
+
+def clipping(history: History) -> Finding | None:
+    """How often max_grad_norm shortened the gradient: nearly always, it decides the step's length."""
+    limit = history.setting("training.max_grad_norm", 1.0 if history.kind == "run" else None)
+    _, norm = history.finite("grad_norm")
+    if not limit or not len(norm):
+        return None
+    share = float((norm > limit).mean())
+    key = "always" if share >= CLIPPED_NEARLY_ALWAYS else "rarely" if share <= CLIPPED_RARELY else "often"
+    values = {"limit": float(limit), "percent": 100 * share, "n": int((norm > limit).sum()), "median": median(norm)}
+    return Finding("grad_norm", "note" if key == "always" else "healthy", f"clipped_{key}", values)
+
+
+def layers(history: History) -> Finding | None:
+    """The modules with the largest share of the squared norm."""
+    norms = history.layers
+    if norms is None or norms.shape[1] < 2:
+        return None
+    squares = norms.iloc[1:].pow(2) if len(norms) > 1 else norms.pow(2)
+    shares = squares.div(squares.sum(axis=1), axis=0).median().sort_values(ascending=False)
+    top = ", ".join(f"{name} {share:.0%}" for name, share in shares.head(3).items())
+    values = {"top": top, "n": len(shares), "module": str(shares.index[0]), "percent": 100 * float(shares.iloc[0])}
+    if shares.iloc[0] > LOPSIDED and len(shares) > 4:
+        return Finding("grad_norm", "watch", "layers_lopsided", values)
+    return Finding("grad_norm", "healthy", "layers", values)
+
+
+def unmoved_layers(history: History) -> Finding | None:
+    """Modules whose gradient was exactly 0 at every step after the first: nothing reaches them."""
+    norms = history.layers
+    if norms is None or len(norms) < 3:
+        return None
+    dead = [str(name) for name in norms.columns if (norms[name].iloc[1:] == 0).all()]
+    if not dead:
+        return None
+    return Finding("grad_norm", "wrong", "layers_dead", {"n": len(dead), "of": norms.shape[1], "module": dead[0]})
+
+
+def above_one(history: History) -> Finding | None:
+    """Popular advice that the run contradicts: a norm above 1 is bad."""
+    _, norm = history.finite("grad_norm")
+    _, loss = history.finite("loss")
+    if len(loss) < 2 * WINDOW or len(norm) < WINDOW or median(norm) <= 1.0:
+        return None
+    first, last = median(loss[:WINDOW]), median(loss[-WINDOW:])
+    if last > 0.95 * first or last == 0:
+        return None
+    return Finding("grad_norm", "note", "above_one", {"median": median(norm), "first": first, "last": last})
+
+
+RULES = (spread, spikes, exploding, vanishing, clipping, layers, unmoved_layers, above_one)

@@ -1,0 +1,57 @@
+"""How the run ended, and what went wrong on the way."""
+
+from __future__ import annotations
+
+from .finding import Finding, listed
+from .history import History
+
+
+def finished(history: History) -> Finding | None:
+    """Whether the run came to its end: metrics.jsonl ends with its summary, a state with its last step."""
+    if history.kind == "log":
+        return None
+    last = int(history.column("step")[-1])
+    if history.finished:
+        return Finding("outcome", "healthy", "finished", {"step": last})
+    if any(incident.get("action") == "stop" for incident in history.incidents):
+        return None
+    return Finding("outcome", "note", "not_finished", {"step": last})
+
+
+def incidents(history: History) -> list[Finding]:
+    """Each collapse; one that was healed is past, and is to be known all the same."""
+    found = []
+    for incident in history.incidents:
+        stopped = incident.get("action") == "stop"
+        values = {
+            "step": incident["step"],
+            "kind": str(incident.get("kind")),
+            "module": incident.get("module") or "-",
+            "rows": listed(incident.get("evidence", {}).get("rows_alone") or incident.get("rows") or []) or "-",
+            "change": next((r["change"] for r in incident.get("remedies", []) if r.get("verified")), "-"),
+            "run": history.name,
+        }
+        found.append(Finding("outcome", "wrong" if stopped else "watch", "stopped" if stopped else "healed", values))
+    return found
+
+
+def other_step_next_time(history: History) -> Finding | None:
+    """Why the same script fails at another step tomorrow: the row that overflows comes when the seed says so.
+
+    Source: design section 6; the order of rows is drawn from training.seed.
+    """
+    for incident in history.incidents:
+        rows = incident.get("evidence", {}).get("rows_alone") or []
+        if rows and incident.get("phase") == "forward":
+            values = {"rows": listed(rows), "step": incident["step"], "seed": history.setting("training.seed", "?")}
+            return Finding("outcome", "note", "other_step", values)
+    return None
+
+
+def damaged(history: History) -> Finding | None:
+    """Statistics of layers that are there and cannot be read."""
+    _ = history.layers
+    return Finding("outcome", "watch", "damaged") if history.damaged else None
+
+
+RULES = (finished, other_step_next_time, damaged)

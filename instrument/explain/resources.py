@@ -1,0 +1,95 @@
+"""Memory and time: whether they grew, and what with: longer rows, evaluation, checkpoints, or nothing that is known."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .finding import WINDOW, Finding, clock, median
+from .history import History
+
+# An allocator's blocks move a total by a percent or two; a tenth of a GiB is what a reader notices.
+GREW, GREW_GIB = 0.05, 0.1
+# Most of the growth came at such steps: the rest is the allocator's rounding.
+MOSTLY = 0.6
+SLOWER = 1.1
+EVAL_SHARE, SAVE_SHARE = 0.2, 0.1
+# Seconds. Nobody waits for a share of less.
+SHORT = 60.0
+
+
+def memory(history: History) -> Finding | None:
+    """The memory of the GPU where there is one, else of the process, and what its growth came with."""
+    column = next((c for c in ("memory_reserved_gib", "host_memory_gib") if history.steps[c].notna().any()), None)
+    if column is None or len(history.steps) < 6:
+        return None
+    values = history.column(column)
+    first, last = median(values[1:4]), float(values[-1])
+    facts = {"first": first, "last": last, "peak": float(np.nanmax(values)), "where": column.split("_")[0]}
+    growth = np.nanmax(values) - first
+    if growth < max(GREW * first, GREW_GIB):
+        return Finding("memory", "healthy", "memory_flat", facts)
+    rises = np.diff(values, prepend=values[0]).clip(min=0)
+    rises[:2] = 0
+    total = np.nansum(rises)
+    length = history.column("max_sequence_length")
+    records = length > np.maximum.accumulate(np.concatenate([[0], length[:-1]])) if np.isfinite(length).all() else None
+    facts |= {"longest": float(np.nanmax(length)) if records is not None else 0.0}
+    if records is not None and np.nansum(rises[records]) > MOSTLY * total:
+        facts["step"] = int(history.column("step")[int(np.argmax(length))])
+        return Finding("memory", "healthy", "memory_lengths", facts)
+    for name, key in (("eval_seconds_total", "memory_eval"), ("save_seconds_total", "memory_save")):
+        spent = np.diff(history.column(name), prepend=0.0) > 0
+        if np.nansum(rises[spent]) > MOSTLY * total:
+            return Finding("memory", "note", key, facts)
+    settled = np.nanmax(values[: max(2, len(values) // 2)]) > facts["peak"] - max(GREW * first, GREW_GIB) / 2
+    return Finding("memory", "note" if settled else "watch", "memory_settled" if settled else "memory_grows", facts)
+
+
+def drift(history: History) -> Finding | None:
+    """Whether steps became slower, and whether longer rows explain it."""
+    seconds, tokens = history.column("step_seconds"), history.column("tokens")
+    if len(seconds) < 3 * WINDOW or not np.isfinite(seconds).all():
+        return None
+    third = len(seconds) // 3
+    early, late = median(seconds[2:third]), median(seconds[-third:])
+    facts = {"early": early, "late": late, "percent": 100 * (late / early - 1)}
+    if late < SLOWER * early:
+        return Finding("time", "healthy", "time_steady", facts)
+    rates = median(tokens[2:third] / seconds[2:third]), median(tokens[-third:] / seconds[-third:])
+    facts |= {"tokens_early": median(tokens[2:third]), "tokens_late": median(tokens[-third:])}
+    if rates[1] > rates[0] / SLOWER**0.5:
+        return Finding("time", "healthy", "time_lengths", facts)
+    return Finding("time", "watch", "time_slower", facts | {"rate_early": rates[0], "rate_late": rates[1]})
+
+
+def shares(history: History) -> Finding | None:
+    """Where the time went: steps, evaluation, checkpoints. An ETA from steps alone misses the other two."""
+    seconds = history.column("step_seconds")
+    if not np.isfinite(seconds).any():
+        return None
+    stepping = float(np.nansum(seconds))
+    evals = history.evals
+    evaluating = float(evals["eval_runtime"].astype("float64").sum()) if "eval_runtime" in evals else 0.0
+    saves = history.column("save_seconds_total")
+    saving = float(np.nanmax(saves)) if np.isfinite(saves).any() else 0.0
+    total = max(stepping + evaluating + saving, 1e-9)
+    facts = {"steps": clock(stepping), "eval": clock(evaluating), "save": clock(saving), "total": clock(total)}
+    facts |= {"eval_percent": 100 * evaluating / total, "save_percent": 100 * saving / total, "n": len(evals)}
+    if total < SHORT:
+        return Finding("time", "healthy", "time_shares", facts)
+    if evaluating > EVAL_SHARE * total:
+        return Finding("time", "watch", "time_eval", facts)
+    if saving > SAVE_SHARE * total:
+        return Finding("time", "watch", "time_save", facts)
+    return Finding("time", "healthy", "time_shares", facts)
+
+
+def stock_evaluation(history: History) -> Finding | None:
+    """A stock state has no step times; its evaluations' are there."""
+    if not history.stock or "eval_runtime" not in history.evals or np.isfinite(history.column("step_seconds")).any():
+        return None
+    seconds = history.evals["eval_runtime"].astype("float64")
+    return Finding("time", "note", "time_eval_stock", {"n": len(seconds), "time": clock(float(seconds.sum()))})
+
+
+RULES = (memory, drift, shares, stock_evaluation)

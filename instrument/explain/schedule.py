@@ -1,0 +1,108 @@
+"""The learning rate's course, and the loss scale's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from .finding import Finding, listed
+from .history import History
+
+LONG_WARM_UP = 0.3
+# A schedule that ends does so near zero.
+UNFINISHED = 0.05
+FALLING = ("linear", "cosine")
+# torch's scale starts at 65536 and finds its place by halving; sixteen halvings are its whole range.
+SEARCHING = 16
+# Below 128 the smallest gradients of half the layers begin to vanish in fp16.
+LOW_SCALE = 128.0
+HEADROOM = 0.5
+FP16_LIMIT = 65504.0
+MAX_SAMPLES = 200
+
+
+def course(history: History) -> Finding | None:
+    """Where the rate rose to and where it ended."""
+    step, rate = history.finite("learning_rate")
+    if not len(rate):
+        return None
+    peak = int(np.argmax(rate))
+    values = {"peak": float(rate[peak]), "step": int(step[peak]), "last": float(rate[-1]), "n": int(step[-1])}
+    if peak > LONG_WARM_UP * len(rate) and len(rate) >= 20:
+        return Finding("learning_rate", "watch", "warm_up_long", values)
+    return Finding("learning_rate", "healthy", "rate_course", values)
+
+
+def frozen(history: History) -> Finding | None:
+    """A rate that stopped in the middle of a falling schedule: the updates are skipped."""
+    step, rate = history.finite("learning_rate")
+    if len(rate) < 6 or len(np.unique(rate)) < 3:
+        return None
+    same = int(np.argmax(rate[::-1] != rate[-1]))
+    if same < 3 or rate[-1] < UNFINISHED * rate.max() or _constant_end(history):
+        return None
+    values = {"rate": float(rate[-1]), "since": int(step[-same]), "n": same}
+    return Finding("learning_rate", "wrong", "rate_frozen", values)
+
+
+def _constant_end(history: History) -> bool:
+    kind = str(history.setting("training.lr_scheduler_type", ""))
+    return kind.startswith("constant") or "min_lr" in kind
+
+
+def unfinished(history: History) -> Finding | None:
+    """Skipped steps leave a falling schedule above its end: it counts updates, the run counts steps."""
+    steps, updates = history.column("step"), history.column("updates")
+    if not history.finished or not np.isfinite(updates).any():
+        return None
+    missed = int(steps[-1] - updates[-1])
+    rate = history.column("learning_rate")
+    if not missed or str(history.setting("training.lr_scheduler_type", "linear")) not in FALLING:
+        return None
+    if not rate[-1] > UNFINISHED * np.nanmax(rate):
+        return None
+    return Finding("learning_rate", "note", "rate_unfinished", {"missed": missed, "rate": float(rate[-1])})
+
+
+def scale(history: History) -> Finding | None:
+    """How the loss scale moved; only runs in fp16 have one that does."""
+    values = history.column("loss_scale")
+    if not np.isfinite(values).any() or np.nanmax(values) == 1:
+        return None
+    skipped = history.column("step")[history.column("skipped") > 0]
+    facts: dict[str, Any] = {"first": float(values[0]), "last": float(values[-1]), "lowest": float(np.nanmin(values))}
+    facts |= {"n": len(skipped), "steps": listed(skipped) if len(skipped) else "-"}
+    if facts["lowest"] < LOW_SCALE:
+        return Finding("loss_scale", "watch", "scale_low", facts)
+    if not len(skipped) and facts["first"] == facts["last"]:
+        return Finding("loss_scale", "healthy", "scale_steady", facts)
+    if len(skipped) and skipped[-1] > SEARCHING and len(skipped) > SEARCHING:
+        return Finding("loss_scale", "watch", "scale_restless", facts)
+    return Finding("loss_scale", "healthy", "scale_course", facts)
+
+
+def headroom(history: History) -> Finding | None:
+    """The fp16 output that came nearest to the largest fp16 number."""
+    if history.run is None or history.steps.empty:
+        return None
+    sites = history.run.sites
+    names = {name for name, kind in zip(sites["name"], sites["dtype"], strict=True) if kind == "float16"}
+    if not names:
+        return None
+    steps = [int(step) for step in history.steps["step"]]
+    kept = steps[:: max(1, len(steps) // MAX_SAMPLES)]
+    frame = history.stats(r":out$", ["absmax"], kept)
+    if frame is None:
+        return None
+    peaks = frame["absmax"].where(frame["site"].isin(names)).to_numpy("float64")
+    if not np.isfinite(peaks).any():
+        return None
+    top: Any = frame.iloc[int(np.nanargmax(peaks))]
+    values = {"site": str(top["site"]), "peak": float(top["absmax"]), "step": int(top["step"]), "limit": FP16_LIMIT}
+    values |= {"percent": 100 * float(top["absmax"]) / FP16_LIMIT}
+    near = values["peak"] > HEADROOM * FP16_LIMIT
+    return Finding("loss_scale", "watch" if near else "healthy", "headroom_small" if near else "headroom", values)
+
+
+RULES = (course, frozen, unfinished, scale, headroom)

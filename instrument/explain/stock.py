@@ -1,0 +1,98 @@
+"""What a stock Trainer's log means once it prints 0.0: the table of design section 6.
+
+logging_nan_inf_filter, on by default, replaces a NaN loss by an average that is 0 after each log; so a loss of exactly
+0 is a window in which every loss was not finite, and grad_norm and the learning rate tell the cause apart.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from .finding import Finding, listed, median
+from .history import History
+from .loss import stock_zeros
+
+# A filtered micro-batch doubles the sum: one is enough for twice the loss, and training alone rarely jumps fourfold.
+ARTEFACT = 4.0
+# torch's scale starts at 65536 and halves at each skip: sixteen skips search for the scale, more are an illness.
+SEARCHING = 16
+TINY = 1e-7
+
+
+def zero(history: History) -> Finding | None:
+    """Rows 1, 2, 3 and 6: a loss of exactly 0."""
+    zeros = stock_zeros(history)
+    if not zeros:
+        return None
+    step, norm, rate = (history.column(name) for name in ("step", "grad_norm", "learning_rate"))
+    at = int(np.flatnonzero(history.column("loss") == 0)[0])
+    before = history.column("loss")[:at]
+    values = {"step": zeros[0], "n": len(zeros), "before": float(before[-1]) if at else math.nan}
+    values |= {"last": int(step[-1]), "rate": float(rate[at])}
+    after = norm[at:]
+    if np.isfinite(after).all() and np.abs(after).max() < TINY:
+        return Finding("loss", "wrong", "zero_no_labels", values)
+    if np.isfinite(after).any() and not np.isnan(after).all():
+        return Finding("loss", "wrong", "zero_other", values)
+    if len(after) < 2 or not np.isfinite(rate[at:]).all():
+        return Finding("loss", "wrong", "zero_unknown_rate", values)
+    constant = len(np.unique(rate[: at + 1])) == 1 and at > 1
+    if len(np.unique(rate[at:])) > 1:
+        return Finding("loss", "wrong", "zero_rate_moves", values)
+    return Finding("loss", "wrong", "zero_unknown_rate" if constant else "zero_rate_frozen", values)
+
+
+def artefact(history: History) -> Finding | None:
+    """Row 7: one large loss right before the zeros, made by the filter inside an accumulation window."""
+    zeros = stock_zeros(history)
+    if not zeros:
+        return None
+    loss = history.column("loss")
+    at = int(np.flatnonzero(loss == 0)[0])
+    usual = median(loss[max(0, at - 11) : at - 1]) if at > 2 else math.nan
+    if not at or not loss[at - 1] > ARTEFACT * usual:
+        return None
+    values = {"step": int(history.column("step")[at - 1]), "loss": float(loss[at - 1]), "usual": usual}
+    return Finding("loss", "note", "artefact", values)
+
+
+def never_logged(history: History) -> Finding | None:
+    """A loss that is printed as nan or inf: logging_nan_inf_filter is off."""
+    if not history.stock:
+        return None
+    bad = history.column("step")[~np.isfinite(history.column("loss"))]
+    if not len(bad):
+        return None
+    return Finding("loss", "wrong", "loss_nan", {"n": len(bad), "steps": listed(bad)})
+
+
+def backward_only(history: History) -> Finding | None:
+    """Row 4: gradients that are not finite beside a loss that is."""
+    if not history.stock:
+        return None
+    loss, norm = history.column("loss"), history.column("grad_norm")
+    if not np.isfinite(norm).any():
+        return None
+    bad = history.column("step")[np.isfinite(loss) & (loss != 0) & ~np.isfinite(norm)]
+    if not len(bad):
+        return None
+    searching = bad[-1] <= max(SEARCHING, history.coarse * 2)
+    values = {"n": len(bad), "steps": listed(bad)}
+    return Finding(
+        "grad_norm", "healthy" if searching else "watch", "scale_search" if searching else "backward", values
+    )
+
+
+def no_gradient(history: History) -> Finding | None:
+    """Row 5: the loss is finite and the gradient is all but 0; LoRA's first step (B = 0) is not meant."""
+    step, norm = history.finite("grad_norm")
+    loss = history.column("loss")
+    norm = norm[step > 1]
+    if not history.stock or len(norm) < 3 or np.nanmax(np.abs(norm)) > TINY or not np.nanmax(np.abs(loss)) > 0:
+        return None
+    return Finding("grad_norm", "wrong", "no_gradient", {"largest": float(np.max(np.abs(norm)))})
+
+
+RULES = (zero, artefact, never_logged, backward_only, no_gradient)
