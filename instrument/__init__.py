@@ -1,7 +1,9 @@
 """What is measured, kept, judged and shown; runs without the trainer.
 
-from lora_train.instrument import load_run      reads a run; imports no torch
-from lora_train.instrument import watch         records a tensor of your own
+from lora_train.instrument import load_run             reads a run; imports no torch
+from lora_train.instrument import InstrumentCallback   records transformers' Trainer and TRL's SFTTrainer
+from lora_train.instrument import Instrument           records a loop of your own
+from lora_train.instrument import watch                records a tensor of your own
 """
 
 from __future__ import annotations
@@ -10,12 +12,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .attach import Instrument
+    from .callback import InstrumentCallback
     from .load import load_run
     from .recorder import watch
 
-__all__ = ["load_run", "watch"]
+__all__ = ["Instrument", "InstrumentCallback", "load_run", "watch"]
 
-_HOME = {"load_run": ".load", "watch": ".recorder"}
+_HOME = {"Instrument": ".attach", "InstrumentCallback": ".callback", "load_run": ".load", "watch": ".recorder"}
 
 
 def __getattr__(name: str) -> Any:

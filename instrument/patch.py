@@ -131,6 +131,14 @@ def patch(model: nn.Module, run_once: Callable[[], Any], alone: Collection[str] 
     return Patched(groups, unfused)
 
 
+def on_hooks(model: nn.Module, run_once: Callable[[], Any]) -> Patched:
+    """Every LoRA layer in the order of its first call, on PEFT's path: the recorder looks at them with hooks."""
+    modules = lora_modules(model)
+    called = [name for name, _ in _first_calls(modules, run_once)]
+    order = called + [name for name in modules if name not in called]
+    return Patched([], [(name, modules[name], "") for name in order])
+
+
 def unpatch(patched: Patched) -> None:
     """Gives the modules PEFT's forward back."""
     for group in patched.groups:

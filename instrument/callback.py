@@ -1,0 +1,161 @@
+"""The instrument inside transformers.Trainer and TRL's SFTTrainer, in two lines.
+
+    from lora_train.instrument import InstrumentCallback
+    trainer.add_callback(InstrumentCallback("runs/x"))
+
+It sees the loss that the Trainer's filter would print as 0, before the optimizer has moved anything: without a loss
+scaler the step is dropped, so that the adapter stays alive, and with one the scaler skips it. Then the run stops, or
+with stop=False goes on and every such step is recorded as what it is.
+
+What is less than in lora-train: rows have no numbers, nothing is replayed or healed, the host waits for the device once
+a step, and of several processes only the first one's micro-batches are recorded.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from .attach import Instrument, four_tokens
+from .attached_step import Step
+
+# What a report shows of TrainingArguments.
+SHOWN = (
+    "per_device_train_batch_size", "gradient_accumulation_steps", "learning_rate", "lr_scheduler_type", "warmup_steps",
+    "max_steps", "num_train_epochs", "max_grad_norm", "optim", "seed", "fp16", "bf16", "logging_steps", "eval_strategy",
+    "eval_steps", "save_steps", "gradient_checkpointing", "weight_decay",
+)  # fmt: skip
+
+
+class InstrumentCallback(TrainerCallback):
+    """Records a Trainer's run in a run folder.
+
+    Attributes:
+        instrument: while it trains.
+    """
+
+    def __init__(
+        self,
+        run_dir: str | Path,
+        *,
+        fuse: bool = False,
+        stop: bool = True,
+        histogram_every: int = 100,
+        probe_every: int = 100,
+    ):
+        """
+        Args:
+            run_dir: a new folder; if it holds a run, `<run_dir>-2` and so on is taken.
+            fuse: compute the LoRA linears with the fused kernels as well.
+            stop: end the training on the step that collapses.
+            histogram_every, probe_every: as instrument.* of a configuration.
+        """
+        self._run_dir, self._fuse, self._stop = run_dir, fuse, stop
+        self._histogram_every, self._probe_every = histogram_every, probe_every
+        self.instrument: Instrument | None = None
+        self._step: Step | None = None
+        self._handles: list[Any] = []
+        self._inputs: dict[str, Any] = {}
+        self._scaler: Any = None
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Puts the instrument on the model."""
+        if not state.is_world_process_zero:
+            return
+        model = kwargs["model"]
+        self._scaler = getattr(kwargs.get("optimizer"), "scaler", None)
+        shown = {name: getattr(args, name, None) for name in SHOWN}
+        settings = {"training": {name: _plain(value) for name, value in shown.items()}, "attached": {"to": "Trainer"}}
+        self.instrument = Instrument(
+            model,
+            self._run_dir,
+            fuse=self._fuse,
+            fp16=self._scaler is not None,
+            gradient_accumulation_steps=args.gradient_accumulation_steps,
+            run_once=lambda: _under_autocast(args, model),
+            settings=settings,
+            histogram_every=self._histogram_every,
+            probe_every=self._probe_every,
+        )
+        self.instrument.__enter__()
+        self._handles = [
+            model.register_forward_pre_hook(self._before_forward, with_kwargs=True),
+            model.register_forward_hook(self._after_forward),
+        ]
+        self._started = time.perf_counter()
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Begins a step."""
+        if self.instrument is None:
+            return
+        scheduler = kwargs.get("lr_scheduler")
+        rate = scheduler.get_last_lr()[0] if scheduler is not None else None
+        scale = float(self._scaler.get_scale()) if self._scaler is not None else 1.0
+        self._step = self.instrument.begin_step(None if rate is None else float(rate), scale)
+
+    def _before_forward(self, model: torch.nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        if self._step is not None and model.training:
+            self._inputs = kwargs
+            self._step.begin_micro_batch()
+
+    def _after_forward(self, model: torch.nn.Module, _args: Any, output: Any) -> None:
+        loss = output.get("loss") if isinstance(output, dict) else getattr(output, "loss", None)
+        if self._step is not None and model.training and isinstance(loss, torch.Tensor):
+            self._step.micro_batch(loss, self._inputs)
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Judges the step before it is applied."""
+        if self.instrument is None or self._step is None:
+            return
+        step, self._step = self._step, None
+        self._inputs = {}
+        trouble = self.instrument.end_step(step)
+        if not step.finite and self._scaler is None:
+            for parameter in kwargs["model"].parameters():
+                parameter.grad = None  # an optimizer leaves such a parameter alone
+        if trouble is not None and self._stop:
+            control.should_training_stop = True
+
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Records an evaluation."""
+        values = {k: float(v) for k, v in kwargs.get("metrics", {}).items() if isinstance(v, (int, float))}
+        if self.instrument is not None and "eval_loss" in values:
+            self.instrument.evaluation(values)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Takes the instrument off."""
+        if self.instrument is None:
+            return
+        for handle in self._handles:
+            handle.remove()
+        if state.global_step >= state.max_steps:
+            self.instrument.finished(time.perf_counter() - self._started)
+        self.instrument.close()
+        self.instrument = None
+
+
+def _under_autocast(args: TrainingArguments, model: torch.nn.Module) -> None:
+    device = next(model.parameters()).device
+    dtype = torch.float16 if args.fp16 else torch.bfloat16 if args.bf16 else None
+    context = torch.autocast(device.type, dtype) if dtype is not None else contextlib.nullcontext()
+    with context:
+        four_tokens(model, device)
+
+
+def _plain(value: Any) -> Any:
+    value = value.value if isinstance(value, Enum) else value
+    return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)
