@@ -183,6 +183,7 @@ def _way_on(facts: Facts, parts: Parts, console: Console) -> None:
     else:
         console.line(say("collapse.no_remedy"))
     console.line(say("collapse.look", command=f"lora-train replay {run} --step {facts.diagnosis.step}"))
+    console.line(say("collapse.look_words", command=f"lora-train explain {run}"))
     console.line(say("collapse.saved", folder=facts.folder, size=size_mib(facts.folder)))
     if facts.diagnosis.action == "stop":
         console.line(say("collapse.exit_code"))

@@ -64,6 +64,7 @@ def write_result(parts: Parts, progress: Progress, run_dir: Path, console: Conso
     seconds = duration(progress.train_seconds)
     console.line(say("end.done", steps=progress.step, time=seconds, loss=compact(progress.final_loss)))
     console.line(say("end.adapter", folder=folder))
+    console.line(say("end.look", folder=run_dir))
     if progress.heals:
         what = "; ".join(f"{heal['step']} {heal['kind']} {heal['module'] or ''}".rstrip() for heal in progress.heals)
         console.line(say("end.healed", n=len(progress.heals), what=what))

@@ -18,6 +18,7 @@ from .checkpoint import Progress
 from .console import Console, compact, duration
 from .errors import write_failed
 from .evaluate import Evaluation
+from .layer_series import LayerSeries
 from .parts import Parts
 from .trackers import Trackers
 
@@ -69,6 +70,9 @@ class RunLog:
         self._eval_seconds = progress.eval_seconds_total / max(1, len(progress.evaluations))
         self._save_seconds = progress.save_seconds_total / max(1, progress.step // parts.schedule.save_every)
         self._lines_lost = 0
+        self._layers = LayerSeries(parts.recorder.sites) if parts.recorder and trackers else None
+        # lines for the trackers that wait for the statistics of their step: some trackers take a step only once
+        self._untracked: dict[int, dict] = {}
         self.last_step = progress.step
 
     def expect(self, facts: StepFacts) -> None:
@@ -151,6 +155,7 @@ class RunLog:
             if last is not None and step > last:
                 continue
             self._write_statistics(step, rows, exponents)
+            self._track(step, rows)
             found, coming = self._detectors.rows(step, rows.numpy())
             trouble = trouble or found
             for site, forecast in coming:
@@ -165,6 +170,16 @@ class RunLog:
                     )
                 )
         return trouble if last is None else None
+
+    def _track(self, step: int, rows: torch.Tensor | None) -> None:
+        """Sends the trackers what waits up to that step, with the layers of this one."""
+        for waiting in sorted(at for at in self._untracked if at <= step):
+            line = self._untracked.pop(waiting)
+            layers = {}
+            if self._layers and rows is not None and waiting == step:
+                layers = self._layers.values(rows.numpy(), line["loss_scale"])
+            if self._trackers:
+                self._trackers.log({**line, **layers}, waiting)
 
     def _write(self, line: dict) -> None:
         """One line of metrics.jsonl; training.on_write_error decides what a full disk means."""
@@ -197,6 +212,7 @@ class RunLog:
                     stream.close()
                 except OSError as error:
                     self._console.warn(say("log.failed", step=self.last_step, what=error))
+        self._track(self.last_step, None)
         if self._trackers:
             self._trackers.finish()
 
@@ -205,6 +221,7 @@ class RunLog:
         self._eval_seconds = evaluation.eval_runtime
         self._progress.eval_seconds_total += evaluation.eval_runtime
         self._write({"step": step, **asdict(evaluation)})
+        self._track(step, None)
         if self._trackers:
             self._trackers.log(asdict(evaluation), step)
         self._console.line(
@@ -251,7 +268,9 @@ class RunLog:
         if not self._schedule.logs(step):
             return
         if self._trackers:
-            self._trackers.log(line, step)
+            self._untracked[step] = line
+            if self._layers is None:
+                self._track(step, None)
         self._console.line(
             say(
                 "step.line",

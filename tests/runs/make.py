@@ -59,8 +59,8 @@ def train(work: Path, config: dict[str, Any], **environment: str) -> Path:
     return work / config["training"]["output_dir"]
 
 
-def keep(run: Path, name: str) -> None:
-    """Copies what the tests read of a run."""
+def keep(work: Path, run: Path, name: str) -> None:
+    """Copies what the tests read of a run, with paths as seen from the folder it was made in."""
     target = HERE / name
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir()
@@ -70,6 +70,8 @@ def keep(run: Path, name: str) -> None:
             shutil.copytree(source, target / part, ignore=shutil.ignore_patterns("*.safetensors", "capsule.json"))
         elif source.exists():
             shutil.copy(source, target / part)
+    for file in (target / "config.yaml", target / "env.json"):
+        file.write_text(file.read_text(encoding="utf-8").replace(f"{work}/", ""), encoding="utf-8")
     env = json.loads((target / "env.json").read_text(encoding="utf-8"))
     clean = {key: value for key, value in env.items() if key not in OF_A_MACHINE}
     (target / "env.json").write_text(json.dumps(clean, indent=1) + "\n", encoding="utf-8")
@@ -115,14 +117,14 @@ def healthy(work: Path) -> None:
     training = {"max_steps": 150, "learning_rate": 8e-3, "warmup_steps": 8, **OFTEN}
     adapter = {"r": 16, "lora_alpha": 32}
     data = {"eval_fraction": 0.2}
-    keep(train(work, settings("llama-2", "healthy", data=data, training=training, lora=adapter)), "healthy")
+    keep(work, train(work, settings("llama-2", "healthy", data=data, training=training, lora=adapter)), "healthy")
 
 
 def overfitting(work: Path) -> None:
     """Twenty rows, twenty-four times."""
     training = {"max_steps": 120, "learning_rate": 1e-2, "lr_scheduler_type": "constant", **OFTEN}
     data = {"limit": 20, "eval": "data.jsonl", "eval_limit": 40}
-    keep(train(work, settings("llama-2", "overfitting", data=data, training=training)), "overfitting")
+    keep(work, train(work, settings("llama-2", "overfitting", data=data, training=training)), "overfitting")
 
 
 def lengths(work: Path) -> None:
@@ -130,14 +132,14 @@ def lengths(work: Path) -> None:
     growing_rows(work / "growing.jsonl")
     data = {"train": "growing.jsonl", "cutoff_len": 2048}
     training = {"max_steps": 60, "per_device_train_batch_size": 1, "learning_rate": 1e-4}
-    keep(train(work, settings("wide", "lengths", data=data, training=training), **KEEPS_MEMORY), "lengths")
+    keep(work, train(work, settings("wide", "lengths", data=data, training=training), **KEEPS_MEMORY), "lengths")
 
 
 def collapse(work: Path) -> None:
     """`healed` and `stock`."""
     command = [sys.executable, "-m", "benchmarks.collapse", "--out", str(work / "collapse")]
     subprocess.run(command, cwd=ROOT, check=True)
-    keep(work / "collapse" / "heal", "healed")
+    keep(work, work / "collapse" / "heal", "healed")
     (HERE / "stock").mkdir(exist_ok=True)
     shutil.copy(work / "collapse" / "stock-1" / "trainer_state.json", HERE / "stock" / "trainer_state.json")
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+from lora_train.instrument.load import load_run
 from lora_train.instrument.store import read_metrics
 from lora_train.trainer.config import Config
 from lora_train.trainer.read_config import is_installed, trackers_wanted
@@ -37,6 +38,10 @@ def test_tensorboard_has_what_the_log_has(cli, tiny_models, tmp_path):
     expected = {row["step"]: row["loss"] for row in steps_of(run) if row["step"] % 2 == 0}
     assert loss == pytest.approx(expected, rel=1e-6)
     assert {"grad_norm", "learning_rate", "loss_scale", "tokens_per_second"} <= set(events.Tags()["scalars"])
+    layer = {event.step: event.value for event in events.Scalars("grad_norm_by_layer/model.layers.1")}
+    stored = load_run(run).stats(r"^model\.layers\.1\..*:lora_[AB]\.grad$", ["norm"], [2, 4, 6])
+    squares = (stored["norm"] ** 2).groupby(stored["step"]).sum()
+    assert layer == pytest.approx((squares**0.5).to_dict(), rel=1e-6)
     evaluations = {event.step: event.value for event in events.Scalars("eval_loss")}
     assert evaluations == pytest.approx(
         {row["step"]: row["eval_loss"] for row in read_metrics(run) if "eval_loss" in row}, rel=1e-6
