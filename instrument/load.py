@@ -159,21 +159,23 @@ class Run:
 
         if site not in set(self.sites["name"]) | {name for part in self._parts(step) for name in part.names}:
             raise ValueError(f"{self.path} has no site {site}; Run.sites lists them")
-        if (found := self.histograms(step, site).get(site)) is None:
+        if (found := self.histograms([step], site)[step].get(site)) is None:
             return None
         histogram = np.zeros(N_EXPONENTS, np.int64)
         first, counts = found
         histogram[first : first + len(counts)] = counts
         return histogram
 
-    def histograms(self, step: int, site: str | None = None) -> dict[str, tuple[int, list[int]]]:
-        """By site the first exponent and the counts from there on; those without a histogram are not in it."""
-        found: dict[str, tuple[int, list[int]]] = {}
-        for part in self._parts(step):
+    def histograms(self, steps: Sequence[int], site: str | None = None) -> dict[int, dict[str, tuple[int, list[int]]]]:
+        """By step and site the first exponent and the counts from there on; sites without a histogram are left out."""
+        found: dict[int, dict[str, tuple[int, list[int]]]] = {step: {} for step in steps}
+        for part in self._parts(steps):
             names = [name for name in part.names if site in (None, name)]
             table = _read_coded(part, EXPONENT_COLUMNS, {name: at for at, name in enumerate(names)})
-            columns = (table[name].to_pylist() for name in ("site", *EXPONENT_COLUMNS))
-            found |= {names[at]: (first, counts) for at, first, counts in zip(*columns, strict=True) if counts}
+            columns = (table[name].to_pylist() for name in ("step", "site", *EXPONENT_COLUMNS))
+            for step, at, first, counts in zip(*columns, strict=True):
+                if counts:
+                    found[step][names[at]] = first, counts
         return found
 
     def _step_rows(self) -> list[dict[str, Any]]:

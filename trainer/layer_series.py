@@ -3,7 +3,7 @@
     grad_norm_by_layer/model.layers.07    norm of the LoRA gradients of a block, unscaled, before clipping
     fp16_peak_by_layer/model.layers.07    largest magnitude of its float16 outputs; the limit is 65,504
 
-Everything else of a layer is in stats/ and in `lora-train report`: hundreds of curves are of no use on a tracker's page.
+Everything else of a layer is in stats/ and in `lora-train report`: hundreds of curves are of no use on a page.
 """
 
 from __future__ import annotations

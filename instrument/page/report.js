@@ -124,15 +124,11 @@ function layerSection() {
   const map = chart(place, "map", () => {
     const sites = shownSites(metric());
     const linear = metric() === "underflow", counts = ["nonfinite", "overflow"].includes(metric());
-    const label = (b) => (b[0] === b[1] ? String(b[0]) : `${b[0]}–${b[1]}`);
     const value = (s, b) => cell(metric(), s, b);
     const z = sites.map((s) => GRID.bins.map((_, b) => { const v = value(s, b); return Number.isNaN(v) ? null : linear ? v : counts ? Math.log10(v + 1) : v > 0 ? Math.log10(v) : -30; }));
-    const text = sites.map((s) => GRID.bins.map((b, i) => metric() === "norm"
-      ? `${number(cell("norm", s, i, "min"))} / ${number(cell("norm", s, i, "mean"))} / ${number(cell("norm", s, i, "max"))}` : number(value(s, i))));
-    const smallest = Math.min(...z.flat().filter((v) => v !== null && v > -30));
+    const smallest = z.reduce((least, row) => row.reduce((a, v) => (v !== null && v > -30 && v < a ? v : a), least), Infinity);
     return [{
-      type: "heatmap", z: z.map((row) => row.map((v) => (v === -30 ? smallest : v))), x: GRID.bins.map((b) => (b[0] + b[1]) / 2), y: sites.map((_, i) => i), text, customdata: sites.map((s) => GRID.bins.map((b) => [plain(GRID.names[s]), label(b)])),
-      hovertemplate: "%{customdata[0]}<br>" + t("step") + " %{customdata[1]}<br>%{text}<extra></extra>", colorscale: metric() === "headroom" ? "Portland" : "Viridis", reversescale: metric() === "headroom",
+      type: "heatmap", z: z.map((row) => row.map((v) => (v === -30 ? smallest : v))), x: GRID.bins.map((b) => (b[0] + b[1]) / 2), y: sites.map((_, i) => i), hoverinfo: "none", colorscale: metric() === "headroom" ? "Portland" : "Viridis", reversescale: metric() === "headroom",
       colorbar: { title: { text: linear ? "" : counts ? "log10(n + 1)" : "log10" }, thickness: 12 },
     }];
   }, () => {
@@ -141,10 +137,15 @@ function layerSection() {
     const narrow = innerWidth < 700;
     return { hovermode: "closest", xaxis: { title: { text: t("step") } }, yaxis: { autorange: "reversed", tickvals: narrow ? [] : ticks, ticktext: ticks.map((i) => plain(short(GRID.names[sites[i]], 44))), tickfont: { size: 10 } }, shapes: [] };
   }, "chart map");
-  const detail = el("div", {});
-  place.append(el("p", { id: "cell", class: "dim" }, t("layers.click")), detail);
+  const detail = el("div", {}), hovered = el("p", { id: "hovered", class: "dim" }, " ");
+  place.append(hovered, el("p", { id: "cell", class: "dim" }, t("layers.click")), detail);
   CHARTS.push(() => {
     map.removeAllListeners("plotly_click");
+    map.removeAllListeners("plotly_hover");
+    map.on("plotly_hover", (event) => {
+      const point = event.points[0], bin = point.pointNumber ? point.pointNumber[1] : point.pointIndex[1];
+      hovered.textContent = described(shownSites(metric())[point.y], bin, metric());
+    });
     map.on("plotly_click", (event) => {
       const point = event.points[0], site = shownSites(metric())[point.y];
       pick(detail, site, point.pointNumber ? point.pointNumber[1] : point.pointIndex[1], metric());
@@ -165,10 +166,17 @@ function shownSites(metric) {
   });
 }
 
+function described(site, bin, metric) {
+  const [first, last] = GRID.bins[bin], steps = first === last ? `${first}` : `${first}–${last}`;
+  const of = (which) => number(cell(metric, site, bin, which), 7);
+  const value = metric === "norm" && first !== last ? `${of("min")} / ${of("mean")} / ${of("max")}` : of("max");
+  return `${GRID.names[site]}  ${t("step")} ${steps}  ${t("metric." + metric)} ${value}`;
+}
+
 function pick(place, site, bin, metric) {
   remember({ site: GRID.names[site], bin });
-  const [first, last] = GRID.bins[bin], steps = first === last ? `${first}` : `${first}–${last}`;
-  document.getElementById("cell").textContent = `${GRID.names[site]}  ${t("step")} ${steps}  ${t("metric." + metric)} ${number(cell(metric, site, bin), 7)}`;
+  const last = GRID.bins[bin][1];
+  document.getElementById("cell").textContent = described(site, bin, metric);
   document.getElementById("cell").dataset.value = String(cell(metric, site, bin));
   place.replaceChildren(el("div", { id: "history", class: "chart" }), el("div", { id: "exponents", class: "chart" }));
   place.className = "two";

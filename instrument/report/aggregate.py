@@ -123,8 +123,7 @@ def histograms(run: Run, grid: Grid) -> list[dict[str, Any]]:
     chosen = [found[round(i)] for i in np.linspace(0, len(found) - 1, min(len(found), HISTOGRAM_STEPS))]
     code = {name: at for at, name in enumerate(grid.names)}
     rows = []
-    for step in chosen:
-        own = run.histograms(step)
+    for step, own in run.histograms(chosen).items():
         counts = [np.round(8 * np.log2(np.asarray(counts, float) + 1)).astype(np.uint8) for _, counts in own.values()]
         sites = [code[name] for name in own]
         rows.append({"step": step, "sites": sites, "first": [first for first, _ in own.values()], "counts": counts})
