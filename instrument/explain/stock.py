@@ -58,6 +58,12 @@ def artefact(history: History) -> Finding | None:
     return Finding("loss", "note", "artefact", values)
 
 
+def other_step(history: History) -> Finding | None:
+    """Why the same script fails at step 500 one day and at 1200 the next."""
+    zeros = stock_zeros(history)
+    return Finding("loss", "note", "other_step_stock", {"step": zeros[0]}) if zeros else None
+
+
 def never_logged(history: History) -> Finding | None:
     """A loss that is printed as nan or inf: logging_nan_inf_filter is off."""
     if not history.stock:
@@ -95,4 +101,4 @@ def no_gradient(history: History) -> Finding | None:
     return Finding("grad_norm", "wrong", "no_gradient", {"largest": float(np.max(np.abs(norm)))})
 
 
-RULES = (zero, artefact, never_logged, backward_only, no_gradient)
+RULES = (zero, artefact, other_step, never_logged, backward_only, no_gradient)

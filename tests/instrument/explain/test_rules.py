@@ -137,6 +137,8 @@ def test_what_a_loss_of_zero_means_in_a_stock_log(norm, rate, expected):
     assert found is not None
     assert (found.key, found.verdict, found.values["step"]) == (expected, "wrong", 4)
     assert stock.zero(history(**columns)) is None  # our own log filters nothing
+    assert key(stock.other_step(history(kind="trainer", **columns))) == "other_step_stock"
+    assert stock.other_step(history(**columns)) is None
 
 
 def test_the_other_rows_of_the_table_of_symptoms():
