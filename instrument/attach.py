@@ -3,8 +3,9 @@
     with Instrument(model, "runs/x") as instrument:
         for inputs in loader:
             with instrument.step(learning_rate=rate) as step:
+                step.begin_micro_batch()              # before the forward pass, for each micro-batch
                 loss = model(**inputs).loss
-                step.micro_batch(loss, inputs)        # before backward, for each micro-batch
+                step.micro_batch(loss, inputs)        # before the backward pass
                 loss.backward()
             if not step.finite: ...                   # before the optimizer moves anything
             optimizer.step()
@@ -46,6 +47,8 @@ BAD = [FIELDS.index("n_nan"), FIELDS.index("n_inf")]
 GIB = 2**30
 # A scale that halves for the thirtieth time in a row is far below any that helps (latch.py).
 MAX_SKIPS = 30
+# A loop that goes on after a collapse shows nothing new afterwards.
+MAX_DIAGNOSES = 5
 
 
 class Instrument:
@@ -66,6 +69,8 @@ class Instrument:
         gradient_accumulation_steps: int = 1,
         histogram_every: int = 100,
         probe_every: int = 100,
+        stops: bool = True,
+        n_steps: int = 0,
         run_once: Callable[[], Any] | None = None,
         settings: Mapping[str, Mapping[str, Any]] | None = None,
         warn: Callable[[str], None] = print,
@@ -78,6 +83,8 @@ class Instrument:
             fp16: whether a loss scale is at work.
             gradient_accumulation_steps: the most micro-batches of a step.
             histogram_every, probe_every: as instrument.* of a configuration.
+            stops: whether the loop ends on the step that collapses; for what is said of it.
+            n_steps: steps that were run before, where a run is resumed.
             run_once: a forward pass on a few tokens, under the autocast of the loop; None for four tokens without.
             settings: {section: {key: value}} for the report.
             warn: takes a sentence for the user.
@@ -108,7 +115,9 @@ class Instrument:
         self._begin_folder(settings or {})
         self._metrics, self._stats = MetricsLog(self.run_dir, 0), StatsWriter(self.run_dir, 0, len(self.recorder.sites))
         self._detectors = Detectors(self.recorder.sites, fp16)
-        self._n_steps = self._skips = self._updates = 0
+        self.n_micro_batches, self._stops = gradient_accumulation_steps, stops
+        self._n_steps = self._updates = n_steps
+        self._skips = self._n_diagnosed = 0
         self._eval_seconds = self._save_seconds = 0.0
         self._stack = contextlib.ExitStack()
 
@@ -144,11 +153,13 @@ class Instrument:
         yield step
         self.end_step(step)
 
-    def begin_step(self, learning_rate: float | None = None, loss_scale: float = 1.0) -> Step:
+    def begin_step(
+        self, learning_rate: float | None = None, loss_scale: float = 1.0, epoch: float | None = None
+    ) -> Step:
         """Begins a step; `end_step` must follow."""
         self._n_steps += 1
         self.recorder.begin_step(self._n_steps)
-        return Step(self._n_steps, learning_rate, loss_scale, self)
+        return Step(self._n_steps, learning_rate, loss_scale, epoch, self)
 
     def gradient_rows(self) -> torch.Tensor:
         """Statistics of the accumulated gradients as they are in memory, float64 [parameters, 9]."""
@@ -190,6 +201,7 @@ class Instrument:
             {
                 "step": step.number,
                 "updates": self._updates,
+                "epoch": step.epoch,
                 "loss": step.loss,
                 "learning_rate": step.learning_rate,
                 "grad_norm": norm,
@@ -234,10 +246,14 @@ class Instrument:
 
     def _diagnosed(self, step: Step, trouble: Trouble) -> Trouble:
         """Names kind and module, writes diagnosis.json and says it."""
+        self._n_diagnosed += 1
+        if self._n_diagnosed > MAX_DIAGNOSES:
+            return trouble
         kind, module, phase, evidence = trouble.kind, trouble.module, "optimizer", dict(trouble.evidence)
         if kind is None:
             kind, module, phase, evidence = self._blame(step)
-        diagnosis = Diagnosis(kind, trouble.step, module, phase, [], evidence)
+        action = "stop" if self._stops else "none"
+        diagnosis = Diagnosis(kind, trouble.step, module, phase, [], evidence, action=action)
         write_diagnosis(incident_folder(self.run_dir, trouble.step, 0), diagnosis.as_json())
         self._warn(say("attach.trouble", step=trouble.step, kind=kind, module=module or "-", run=self.run_dir))
         return Trouble(trouble.step, kind, module, evidence)

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import torch
 
 from .detect import Trouble
+from .messages import say
 from .recorder import Recorder
 
 
@@ -18,6 +19,7 @@ class Recording(Protocol):
     """What a step needs of the instrument."""
 
     recorder: Recorder
+    n_micro_batches: int
 
     def gradient_rows(self) -> torch.Tensor: ...
 
@@ -36,6 +38,7 @@ class Step:
     number: int
     learning_rate: float | None
     loss_scale: float
+    epoch: float | None
     _instrument: Recording
     loss: float = math.nan
     finite: bool = True
@@ -45,11 +48,14 @@ class Step:
     _inputs: list[Mapping[str, Any]] = field(default_factory=list)
     _counts: list[tuple[Any, Any, int]] = field(default_factory=list)
     _rows: torch.Tensor | None = None
+    _begun: bool = False
     _started: float = field(default_factory=time.perf_counter)
 
     def begin_micro_batch(self) -> None:
-        """To be called before the forward pass, where `micro_batch` comes after it."""
-        self._instrument.recorder.begin_micro_batch()
+        """To be called before the forward pass; again before a second one of the same micro-batch changes nothing."""
+        if not self._begun and len(self._bad) < self._instrument.n_micro_batches:
+            self._instrument.recorder.begin_micro_batch()
+        self._begun = True
 
     def micro_batch(self, loss: torch.Tensor, inputs: Mapping[str, Any] | None = None) -> None:
         """Tells of a micro-batch, between its forward and its backward pass.
@@ -57,7 +63,13 @@ class Step:
         Args:
             loss: float [], what the model gave; what it weighs in the step is read from its gradient.
             inputs: the model's arguments, kept until the step's end to name the module if it goes wrong.
+
+        Raises:
+            ValueError: `begin_micro_batch` was not called before the forward pass.
         """
+        if not self._begun:
+            raise ValueError(say("attach.not_begun"))
+        self._begun = False
         self._inputs.append(inputs or {})
         self._counts.append(_counts(inputs or {}))
         value = loss.detach().float()

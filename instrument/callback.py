@@ -7,19 +7,24 @@ It sees the loss that the Trainer's filter would print as 0, before the optimize
 scaler the step is dropped, so that the adapter stays alive, and with one the scaler skips it. Then the run stops, or
 with stop=False goes on and every such step is recorded as what it is.
 
-What is less than in lora-train: rows have no numbers, nothing is replayed or healed, the host waits for the device once
-a step, and of several processes only the first one's micro-batches are recorded.
+The loss is the one that accelerate is given for the backward pass, whoever computed it.
+
+What is less than in lora-train: rows have no numbers, nothing is replayed or healed, and the host waits for the device
+once a step. Of several processes the first one's micro-batches and its share of the gradients are recorded, and nothing
+is stopped or dropped: the others would not know.
 """
 
 from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Callable
 from enum import Enum
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from .attach import Instrument, four_tokens
@@ -61,8 +66,10 @@ class InstrumentCallback(TrainerCallback):
         self.instrument: Instrument | None = None
         self._step: Step | None = None
         self._handles: list[Any] = []
+        self._backward = Accelerator.backward
         self._inputs: dict[str, Any] = {}
         self._scaler: Any = None
+        self._alone = True
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -70,7 +77,7 @@ class InstrumentCallback(TrainerCallback):
         """Puts the instrument on the model."""
         if not state.is_world_process_zero:
             return
-        model = kwargs["model"]
+        model, self._alone = kwargs["model"], args.world_size == 1
         self._scaler = getattr(kwargs.get("optimizer"), "scaler", None)
         shown = {name: getattr(args, name, None) for name in SHOWN}
         settings = {"training": {name: _plain(value) for name, value in shown.items()}, "attached": {"to": "Trainer"}}
@@ -79,6 +86,8 @@ class InstrumentCallback(TrainerCallback):
             self._run_dir,
             fuse=self._fuse,
             fp16=self._scaler is not None,
+            stops=self._stop and self._alone,
+            n_steps=state.global_step,
             gradient_accumulation_steps=args.gradient_accumulation_steps,
             run_once=lambda: _under_autocast(args, model),
             settings=settings,
@@ -86,10 +95,8 @@ class InstrumentCallback(TrainerCallback):
             probe_every=self._probe_every,
         )
         self.instrument.__enter__()
-        self._handles = [
-            model.register_forward_pre_hook(self._before_forward, with_kwargs=True),
-            model.register_forward_hook(self._after_forward),
-        ]
+        self._handles = [model.register_forward_pre_hook(self._before_forward, with_kwargs=True)]
+        self._backward, Accelerator.backward = Accelerator.backward, _telling(Accelerator.backward, self._micro_batch)
         self._started = time.perf_counter()
 
     def on_step_begin(
@@ -101,16 +108,16 @@ class InstrumentCallback(TrainerCallback):
         scheduler = kwargs.get("lr_scheduler")
         rate = scheduler.get_last_lr()[0] if scheduler is not None else None
         scale = float(self._scaler.get_scale()) if self._scaler is not None else 1.0
-        self._step = self.instrument.begin_step(None if rate is None else float(rate), scale)
+        self._step = self.instrument.begin_step(None if rate is None else float(rate), scale, state.epoch)
 
     def _before_forward(self, model: torch.nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        if self._step is not None and model.training:
+        if self._step is not None and model.training and torch.is_grad_enabled():
             self._inputs = kwargs
             self._step.begin_micro_batch()
 
-    def _after_forward(self, model: torch.nn.Module, _args: Any, output: Any) -> None:
-        loss = output.get("loss") if isinstance(output, dict) else getattr(output, "loss", None)
-        if self._step is not None and model.training and isinstance(loss, torch.Tensor):
+    def _micro_batch(self, loss: torch.Tensor) -> None:
+        if self._step is not None:
+            self._step.begin_micro_batch()
             self._step.micro_batch(loss, self._inputs)
 
     def on_pre_optimizer_step(
@@ -122,6 +129,8 @@ class InstrumentCallback(TrainerCallback):
         step, self._step = self._step, None
         self._inputs = {}
         trouble = self.instrument.end_step(step)
+        if not self._alone:
+            return
         if not step.finite and self._scaler is None:
             for parameter in kwargs["model"].parameters():
                 parameter.grad = None  # an optimizer leaves such a parameter alone
@@ -140,12 +149,23 @@ class InstrumentCallback(TrainerCallback):
         """Takes the instrument off."""
         if self.instrument is None:
             return
+        Accelerator.backward = self._backward
         for handle in self._handles:
             handle.remove()
         if state.global_step >= state.max_steps:
             self.instrument.finished(time.perf_counter() - self._started)
         self.instrument.close()
         self.instrument = None
+
+
+def _telling(backward: Callable[..., None], tell: Callable[[torch.Tensor], None]) -> Callable[..., None]:
+    """Accelerator.backward that first tells of the loss."""
+
+    def told(self: Accelerator, loss: torch.Tensor, **kwargs: Any) -> None:
+        tell(loss)
+        backward(self, loss, **kwargs)
+
+    return told
 
 
 def _under_autocast(args: TrainingArguments, model: torch.nn.Module) -> None:

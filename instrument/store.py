@@ -53,11 +53,15 @@ _STATS_FILE = re.compile(r"start-(\d+)(?:\.(\d+))?\.(arrows|parquet)")
 def write_text(path: Path, text: str) -> None:
     """Writes a file whole or not at all: temporary name, sync, rename."""
     partial = path.with_name(path.name + ".tmp")
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    try:
+        with partial.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
 
 
 class MetricsLog:
@@ -115,7 +119,11 @@ def read_metrics(run_dir: str | Path, start: int | None = None) -> list[dict[str
             row = json.loads(line)
         except json.JSONDecodeError:
             continue
-        if not isinstance(row, dict) or (start is not None and row.get("start") != start):
+        if (
+            not isinstance(row, dict)
+            or not isinstance(row.get("step"), (int, type(None)))
+            or (start is not None and row.get("start") != start)
+        ):
             continue
         kind = "evaluation" if "eval_loss" in row else "summary" if "train_runtime" in row else "step"
         key = (kind, row.get("step"))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -41,6 +43,8 @@ def report(source: Path, output: Path | None, following: bool) -> int:
         if following:
             with contextlib.suppress(KeyboardInterrupt):
                 follow(source, output, _written)
+        elif output is not None and output.is_dir():
+            raise UserError(problem("report.cannot_write", path=output, what=os.strerror(errno.EISDIR)))
         else:
             _written(write_report(source, output))
     return 0
@@ -80,4 +84,5 @@ def _as_user_errors() -> Iterator[None]:
         raise UserError(problem("report.no_plotly", command=EXTRA)) from error
     except OSError as error:
         what = error.strerror or str(error)
-        raise UserError(problem("report.cannot_write", path=error.filename or "", what=what)) from error
+        path = str(error.filename or "").removesuffix(".tmp")
+        raise UserError(problem("report.cannot_write", path=path, what=what)) from error

@@ -47,6 +47,8 @@ def differences(histories: Sequence[History]) -> list[Difference]:
     """Settings first, then surroundings; those that weigh before those that change no weight."""
     flats = [_flat(history) for history in histories]
     keys = list(dict.fromkeys(key for flat in flats for key in flat))
+    if not told(histories):  # a log does not say: what it lacks is unknown, and no difference
+        keys = [key for key in keys if all(key in flat for flat in flats)]
     found = []
     for key in keys:
         values = [_text(flat.get(key, MISSING)) for flat in flats]
@@ -58,7 +60,9 @@ def differences(histories: Sequence[History]) -> list[Difference]:
 def _flat(history: History) -> dict[str, Any]:
     flat = {f"{section}.{key}": value for section, own in history.config.items() for key, value in own.items()}
     for key in SURROUNDINGS:
-        value = history.env.get(key, MISSING)
+        if key not in history.env:
+            continue
+        value = history.env[key]
         items = value.items() if isinstance(value, dict) else [("", value)]
         flat |= {f"environment.{key}.{name}".rstrip("."): item for name, item in items}
     return flat
@@ -66,6 +70,11 @@ def _flat(history: History) -> dict[str, Any]:
 
 def _text(value: Any) -> str:
     return MISSING if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def told(histories: Sequence[History]) -> bool:
+    """Whether all of them are run folders of lora-train, which record every setting."""
+    return all(history.kind == "run" and not history.attached for history in histories)
 
 
 def weighty(differing: Sequence[Difference]) -> list[Difference]:
@@ -80,16 +89,19 @@ def consequences(histories: Sequence[History], names: Sequence[str], differing: 
     found = []
     if len(settings) > 1:
         found.append(_note("several", "watch", n=len(settings), keys=", ".join(settings)))
-    elif not changed:
+    elif not changed and told(histories):
         found.append(_note("same_settings", "note"))
     if rate := _rate_parts(histories):
         step, values = rate
         cause = ", ".join(key for key in (*SCHEDULE, *BATCH, "data.limit", "data.train") if key in changed) or MISSING
         listed = ", ".join(f"{name} {value:.3g}" for name, value in zip(names, values, strict=True))
-        key = "slope" if not changed & set(SCHEDULE[:2]) else "other_rate"
-        found.append(_note(key, "watch", step=step, listed=listed, cause=cause))
+        if not told(histories):
+            found.append(_note("rates_part", "watch", step=step, listed=listed))
+        else:
+            key = "slope" if not changed & set(SCHEDULE[:2]) else "other_rate"
+            found.append(_note(key, "watch", step=step, listed=listed, cause=cause))
     if changed & set(BATCH):
-        rows = [_rows(history) for history in histories]
+        rows = [history.rows_per_step for history in histories]
         listed = ", ".join(f"{name} {n}" for name, n in zip(names, rows, strict=True))
         found.append(_note("batches", "watch", listed=listed))
     if (order := sorted(changed & set(ORDER))) or "environment.data_fingerprint" in changed:
@@ -105,13 +117,6 @@ def consequences(histories: Sequence[History], names: Sequence[str], differing: 
 
 def _note(key: str, verdict: str, **values: Any) -> Finding:
     return Finding("compare", verdict, key, values, family="compare")
-
-
-def _rows(history: History) -> str:
-    size = history.setting("training.per_device_train_batch_size")
-    if size is None:
-        return "?"
-    return str(int(size) * int(history.setting("training.gradient_accumulation_steps", 1)))
 
 
 def _rate_parts(histories: Sequence[History]) -> tuple[int, list[float]] | None:

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..explain.finding import Finding
 from ..explain.history import History
-from .differences import Difference, weighty
+from .differences import Difference, told, weighty
 
 SCALARS = ("loss", "grad_norm", "learning_rate", "loss_scale")
 # Statistics are compared from some steps before the scalars part: a site differs before the loss shows it.
@@ -19,6 +19,8 @@ COLUMNS = ["sumsq", "absmax"]
 
 def parting(one: History, other: History, name: str, other_name: str, differing: Sequence[Difference]) -> list[Finding]:
     """Where two runs part; of runs that were meant to be the same the site too, and what that means."""
+    if one.coarse != other.coarse:  # a mean of several steps is not a step
+        return []
     steps, same = _common(one, other)
     if not len(steps):
         return []
@@ -30,7 +32,7 @@ def parting(one: History, other: History, name: str, other_name: str, differing:
         return [Finding("compare", "healthy", key, values, family="compare")]
     step = int(steps[int(np.argmin(same))])
     values["step"] = step
-    if weighty(differing):
+    if weighty(differing) or not told((one, other)):
         return [Finding("compare", "note", "parts", values, family="compare")]
     if found := _site(one, other, step):
         values |= {"site_step": found[0], "site": found[1]}
@@ -40,7 +42,8 @@ def parting(one: History, other: History, name: str, other_name: str, differing:
 
 def _common(one: History, other: History) -> tuple[np.ndarray, np.ndarray]:
     """The steps both have, and whether every scalar is the same there; NaN is the same as NaN."""
-    frames = [history.steps.set_index("step")[list(SCALARS)] for history in (one, other)]
+    known = [name for name in SCALARS if all(history.steps[name].notna().any() for history in (one, other))]
+    frames = [history.steps.set_index("step")[known] for history in (one, other)]
     steps = frames[0].index.intersection(frames[1].index)
     a, b = (frame.loc[steps].to_numpy("float64") for frame in frames)
     return steps.to_numpy(), ((a == b) | (np.isnan(a) & np.isnan(b))).all(axis=1)

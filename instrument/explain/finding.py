@@ -69,9 +69,14 @@ def scatter(values: Sequence[float] | np.ndarray) -> float:
 
 
 def ends(values: Sequence[float] | np.ndarray) -> tuple[float, float]:
-    """Medians of the first and the last values: WINDOW of them, or a fifth of a shorter run."""
-    n = max(1, min(WINDOW, len(values) // 5))
+    """Medians of the first and the last values, `at_end` of them."""
+    n = at_end(len(values))
     return median(values[:n]), median(values[-n:])
+
+
+def at_end(n: int) -> int:
+    """How many values stand for an end of n: WINDOW, a fifth of a short run, a twentieth of a long one."""
+    return max(1, min(max(WINDOW, n // 20), n // 5))
 
 
 def listed(numbers: Sequence[float] | np.ndarray, most: int = 5) -> str:

@@ -111,7 +111,7 @@ def vanishing(history: History) -> Finding | None:
 
 def clipping(history: History) -> Finding | None:
     """How often max_grad_norm shortened the gradient: nearly always, it decides the step's length."""
-    limit = history.setting("training.max_grad_norm", 1.0 if history.kind == "run" else None)
+    limit = history.number("training.max_grad_norm")
     _, norm = history.finite("grad_norm")
     if not limit or not len(norm):
         return None
@@ -127,7 +127,9 @@ def layers(history: History) -> Finding | None:
     if norms is None or norms.shape[1] < 2:
         return None
     squares = norms.iloc[1:].pow(2) if len(norms) > 1 else norms.pow(2)
-    shares = squares.div(squares.sum(axis=1), axis=0).median().sort_values(ascending=False)
+    shares = squares.div(squares.sum(axis=1), axis=0).median().dropna().sort_values(ascending=False)
+    if shares.empty:
+        return None
     top = ", ".join(f"{name} {share:.0%}" for name, share in shares.head(3).items())
     values = {"top": top, "n": len(shares), "module": str(shares.index[0]), "percent": 100 * float(shares.iloc[0])}
     if shares.iloc[0] > LOPSIDED and len(shares) > 4:

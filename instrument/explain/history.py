@@ -89,6 +89,29 @@ class History:
         value = self.config.get(section, {}).get(name)
         return default if value is None else value
 
+    def number(self, key: str) -> float | None:
+        """The value of `section.key` where it is a number."""
+        value = self.setting(key)
+        return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
+
+    @property
+    def rows_per_step(self) -> str:
+        """Rows of a step on one process, as text."""
+        size = self.number("training.per_device_train_batch_size")
+        parts = self.number("training.gradient_accumulation_steps")
+        return "?" if size is None else f"{size * (1 if parts is None else parts):g}"
+
+    @property
+    def epochs(self) -> float | None:
+        """How often the data were seen, where that is known."""
+        last = float(self.column("epoch")[-1])
+        return last if math.isfinite(last) else None
+
+    @property
+    def attached(self) -> bool:
+        """Whether another program trained and only the recording is ours."""
+        return bool(self.env.get("attached"))
+
     def column(self, name: str) -> np.ndarray:
         """A column of the steps as float64."""
         return self.steps[name].to_numpy("float64")
@@ -109,10 +132,22 @@ class History:
             return None
         try:
             frame = self.run.stats(sites, columns, steps)
-        except (pa.ArrowException, KeyError, OSError):  # a file cut off or of another version
+        except (pa.ArrowException, LookupError, OSError, TypeError, ValueError):  # cut off, or of another version
             self.damaged = True
             return None
         return None if frame.empty else frame
+
+    @cached_property
+    def dtypes(self) -> dict[str, str]:
+        """Dtype by the name of a site; empty where sites.json is missing or damaged."""
+        if self.run is None:
+            return {}
+        try:
+            sites = self.run.sites
+        except (OSError, LookupError, TypeError, ValueError):
+            self.damaged = True
+            return {}
+        return dict(zip(sites["name"], sites["dtype"], strict=True))
 
     @cached_property
     def layers(self) -> pd.DataFrame | None:
@@ -124,10 +159,8 @@ class History:
             return None
         frame["module"] = frame["site"].astype(str).str.rpartition(":")[0]
         frame["square"] = frame["norm"] ** 2
-        table: pd.DataFrame = frame.pivot_table(
-            index="step", columns="module", values="square", aggfunc="sum", sort=False
-        )
-        return table**0.5
+        squares: Any = frame.groupby(["step", "module"], sort=False)["square"].sum(min_count=1)
+        return squares.unstack() ** 0.5
 
 
 def read_history(path: str | Path) -> History:
@@ -137,6 +170,8 @@ def read_history(path: str | Path) -> History:
         SourceError: it is none of these, or holds no step; says which.
     """
     path = Path(path)
+    if path.name == METRICS:
+        path = path.parent
     if path.is_dir():
         if any((path / name).is_file() for name in (METRICS, SITES)):
             return _from_run(path)
@@ -155,7 +190,6 @@ def read_history(path: str | Path) -> History:
 
 
 def _from_run(path: Path) -> History:
-    import pandas as pd
 
     run = Run(path)
     env = _json(path / "env.json")
@@ -166,12 +200,11 @@ def _from_run(path: Path) -> History:
         rows = read_metrics(path) if (path / METRICS).exists() else []
     except (OSError, ValueError) as error:
         raise SourceError("source.unreadable", path=path / METRICS, what=error) from error
-    evals = [row for row in rows if "eval_loss" in row]
     return History(
         name=str(path),
         kind="run",
         steps=_steps(row for row in rows if "eval_loss" not in row and "train_runtime" not in row),
-        evals=pd.DataFrame(evals) if evals else _no_evals(),
+        evals=_evals(row for row in rows if "eval_loss" in row),
         config=_yaml(path / "config.yaml"),
         env=env,
         incidents=incidents_of(path),
@@ -207,12 +240,19 @@ def _from_log(path: Path, text: str) -> History:
 def _record(text: str) -> dict[str, Any] | None:
     """{'loss': 1.2} as Python or JSON writes it, numbers as text too (transformers 5), nan and inf included."""
     try:
-        values = ast.literal_eval(_NONFINITE.sub(r"'\1'", text))
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
-        return None
+        values = json.loads(text)
+    except ValueError:
+        values = _python(text)
     if not isinstance(values, dict):
         return None
     return {str(key): _number(value) for key, value in values.items()}
+
+
+def _python(text: str) -> Any:
+    try:
+        return ast.literal_eval(_NONFINITE.sub(r"'\1'", text))
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return None
 
 
 def _number(value: Any) -> Any:
@@ -224,7 +264,6 @@ def _number(value: Any) -> Any:
 
 def _stock(path: Path, kind: str, records: list[dict[str, Any]]) -> History:
     """From the records of Trainer.log; one without a step gets its number."""
-    import pandas as pd
 
     rows, evals = [], []
     for record in records:
@@ -235,7 +274,7 @@ def _stock(path: Path, kind: str, records: list[dict[str, Any]]) -> History:
             evals.append({"step": rows[-1]["step"] if rows else 0, **record})
     if not rows:
         raise SourceError("source.no_loss", path=path)
-    history = History(str(path), kind, _steps(rows), pd.DataFrame(evals) if evals else _no_evals())
+    history = History(str(path), kind, _steps(rows), _evals(evals))
     gaps = history.steps["step"].diff().dropna()
     history.coarse = int(gaps.median()) if len(gaps) and kind == "trainer" else 1
     return history
@@ -246,13 +285,19 @@ def _steps(rows: Iterable[dict[str, Any]]) -> pd.DataFrame:
 
     frame = pd.DataFrame(list(rows)).reindex(columns=list(COLUMNS))
     numbers = frame.apply(pd.to_numeric, errors="coerce").astype("float64")
-    return numbers.dropna(subset=["step"]).sort_values("step", kind="stable", ignore_index=True)
+    numbers = numbers.dropna(subset=["step"]).drop_duplicates("step", keep="last")  # a resumed log repeats some
+    return numbers.sort_values("step", kind="stable", ignore_index=True)
 
 
-def _no_evals() -> pd.DataFrame:
+def _evals(rows: Iterable[dict[str, Any]]) -> pd.DataFrame:
+    """Their numbers by step; what is no number is NaN."""
     import pandas as pd
 
-    return pd.DataFrame({"step": [], "eval_loss": []})
+    frame = pd.DataFrame(list(rows))
+    if "step" not in frame or "eval_loss" not in frame:
+        return pd.DataFrame({"step": [], "eval_loss": []}, dtype="float64")
+    numbers = frame.apply(pd.to_numeric, errors="coerce").astype("float64")
+    return numbers.dropna(subset=["step"]).sort_values("step", kind="stable", ignore_index=True)
 
 
 def incidents_of(path: Path) -> list[dict[str, Any]]:
@@ -261,8 +306,30 @@ def incidents_of(path: Path) -> list[dict[str, Any]]:
     for file in sorted(path.glob("incidents/*/diagnosis.json")):
         diagnosis = _json(file)
         if isinstance(diagnosis, dict) and isinstance(diagnosis.get("step"), int):
-            found.append({**diagnosis, "folder": file.parent.name})
+            found.append({**_incident(diagnosis), "folder": file.parent.name})
     return sorted(found, key=lambda diagnosis: diagnosis["step"])
+
+
+def _incident(diagnosis: dict[str, Any]) -> dict[str, Any]:
+    """A diagnosis whose parts are of the kinds they should be, whatever wrote it."""
+    evidence, remedies = diagnosis.get("evidence"), diagnosis.get("remedies")
+    evidence = evidence if isinstance(evidence, dict) else {}
+    return {
+        **diagnosis,
+        "kind": str(diagnosis.get("kind")),
+        "action": str(diagnosis.get("action")),
+        "rows": _whole(diagnosis.get("rows")),
+        "evidence": {**evidence, "rows_alone": _whole(evidence.get("rows_alone"))},
+        "remedies": [
+            {**remedy, "change": str(remedy["change"])}
+            for remedy in (remedies if isinstance(remedies, list) else [])
+            if isinstance(remedy, dict) and "change" in remedy
+        ],
+    }
+
+
+def _whole(values: Any) -> list[int]:
+    return [value for value in values if isinstance(value, int)] if isinstance(values, list) else []
 
 
 def _json(path: Path) -> Any:

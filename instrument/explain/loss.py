@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from .finding import WINDOW, Finding, ends, listed, median, scatter
+from .finding import WINDOW, Finding, at_end, ends, listed, median, scatter
 from .history import History
 
 # A change below this share of the loss is not worth a name: seeds differ by as much.
@@ -15,6 +15,8 @@ LEARNED = 0.05
 BY_HEART = 0.1
 # A drop at an epoch's border that is so many times the scatter of medians within the epochs is a stair.
 STAIR = 3.0
+# The scatter of fewer losses is not known well enough to call a rise.
+FEW = 20
 # Of the whole fall, hidden before the second line of a log.
 HIDDEN = 0.3
 
@@ -44,7 +46,7 @@ def course(history: History) -> Finding | None:
         return Finding("loss", "note", "loss_short", {"n": len(loss)})
     first, last = ends(loss)
     half = len(loss) // 2
-    k = max(1, min(WINDOW, len(loss) // 5))
+    k = at_end(len(loss))
     chance = max(3 * 1.25 * scatter(loss[half:]) / math.sqrt(k), SMALL * abs(first))
     values = {"first": first, "last": last, "lowest": float(loss.min()), "percent": 100 * (first - last) / first}
     values |= {"n": len(loss), "chance": chance}
@@ -52,6 +54,8 @@ def course(history: History) -> Finding | None:
         return None
     if last < first - chance:
         return Finding("loss", "healthy", "loss_fell", values)
+    if len(loss) < FEW:
+        return Finding("loss", "note", "loss_unclear", values)
     if last > first + chance:
         return Finding("loss", "wrong", "loss_rose", values)
     return Finding("loss", "watch", "loss_flat", values)
@@ -84,12 +88,12 @@ def plateau(history: History) -> Finding | None:
     rate = history.column("learning_rate")
     if rate[half] < 0.05 * max(rate.max(), 1e-30):
         return Finding("loss", "note", "plateau_rate", values | {"rate": float(rate[half])})
-    epoch = history.column("epoch")[-1]
-    if epoch < 1:
-        return Finding("loss", "note", "plateau_first_epoch", values | {"share": 100 * float(epoch)})
+    epochs = history.epochs
+    if epochs is not None and epochs < 1:
+        return Finding("loss", "note", "plateau_first_epoch", values | {"share": 100 * epochs})
     if history.setting("data.train_on_inputs"):
         return Finding("loss", "watch", "plateau_prompts", values)
-    return Finding("loss", "note", "plateau", values | {"epochs": float(epoch)})
+    return None if epochs is None else Finding("loss", "note", "plateau", values | {"epochs": epochs})
 
 
 def stairs(history: History) -> Finding | None:
@@ -124,7 +128,9 @@ def by_heart(history: History) -> Finding | None:
     first, last = ends(loss)
     if last >= BY_HEART or first < 5 * last:
         return None
-    return Finding("loss", "watch", "by_heart", {"last": last, "epochs": float(history.column("epoch")[-1])})
+    if history.epochs is None:
+        return Finding("loss", "watch", "by_heart_sometime", {"last": last})
+    return Finding("loss", "watch", "by_heart", {"last": last, "epochs": history.epochs})
 
 
 def jagged(history: History) -> Finding | None:
@@ -139,16 +145,9 @@ def jagged(history: History) -> Finding | None:
     early, late = (scatter(np.diff(part)) / math.sqrt(2) / median(part) for part in (loss[:half], loss[half:]))
     if not np.isfinite(early) or late < 0.02:
         return None
-    values = {"early": 100 * early, "late": 100 * late, "batch": _rows_per_step(history)}
+    values = {"early": 100 * early, "late": 100 * late, "batch": history.rows_per_step}
     grew = late > 2 * early and late > 0.1
     return Finding("loss", "watch" if grew else "healthy", "jagged_more" if grew else "jagged", values)
-
-
-def _rows_per_step(history: History) -> str:
-    size = history.setting("training.per_device_train_batch_size")
-    if size is None:
-        return "?"
-    return f"{int(size) * int(history.setting('training.gradient_accumulation_steps', 1))}"
 
 
 def coarse_log(history: History) -> Finding | None:
@@ -157,7 +156,7 @@ def coarse_log(history: History) -> Finding | None:
     if len(loss) < 4 or stock_zeros(history):
         return None
     if history.kind == "run" and not history.stock:
-        every = int(history.setting("training.logging_steps", 10))
+        every = int(history.number("training.logging_steps") or 0)
         if every < 2 or len(loss) <= every:
             return None
         first, seen = float(loss[0]), float(loss[every - 1])

@@ -5,6 +5,8 @@ from __future__ import annotations
 from .finding import Finding, listed
 from .history import History
 
+MOST = 5
+
 
 def finished(history: History) -> Finding | None:
     """Whether the run came to its end: metrics.jsonl ends with its summary, a state with its last step."""
@@ -13,25 +15,33 @@ def finished(history: History) -> Finding | None:
     last = int(history.column("step")[-1])
     if history.finished:
         return Finding("outcome", "healthy", "finished", {"step": last})
-    if any(incident.get("action") == "stop" for incident in history.incidents):
+    if any(incident["action"] == "stop" for incident in history.incidents):
         return None
     return Finding("outcome", "note", "not_finished", {"step": last})
 
 
 def incidents(history: History) -> list[Finding]:
-    """Each collapse; one that was healed is past, and is to be known all the same."""
+    """Each collapse, MOST of them; one that was healed is past, and is to be known all the same."""
     found = []
-    for incident in history.incidents:
-        stopped = incident.get("action") == "stop"
+    for incident in history.incidents[:MOST]:
+        change = next((r["change"] for r in incident["remedies"] if r.get("verified")), None)
         values = {
             "step": incident["step"],
-            "kind": str(incident.get("kind")),
+            "kind": incident["kind"],
             "module": incident.get("module") or "-",
-            "rows": listed(incident.get("evidence", {}).get("rows_alone") or incident.get("rows") or []) or "-",
-            "change": next((r["change"] for r in incident.get("remedies", []) if r.get("verified")), "-"),
+            "rows": listed(incident["evidence"]["rows_alone"] or incident["rows"]) or "-",
+            "change": change or "-",
             "run": history.name,
         }
-        found.append(Finding("outcome", "wrong" if stopped else "watch", "stopped" if stopped else "healed", values))
+        if history.attached:
+            key = "attached_stopped" if incident["action"] == "stop" else "attached_went_on"
+        elif incident["action"] == "stop":
+            key = "stopped" if change else "stopped_without_remedy"
+        else:
+            key = "healed" if change else "went_on"
+        found.append(Finding("outcome", "watch" if key in ("healed", "went_on") else "wrong", key, values))
+    if len(history.incidents) > MOST:
+        found.append(Finding("outcome", "note", "more_incidents", {"n": len(history.incidents) - MOST}))
     return found
 
 
@@ -41,7 +51,7 @@ def other_step_next_time(history: History) -> Finding | None:
     Source: design section 6; the order of rows is drawn from training.seed.
     """
     for incident in history.incidents:
-        rows = incident.get("evidence", {}).get("rows_alone") or []
+        rows = incident["evidence"]["rows_alone"]
         if rows and incident.get("phase") == "forward":
             values = {"rows": listed(rows), "step": incident["step"], "seed": history.setting("training.seed", "?")}
             return Finding("outcome", "note", "other_step", values)

@@ -35,20 +35,22 @@ def course(history: History) -> Finding | None:
 
 
 def frozen(history: History) -> Finding | None:
-    """A rate that stopped in the middle of a falling schedule: the updates are skipped."""
+    """A rate that stopped where updates are skipped."""
     step, rate = history.finite("learning_rate")
     if len(rate) < 6 or len(np.unique(rate)) < 3:
         return None
     same = int(np.argmax(rate[::-1] != rate[-1]))
-    if same < 3 or rate[-1] < UNFINISHED * rate.max() or _constant_end(history):
+    if same < 3 or rate[-1] < UNFINISHED * rate.max() or not _skips(history, same):
         return None
     values = {"rate": float(rate[-1]), "since": int(step[-same]), "n": same}
     return Finding("learning_rate", "wrong", "rate_frozen", values)
 
 
-def _constant_end(history: History) -> bool:
-    kind = str(history.setting("training.lr_scheduler_type", ""))
-    return kind.startswith("constant") or "min_lr" in kind
+def _skips(history: History, n: int) -> bool:
+    """Whether most of the last n rows show something a scaler would skip: a schedule may also end in a constant."""
+    loss, norm, skipped = (history.column(name)[-n:] for name in ("loss", "grad_norm", "skipped"))
+    lost = ~np.isfinite(loss) | ~np.isfinite(norm) if np.isfinite(history.column("grad_norm")).any() else loss == 0
+    return bool(np.mean(lost | (skipped > 0) | (history.stock & (loss == 0))) > 0.5)
 
 
 def unfinished(history: History) -> Finding | None:
@@ -86,8 +88,7 @@ def headroom(history: History) -> Finding | None:
     """The fp16 output that came nearest to the largest fp16 number."""
     if history.run is None or history.steps.empty:
         return None
-    sites = history.run.sites
-    names = {name for name, kind in zip(sites["name"], sites["dtype"], strict=True) if kind == "float16"}
+    names = {name for name, dtype in history.dtypes.items() if dtype == "float16"}
     if not names:
         return None
     steps = [int(step) for step in history.steps["step"]]

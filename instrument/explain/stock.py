@@ -19,6 +19,8 @@ ARTEFACT = 4.0
 # torch's scale starts at 65536 and halves at each skip: sixteen skips search for the scale, more are an illness.
 SEARCHING = 16
 TINY = 1e-7
+# A loss that fell below this is printed as 0.0 before long, with four digits.
+ROUNDED = 1e-2
 
 
 def zero(history: History) -> Finding | None:
@@ -35,6 +37,8 @@ def zero(history: History) -> Finding | None:
     if np.isfinite(after).all() and np.abs(after).max() < TINY:
         return Finding("loss", "wrong", "zero_no_labels", values)
     if np.isfinite(after).any() and not np.isnan(after).all():
+        if at and median(before[-3:]) < ROUNDED and np.isfinite(after).all():
+            return Finding("loss", "note", "zero_rounded", values)
         return Finding("loss", "wrong", "zero_other", values)
     if len(after) < 2 or not np.isfinite(rate[at:]).all():
         return Finding("loss", "wrong", "zero_unknown_rate", values)

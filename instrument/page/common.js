@@ -6,6 +6,13 @@ const STATE = Object.assign({ lang: "", scroll: 0 }, remembered());
 const LANGUAGE = () => STATE.lang || ((navigator.language || "").toLowerCase().startsWith("ko") ? "ko" : "en");
 const t = (key) => DATA.text[LANGUAGE()][key];
 const CHARTS = [];
+// Charts are drawn when they come near the screen, and once plotly is there: the text does not wait for either.
+const NEAR = new IntersectionObserver((entries) => {
+  for (const entry of entries) {
+    const found = CHARTS.find((one) => one.place === entry.target);
+    if (entry.isIntersecting && found && !found.near) { found.near = true; found.draw(); }
+  }
+}, { rootMargin: "600px" });
 
 function remembered() {
   try { return JSON.parse(sessionStorage.getItem(STATE_KEY)) || {}; } catch (_) { return {}; }
@@ -38,10 +45,12 @@ function number(value, digits = 4) {
   return String(Number(value.toPrecision(digits)));
 }
 
-function chart(parent, id, traces, layout, className = "chart") {
+// `after` is called whenever it has been drawn.
+function chart(parent, id, traces, layout, className = "chart", after = () => {}) {
   const place = el("div", { id, class: className });
   parent.append(place);
-  CHARTS.push(() => {
+  const draw = () => {
+    if (!window.Plotly) return;
     const colour = css("--text"), line = css("--line");
     const axis = { gridcolor: line, zerolinecolor: line, automargin: true };
     const given = typeof layout === "function" ? layout() : layout;
@@ -53,11 +62,22 @@ function chart(parent, id, traces, layout, className = "chart") {
     const full = Object.assign(base, given);
     for (const name of ["xaxis", "yaxis", "yaxis2"]) if (name !== "yaxis2" || given.yaxis2) full[name] = Object.assign({}, axis, given[name] || {});
     Plotly.react(place, typeof traces === "function" ? traces() : traces, full, { displaylogo: false, responsive: true, modeBarButtonsToRemove: ["sendDataToCloud"] });
-  });
+    after();
+  };
+  CHARTS.push({ place, draw, near: false });
+  NEAR.observe(place);
   return place;
 }
 
-function drawAll() { for (const draw of CHARTS) draw(); }
+function drawAll() { for (const one of CHARTS) if (one.near) one.draw(); }
+
+// plotly takes a second to start: it does so after the text is on the screen.
+function startPlotly() {
+  const script = document.createElement("script");
+  script.textContent = document.getElementById("plotly").textContent;
+  document.body.append(script);
+  drawAll();
+}
 
 function section(title, ...content) {
   const place = el("section", {}, el("h2", {}, title), ...content);
@@ -107,6 +127,7 @@ function start(build) {
   const again = () => {
     document.documentElement.lang = LANGUAGE();
     CHARTS.length = 0;
+    NEAR.disconnect();
     document.getElementById("top").replaceChildren();
     document.getElementById("main").replaceChildren();
     build(again);
@@ -114,6 +135,8 @@ function start(build) {
   };
   again();
   window.scrollTo(0, STATE.scroll || 0);
+  requestAnimationFrame(() => setTimeout(startPlotly, 0));
+  addEventListener("beforeprint", () => { for (const one of CHARTS) one.near = true; drawAll(); });
   addEventListener("scroll", () => remember({ scroll: window.scrollY }), { passive: true });
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawAll);
   if (DATA.following) setTimeout(() => location.reload(), 5000);

@@ -136,22 +136,20 @@ function layerSection() {
     const ticks = sites.map((_, i) => i).filter((i) => !many || i % Math.ceil(sites.length / 40) === 0);
     const narrow = innerWidth < 700;
     return { hovermode: "closest", xaxis: { title: { text: t("step") } }, yaxis: { autorange: "reversed", tickvals: narrow ? [] : ticks, ticktext: ticks.map((i) => plain(short(GRID.names[sites[i]], 44))), tickfont: { size: 10 } }, shapes: [] };
-  }, "chart map");
-  const detail = el("div", {}), hovered = el("p", { id: "hovered", class: "dim" }, " ");
-  place.append(hovered, el("p", { id: "cell", class: "dim" }, t("layers.click")), detail);
-  CHARTS.push(() => {
+  }, "chart map", () => {
+    const cellOf = (event) => {
+      const point = event.points[0];
+      return [shownSites(metric())[point.y], (point.pointNumber || point.pointIndex)[1]];
+    };
     map.removeAllListeners("plotly_click");
     map.removeAllListeners("plotly_hover");
-    map.on("plotly_hover", (event) => {
-      const point = event.points[0], bin = point.pointNumber ? point.pointNumber[1] : point.pointIndex[1];
-      hovered.textContent = described(shownSites(metric())[point.y], bin, metric());
-    });
-    map.on("plotly_click", (event) => {
-      const point = event.points[0], site = shownSites(metric())[point.y];
-      pick(detail, site, point.pointNumber ? point.pointNumber[1] : point.pointIndex[1], metric());
-    });
-    if (STATE.site !== undefined && GRID.names.indexOf(STATE.site) >= 0 && STATE.bin < GRID.bins.length) pick(detail, GRID.names.indexOf(STATE.site), STATE.bin, metric());
+    map.on("plotly_hover", (event) => { hovered.textContent = described(...cellOf(event), metric()); });
+    map.on("plotly_click", (event) => pick(detail, ...cellOf(event), metric()));
+    const before = GRID.names.indexOf(STATE.site);
+    if (before >= 0 && STATE.bin < GRID.bins.length) pick(detail, before, STATE.bin, metric());
   });
+  const detail = el("div", {}), hovered = el("p", { id: "hovered", class: "dim" }, " ");
+  place.append(hovered, el("p", { id: "cell", class: "dim" }, t("layers.click")), detail);
 }
 
 function shownSites(metric) {

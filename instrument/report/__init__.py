@@ -43,13 +43,14 @@ def follow(source: Path, output: Path | None, wrote: Callable[[Path], None]) -> 
     Args:
         wrote: called after each time.
     """
-    seen: tuple[float, ...] = ()
+    seen: tuple[float, ...] | None = None
     while True:
         now = tuple(path.stat().st_mtime for path in (source / METRICS, source / STATS) if path.exists())
         if now != seen:
             seen = now
             path = write_report(source, output, following=True)
             wrote(path)
-            if read_history(source).finished:
+            history = read_history(source)
+            if history.finished or any(incident["action"] == "stop" for incident in history.incidents):
                 return
         time.sleep(FOLLOW_SECONDS)

@@ -100,7 +100,7 @@ def incident(history: History, diagnosis: dict[str, Any]) -> dict[str, Any]:
         "step": step,
         "kind": _text(diagnosis.get("kind")),
         "module": _text(diagnosis.get("module") or ""),
-        "rows": _text(diagnosis.get("evidence", {}).get("rows_alone") or diagnosis.get("rows") or ""),
+        "rows": ", ".join(map(str, diagnosis["evidence"]["rows_alone"] or diagnosis["rows"])),
         "action": _text(diagnosis.get("action")),
         "remedies": [
             {"change": _text(remedy.get("change")), "verified": bool(remedy.get("verified")), "loss": loss_of(remedy)}
@@ -128,14 +128,13 @@ def layers(history: History) -> dict[str, Any] | None:
         grid = aggregate(history.run, steps, by_step)
         rows = histograms(history.run, grid) if grid else []
         coming = forecasts(history.run)
-    except (pa.ArrowException, KeyError, OSError):  # of another schema, or damaged
+    except (pa.ArrowException, LookupError, OSError, TypeError, ValueError):  # of another schema, or damaged
         return {"unreadable": True}
     if grid is None:
         return None
-    dtypes = dict(zip(history.run.sites["name"], history.run.sites["dtype"], strict=True))
     return {
         "names": grid.names,
-        "dtypes": [dtypes.get(name, "") for name in grid.names],
+        "dtypes": [history.dtypes.get(name, "") for name in grid.names],
         "bins": grid.bins.tolist(),
         "grids": {name: base64.b64encode(grid.values[name].tobytes()).decode() for name in GRIDS},
         "forecasts": coming,

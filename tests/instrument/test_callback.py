@@ -123,6 +123,51 @@ def test_under_a_scaler_losses_are_unscaled_and_skips_are_seen(tiny_models, tmp_
     assert metrics["grad_norm"].tolist() == pytest.approx([entry["grad_norm"] for entry in logged], rel=2e-2)
 
 
+class Smoothed(Remembers):
+    """Computes the loss outside of the model, after a pass of its own over the batch."""
+
+    def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **kwargs: Any) -> Any:
+        with torch.no_grad():
+            model(**inputs)
+        labels = inputs.pop("labels")
+        logits = model(**inputs).logits[:, :-1]
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten(), label_smoothing=0.1)
+        return (loss, None) if return_outputs else loss
+
+
+def test_a_loss_that_the_model_did_not_compute_is_recorded(tiny_models, tmp_path, monkeypatch):
+    monkeypatch.setattr(f"{__name__}.Remembers", Smoothed)
+    callback = InstrumentCallback(tmp_path / "run", fuse=True)
+    trainer = train(lora(tiny_models["llama"]), tmp_path / "out", callback, max_grad_norm=0.01)
+    assert isinstance(trainer, Smoothed)
+    metrics = load_run(tmp_path / "run").metrics()
+    logged = [entry for entry in trainer.state.log_history if "loss" in entry]
+    assert metrics["loss"].tolist() == pytest.approx([entry["loss"] for entry in logged], abs=2e-4)
+    assert metrics["grad_norm"].tolist() == pytest.approx([entry["grad_norm"] for entry in logged], rel=1e-4)
+    assert metrics["epoch"].tolist() == pytest.approx([step / 6 for step in range(6)])
+
+
+def test_a_run_that_goes_on_says_so_and_a_resumed_one_goes_on_counting(tiny_models, tmp_path):
+    callback = InstrumentCallback(tmp_path / "run", stop=False)
+    train(overflowing(tiny_models["llama"], torch.float16), tmp_path / "out", callback, max_steps=7)
+    keys = [finding.key for finding in explain(read_history(tmp_path / "run")) if finding.topic == "outcome"]
+    assert keys.count("attached_went_on") == 5  # no more are diagnosed
+    assert not {"stopped", "attached_stopped"} & set(keys)
+    first = train(lora(tiny_models["llama"]), tmp_path / "two", None, save_strategy="steps", save_steps=3)
+    again = Remembers(lora(tiny_models["llama"]), first.args, train_dataset=rows())  # pyright: ignore[reportArgumentType]
+    again.add_callback(InstrumentCallback(tmp_path / "again"))
+    again.train(resume_from_checkpoint=str(tmp_path / "two" / "checkpoint-3"))
+    assert load_run(tmp_path / "again").metrics()["step"].tolist() == [4, 5, 6]
+
+
+def test_a_micro_batch_must_be_begun(tiny_models, tmp_path):
+    model = lora(tiny_models["llama"])
+    with Instrument(model, tmp_path / "run") as instrument:
+        step = instrument.begin_step()
+        with pytest.raises(ValueError, match="begin_micro_batch"):
+            step.micro_batch(model(input_ids=torch.tensor([[1, 2]]), labels=torch.tensor([[1, 2]])).loss)
+
+
 def test_a_loop_of_ones_own(tiny_models, tmp_path):
     model = lora(tiny_models["llama"])
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3)

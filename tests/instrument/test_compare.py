@@ -119,3 +119,14 @@ def test_batches_order_and_outcomes():
 def test_stock_logs_can_be_compared(tmp_path):
     found = findings(RUNS / "stock", RUNS / "stock")
     assert found["identical"]["n"] > 10
+
+
+def test_of_logs_nothing_is_said_that_they_do_not_tell(tmp_path):
+    for name, rate in (("a", 2e-4), ("b", 6e-4)):
+        log = [{"loss": 2 - i / 100, "grad_norm": 1.0, "learning_rate": rate * (1 - i / 60)} for i in range(40)]
+        (tmp_path / name).write_text("\n".join(map(str, log)))
+    found = findings(tmp_path / "a", tmp_path / "b")
+    assert {"same_settings", "slope", "parts_unasked", "several"} & found.keys() == set()
+    assert found["rates_part"]["step"] == 1
+    found = findings(RUNS / "healthy", tmp_path / "a")
+    assert {"several", "order", "surroundings", "interval"} & found.keys() == set()

@@ -95,6 +95,38 @@ def test_missing_empty_and_newer_sources_are_refused(tmp_path):
         read_history(run)
 
 
+def test_a_run_with_odd_values_is_explained(tmp_path):
+    run = shutil.copytree(RUNS / "healed", tmp_path / "run")
+    (run / "config.yaml").write_text(
+        "training: {logging_steps: x, max_grad_norm: [1], per_device_train_batch_size: y}\ndata: 3\n"
+    )
+    (run / "sites.json").write_text("[1, 2")
+    diagnosis = next(run.glob("incidents/*/diagnosis.json"))
+    odd = {"evidence": None, "remedies": None, "rows": "all", "module": None}
+    diagnosis.write_text(json.dumps({**json.loads(diagnosis.read_text()), **odd}))
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"eval_loss": "low"}\n{"step": [1], "loss": 2.0}\n5\n{"step": 61, "eval_loss": 2.0}\n')
+    history = read_history(run)
+    assert history.evals["step"].tolist() == [61]
+    assert lines(history, explain(history), "ko")
+    assert lines(read_history(run / "metrics.jsonl"), explain(history), "en")
+
+
+def test_steps_of_which_nothing_is_known_are_not_judged(tmp_path):
+    run = shutil.copytree(RUNS / "healthy", tmp_path / "run")
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    known = ("step", "start", "eval_loss", "train_runtime")
+    nothing = [{key: value if key in known else None for key, value in row.items()} for row in rows]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in nothing))
+    assert not [f.key for f in explain(read_history(run)) if f.verdict == "wrong"]
+
+
+def test_a_resumed_state_keeps_the_last_word_on_a_step(tmp_path):
+    log = [{"loss": float(i), "step": step} for i, step in enumerate([1, 2, 3, 2, 3, 4])]
+    (tmp_path / "trainer_state.json").write_text(json.dumps({"log_history": log}))
+    assert read_history(tmp_path).steps[["step", "loss"]].values.tolist() == [[1, 0], [2, 3], [3, 4], [4, 5]]
+
+
 @pytest.mark.parametrize("lang", ["en", "ko"])
 @pytest.mark.parametrize("run", ["healthy", "healed", "overfitting", "lengths", "stock"])
 def test_explanations_of_recorded_runs_are_those_that_were_read(monkeypatch, run, lang):

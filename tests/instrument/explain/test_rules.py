@@ -36,9 +36,12 @@ def key(finding) -> str | None:
         (loss.course, {"loss": falling(last=3.0)}, "loss_flat"),
         (loss.course, {"loss": falling(last=5.0)}, "loss_rose"),
         (loss.course, {"loss": [2.0, 1.9]}, "loss_short"),
+        (loss.course, {"loss": [2.0, 1.9, 2.1, 2.0, 2.2, 2.4]}, "loss_unclear"),
+        (loss.course, {"loss": falling(2000, first=1.5, last=1.2, noise=0.2)}, "loss_fell"),
         (loss.nonfinite, {"loss": [2.0, NAN, 2.0], "nonfinite_micro_batches": [0, 1, 0]}, "loss_nonfinite"),
         (loss.nonfinite, {"loss": [2.0, 2.0, 2.0], "nonfinite_micro_batches": [0, 0, 0]}, None),
         (loss.by_heart, {"loss": 3 * np.exp(-STEPS / 15), "epoch": STEPS / 10}, "by_heart"),
+        (loss.by_heart, {"loss": 3 * np.exp(-STEPS / 15)}, "by_heart_sometime"),
         (loss.by_heart, {"loss": falling(), "epoch": STEPS / 10}, None),
         (loss.jagged, {"loss": falling()}, "jagged"),
         (loss.jagged, {"loss": 2 + np.where(STEPS > 50, 1.0, 0.1) * NORMAL}, "jagged_more"),
@@ -59,7 +62,8 @@ def key(finding) -> str | None:
         (gradients.above_one, {"grad_norm": 0.1 * NOISE, "loss": falling()}, None),
         (schedule.course, {"learning_rate": np.minimum(STEPS / 10, 1) * (1 - STEPS / N)}, "rate_course"),
         (schedule.course, {"learning_rate": STEPS / N}, "warm_up_long"),
-        (schedule.frozen, {"learning_rate": np.maximum(1 - STEPS / N, 0.6)}, "rate_frozen"),
+        (schedule.frozen, {"learning_rate": np.maximum(1 - STEPS / N, 0.6), "skipped": STEPS > 40}, "rate_frozen"),
+        (schedule.frozen, {"learning_rate": np.maximum(1 - STEPS / N, 0.6), "loss": falling()}, None),
         (schedule.frozen, {"learning_rate": 1 - STEPS / N}, None),
         (schedule.frozen, {"learning_rate": np.ones(N)}, None),
         (schedule.unfinished, {"learning_rate": np.linspace(1, 0.2, N), "updates": STEPS - 20}, "rate_unfinished"),
@@ -82,7 +86,7 @@ def key(finding) -> str | None:
     ],
 )  # fmt: skip
 def test_rule(rule, columns, expected):
-    assert key(rule(history(**columns))) == expected
+    assert key(rule(history(config={"training": {"max_grad_norm": 1.0}}, **columns))) == expected
 
 
 @pytest.mark.parametrize(
@@ -139,6 +143,13 @@ def test_what_a_loss_of_zero_means_in_a_stock_log(norm, rate, expected):
     assert stock.zero(history(**columns)) is None  # our own log filters nothing
     assert key(stock.other_step(history(kind="trainer", **columns))) == "other_step_stock"
     assert stock.other_step(history(**columns)) is None
+
+
+def test_a_loss_that_is_too_small_to_be_printed_is_no_collapse():
+    columns = {"loss": [2.0, 0.01, 0.001, 0.0001, 0, 0], "grad_norm": [1, 0.1, 0.01, 0.01, 0.001, 0.001]}
+    found = stock.zero(history(kind="log", **columns))
+    assert found is not None
+    assert (found.key, found.verdict) == ("zero_rounded", "note")
 
 
 def test_the_other_rows_of_the_table_of_symptoms():
@@ -201,6 +212,12 @@ def test_an_incident_and_why_it_is_another_step_next_time():
     assert "training.seed=42" in again.sentence("en")
     stopped, *_ = outcome.incidents(history(loss=falling(), incidents=[{**incident, "action": "stop"}]))
     assert (stopped.key, stopped.verdict) == ("stopped", "wrong")
+    bare = {**incident, "action": "stop", "remedies": []}
+    many = outcome.incidents(history(loss=falling(), incidents=[bare] * 7))
+    assert keys(many) == ["stopped_without_remedy"] * 5 + ["more_incidents"]
+    elsewhere = history(loss=falling(), incidents=[{**bare, "action": "none"}])
+    elsewhere.env["attached"] = True
+    assert keys(outcome.incidents(elsewhere)) == ["attached_went_on"]
     assert outcome.other_step_next_time(history(loss=falling())) is None
 
 
