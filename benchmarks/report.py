@@ -30,13 +30,6 @@ TENSORS = ("in", "out", "grad_out", "grad_in", "lora_A.grad", "lora_B.grad")
 MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 HISTOGRAM_EVERY = 100
 ZEROS = ("skipped", "nonfinite_micro_batches", "eval_seconds_total", "save_seconds_total")
-# Notes when the explanation has been painted.
-FIRST_TEXT = """
-const look = () => document.querySelector('.topic')
-  ? requestAnimationFrame(() => setTimeout(() => { window.readable = performance.now(); }))
-  : requestAnimationFrame(look);
-requestAnimationFrame(look);
-"""
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -122,14 +115,14 @@ def opening(page: Path) -> tuple[float | None, float | None, str]:
         browser = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         for _ in range(3):
             tab = browser.new_page()
-            tab.add_init_script(FIRST_TEXT)
             started = time.perf_counter()
             tab.goto(page.as_uri(), wait_until="commit")
-            tab.wait_for_function("window.readable")
+            tab.wait_for_selector("#loss", state="attached")
             tab.evaluate("document.getElementById('loss').scrollIntoView()")
             tab.wait_for_selector("#loss .main-svg")
             drawn.append(time.perf_counter() - started)
-            readable.append(tab.evaluate("window.readable") / 1e3)
+            painted = "performance.getEntriesByName('first-contentful-paint')[0].startTime"
+            readable.append(tab.evaluate(painted) / 1e3)
             tab.close()
         browser.close()
     return min(readable), min(drawn), ""

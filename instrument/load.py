@@ -11,6 +11,7 @@ A run may be read while it is written and after a kill: what is torn is left out
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import re
@@ -247,7 +248,8 @@ def _open(path: Path) -> _Part | None:
         facts = pq.read_metadata(path).metadata
         steps = dict.fromkeys(_read_compacted(path, ["step"], pc.field("site") == 0)["step"].to_pylist(), 0)
     else:
-        facts, steps = stream_facts(path), stream_steps(path)
+        stat = path.stat()
+        facts, steps = stream_facts(path), dict(_steps_of(path, stat.st_size, stat.st_mtime_ns))
     return _Part(path, int(facts[b"start"]), json.loads(facts[b"sites"]), steps) if facts and steps else None
 
 
@@ -284,6 +286,12 @@ def _site_major(part: _Part, columns: Sequence[str]) -> Iterator[tuple[np.ndarra
         table = pa.Table.from_batches(chunk)
         values = {name: column[order] for name, column in floats(table).items()}
         yield order % n_sites, table["step"].to_numpy()[order], values
+
+
+@functools.lru_cache(maxsize=8)
+def _steps_of(path: Path, _size: int, _mtime_ns: int) -> dict[int, int]:
+    """stream_steps, remembered until the file is written on."""
+    return stream_steps(path)
 
 
 def _no_rows(columns: Sequence[str]) -> pa.Table:

@@ -6,6 +6,7 @@ of the counts.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -38,20 +39,25 @@ class Grid:
         values: float32 [sites, bins] by a name of GRIDS, NaN where nothing is known. `norm` is unscaled for gradients;
             `nonfinite` and `overflow` are sums; `underflow` is the largest share of non-zero values lost to zero.
         histogram_steps: that have exponents.
+        peaks: absmax of the sites that were asked for, float64 [steps, sites], NaN where nothing is known.
     """
 
     names: list[str]
     bins: np.ndarray
     values: dict[str, np.ndarray]
     histogram_steps: list[int]
+    peaks: np.ndarray
 
 
-def aggregate(run: Run, steps: np.ndarray, scales: dict[tuple[int, int], float]) -> Grid | None:
+def aggregate(
+    run: Run, steps: np.ndarray, scales: dict[tuple[int, int], float], peaks_of: Sequence[str] = ()
+) -> Grid | None:
     """The grid of a run; None if it recorded no statistics.
 
     Args:
         steps: of metrics.jsonl, sorted.
         scales: loss scale by (start, step).
+        peaks_of: names of sites whose absmax is wanted at every step.
     """
     n_sites = len(run.sites)
     if not n_sites or not len(steps):
@@ -63,19 +69,25 @@ def aggregate(run: Run, steps: np.ndarray, scales: dict[tuple[int, int], float])
     names: list[str] = []
     is_gradient = np.zeros(0, bool)
     with_histogram: set[int] = set()
+    peaks, place = np.full((len(steps), len(peaks_of)), np.nan), np.zeros(0, np.int64)
     for block in run.blocks(COLUMNS, steps.tolist()):
         if grids is None:
             names = block.names
             grids = {name: np.full((len(names), n_bins), np.nan) for name in (*GRIDS, "count")}
             is_gradient = np.array([name.rpartition(":")[2] in GRADIENTS for name in names])
+            column = {name: at for at, name in enumerate(peaks_of)}
+            place = np.array([column.get(name, -1) for name in names])
         _add(grids, block, np.searchsorted(edges, block.step, side="right") - 1, _scale(block, scales, is_gradient))
+        wanted = place[block.site] >= 0
+        at = np.searchsorted(steps, block.step[wanted])
+        peaks[at, place[block.site[wanted]]] = block.values["absmax"][wanted]
         with_histogram |= set(np.unique(block.step[~np.isnan(block.values["exponent_first"])]).tolist())
     if grids is None:
         return None
     with np.errstate(invalid="ignore"):
         grids["norm_mean"] /= grids.pop("count")
     values = {name: values.astype(np.float32) for name, values in grids.items()}
-    return Grid(names, bins, values, sorted(with_histogram))
+    return Grid(names, bins, values, sorted(with_histogram), peaks)
 
 
 def _scale(block: Block, scales: dict[tuple[int, int], float], is_gradient: np.ndarray) -> np.ndarray:

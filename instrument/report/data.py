@@ -12,7 +12,6 @@ import pyarrow as pa
 
 from ..explain import TOPICS, Finding, History, explain
 from ..forecast import Forecaster
-from ..load import Run
 from ..messages import LANGUAGES, say_in
 from ..page import texts
 from .aggregate import GRIDS, aggregate, histograms
@@ -125,9 +124,10 @@ def layers(history: History) -> dict[str, Any] | None:
     scales = np.where(np.isnan(history.column("loss_scale")), 1.0, history.column("loss_scale"))
     by_step = {(int(s), int(t)): float(x) for s, t, x in zip(np.nan_to_num(starts), steps, scales, strict=True)}
     try:
-        grid = aggregate(history.run, steps, by_step)
+        outputs = [name for name, dtype in history.dtypes.items() if dtype == "float16" and name.endswith(":out")]
+        grid = aggregate(history.run, steps, by_step, outputs)
         rows = histograms(history.run, grid) if grid else []
-        coming = forecasts(history.run)
+        coming = forecasts(outputs, steps, grid.peaks) if grid else []
     except (pa.ArrowException, LookupError, OSError, TypeError, ValueError):  # of another schema, or damaged
         return {"unreadable": True}
     if grid is None:
@@ -144,23 +144,19 @@ def layers(history: History) -> dict[str, Any] | None:
     }
 
 
-def forecasts(run: Run) -> list[dict[str, Any]]:
-    """What the run warned of: the outputs whose trend met the largest fp16 number, as they were seen then."""
-    sites = run.sites
-    names = set(sites["name"][(sites["dtype"] == "float16") & (sites["tensor"] == "out")])
-    if not names:
-        return []
-    frame = run.stats(r":out$", ["absmax"])
-    frame = frame[frame["site"].isin(names)]
-    peaks = frame.pivot_table(index="step", columns="site", values="absmax", observed=True, dropna=False)
-    forecaster = Forecaster(peaks.shape[1])
+def forecasts(sites: list[str], steps: np.ndarray, peaks: np.ndarray) -> list[dict[str, Any]]:
+    """What the run warned of: the outputs whose trend met the largest fp16 number, as they were seen then.
+
+    Args:
+        sites: float16 outputs.
+        peaks: their absmax, float64 [steps, sites].
+    """
+    forecaster = Forecaster(len(sites))
     found = []
-    for step, row in zip(peaks.index, peaks.to_numpy(), strict=True):
-        for coming in forecaster.update(int(step), row):
-            site = str(peaks.columns[coming.site])
-            found.append(
-                {"site": site, "step": int(step), "peak": coming.peak, "predicted_step": coming.predicted_step}
-            )
+    for step, row in zip(steps.tolist(), peaks, strict=True):
+        for coming in forecaster.update(step, row) if sites else ():
+            facts = {"step": step, "peak": coming.peak, "predicted_step": coming.predicted_step}
+            found.append({"site": sites[coming.site], **facts})
     return found
 
 

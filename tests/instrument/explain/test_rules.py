@@ -146,8 +146,8 @@ def test_what_a_loss_of_zero_means_in_a_stock_log(norm, rate, expected):
 
 
 def test_a_loss_that_is_too_small_to_be_printed_is_no_collapse():
-    columns = {"loss": [2.0, 0.01, 0.001, 0.0001, 0, 0], "grad_norm": [1, 0.1, 0.01, 0.01, 0.001, 0.001]}
-    found = stock.zero(history(kind="log", **columns))
+    norm = [1, 0.1, 0.01, 0.01, 0.001, 0.001]
+    found = stock.zero(history(kind="log", loss=[2.0, 0.01, 0.001, 0.0001, 0, 0], grad_norm=norm))
     assert found is not None
     assert (found.key, found.verdict) == ("zero_rounded", "note")
 

@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from lora_train.instrument.compact import compact
+from lora_train.instrument.explain import read_history
 from lora_train.instrument.load import load_run
 from lora_train.instrument.report.aggregate import MAX_CELLS, aggregate, histograms
-from lora_train.instrument.report.data import forecasts
+from lora_train.instrument.report.data import layers
 from lora_train.instrument.store import COLUMNS, MetricsLog, Site, StatsWriter, write_sites
 
 ABSMAX, SUMSQ, N_INF, N, N_ZERO, N_UNDERFLOW = (
@@ -77,13 +78,17 @@ def test_a_run_that_fits_keeps_a_column_for_each_step(tmp_path):
 def test_a_drift_is_forecast_where_it_was_seen(tmp_path):
     sites = [Site(0, "m", "out", (8,), "float16", 0), Site(1, "n", "out", (8,), "float16", 1)]
     write_sites(tmp_path, sites)
-    stats = StatsWriter(tmp_path, 0, 2)
+    metrics, stats = MetricsLog(tmp_path, 0), StatsWriter(tmp_path, 0, 2)
     for step in range(1, 301):
         rows = np.zeros((2, len(COLUMNS)))
         rows[:, ABSMAX] = 20_000 + 100 * step, 50.0
+        metrics.write({"step": step, "loss": 1.0})
         stats.write(step, rows, None)
+    metrics.close()
     stats.close()
-    found = forecasts(load_run(tmp_path))
+    shown = layers(read_history(tmp_path))
+    assert shown is not None
+    found = shown["forecasts"]
     assert {forecast["site"] for forecast in found} == {"m:out"}
     meets = (65_504 - 20_000) / 100
     assert found[0]["predicted_step"] == pytest.approx(meets, rel=0.1)
