@@ -1,7 +1,7 @@
 """What a step costs, here and in the stock Trainer: prints one table, writes one CSV and one picture.
 
 Without arguments the works that have bars; `growth` instead shows how time and memory grow with tokens, rank and batch.
-`full` holds ten processes at once, about 16 GiB; --contenders takes fewer.
+`full` holds eleven processes at once, about 18 GiB; --contenders takes fewer.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from .contender import WITHOUT_EXTENSION
 from .growth import N_STEPS, axes, growth_table, measured
 from .load import Load
 from .models import SMOLLM2
@@ -108,7 +109,7 @@ def present(work: Work, extension: bool, on_gpu: bool) -> list[str]:
     """The work's contenders that differ on this machine, and the rivals that are installed."""
     from .rivals import installed
 
-    names = [name for name in work.contenders if name != "aten" or (extension and not on_gpu)]
+    names = [name for name in work.contenders if name not in WITHOUT_EXTENSION or (extension and not on_gpu)]
     return names + [name for name in installed() if "stock" in names]
 
 

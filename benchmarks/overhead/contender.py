@@ -11,7 +11,8 @@ contender's own loop, with all that happens between two of them.
                  the same loop on their models, on a GPU where they are installed (rivals.py)
     plain        lora-train with instrument.enabled=false
     instrumented lora-train as it comes: every site, every step, store and detectors
-    aten         the same without the C extension
+    plain_aten, aten
+                 both without the C extension: neither its statistics nor its norms, gates, rotations and dropout
     heavy        the same with exponent histograms and the probe at every step instead of every 100
     floor        the matrix products alone (floor.py)
 """
@@ -32,9 +33,11 @@ from .profile import Kinds
 OURS: dict[str, dict[str, Any]] = {
     "plain": {"enabled": False},
     "instrumented": {},
+    "plain_aten": {"enabled": False},
     "aten": {},
     "heavy": {"histogram_every": 1, "probe_every": 1},
 }
+WITHOUT_EXTENSION = ("plain_aten", "aten")
 WITH_STOCK = ("stock", "items", "histograms", "debug", "foreach", "unsloth", "axolotl", "lorafusion")
 CONTENDERS = (*WITH_STOCK, *OURS, "floor")
 METERS: dict[str, Callable[[], Any]] = {"go": Clock, "count": Counts, "profile": Kinds}
@@ -95,7 +98,7 @@ def main() -> None:
 
         train(settings, gate)
     elif name in OURS:
-        if name == "aten":
+        if name in WITHOUT_EXTENSION:
             from lora_train.kernels import cpu
 
             cpu.AVAILABLE = False

@@ -17,7 +17,7 @@ WIDTH, LEFT, RIGHT = 820, 120, 150
 TOP, LINE, BAR, GAP = 58, 24, 15, 54
 TEXT, LIMIT = "#7d8590", "#d99a00"
 STOCK, OURS, FLOOR = "#e5484d", "#2f81f7", "#7d8590"
-OUR_NAMES = ("plain", "instrumented", "aten", "heavy")
+OUR_NAMES = ("plain", "instrumented", "plain_aten", "aten", "heavy")
 
 
 def overhead_svg(title: str, rows: Sequence[Row]) -> str:

@@ -155,5 +155,5 @@ def bars(work: Work, taken: Mapping[str, Taken], extension: bool) -> list[Bar]:
     if work.bar is not None and set(CORE) <= set(work.contenders):
         limit = WITH_EXTENSION if extension else WITHOUT_EXTENSION
         time("instrumented", "plain", limit, " (C extension)" if extension else " (ATen)")
-        time("aten", "plain", WITHOUT_EXTENSION, " (instrumented without the C extension)")
+        time("aten", "plain_aten", WITHOUT_EXTENSION, " (instrumented without the C extension)")
     return found

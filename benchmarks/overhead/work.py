@@ -63,7 +63,7 @@ class Work:
 TITLES = {"smollm2": "SmolLM2-135M", "neox-160m": "GPT-NeoX 160M (random)", "tiny": "two layers of LLaMA (random)"}
 
 PAIR = ("stock", "instrumented")
-FULL = ("stock", *WATCHED, "plain", "instrumented", "aten", "heavy", "floor")
+FULL = ("stock", *WATCHED, "plain", "instrumented", "plain_aten", "aten", "heavy", "floor")
 WORKS = {
     work.name: work
     for work in (

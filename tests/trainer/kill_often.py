@@ -44,6 +44,8 @@ def main(config_file: Path, n_kills: int, longest: float, seed: int) -> int:
         os.waitpid(child, 0)
         found = sorted(int(path.name.split("-")[1]) for path in config_file.parent.glob("run*/checkpoint-*[0-9]"))
         print(f"kill {number}: checkpoints {found}", flush=True)
+        if number % 4 and not found:  # the machine is slower now than when the time was taken
+            longest *= 1.5
     _, status = os.waitpid(start(config_file), 0)
     return os.waitstatus_to_exitcode(status)
 

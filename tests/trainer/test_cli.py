@@ -444,7 +444,7 @@ print(code, "torch" in sys.modules, "transformers" in sys.modules)
     assert output == "2 False False\n"
 
 
-VERBS = ("replay", "inspect", "merge", "chat", "env")
+VERBS = ("explain", "report", "compare", "replay", "inspect", "merge", "chat", "env")
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -476,7 +476,11 @@ def test_help_lists_every_verb(capsys):
     ("arguments", "error", "hint"),
     [
         (["mrege", "RUN"], "mrege is no verb of lora-train", "did you mean merge?"),
-        (["train"], "train is no verb of lora-train", "the verbs are replay, inspect, merge, chat, env; to train"),
+        (
+            ["train"],
+            "train is no verb of lora-train",
+            "the verbs are explain, report, compare, replay, inspect, merge, chat, env; to train",
+        ),
         (["koalpaca.yaml"], "the following arguments are required: --config", "lora-train --config koalpaca.yaml"),
         ([], "the following arguments are required: --config", "lora-train --config koalpaca.yaml"),
         (["merge"], "the following arguments are required: RUN", "`lora-train merge --help`"),
