@@ -75,6 +75,7 @@ class InstrumentCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Puts the instrument on the model."""
+        self._take_off()  # a training that ended with an error did not
         if not state.is_world_process_zero:
             return
         model, self._alone = kwargs["model"], args.world_size == 1
@@ -147,15 +148,18 @@ class InstrumentCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Takes the instrument off."""
+        if self.instrument is not None and state.global_step >= state.max_steps:
+            self.instrument.finished(time.perf_counter() - self._started)
+        self._take_off()
+
+    def _take_off(self) -> None:
         if self.instrument is None:
             return
         Accelerator.backward = self._backward
         for handle in self._handles:
             handle.remove()
-        if state.global_step >= state.max_steps:
-            self.instrument.finished(time.perf_counter() - self._started)
         self.instrument.close()
-        self.instrument = None
+        self.instrument = self._step = None
 
 
 def _telling(backward: Callable[..., None], tell: Callable[[torch.Tensor], None]) -> Callable[..., None]:

@@ -88,10 +88,6 @@ def attention_of_rows(
     Returns:
         [1, S, heads, d].
     """
-    if query.device.type == "cpu" and query.dtype in (torch.float16, torch.bfloat16):
-        # torch's CPU kernel is slower in 16 bits, its backward pass above all, and rounds in between
-        q, k, v = query.float(), key.float(), value.float()
-        return attention_of_rows(module, q, k, v, attention_mask, **kwargs)[0].to(query.dtype), None
     if not isinstance(attention_mask, Rows):
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
     lengths, masks = attention_mask.lengths, attention_mask.masks

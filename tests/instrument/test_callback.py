@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
 from lora_train.instrument import Instrument, InstrumentCallback, load_run
 from lora_train.instrument.explain import explain, read_history
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
+from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
 SEED = 3
 
@@ -158,6 +159,27 @@ def test_a_run_that_goes_on_says_so_and_a_resumed_one_goes_on_counting(tiny_mode
     again.add_callback(InstrumentCallback(tmp_path / "again"))
     again.train(resume_from_checkpoint=str(tmp_path / "two" / "checkpoint-3"))
     assert load_run(tmp_path / "again").metrics()["step"].tolist() == [4, 5, 6]
+
+
+def test_a_training_that_failed_leaves_nothing_behind(tiny_models, tmp_path):
+    class Fails(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.global_step == 2 and not tried:
+                tried.append(True)
+                raise MemoryError("for the test")
+
+    tried: list[bool] = []
+    backward = Accelerator.backward
+    given = TrainingArguments(str(tmp_path / "out"), max_steps=3, report_to=[], logging_steps=1, use_cpu=True)
+    trainer = Remembers(lora(tiny_models["llama"]), given, train_dataset=rows())  # pyright: ignore[reportArgumentType]
+    trainer.add_callback(InstrumentCallback(tmp_path / "run"))
+    trainer.add_callback(Fails())
+    with pytest.raises(MemoryError):
+        trainer.train()
+    trainer.train()
+    assert Accelerator.backward is backward
+    logged = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert load_run(tmp_path / "run-2").metrics()["loss"].tolist() == pytest.approx(logged, abs=2e-4)
 
 
 def test_a_micro_batch_must_be_begun(tiny_models, tmp_path):
