@@ -92,14 +92,13 @@ class Instrument:
         Raises:
             ValueError: the model has no LoRA layer.
         """
-        self._model, self._warn, self._fp16 = model, warn, fp16
+        self._model, self._warn, self._fp16, self._fused = model, warn, fp16, fuse
         self._parameters = [p for p in model.parameters() if p.requires_grad]
         device = self._parameters[0].device if self._parameters else torch.device("cpu")
         once = run_once or (lambda: four_tokens(model, device))
         self._patched: Patched = patch(model, once) if fuse else on_hooks(model, once)
         if not self._patched.groups and not self._patched.unfused:
             raise ValueError(say("attach.no_lora"))
-        self._fused = fuse
         with _evaluating(model):
             self.recorder = Recorder(
                 self._patched,
@@ -118,7 +117,7 @@ class Instrument:
         self.n_micro_batches, self._stops = gradient_accumulation_steps, stops
         self._n_steps = self._updates = n_steps
         self._skips = self._n_diagnosed = 0
-        self._eval_seconds = self._save_seconds = 0.0
+        self._eval_seconds = 0.0
         self._stack = contextlib.ExitStack()
 
     def _begin_folder(self, settings: Mapping[str, Mapping[str, Any]]) -> None:
@@ -217,7 +216,6 @@ class Instrument:
                 "memory_reserved_gib": torch.cuda.memory_reserved() / GIB if cuda else None,
                 "host_memory_gib": _host_memory(),
                 "eval_seconds_total": self._eval_seconds,
-                "save_seconds_total": self._save_seconds,
             }
         )
 

@@ -192,7 +192,7 @@ def read_history(path: str | Path) -> History:
 def _from_run(path: Path) -> History:
 
     run = Run(path)
-    env = _json(path / "env.json")
+    env = _read(path / "env.json", json.loads)
     env = env if isinstance(env, dict) else {}
     if (version := env.get("schema_version", SCHEMA_VERSION)) != SCHEMA_VERSION:
         raise SourceError("source.other_schema", path=path, version=version, known=SCHEMA_VERSION)
@@ -219,8 +219,7 @@ def _from_state(path: Path, text: str) -> History:
         log = state["log_history"]
     except (ValueError, KeyError, TypeError) as error:
         raise SourceError("source.no_log_history", path=path) from error
-    records = [record for record in log if isinstance(record, dict)]
-    history = _stock(path, "trainer", records)
+    history = _stock(path, "trainer", [record for record in log if isinstance(record, dict)])
     history.finished = state.get("global_step") == state.get("max_steps")
     training = {
         "logging_steps": state.get("logging_steps"),
@@ -304,7 +303,7 @@ def incidents_of(path: Path) -> list[dict[str, Any]]:
     """Every diagnosis.json of a run folder with its folder's name, in order of steps; a torn one is left out."""
     found = []
     for file in sorted(path.glob("incidents/*/diagnosis.json")):
-        diagnosis = _json(file)
+        diagnosis = _read(file, json.loads)
         if isinstance(diagnosis, dict) and isinstance(diagnosis.get("step"), int):
             found.append({**_incident(diagnosis), "folder": file.parent.name})
     return sorted(found, key=lambda diagnosis: diagnosis["step"])
@@ -330,10 +329,6 @@ def _incident(diagnosis: dict[str, Any]) -> dict[str, Any]:
 
 def _whole(values: Any) -> list[int]:
     return [value for value in values if isinstance(value, int)] if isinstance(values, list) else []
-
-
-def _json(path: Path) -> Any:
-    return _read(path, json.loads)
 
 
 def _yaml(path: Path) -> dict[str, dict[str, Any]]:
