@@ -221,7 +221,15 @@ def test_ctrl_c_in_a_terminal_ends_it_with_0(cli, run):
 
     ours, theirs = pty.openpty()
     command = [str(Path(sys.executable).with_name("lora-train")), "chat", str(run), "--max-new-tokens", "3"]
-    process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=subprocess.PIPE, start_new_session=True)
+    process = subprocess.Popen(
+        command,
+        stdin=theirs,
+        stdout=theirs,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+        # a shell starts what it puts into the background with Ctrl-C ignored, and that is inherited
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     os.close(theirs)
     seen = b""
     while b"> " not in seen:
