@@ -11,17 +11,26 @@ FOLDERS = (
     "instrument.report", "trainer",
 )  # fmt: skip
 
+HEADERS = ("dropout", "halves", "low_rank_tiles", "statistics", "threads")
+
 # Optional: without a compiler the package installs and works, and ATen computes what they would have.
 # No -march=native: each holds an AVX2 and a portable variant and picks one at run time.
 compiled = [
     Extension(
         f"lora_train.kernels.cpu._{name}",
         [f"kernels/cpu/{name}.c"],
-        depends=["kernels/cpu/halves.h", "kernels/cpu/threads.h"],
-        extra_compile_args=["-O3", "-std=c11", "-ffp-contract=off", "-fno-trapping-math", "-pthread", "-Wno-psabi"],
+        depends=[f"kernels/cpu/{header}.h" for header in HEADERS],
+        extra_compile_args=[
+            "-O3",
+            "-std=c11",
+            f"-ffp-contract={contract}",
+            "-fno-trapping-math",
+            "-pthread",
+            "-Wno-psabi",
+        ],
         optional=True,
-    )
-    for name in ("stats", "elementwise")
+    )  # fmt: skip
+    for name, contract in (("stats", "off"), ("elementwise", "off"), ("low_rank", "fast"))
 ]
 
 setup(

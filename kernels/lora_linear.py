@@ -221,8 +221,8 @@ def _compute(
     formats: list[int],
     scalings: list[float],
     dropout_p: float,
-) -> tuple[list[Tensor], list[Tensor], Tensor]:
-    """Outputs, tensors for backward ([H] or [H, dropout(X)]), rows [1 + g, 9] or [0, 9]."""
+) -> tuple[list[Tensor], Tensor, Tensor]:
+    """Outputs, H [M, sum of ranks] in fp32 for backward, rows [1 + g, 9] or [0, 9]."""
     dense = _dense(weights, formats, lora_A, lora_B, x.dtype)
     forward = launch.forward if uses_triton(x) else aten.forward
     with torch.autocast(x.device.type, enabled=False):
@@ -232,19 +232,12 @@ def _compute(
 _forward = torch.library.custom_op("lora_train::lora_linear", _compute, mutates_args=())
 
 
-def _saves_x_hat(x: Tensor, dropout_p: float) -> bool:
-    """Whether dropout(X) is kept for backward in X's place; else it is recomputed from the seed."""
-    return dropout_p > 0 and x.dtype == torch.float32 and not uses_triton(x)
-
-
 @_forward.register_fake
 def _(x, weights, biases, lora_A, lora_B, seed, slot, formats, scalings, dropout_p):
     ys = [x.new_empty(x.shape[0], b.shape[0]) for b in lora_B]
-    saved = [x.new_empty(x.shape[0], sum(a.shape[0] for a in lora_A), dtype=torch.float32)]
-    if _saves_x_hat(x, dropout_p):
-        saved.append(torch.empty_like(x))
+    h = x.new_empty(x.shape[0], sum(a.shape[0] for a in lora_A), dtype=torch.float32)
     n_rows = 0 if slot is None else 1 + len(lora_A)
-    return ys, saved, x.new_empty(n_rows, N_FIELDS, dtype=torch.float64)
+    return ys, h, x.new_empty(n_rows, N_FIELDS, dtype=torch.float64)
 
 
 def _compute_backward(
@@ -281,10 +274,9 @@ def _(grads, x, h, weights, lora_A, lora_B, seed, formats, scalings, dropout_p, 
     return dx, [torch.empty_like(a) for a in lora_A], [torch.empty_like(b) for b in lora_B], rows
 
 
-def _keep(ctx, x, saved, seed, weights, lora_A, lora_B, slot, formats, scalings, dropout_p) -> None:
+def _keep(ctx, x, h, seed, weights, lora_A, lora_B, slot, formats, scalings, dropout_p) -> None:
     ctx.set_materialize_grads(False)
-    h, kept_x = saved[0], saved[1] if len(saved) > 1 else x
-    ctx.save_for_backward(kept_x, h, seed, *weights, *lora_A, *lora_B)
+    ctx.save_for_backward(x, h, seed, *weights, *lora_A, *lora_B)
     # Not among the saved tensors: those may not be written to before backward reads them.
     ctx.slot = slot
     ctx.n_weights, ctx.group = len(weights), len(lora_A)
@@ -306,13 +298,13 @@ def _gradients(ctx, grad_ys, needs_dx: bool, backward) -> tuple[Tensor | None, l
 
 def _setup_context(ctx, inputs, output) -> None:
     x, weights, biases, lora_A, lora_B, seed, *how = inputs
-    _, saved, rows = output
-    ctx.mark_non_differentiable(*saved, rows)
+    _, h, rows = output
+    ctx.mark_non_differentiable(h, rows)
     ctx.n_biases = len(biases)
-    _keep(ctx, x, saved, seed, weights, lora_A, lora_B, *how)
+    _keep(ctx, x, h, seed, weights, lora_A, lora_B, *how)
 
 
-def _differentiate(ctx, grad_ys, _grad_saved, _grad_rows):
+def _differentiate(ctx, grad_ys, _grad_h, _grad_rows):
     dx, dA, dB, rows = _gradients(ctx, grad_ys, ctx.needs_input_grad[0], _backward)
     if ctx.slot is not None:
         store(ctx.slot[1 + ctx.group :], rows)
@@ -331,10 +323,10 @@ class _Directly(torch.autograd.Function):
         weights, biases = list(tensors[:n]), list(tensors[n : n + g])
         lora_A, lora_B = list(tensors[n + g : n + 2 * g]), list(tensors[n + 2 * g :])
         how = (slot, formats, scalings, dropout_p)
-        ys, saved, rows = _compute(x, weights, biases, lora_A, lora_B, seed, *how)
+        ys, h, rows = _compute(x, weights, biases, lora_A, lora_B, seed, *how)
         if slot is not None:
             slot[: 1 + g].copy_(rows)
-        _keep(ctx, x, saved, seed, weights, lora_A, lora_B, *how)
+        _keep(ctx, x, h, seed, weights, lora_A, lora_B, *how)
         return tuple(ys)
 
     @staticmethod

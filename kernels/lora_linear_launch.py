@@ -264,8 +264,8 @@ def forward(
     scalings: Sequence[float],
     dropout_p: float,
     with_stats: bool,
-) -> tuple[list[Tensor], list[Tensor], Tensor]:
-    """Outputs, [H], rows."""
+) -> tuple[list[Tensor], Tensor, Tensor]:
+    """Outputs, H, rows."""
     group = len(lora_A)
     rows = torch.empty((1 + group if with_stats else 0, N_FIELDS), dtype=torch.float64, device=x.device)
     h, in_site = down(x, _stacked(lora_A), seed, dropout_p, with_stats)
@@ -280,7 +280,7 @@ def forward(
                 in_site.partials, out.partials, rows, in_site.partials.shape[0], out.partials.shape[0],
                 in_site.n, out.n, i, num_warps=4, enable_fp_fusion=False,
             )  # fmt: skip
-    return ys, [h], rows
+    return ys, h, rows
 
 
 def backward(

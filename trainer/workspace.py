@@ -19,6 +19,8 @@ from ..kernels.cross_entropy import CPU_CHUNK, CPU_CHUNK_16_BIT, CUDA_CHUNK, WID
 
 # Rows of a strip in which kernels/lora_linear_launch.py walks over N; its partial sums are a few per mille of dY.
 STRIP = 128
+# Rows of a share of kernels/cpu/low_rank.c, of which each sums a LoRA gradient of its own, and how many there are.
+SHARE_ROWS, MAX_SHARES = 64, 32
 # Values at a time without the compiled statistics: masks of one byte, and their float copies.
 ATEN_STATISTICS = 6
 
@@ -65,11 +67,17 @@ def _lora_linear(
         return max(_decoded(weights, formats, sizes, x.dtype)) + 4 * m * sum(a.shape[0] for a in lora_A)
     statistics = ATEN_STATISTICS * max(outs) if slot is not None and not cpu.AVAILABLE else 0
     packed = [size if n > 1 else 0 for size, n in zip(sizes, formats[::3], strict=True)]
+    dropped = _dropped(m * k, dropout_p)
     if x.dtype == torch.float32:
-        return _loop([4 * n for n in packed], [0] * len(sizes), [0] * len(sizes)) + statistics
+        return max(dropped, _loop([4 * n for n in packed], [0] * len(sizes), [0] * len(sizes)) + statistics)
     narrow = [_n_bytes(x.dtype) * n for n in packed]
-    copies = 4 * m * k * (2 if dropout_p > 0 else 1)
-    return copies + statistics + _loop(narrow, _widened(weights, formats, sizes), [4 * n for n in outs])
+    in_loop = statistics + _loop(narrow, _widened(weights, formats, sizes), [4 * n for n in outs])
+    return 4 * m * k + max(dropped, in_loop)
+
+
+def _dropped(n: int, dropout_p: float) -> int:
+    """Bytes of the float32 copy that ATen drops values of; the compiled loops drop them on the way."""
+    return 4 * n if dropout_p > 0 and not cpu.AVAILABLE else 0
 
 
 def _widened(weights: list[Tensor], formats: list[int], sizes: list[int]) -> list[int]:
@@ -113,14 +121,18 @@ def _lora_linear_backward(
         return max(_decoded(weights, formats, sizes, x.dtype)) + 4 * m * strips
     statistics = ATEN_STATISTICS * max(*outs, m * k) if with_stats and not cpu.AVAILABLE else 0
     packed = [size if n > 1 else 0 for size, n in zip(sizes, formats[::3], strict=True)]
-    masked = 4 * m * k if dropout_p > 0 and needs_dx else 0
+    dropped = _dropped(m * k, dropout_p)
+    shares = min(MAX_SHARES, math.ceil(m / SHARE_ROWS)) if cpu.AVAILABLE else 0
+    parts = 4 * shares * max(h.shape[1] * k, *(b.numel() for b in lora_B))
     if x.dtype == torch.float32:
-        return max(_loop([4 * n for n in packed], [0] * len(sizes), [0] * len(sizes)), 4 * packed[-1] + masked)
+        in_loop = _loop([4 * n for n in packed], [0] * len(sizes), [0] * len(sizes))
+        return parts + max(in_loop, 4 * packed[-1] + dropped)
     narrow, wide = [_n_bytes(x.dtype) * n for n in packed], _widened(weights, formats, sizes)
     dx = 4 * m * k if needs_dx else 0
     in_loop = dx + _loop(narrow, [4 * n for n in outs], wide)
-    after = dx + narrow[-1] + wide[-1] + 4 * outs[-1] + 4 * m * k + masked
-    return statistics + max(in_loop, after)
+    widened = 0 if cpu.AVAILABLE else 4 * m * k
+    after = dx + narrow[-1] + wide[-1] + 4 * outs[-1] + widened + dropped
+    return statistics + parts + max(in_loop, after)
 
 
 def _cross_entropy(

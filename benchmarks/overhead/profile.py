@@ -1,7 +1,7 @@
 """Where the time of a step goes, by kind of work, from torch's profiler.
 
 The profiler knows operators by name, and which runs inside which. What has no operator of its own (statistics in C,
-dropout by index, the optimizer) is named here for the one step that is profiled.
+the loops in C, the optimizer) is named here for the one step that is profiled.
 """
 
 from __future__ import annotations
@@ -23,8 +23,11 @@ class Rule(NamedTuple):
     pattern: re.Pattern[str]
 
 
+# Products with A and B, and what shares a pass over memory with them: dropout, widening, rounding, statistics.
+LORA = "LoRA passes"
 # The first rule that fits decides.
 RULES = (
+    Rule(LORA, True, re.compile(f"^{LORA}$")),
     Rule("statistics", True, re.compile(r"^statistics$|^lora_train::(store|tensor_stats|cast_with_stats)")),
     Rule("optimizer", True, re.compile(r"^optimizer$|^Optimizer\.")),
     Rule("dropout", True, re.compile("dropout", re.IGNORECASE)),
@@ -55,9 +58,14 @@ NAMED = {
     ("instrument.recorder", "Recorder", "finish_step"): "statistics",
     ("trainer.optim", "Optimizer", "gradient_rows"): "statistics",
     ("trainer.optim", "Optimizer", "step"): "optimizer",
-    ("kernels.lora_linear_aten", None, "_drop_"): "dropout",
-    ("kernels.lora_linear_aten", None, "_add_dropped_"): "dropout",
-    ("kernels.lora_linear_aten", None, "dropout"): "dropout",
+    ("kernels.lora_passes", None, "_drop_"): "dropout",
+    ("kernels.cpu", None, "read"): LORA,
+    ("kernels.cpu", None, "update"): LORA,
+    ("kernels.cpu", None, "norm"): "norm",
+    ("kernels.cpu", None, "norm_backward"): "norm",
+    ("kernels.cpu", None, "gate"): "silu",
+    ("kernels.cpu", None, "gate_backward"): "silu",
+    ("kernels.cpu", None, "rotate"): "rotary",
 }
 
 

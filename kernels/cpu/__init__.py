@@ -1,17 +1,17 @@
-"""The CPU's compiled loops, `stats.c` and `elementwise.c`, where setup.py could compile them; else ATen serves.
+"""The CPU's compiled loops, the C files of this folder, where setup.py could compile them; else ATen serves.
 
 Row layout and meaning of statistics are those of `tensor_stats.py`, the formulas of the rest those of `rms_norm.py`,
-`rotary.py` and `gated.py`; this file only turns tensors into addresses. `portable` keeps to what every chip can run,
-and gives the same bits.
+`rotary.py`, `gated.py` and `lora_passes.py`; this file only turns tensors into addresses. `portable` keeps to what every
+chip can run; except in `read` and `update` that gives the same bits.
 """
 
 import numpy
 import torch
 
 try:
-    from . import _elementwise, _stats  # type: ignore[reportAttributeAccessIssue]
+    from . import _elementwise, _low_rank, _stats  # type: ignore[reportAttributeAccessIssue]
 except ImportError:  # no compiler when the package was installed
-    _elementwise = _stats = None
+    _elementwise = _low_rank = _stats = None
 
 AVAILABLE = _stats is not None
 DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}  # as in stats.c
@@ -45,19 +45,11 @@ def round_with_stats(acc: torch.Tensor, stored: torch.Tensor, portable: bool = F
     return row
 
 
-def stats_into(rows: numpy.ndarray, index: int, x: torch.Tensor, stored: torch.Tensor | None = None) -> None:
-    """Writes the row of `stats(x, count_small=False)` or `round_with_stats(x, stored)` to rows[index].
-
-    Args:
-        rows: float64 [n, 9], C-contiguous.
-        x: contiguous, not empty where `stored` is given.
-    """
+def stats_into(row: numpy.ndarray, x: torch.Tensor) -> None:
+    """Writes the row of `stats(x, count_small=False)` to a float64 [9]."""
     assert _stats is not None
-    kind = x.dtype if stored is None else stored.dtype
-    target = 0 if stored is None else stored.data_ptr()
-    address = rows.__array_interface__["data"][0] + index * rows.strides[0]
-    small = kind != torch.float32
-    _stats.stats(x.data_ptr(), x.numel(), DTYPES[kind], small, target, address, torch.get_num_threads(), False)
+    small, threads = x.dtype != torch.float32, torch.get_num_threads()
+    _stats.stats(x.data_ptr(), x.numel(), DTYPES[x.dtype], small, 0, _row_address(row), threads, False)
 
 
 def exponents(x: torch.Tensor) -> torch.Tensor:
@@ -143,20 +135,69 @@ def rotate(
     return y.transpose(1, 2)
 
 
-def drop(
+def read(
     x: torch.Tensor,
-    seed: int,
-    p: float,
-    out: torch.Tensor,
-    added_to: torch.Tensor | None = None,
+    *,
+    right: torch.Tensor | None = None,
+    to: torch.Tensor | None = None,
+    left: torch.Tensor | None = None,
+    outer: torch.Tensor | None = None,
+    wide: torch.Tensor | None = None,
+    row: numpy.ndarray | None = None,
+    dropout: tuple[int, float] = (0, 0.0),
     portable: bool = False,
-) -> torch.Tensor:
-    """Sets a share p of fp32 values to zero, by seed and position, and adds the rest to `added_to`, if given.
+) -> None:
+    """One pass over a contiguous x [M, C] in fp32, fp16 or bf16; `low_rank.c` has the formulas.
 
     Args:
-        x, out, added_to: contiguous, of one shape; `out` may be one of the others.
+        right, to: [r, C], contiguous, and [M, r] for x right^T, a slice of columns.
+        left, outer: [M, r], a slice of columns, and [r, C], contiguous, for left^T x.
+        wide: [M, C] for x in fp32; nothing is written if x is fp32.
+        row: float64 [9] for the statistics of x, subnormals and zeros of a 16-bit x only.
+        dropout: seed and probability with which values of x count as 0 in `to` and `outer`.
     """
-    assert _elementwise is not None
-    base = 0 if added_to is None else added_to.data_ptr()
-    _elementwise.drop(x.data_ptr(), base, out.data_ptr(), x.numel(), seed, p, torch.get_num_threads(), portable)
-    return out
+    assert _low_rank is not None
+    rank = 0 if right is None else right.shape[0]
+    rank = rank if left is None else left.shape[1]
+    _low_rank.read(
+        x.data_ptr(), DTYPES[x.dtype], (*x.shape, rank), _address(right), _address(left), _rows_apart(left), _address(to),
+        _rows_apart(to), _address(outer), 0 if wide is x else _address(wide), _row_address(row), *dropout,
+        torch.get_num_threads(), portable,
+    )  # fmt: skip
+
+
+def update(
+    x: torch.Tensor,
+    left: torch.Tensor,
+    right: torch.Tensor,
+    stored: torch.Tensor,
+    row: numpy.ndarray | None = None,
+    dropout: tuple[int, float] = (0, 0.0),
+    portable: bool = False,
+) -> None:
+    """Adds left right to a contiguous fp32 x [M, C] and rounds it into `stored`, which is x where that is fp32.
+
+    Args:
+        left, right: [M, r], a slice of columns, and [r, C], contiguous.
+        stored: [M, C], contiguous.
+        row: float64 [9] for the statistics of `stored`; overflow and underflow null if it is x.
+        dropout: seed and probability with which values of the product are not added.
+    """
+    assert _low_rank is not None
+    _low_rank.update(
+        x.data_ptr(), (*x.shape, left.shape[1]), left.data_ptr(), _rows_apart(left), right.data_ptr(),
+        0 if stored is x else stored.data_ptr(), DTYPES[stored.dtype], _row_address(row), *dropout,
+        torch.get_num_threads(), portable,
+    )  # fmt: skip
+
+
+def _address(x: torch.Tensor | None) -> int:
+    return 0 if x is None else x.data_ptr()
+
+
+def _rows_apart(x: torch.Tensor | None) -> int:
+    return 0 if x is None else x.stride(0)
+
+
+def _row_address(row: numpy.ndarray | None) -> int:
+    return 0 if row is None else row.__array_interface__["data"][0]

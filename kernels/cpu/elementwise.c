@@ -1,5 +1,5 @@
 /* The element-wise parts of a decoder on the CPU, forward and backward, one read and one write of memory each:
-   kernels/rms_norm.py, rotary.py, gated.py and, for dropout, lora_linear_aten.py say what is computed.
+   kernels/rms_norm.py, rotary.py and gated.py say what is computed.
 
    Everything is computed in fp32, in pieces or rows that stay in the first-level cache; a 16-bit tensor is widened
    when it is read and rounded once when it is written. The order of additions is fixed (16 lanes, lanes in order), no
@@ -79,13 +79,11 @@ typedef struct Job {
     int64_t n_positions, n_heads, strides[3], angle_stride;
     int rotated;
     const float *cos, *sin;
-    /* dropout */
-    uint32_t keys[2], threshold;
     int64_t rows_per_share;
     void (*walk)(const struct Job *, int64_t, int64_t);
 } Job;
 
-enum { NORM, NORM_BACKWARD, GATE, GATE_BACKWARD, ROTATE, ROTATE_BACKWARD, DROP };
+enum { NORM, NORM_BACKWARD, GATE, GATE_BACKWARD, ROTATE, ROTATE_BACKWARD };
 
 /* Sum of x_i y_i in fixed lanes; what does not fill the lanes comes last. */
 INLINE float dot(const float *x, const float *y, int count) {
@@ -178,38 +176,12 @@ INLINE void rotate_position(const Job *job, int64_t number, LoadHalf *load, Stor
     }
 }
 
-/* All ones where value `number` is kept: a hash of number and seed is at least p 2^32. The multipliers are those of
-   Wellons' lowbias32. */
-INLINE uint32_t kept(uint32_t number, uint32_t key, uint32_t other_key, uint32_t threshold) {
-    uint32_t h = number + key;
-    h ^= h >> 16;
-    h = (h ^ other_key) * 0x21F0AAADu;
-    h ^= h >> 15;
-    h *= 0x735A2D97u;
-    h ^= h >> 15;
-    return h >= threshold ? ~0u : 0u;
-}
-
-/* y = kept ? x : 0, or y = z + (kept ? x : 0); fp32. */
-INLINE void drop_piece(const Job *job, int64_t start, int count) {
-    uint32_t key = job->keys[0] + (uint32_t)start + (uint32_t)(start >> 32) * 0x9E3779B9u;
-    uint32_t other = job->keys[1], threshold = job->threshold;
-    const uint32_t *x = (const uint32_t *)job->in[0] + start;
-    const float *z = job->in[1] ? (const float *)job->in[1] + start : NULL;
-    float *y = (float *)job->out[0] + start;
-    if (z)
-        for (int i = 0; i < count; i++) y[i] = z[i] + bits_to_float(x[i] & kept((uint32_t)i, key, other, threshold));
-    else
-        for (int i = 0; i < count; i++) y[i] = bits_to_float(x[i] & kept((uint32_t)i, key, other, threshold));
-}
-
 INLINE void walk(const Job *job, int64_t start, int64_t stop, LoadHalf *load, StoreHalf *store) {
-    if (job->kind == DROP || job->kind == GATE || job->kind == GATE_BACKWARD) {
+    if (job->kind == GATE || job->kind == GATE_BACKWARD) {
         float space[5 * PIECE];
         for (int64_t i = start; i < stop; i += PIECE) {
             int count = (int)(stop - i < PIECE ? stop - i : PIECE);
-            if (job->kind == DROP) drop_piece(job, i, count);
-            else if (job->kind == GATE) gate_piece(job, i, count, load, store, space);
+            if (job->kind == GATE) gate_piece(job, i, count, load, store, space);
             else gate_piece_backward(job, i, count, load, store, space);
         }
         return;
@@ -342,33 +314,12 @@ static PyObject *py_rotate(PyObject *self, PyObject *args) {
     return run(&job, heads * job.cols, n_threads, portable);
 }
 
-/* drop(x, added_to or 0, y, n, seed, p, n_threads, portable); y may be x or added_to */
-static PyObject *py_drop(PyObject *self, PyObject *args) {
-    (void)self;
-    Job job = {.kind = DROP};
-    Address x, added_to, y;
-    long long n;
-    unsigned long long seed;
-    double p;
-    int n_threads, portable;
-    if (!PyArg_ParseTuple(args, "KKKLKdip", &x, &added_to, &y, &n, &seed, &p, &n_threads, &portable)) return NULL;
-    job.in[0] = pointer(x), job.in[1] = pointer(added_to), job.out[0] = pointer(y);
-    job.n = n;
-    seed = (seed ^ (seed >> 30)) * 0xBF58476D1CE4E5B9u; /* splitmix64: neighbouring seeds differ in every bit */
-    seed = (seed ^ (seed >> 27)) * 0x94D049BB133111EBu;
-    seed ^= seed >> 31;
-    job.keys[0] = (uint32_t)seed, job.keys[1] = (uint32_t)(seed >> 32);
-    job.threshold = (uint32_t)(p * 4294967296.0);
-    return run(&job, 1, n_threads, portable);
-}
-
 static PyMethodDef methods[] = {
     {"norm", py_norm, METH_VARARGS, "See rms_norm.py."},
     {"norm_backward", py_norm_backward, METH_VARARGS, "See rms_norm.py."},
     {"gate", py_gate, METH_VARARGS, "See gated.py."},
     {"gate_backward", py_gate_backward, METH_VARARGS, "See gated.py."},
     {"rotate", py_rotate, METH_VARARGS, "See rotary.py."},
-    {"drop", py_drop, METH_VARARGS, "See lora_linear_aten.py."},
     {NULL, NULL, 0, NULL},
 };
 

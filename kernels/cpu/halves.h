@@ -9,8 +9,8 @@
 #ifdef __x86_64__
 #include <immintrin.h>
 #define HAS_AVX2_VARIANT 1
-#define AVX2 __attribute__((target("avx2,f16c")))
-#define AVX512 __attribute__((target("avx512f,avx512dq,avx512bw,avx512vl,f16c,prefer-vector-width=512")))
+#define AVX2 __attribute__((target("avx2,f16c,fma")))
+#define AVX512 __attribute__((target("avx512f,avx512dq,avx512bw,avx512vl,f16c,fma,prefer-vector-width=512")))
 #endif
 
 #define INLINE static inline __attribute__((always_inline))
@@ -30,7 +30,7 @@ static inline int has_avx512(void) {
 
 static inline int has_avx2(void) {
 #ifdef HAS_AVX2_VARIANT
-    return __builtin_cpu_supports("avx2"); /* every chip with AVX2 has F16C */
+    return __builtin_cpu_supports("avx2"); /* every chip with AVX2 has F16C and FMA */
 #else
     return 0;
 #endif

@@ -120,11 +120,8 @@ def test_every_variant_gives_the_same_bits(monkeypatch):
         def results(portable: bool, x=x, dy=dy, weight=weight, cos=cos, heads=heads) -> list[Tensor]:
             y, rstd = cpu.norm(x, weight, 1e-5, portable)
             gate = (cpu.gate(x, dy, portable), *cpu.gate_backward(dy, x, dy, portable))
-            base = dy.float()
-            kept = [cpu.drop(x.float(), 5, 0.3, torch.empty(x.shape), base, portable)]
-            kept.append(cpu.drop(x.float(), 5, 0.3, torch.empty(x.shape), portable=portable))
             turned = [cpu.rotate(heads, cos, cos, backward, portable) for backward in (False, True)]
-            return [y, rstd, cpu.norm_backward(dy, x, weight, rstd, portable), *gate, *turned, *kept]
+            return [y, rstd, cpu.norm_backward(dy, x, weight, rstd, portable), *gate, *turned]
 
         expected = results(portable=True)
         for threads in (1, 3):
@@ -140,29 +137,6 @@ def test_operators_are_as_torch_wants_them():
     torch.library.opcheck(torch.ops.lora_train.gated_silu.default, (x, torch.randn(3, 8, requires_grad=True)))
     heads = torch.randn(2, 3, 5, 6, requires_grad=True)
     torch.library.opcheck(torch.ops.lora_train.rotary.default, (heads, cos, cos, False))
-
-
-def test_what_two_seeds_drop_is_independent():
-    """The share that both drop is p^2, for neighbouring seeds and when one mask is moved against the other."""
-    if not cpu.AVAILABLE:
-        pytest.skip("no compiler when the package was installed")
-    n, p = 1_000_000, 0.3
-    a, b = (cpu.drop(torch.ones(n), seed, p, torch.empty(n)) == 0 for seed in (41, 42))
-    limit = 5 * (p * p * (1 - p * p) / n) ** 0.5
-    for shift in (0, 1, 2, 8, 576):
-        assert abs((a[shift:] & b[: n - shift]).double().mean().item() - p * p) < limit
-        if shift:
-            assert abs((a[shift:] & a[: n - shift]).double().mean().item() - p * p) < limit
-
-
-def test_dropped_values_are_added_to_what_is_there():
-    if not cpu.AVAILABLE:
-        pytest.skip("no compiler when the package was installed")
-    x, base = torch.randn(2, 1003)
-    kept = cpu.drop(x, 9, 0.5, torch.empty(1003))
-    assert set((kept / x).tolist()) == {0.0, 1.0}
-    assert torch.equal(cpu.drop(x, 9, 0.5, base.clone(), base), kept + base)
-    assert torch.equal(cpu.drop(x.clone(), 9, 0.0, torch.empty(1003)), x)
 
 
 def test_under_a_dispatch_mode_the_same_is_an_operator():

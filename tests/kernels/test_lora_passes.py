@@ -1,0 +1,145 @@
+"""The passes of the CPU's LoRA linear against fp64: every shape, dtype, instruction set and number of threads."""
+
+from collections.abc import Iterator
+
+import numpy
+import pytest
+import torch
+from lora_train.kernels import cpu, lora_passes
+from lora_train.kernels.tensor_stats_aten import round_with_stats_reference, tensor_stats_reference
+from torch import Tensor
+
+from .helpers import DTYPES, assert_row
+
+needs_c = pytest.mark.skipif(not cpu.AVAILABLE, reason="the C extension was not built")
+
+# Rows, columns, rank: below and above a tile of 8 rows, vectors of 4, 8 and 16 values, sides of 4, shares of 64 rows.
+SHAPES = [(0, 5, 3), (1, 1, 1), (7, 15, 4), (9, 33, 8), (64, 48, 24), (131, 71, 5), (513, 20, 2)]
+SEED, P = torch.tensor([11]), 0.3
+
+
+@pytest.fixture(params=["aten", "portable", "chosen"])
+def variant(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """ATen, the loops for any chip, and those that this chip gets."""
+    if request.param == "aten":
+        monkeypatch.setattr(cpu, "AVAILABLE", False)
+    elif not cpu.AVAILABLE:
+        pytest.skip("the C extension was not built")
+    elif request.param == "portable":
+        for name in ("read", "update"):
+            compiled = getattr(cpu, name)
+            monkeypatch.setattr(cpu, name, lambda *a, compiled=compiled, **k: compiled(*a, **k, portable=True))
+    yield request.param
+
+
+def factors(m: int, c: int, r: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """X [M, C], R [r, C] and L [M, r], a slice of columns as one projection of a group has it."""
+    generator = torch.Generator().manual_seed(m + c + r)
+    x, right = torch.randn(m, c, generator=generator).to(dtype), torch.randn(r, c, generator=generator)
+    return x, right, torch.randn(m, r + 3, generator=generator)[:, 2 : 2 + r]
+
+
+def mask(x: Tensor) -> Tensor:
+    """What dropout keeps of `x`."""
+    return lora_passes.da(torch.eye(len(x)), torch.ones(x.shape), SEED, P).double()
+
+
+def assert_product(found: Tensor, left: Tensor, right: Tensor) -> None:
+    """An fp32 product, with an error of a few units of what its absolute values add up to."""
+    bound = 4e-7 * (left.double().abs() @ right.double().abs()) + 1e-30
+    assert found.dtype == torch.float32
+    assert ((found.double() - left.double() @ right.double()).abs() <= bound).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("p", [0.0, P])
+def test_down_and_da(variant: str, shape: tuple[int, int, int], dtype: torch.dtype, p: float):
+    x, right, left = factors(*shape, dtype)
+    kept = x.double() * (mask(x) if p else 1)
+    h, wide = lora_passes.down(x, right, SEED, p)
+    assert torch.equal(wide, x.float())
+    assert_product(h, kept, right.t())
+    assert_product(lora_passes.da(left.contiguous(), x, SEED, p), left.t(), kept)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_grad(variant: str, shape: tuple[int, int, int], dtype: torch.dtype):
+    dy, right, h = factors(*shape, dtype)
+    m, _, r = shape
+    everyone, row = torch.full((m, r + 5), -1.0), numpy.full(9, -1.0)
+    wide, db = lora_passes.grad(dy, h, right, everyone[:, 1 : 1 + r], row)
+    assert torch.equal(wide, dy.float())
+    assert_product(everyone[:, 1 : 1 + r], dy, right.t())
+    assert (everyone[:, 0] == -1).all()
+    assert (everyone[:, 1 + r :] == -1).all()
+    assert_product(db, dy.t(), h)
+    assert db.is_contiguous()
+    assert_row(torch.from_numpy(row), tensor_stats_reference(dy, full=False))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("p", [0.0, P])
+def test_up(variant: str, shape: tuple[int, int, int], dtype: torch.dtype, p: float):
+    acc, right, h = factors(*shape, torch.float32)
+    acc, row = acc * 3e4, numpy.full(9, -1.0)
+    m, c, r = shape
+    kept = mask(acc) if p else torch.ones(m, c).double()
+    exact = acc.double() + kept * (h.double() @ right.double())
+    before = acc.clone()
+    y = lora_passes.up(acc, h, right, dtype, row, SEED, p)
+    assert ((acc - exact).abs() <= 4e-7 * (before.abs() + h.abs() @ right.abs())).all()
+    stored, expected = round_with_stats_reference(acc, dtype)
+    assert y.dtype == dtype
+    assert torch.equal(y, stored)
+    if dtype == torch.float32:
+        expected = tensor_stats_reference(y, full=False)
+        expected[4:6] = 0
+    assert_row(torch.from_numpy(row), expected)
+    if dtype == torch.float16 and acc.numel() > 100:
+        assert row[4] > 0
+    assert torch.equal(lora_passes.up(before, h, right, dtype, None, SEED, p), y)
+
+
+@needs_c
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_threads_do_not_change_the_bits(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch):
+    x, right, h = factors(5000, 40, 8, dtype)
+    results = []
+    for threads in (1, 2, 5):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        g, acc, rows = torch.empty(5000, 8), x.float() * 3, numpy.zeros((2, 9))
+        found = [*lora_passes.down(x, right, SEED, P), *lora_passes.grad(x, h, right, g, rows[0]), g]
+        found += [lora_passes.da(g, x, SEED, P), lora_passes.up(acc, h, right, dtype, rows[1], SEED, P)]
+        results.append([*found, torch.from_numpy(rows).nan_to_num(-1)])
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+@needs_c
+def test_a_value_that_is_not_finite_stays_where_it_is():
+    """In its row of H and of Y, and in its column of dA; a dropped one is gone."""
+    x, right, h = factors(70, 48, 4, torch.float32)
+    x[66, 40], x[3, 2] = torch.inf, torch.nan
+    kept = mask(x)
+    rows = sorted(row for row, column in ((66, 40), (3, 2)) if kept[row, column])
+    found = lora_passes.down(x, right, SEED, P)[0]
+    assert (~found.isfinite()).any(1).nonzero().flatten().tolist() == rows
+    assert (~lora_passes.da(h.contiguous(), x, None, 0.0).isfinite()).any(0).nonzero().flatten().tolist() == [2, 40]
+    y = lora_passes.up(x.clone(), h, right, torch.float32, None)
+    assert (~y.isfinite()).nonzero().tolist() == [[3, 2], [66, 40]]
+
+
+@needs_c
+def test_what_two_seeds_drop_is_independent():
+    """The share that both drop is p^2, for neighbouring seeds and when one mask is moved against the other."""
+    n, p = 1_000_000, 0.3
+    ones, eye = torch.ones(100, n // 100), torch.eye(100)
+    a, b = (lora_passes.da(eye, ones, torch.tensor([seed]), p).flatten() == 0 for seed in (41, 42))
+    limit = 5 * (p * p * (1 - p * p) / n) ** 0.5
+    for shift in (0, 1, 2, 8, 576):
+        assert abs((a[shift:] & b[: n - shift]).double().mean().item() - p * p) < limit
+        if shift:
+            assert abs((a[shift:] & a[: n - shift]).double().mean().item() - p * p) < limit
