@@ -40,7 +40,7 @@ faults: .venv/ready
 	$(RUN) -m benchmarks.faults --seed $(or $(SEED),0)
 
 # torch goes first: a CUDA build brings its own triton, a CPU build brings none.
-.venv/ready: constraints.txt pyproject.toml setup.py kernels/cpu/stats.c
+.venv/ready: constraints.txt pyproject.toml setup.py $(wildcard kernels/cpu/*.c kernels/cpu/*.h)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "error: $(PYTHON) is older than Python 3.10"; echo "hint: make PYTHON=python3.11"; exit 1; }
 	@$(PYTHON) -c 'import ensurepip' || { echo "error: this Python has no venv"; echo "hint: apt-get install python3-venv"; exit 1; }
 	$(PYTHON) -m venv .venv

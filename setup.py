@@ -11,10 +11,12 @@ FOLDERS = (
     "instrument.report", "trainer",
 )  # fmt: skip
 
-HEADERS = ("dropout", "halves", "low_rank_tiles", "statistics", "threads")
+HEADERS = ("attention_tiles", "dropout", "halves", "low_rank_tiles", "statistics", "threads")
+# Whether a product and a sum may be rounded together: what has a chip's own bits may.
+FUSES = {"stats": False, "elementwise": False, "low_rank": True, "attention": True}
 
 # Optional: without a compiler the package installs and works, and ATen computes what they would have.
-# No -march=native: each holds an AVX2 and a portable variant and picks one at run time.
+# No -march=native: each holds variants for AVX-512, for AVX2 and for any chip, and picks one at run time.
 compiled = [
     Extension(
         f"lora_train.kernels.cpu._{name}",
@@ -23,14 +25,14 @@ compiled = [
         extra_compile_args=[
             "-O3",
             "-std=c11",
-            f"-ffp-contract={contract}",
+            f"-ffp-contract={'fast' if fuses else 'off'}",
             "-fno-trapping-math",
             "-pthread",
             "-Wno-psabi",
         ],
         optional=True,
-    )  # fmt: skip
-    for name, contract in (("stats", "off"), ("elementwise", "off"), ("low_rank", "fast"))
+    )
+    for name, fuses in FUSES.items()
 ]
 
 setup(

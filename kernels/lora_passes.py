@@ -69,8 +69,8 @@ def up(
     seed: Tensor | None = None,
     p: float = 0.0,
 ) -> Tensor:
-    """ACC + dropout'(H R) in `dtype`, for R [r, C]; a contiguous fp32 ACC is written over. The row is that of the result,
-    with overflow and underflow: 0 in fp32, where nobody rounded.
+    """ACC + dropout'(H R) in `dtype`, for R [r, C]; a contiguous fp32 ACC is written over. The row is that of the
+    result, with overflow and underflow: 0 in fp32, where nobody rounded.
     """
     if cpu.AVAILABLE:
         stored = acc if dtype == torch.float32 else torch.empty_like(acc, dtype=dtype)

@@ -28,6 +28,7 @@ from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
+from ..kernels.attention import attention, takes
 from .batches import Batch, collate
 from .data import Example
 
@@ -94,14 +95,29 @@ def attention_of_rows(
     if len(masks) == 1:  # rows of one length are a batch, without a copy
         length, mask = next(iter(masks.items()))
         q, k, v = (t.unflatten(2, (-1, length)).transpose(1, 2).flatten(0, 1) for t in (query, key, value))
-        return sdpa_attention_forward(module, q, k, v, mask, **kwargs)[0].flatten(0, 1)[None], None
+        return _attend(module, q, k, v, mask, **kwargs).flatten(0, 1)[None], None
     # one split: its backward is one concatenation, that of slices would fill the whole with zeros for every row
     split = (tensor.split(lengths, dim=2) for tensor in (query, key, value))
     outputs = [
-        sdpa_attention_forward(module, q, k, v, masks[length], **kwargs)[0]
-        for length, q, k, v in zip(lengths, *split, strict=True)
+        _attend(module, q, k, v, masks[length], **kwargs) for length, q, k, v in zip(lengths, *split, strict=True)
     ]
     return torch.cat(outputs, dim=1) if len(outputs) > 1 else outputs[0], None
+
+
+def _attend(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    **kwargs: Any,
+) -> torch.Tensor:
+    """[B, S, heads, d] of rows of one length."""
+    plain = mask is None and not kwargs.get("dropout") and kwargs.get("position_bias") is None
+    if plain and kwargs.get("is_causal", getattr(module, "is_causal", True)) is not False and takes(query, key, value):
+        scale = kwargs.get("scaling")
+        return attention(query, key, value, query.shape[-1] ** -0.5 if scale is None else scale)
+    return sdpa_attention_forward(module, query, key, value, mask, **kwargs)[0]
 
 
 AttentionInterface.register(PER_ROW, attention_of_rows)

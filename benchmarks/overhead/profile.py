@@ -61,6 +61,7 @@ NAMED = {
     ("kernels.lora_passes", None, "_drop_"): "dropout",
     ("kernels.cpu", None, "read"): LORA,
     ("kernels.cpu", None, "update"): LORA,
+    ("kernels.cpu", None, "attention"): "attention",
     ("kernels.cpu", None, "norm"): "norm",
     ("kernels.cpu", None, "norm_backward"): "norm",
     ("kernels.cpu", None, "gate"): "silu",

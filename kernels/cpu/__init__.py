@@ -1,17 +1,17 @@
 """The CPU's compiled loops, the C files of this folder, where setup.py could compile them; else ATen serves.
 
 Row layout and meaning of statistics are those of `tensor_stats.py`, the formulas of the rest those of `rms_norm.py`,
-`rotary.py`, `gated.py` and `lora_passes.py`; this file only turns tensors into addresses. `portable` keeps to what every
-chip can run; except in `read` and `update` that gives the same bits.
+`rotary.py`, `gated.py`, `lora_passes.py` and `attention.py`; this file only turns tensors into addresses. `portable`
+keeps to what every chip can run; except in `read`, `update` and `attention` that gives the same bits.
 """
 
 import numpy
 import torch
 
 try:
-    from . import _elementwise, _low_rank, _stats  # type: ignore[reportAttributeAccessIssue]
+    from . import _attention, _elementwise, _low_rank, _stats  # type: ignore[reportAttributeAccessIssue]
 except ImportError:  # no compiler when the package was installed
-    _elementwise = _low_rank = _stats = None
+    _attention = _elementwise = _low_rank = _stats = None
 
 AVAILABLE = _stats is not None
 DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}  # as in stats.c
@@ -160,9 +160,9 @@ def read(
     rank = 0 if right is None else right.shape[0]
     rank = rank if left is None else left.shape[1]
     _low_rank.read(
-        x.data_ptr(), DTYPES[x.dtype], (*x.shape, rank), _address(right), _address(left), _rows_apart(left), _address(to),
-        _rows_apart(to), _address(outer), 0 if wide is x else _address(wide), _row_address(row), *dropout,
-        torch.get_num_threads(), portable,
+        x.data_ptr(), DTYPES[x.dtype], (*x.shape, rank), _address(right), _address(left), _rows_apart(left),
+        _address(to), _rows_apart(to), _address(outer), 0 if wide is x else _address(wide), _row_address(row),
+        *dropout, torch.get_num_threads(), portable,
     )  # fmt: skip
 
 
@@ -189,6 +189,32 @@ def update(
         0 if stored is x else stored.data_ptr(), DTYPES[stored.dtype], _row_address(row), *dropout,
         torch.get_num_threads(), portable,
     )  # fmt: skip
+
+
+def attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    out: torch.Tensor,
+    lse: torch.Tensor,
+    scale: float,
+    backward: tuple[torch.Tensor, ...] = (),
+    portable: bool = False,
+) -> None:
+    """Causal attention into `out` and `lse`, or with them its gradients; `attention.py` has the formulas.
+
+    Args:
+        query, out: [B, heads, S, D] of one dtype, the last dimension dense and a multiple of 16.
+        key, value: [B, kv_heads, S, D].
+        lse: fp32 [B, heads, S], contiguous.
+        backward: the gradient of `out`, and where those of query, key and value go.
+    """
+    assert _attention is not None
+    shape = (*query.shape[:2], key.shape[1], *query.shape[2:])
+    tensors = tuple((x.data_ptr(), *x.stride()[:3]) for x in (query, key, value, out, *backward))
+    threads = torch.get_num_threads()
+    dtype = DTYPES[query.dtype]
+    _attention.attention(dtype, shape, scale, lse.data_ptr(), tensors, bool(backward), threads, portable)
 
 
 def _address(x: torch.Tensor | None) -> int:

@@ -1,7 +1,5 @@
 """The passes of the CPU's LoRA linear against fp64: every shape, dtype, instruction set and number of threads."""
 
-from collections.abc import Iterator
-
 import numpy
 import pytest
 import torch
@@ -19,7 +17,7 @@ SEED, P = torch.tensor([11]), 0.3
 
 
 @pytest.fixture(params=["aten", "portable", "chosen"])
-def variant(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def variant(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """ATen, the loops for any chip, and those that this chip gets."""
     if request.param == "aten":
         monkeypatch.setattr(cpu, "AVAILABLE", False)
@@ -29,7 +27,7 @@ def variant(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
         for name in ("read", "update"):
             compiled = getattr(cpu, name)
             monkeypatch.setattr(cpu, name, lambda *a, compiled=compiled, **k: compiled(*a, **k, portable=True))
-    yield request.param
+    return request.param
 
 
 def factors(m: int, c: int, r: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
@@ -85,7 +83,7 @@ def test_grad(variant: str, shape: tuple[int, int, int], dtype: torch.dtype):
 def test_up(variant: str, shape: tuple[int, int, int], dtype: torch.dtype, p: float):
     acc, right, h = factors(*shape, torch.float32)
     acc, row = acc * 3e4, numpy.full(9, -1.0)
-    m, c, r = shape
+    m, c, _ = shape
     kept = mask(acc) if p else torch.ones(m, c).double()
     exact = acc.double() + kept * (h.double() @ right.double())
     before = acc.clone()

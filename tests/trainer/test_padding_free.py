@@ -12,6 +12,8 @@ import pytest
 import torch
 import transformers
 from lora_train.instrument.store import COLUMNS
+from lora_train.kernels import cpu
+from lora_train.trainer import padding_free
 from lora_train.trainer.batches import collate
 from lora_train.trainer.config import Config
 from lora_train.trainer.console import Console
@@ -22,7 +24,16 @@ from lora_train.trainer.errors import UserError
 from lora_train.trainer.evaluate import evaluate
 from lora_train.trainer.loop import forward_backward, micro_batch_loss, train_step
 from lora_train.trainer.model import trainable
-from lora_train.trainer.padding_free import PER_ROW, Rows, attention_of, mask_of_rows, model_inputs, running, why_not
+from lora_train.trainer.padding_free import (
+    PER_ROW,
+    Rows,
+    attention_of,
+    attention_of_rows,
+    mask_of_rows,
+    model_inputs,
+    running,
+    why_not,
+)
 from lora_train.trainer.parts import Parts, build
 from lora_train.trainer.remedy import changed
 from lora_train.trainer.settings import Settings, with_settings
@@ -199,6 +210,35 @@ def test_only_rows_longer_than_the_window_get_a_mask():
     assert mask.masks[3] is None
     assert wide is not None
     assert wide[0, 0].sum(-1).tolist() == [1, 2, 3, 4, 5, 6, 6, 6, 6]
+
+
+@pytest.mark.skipif(not cpu.AVAILABLE, reason="the C extension was not built")
+@pytest.mark.parametrize("lengths", [(7, 7), (3, 9, 2)])
+@pytest.mark.parametrize(
+    ("masked", "more", "expected"),
+    [
+        (False, {}, True),
+        (False, {"scaling": 0.1}, True),
+        (True, {}, False),
+        (False, {"dropout": 0.1}, False),
+        (False, {"is_causal": False}, False),
+    ],
+    ids=str,
+)
+def test_causal_rows_are_computed_in_c(monkeypatch, lengths, masked, more, expected):
+    called = []
+    own = padding_free.attention
+    monkeypatch.setattr(padding_free, "attention", lambda *args: called.append(args[3]) or own(*args))
+    module = torch.nn.Module()
+    module.num_key_value_groups = 2  # pyright: ignore[reportArgumentType]
+    q, k, v = (torch.randn(1, heads, sum(lengths), 16) for heads in (4, 2, 2))
+    masks = {n: torch.ones(1, 1, n, n, dtype=torch.bool).tril() if masked else None for n in set(lengths)}
+    torch.manual_seed(0)
+    found, _ = attention_of_rows(module, q, k, v, Rows(lengths, masks), **more)
+    assert called == ([more.get("scaling", 0.25)] * len(masks if len(masks) == 1 else lengths) if expected else [])
+    monkeypatch.setattr(padding_free, "takes", lambda *args: False)
+    torch.manual_seed(0)
+    torch.testing.assert_close(found, attention_of_rows(module, q, k, v, Rows(lengths, masks), **more)[0])
 
 
 @pytest.mark.parametrize(
