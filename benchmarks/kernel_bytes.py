@@ -89,7 +89,7 @@ def count_fused(layer: Linear) -> list[Launch]:
     with multiprocessors, triton_on_cpu(), counted_traffic() as launches:
         if layer.autocast_x:
             _cast(x.float(), layer.dtype)
-        _, (h,), _ = launch.forward(x, [weight], [bias], lora_A, lora_B, seed, [2.0], p, layer.statistics)
+        _, h, _ = launch.forward(x, [weight], [bias], lora_A, lora_B, seed, [2.0], p, layer.statistics)
         launch.backward([dy], x, h, [weight], lora_A, lora_B, seed, [2.0], p, True, layer.statistics)
     return launches
 

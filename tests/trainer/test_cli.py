@@ -165,7 +165,8 @@ print(any(name.startswith("lora_train") for name in sys.modules))
     load_checkpoint(run / "checkpoint-12", parts.model, parts.optimizer, parts.loss_scale)
     with torch.no_grad():
         ours = parts.model.eval()(input_ids=torch.arange(40)[None]).logits
-    torch.testing.assert_close(torch.load(file, weights_only=True), ours, rtol=0, atol=0)
+    # products in another order: a unit in the last place of the largest logits
+    torch.testing.assert_close(torch.load(file, weights_only=True), ours, rtol=0, atol=1e-6)
     file.unlink()
 
 

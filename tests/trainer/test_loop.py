@@ -22,6 +22,7 @@ from lora_train.trainer.loop import Stop, micro_batch_seed, train_step
 from lora_train.trainer.model import add_lora, load_base, load_tokenizer, pad_token_id, resolve, trainable
 from lora_train.trainer.parts import Parts, build
 from lora_train.trainer.run_log import ROW_FIELDS
+from lora_train.trainer.settings import with_settings
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from transformers import Trainer, TrainingArguments
 
@@ -124,7 +125,7 @@ def relative_error(ours: list[torch.Tensor], stock: list[torch.Tensor]) -> float
     return float(difference.norm() / torch.cat([b.flatten() for b in stock]).norm())
 
 
-def assert_same(ours: tuple, stock: tuple, jointly: bool = False) -> None:
+def assert_same(ours: tuple, stock: tuple, jointly: bool = False, weights: float = 1e-4) -> None:
     assert len(ours[0]) == len(stock[0])
     assert ours[0] == pytest.approx(stock[0], rel=1e-5)
     assert ours[1] == pytest.approx(stock[1], rel=1e-4)
@@ -132,7 +133,7 @@ def assert_same(ours: tuple, stock: tuple, jointly: bool = False) -> None:
     kinds = [[name for name in names if kind in name] for kind in ("lora_A", "lora_B")]
     for group in kinds if jointly else [[name] for name in names]:
         error = relative_error([ours[2][name] for name in group], [stock[2][name] for name in group])
-        assert error < 1e-4, group[0]
+        assert error < weights, group[0]
     moved = max(weight.abs().max().item() for name, weight in ours[2].items() if "lora_B" in name)
     assert moved > 1e-4
 
@@ -157,9 +158,12 @@ def test_agrees_with_the_stock_trainer(tiny_models, tmp_path, family, accumulati
 def test_agrees_with_the_stock_trainer_on_smollm2(tmp_path):
     # One row a batch: the stock Trainer's mask of a padded batch takes another attention kernel. All lora_A and all
     # lora_B together (5.8e-5 each): Adam normalises gradients near zero, so the rounding of other kernels moves single
-    # tensors by up to 6e-4.
+    # tensors by up to 6e-4. Rows without padding take our own attention kernel, whose error against float64 is that of
+    # torch's but not the same error: 1.3e-4.
     config = make_config(Path(resolve(str(SMOLLM2))), per_device_train_batch_size=1, max_steps=5)
-    assert_same(train_ours(config), train_stock(config, tmp_path), jointly=True)
+    stock = train_stock(config, tmp_path)
+    assert_same(train_ours(with_settings(config, {"data.padding_free": False})), stock, jointly=True)
+    assert_same(train_ours(config), stock, jointly=True, weights=2e-4)
 
 
 def test_accumulating_4x1_equals_1x4(tiny_models):
