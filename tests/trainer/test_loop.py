@@ -159,11 +159,11 @@ def test_agrees_with_the_stock_trainer_on_smollm2(tmp_path):
     # One row a batch: the stock Trainer's mask of a padded batch takes another attention kernel. All lora_A and all
     # lora_B together (5.8e-5 each): Adam normalises gradients near zero, so the rounding of other kernels moves single
     # tensors by up to 6e-4. Rows without padding take our own attention kernel, whose error against float64 is that of
-    # torch's but not the same error: 1.3e-4.
+    # torch's but not the same error: 1.3e-4 and 3.2e-4.
     config = make_config(Path(resolve(str(SMOLLM2))), per_device_train_batch_size=1, max_steps=5)
     stock = train_stock(config, tmp_path)
     assert_same(train_ours(with_settings(config, {"data.padding_free": False})), stock, jointly=True)
-    assert_same(train_ours(config), stock, jointly=True, weights=2e-4)
+    assert_same(train_ours(config), stock, jointly=True, weights=5e-4)
 
 
 def test_accumulating_4x1_equals_1x4(tiny_models):
