@@ -2,8 +2,8 @@
 
 Everything is computed in fp32. A 16-bit X, W or dY is widened first, the LoRA part is added to the fp32
 product, and the sum is rounded once: the same rounding as cuBLAS's fp32 accumulator, and overflow and
-underflow in it are counted exactly. A 16-bit GEMM is no faster on a chip that has one and 120 times slower on
-one that has not.
+underflow in it are counted exactly. A 16-bit GEMM is no faster on a chip that has one and far slower on one
+that has not.
 
 What it saves against PEFT's LoRA linear: the products with A and B, dropout, rounding and statistics share a pass
 over memory (lora_passes.py); no dropout mask and no dropout(X) is kept; statistics of X only if an output shows that
