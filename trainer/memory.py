@@ -34,8 +34,8 @@ SMALLEST_8BIT, BLOCK_8BIT = 4096, 256
 # What the libraries take once training has begun: modules imported late, thread pools, packed GEMM operands.
 CPU_LIBRARIES = 110 * MIB
 # Gaps in glibc's heap, which serves blocks of up to 32 MiB and gives little back in between. Fitted to four runs of
-# benchmarks/memory.py, where they were 119 to 251 MiB; a fifth, llama-fp32-checkpointing, had 450 and is missed by a
-# third. With MALLOC_MMAP_THRESHOLD_=262144 there are none. The CPU alone: CUDA's allocator counts live bytes.
+# benchmarks/memory.py, where they were 119 to 251 MiB; a fifth, llama-fp32-checkpointing, had 450 and was missed by a
+# third then. With MALLOC_MMAP_THRESHOLD_=262144 there are none. The CPU alone: CUDA's allocator counts live bytes.
 HEAP_GAPS, HEAP_GAPS_SHARE = 170 * MIB, 1.4
 # cuBLAS's workspace, which comes from torch's allocator: 32 MiB from Hopper on, 8.1 before.
 CUDA_WORKSPACE = {True: 32 * MIB, False: 8 * MIB + (128 << 10)}
