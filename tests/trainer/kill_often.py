@@ -33,19 +33,22 @@ def written(folder: Path) -> int:
 def main(config_file: Path, n_kills: int, longest: float, seed: int) -> int:
     quiet_libraries()
     moments = random.Random(seed)
+    newest, patience = 0, longest
     for number in range(n_kills):
         before = written(config_file.parent)
         child = start(config_file)
         if number % 4:  # while it trains; else while it starts
             while written(config_file.parent) == before and os.waitpid(child, os.WNOHANG) == (0, 0):
                 time.sleep(0.002)
-        time.sleep(moments.uniform(0.0, longest))
+        time.sleep(moments.uniform(0.0, patience))
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
         found = sorted(int(path.name.split("-")[1]) for path in config_file.parent.glob("run*/checkpoint-*[0-9]"))
         print(f"kill {number}: checkpoints {found}", flush=True)
-        if number % 4 and not found:  # the machine is slower now than when the time was taken
-            longest *= 1.5
+        if found and found[-1] > newest:
+            newest, patience = found[-1], longest
+        elif number % 4:  # the machine may be slower now than when the time was taken
+            patience *= 1.5
     _, status = os.waitpid(start(config_file), 0)
     return os.waitstatus_to_exitcode(status)
 
