@@ -24,7 +24,7 @@ from .data import Example
 from .healthy import N_COPIES
 from .model import autocast
 from .twin import Twin
-from .workspace import workspace
+from .workspace import room, workspace
 
 MIB = 1 << 20
 # Moments an optimizer keeps of every trained value; by the first part of its name.
@@ -55,6 +55,7 @@ class Meter(TorchDispatchMode):
     def __init__(self, known: Sequence[torch.Tensor]):
         super().__init__()
         self.live = self.peak = self.loss = 0
+        self._room = 0
         self._seen: dict[int, weakref.ref] = {}
         self._known = {tensor.untyped_storage()._cdata for tensor in known}
 
@@ -64,7 +65,10 @@ class Meter(TorchDispatchMode):
         for leaf in tree_leaves(result):
             if isinstance(leaf, torch.Tensor):
                 self._add(leaf.untyped_storage())
-        inside = workspace(func.name().partition(".")[0], args)
+        name = func.name().partition(".")[0]
+        inside, more = workspace(name, args), max(0, room(name, args) - self._room)
+        self._room += more
+        self.live += more
         self.peak = max(self.peak, self.live + inside)
         if "cross_entropy" in func.name() and "backward" not in func.name():
             self.loss = max(self.loss, self.live - before + inside)
