@@ -17,7 +17,6 @@ A label below 0 (-100) is no supervision: loss and gradient of its token are 0. 
 error on the CPU and makes the loss NaN on CUDA, which does not wait to look.
 """
 
-import threading
 from collections.abc import Iterator
 
 import torch
@@ -34,8 +33,11 @@ __all__ = [
 
 IGNORE_INDEX = -100
 
-CPU_CHUNK = 1 << 25
-"""Logits held at once on the CPU: 128 MiB, so that W, which is larger than any cache, is read a few times only."""
+CPU_CHUNK = 1 << 23
+"""Logits held at once on the CPU: 32 MiB, which malloc reuses; larger blocks are faulted in at every call."""
+
+CPU_CHUNK_16_BIT = 1 << 25
+"""The same where W is 16-bit and has to be widened twice for every chunk."""
 
 WIDEN_BLOCK = 1 << 22
 """Values of a 16-bit W in fp32 at once on the CPU."""
@@ -51,8 +53,6 @@ TINY_PROBABILITY = 1e-30
 
 BLOCK_V = 4096
 NUM_WARPS = 8
-
-_held = threading.local()
 
 
 def supervised_positions(labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -152,8 +152,9 @@ def _forward_cpu(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Three passes over a chunk of logits: GEMM, softmax in place, GEMM."""
     n_tokens, vocabulary = hidden.shape[0], weight.shape[0]
-    step = max(1, min(n_tokens, CPU_CHUNK // vocabulary))
-    buffer = _room(step, vocabulary)
+    values = CPU_CHUNK if weight.dtype == torch.float32 else CPU_CHUNK_16_BIT
+    step = max(1, min(n_tokens, values // vocabulary))
+    buffer = torch.empty(step, vocabulary)
     hidden, bias = hidden.float(), None if bias is None else bias.float()
     loss, n_correct = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.int64)
     d_hidden = torch.zeros(hidden.shape) if needs_grad else torch.empty(0, hidden.shape[1])
@@ -174,14 +175,6 @@ def _forward_cpu(
                 d_hidden[rows].addmm_(p[:, block], w32)
             d_hidden[rows].masked_fill_(ignored.unsqueeze(1), 0)
     return loss.float(), n_correct, d_hidden
-
-
-def _room(n_rows: int, n_cols: int) -> Tensor:
-    """fp32 [n_rows, n_cols] for logits, the same memory at every call: a fresh block is faulted in page by page."""
-    room = getattr(_held, "room", None)
-    if room is None or room.numel() < n_rows * n_cols:
-        room = _held.room = torch.empty(n_rows * n_cols)
-    return room[: n_rows * n_cols].view(n_rows, n_cols)
 
 
 def _logits(h: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Bytes that the fused operators use while they run.
+"""Bytes that the fused operators use while they run and give back before they return.
 
 A fake operator shows what it returns and nothing of what happens inside, so that is counted here, from the code in
 kernels/. M tokens, K in, N out, r the rank, V the vocabulary. On the CPU 16-bit tensors are widened to float32; the
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..kernels import cpu
-from ..kernels.cross_entropy import CPU_CHUNK, CUDA_CHUNK, WIDEN_BLOCK
+from ..kernels.cross_entropy import CPU_CHUNK, CPU_CHUNK_16_BIT, CUDA_CHUNK, WIDEN_BLOCK
 
 # Rows of a strip in which kernels/lora_linear_launch.py walks over N; its partial sums are a few per mille of dY.
 STRIP = 128
@@ -33,14 +33,6 @@ def workspace(name: str, arguments: Sequence[Any]) -> int:
         "lora_train::linear_cross_entropy": _cross_entropy,
     }
     return known[name](*arguments) if name in known else 0
-
-
-def room(name: str, arguments: Sequence[Any]) -> int:
-    """Bytes that an operator takes at its first call and never gives back: on the CPU, the room for logits."""
-    if name != "lora_train::linear_cross_entropy" or arguments[0].is_cuda:
-        return 0
-    n_tokens, vocabulary = arguments[0].shape[0], arguments[1].shape[0]
-    return 4 * vocabulary * max(1, min(n_tokens, CPU_CHUNK // vocabulary))
 
 
 def _n_bytes(dtype: torch.dtype) -> int:
@@ -131,7 +123,7 @@ def _lora_linear_backward(
     packed = [size if n > 1 else 0 for size, n in zip(sizes, formats[::3], strict=True)]
     dropped = _dropped(m * k, dropout_p)
     shares = min(MAX_SHARES, math.ceil(m / SHARE_ROWS)) if cpu.AVAILABLE else 0
-    parts = 4 * (shares + 1) * max(h.shape[1] * k, *(b.numel() for b in lora_B))
+    parts = 4 * shares * max(h.shape[1] * k, *(b.numel() for b in lora_B))
     if x.dtype == torch.float32:
         in_loop = _loop([4 * n for n in packed], [0] * len(sizes), [0] * len(sizes))
         return parts + max(in_loop, 4 * packed[-1] + dropped)
@@ -159,7 +151,8 @@ def _cross_entropy(
         cast = weight.numel() * _n_bytes(dtype) if weight.dtype != dtype else 0
         return rounded + cast + step * (vocabulary * (4 + _n_bytes(dtype)) + 4 * width)
     is_wide = weight.dtype == torch.float32
+    step = max(1, min(n_tokens, (CPU_CHUNK if is_wide else CPU_CHUNK_16_BIT) // vocabulary))
     # a block lives until the next one has been widened
     blocks = 0 if is_wide else 4 * min(2 * WIDEN_BLOCK, weight.numel())
     widened = (0 if dtype == torch.float32 else 4 * hidden.numel()) + blocks
-    return rounded + widened
+    return rounded + widened + 4 * step * vocabulary

@@ -50,6 +50,7 @@ REST, BETWEEN = "the rest (copies, views, embedding)", "between operators (Pytho
 # (module, class or None, function) -> the name under which it is seen
 NAMED = {
     ("kernels.cpu", None, "stats"): "statistics",
+    ("kernels.cpu", None, "stats_into"): "statistics",
     ("kernels.cpu", None, "round_with_stats"): "statistics",
     ("kernels.cpu", None, "exponents"): "statistics",
     ("kernels.tensor_stats_aten", None, "tensor_stats_aten"): "statistics",

@@ -28,7 +28,7 @@ Backend = tuple[str, Callable[[], AbstractContextManager[Any]]]
 @pytest.fixture(params=["cpu", "interpreter", pytest.param("cuda", marks=pytest.mark.gpu)])
 def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Backend:
     """Device and context; chunks so small that 63 tokens and 130 words need many."""
-    for name, value in (("CPU_CHUNK", 1300), ("CUDA_CHUNK", 2600)):
+    for name, value in (("CPU_CHUNK", 1300), ("CPU_CHUNK_16_BIT", 2600), ("CUDA_CHUNK", 2600)):
         monkeypatch.setattr(cross_entropy, name, value)
     monkeypatch.setattr(cross_entropy, "WIDEN_BLOCK", 48 * 33)
     monkeypatch.setattr(cross_entropy, "BLOCK_V", 64)
