@@ -17,13 +17,12 @@ A label below 0 (-100) is no supervision: loss and gradient of its token are 0. 
 error on the CPU and makes the loss NaN on CUDA, which does not wait to look.
 """
 
-from collections.abc import Iterator
-
 import torch
 import triton.language as tl
 from torch import Tensor
 
 from .backend import AotVariant, jit, uses_triton
+from .frozen_product import project, project_back
 
 __all__ = [
     "linear_cross_entropy",
@@ -37,10 +36,7 @@ CPU_CHUNK = 1 << 23
 """Logits held at once on the CPU: 32 MiB, which malloc reuses; larger blocks are faulted in at every call."""
 
 CPU_CHUNK_16_BIT = 1 << 25
-"""The same where W is 16-bit and has to be widened twice for every chunk."""
-
-WIDEN_BLOCK = 1 << 22
-"""Values of a 16-bit W in fp32 at once on the CPU."""
+"""The same where W is 16-bit, and is widened or cut into planes twice for every chunk."""
 
 CUDA_CHUNK = 1 << 26
 """Logits held at once on CUDA: 256 MiB, and half of it for their gradient."""
@@ -135,18 +131,6 @@ def _differentiate(ctx, grad_loss, _grad_correct, _grad_d_hidden):
 _linear_cross_entropy.register_autograd(_differentiate, setup_context=_setup_context)
 
 
-def _widened(weight: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """W in fp32: all of it if it is fp32, else a block of the vocabulary after the other, valid until the next."""
-    if weight.dtype == torch.float32:
-        yield slice(0, weight.shape[0]), weight
-        return
-    step = max(1, WIDEN_BLOCK // weight.shape[1])
-    buffer = torch.empty(min(step, weight.shape[0]), weight.shape[1])  # a fresh one each time is faulted in
-    for start in range(0, weight.shape[0], step):
-        block = slice(start, min(start + step, weight.shape[0]))
-        yield block, buffer[: block.stop - start].copy_(weight[block])
-
-
 def _forward_cpu(
     hidden: Tensor, weight: Tensor, labels: Tensor, bias: Tensor | None, needs_grad: bool, count_correct: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -155,7 +139,6 @@ def _forward_cpu(
     values = CPU_CHUNK if weight.dtype == torch.float32 else CPU_CHUNK_16_BIT
     step = max(1, min(n_tokens, values // vocabulary))
     buffer = torch.empty(step, vocabulary)
-    hidden, bias = hidden.float(), None if bias is None else bias.float()
     loss, n_correct = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.int64)
     d_hidden = torch.zeros(hidden.shape) if needs_grad else torch.empty(0, hidden.shape[1])
     for start in range(0, n_tokens, step):
@@ -163,7 +146,7 @@ def _forward_cpu(
         h, label = hidden[rows], labels[rows]
         ignored = label < 0
         label = label.masked_fill(ignored, 0).unsqueeze(1)
-        logits = _logits(h, weight, bias, buffer[: h.shape[0]])
+        logits = project(h, weight, bias, out=buffer[: h.shape[0]])
         p = torch.softmax(logits, dim=1, out=logits)
         p_label = p.gather(1, label)
         loss += _token_losses(p_label, h, label, weight, bias).masked_fill(ignored, 0).sum(dtype=torch.float64)
@@ -171,19 +154,9 @@ def _forward_cpu(
             n_correct += ((p_label.squeeze(1) >= p.amax(1)) & ~ignored).sum()
         if needs_grad:
             p.scatter_(1, label, p_label - 1)
-            for block, w32 in _widened(weight):
-                d_hidden[rows].addmm_(p[:, block], w32)
+            project_back(p, weight, out=d_hidden[rows])
             d_hidden[rows].masked_fill_(ignored.unsqueeze(1), 0)
     return loss.float(), n_correct, d_hidden
-
-
-def _logits(h: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> Tensor:
-    for block, w32 in _widened(weight):
-        if bias is None:
-            torch.mm(h, w32.t(), out=out[:, block])
-        else:
-            torch.addmm(bias[block], h, w32.t(), out=out[:, block])
-    return out
 
 
 def _token_losses(p_label: Tensor, h: Tensor, label: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -191,7 +164,7 @@ def _token_losses(p_label: Tensor, h: Tensor, label: Tensor, weight: Tensor, bia
     losses = -p_label.squeeze(1).log()
     tiny = (p_label.squeeze(1) < TINY_PROBABILITY).nonzero().squeeze(1)
     if tiny.numel():
-        logits = _logits(h[tiny], weight, bias, torch.empty(tiny.numel(), weight.shape[0]))
+        logits = project(h[tiny], weight, bias)
         losses[tiny] = logits.logsumexp(1) - logits.gather(1, label[tiny]).squeeze(1)
     return losses
 

@@ -1,9 +1,8 @@
 """The CPU path of the fused LoRA linear. Formulas, names and rows are those of lora_linear.py.
 
-Everything is computed in fp32. A 16-bit X, W or dY is widened first, the LoRA part is added to the fp32
-product, and the sum is rounded once: the same rounding as cuBLAS's fp32 accumulator, and overflow and
-underflow in it are counted exactly. A 16-bit GEMM is no faster on a chip that has one and far slower on one
-that has not.
+Everything is computed in fp32. The product of a 16-bit X or dY with W is one in fp32 (frozen_product.py), the LoRA
+part is added to it, and the sum is rounded once: the same rounding as cuBLAS's fp32 accumulator, and overflow and
+underflow in it are counted exactly.
 
 What it saves against PEFT's LoRA linear: the products with A and B, dropout, rounding and statistics share a pass
 over memory (lora_passes.py); no dropout mask and no dropout(X) is kept; statistics of X only if an output shows that
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor
 
 from . import cpu, lora_passes
+from .frozen_product import multiplies_in_tiles, project, project_back
 from .reduce import FIELDS, N_FIELDS
 from .tensor_stats_aten import tensor_stats_cpu
 
@@ -82,15 +82,14 @@ def forward(
     with_stats: bool,
 ) -> tuple[list[Tensor], Tensor, Tensor]:
     """Outputs, H, rows. H includes the factor s / (1 - p)."""
-    h, x32 = lora_passes.down(x, _stacked(lora_A), seed, dropout_p)
+    h, wide = lora_passes.down(x, _stacked(lora_A), seed, dropout_p, widen=not multiplies_in_tiles(x))
     ranks = [a.shape[0] for a in lora_A]
     ys, rows = [], _Rows(1 + len(ranks), with_stats)
     for i, (weight, bias, b, s, h_i) in enumerate(
         zip(weights, biases, lora_B, scalings, h.split(ranks, dim=1), strict=True)
     ):
         h_i.mul_(s / (1 - dropout_p))
-        w32 = weight.float()
-        acc = torch.addmm(bias.float(), x32, w32.t()) if bias.numel() else x32 @ w32.t()
+        acc = project(wide, weight, bias if bias.numel() else None)
         ys.append(lora_passes.up(acc, h_i, b.t(), x.dtype, rows.at(1 + i)))
     if with_stats:
         rows.input(x, y_index=1)
@@ -121,11 +120,11 @@ def backward(
     for i, (dy, weight, b, s, h_i, g_i) in enumerate(
         zip(grads, weights, lora_B, scalings, h.split(ranks, dim=1), g.split(ranks, dim=1), strict=True)
     ):
-        dy32, dB = lora_passes.grad(dy.contiguous(), h_i, b.t() * (s / (1 - dropout_p)), g_i, rows.at(i))
+        right, widen = b.t() * (s / (1 - dropout_p)), needs_dx and not multiplies_in_tiles(dy)
+        wide, dB = lora_passes.grad(dy.contiguous(), h_i, right, g_i, rows.at(i), widen)
         dBs.append(dB)
         if needs_dx:
-            w32 = weight.float()
-            acc = dy32 @ w32 if acc is None else acc.addmm_(dy32, w32)
+            acc = project_back(wide, weight, acc)
     dA = lora_passes.da(g, x, seed, dropout_p)
     dAs = [dA] if group == 1 else [part.clone() for part in dA.split(ranks)]
 

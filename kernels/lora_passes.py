@@ -1,8 +1,8 @@
 """The passes of a LoRA linear over a tall matrix on the CPU: compiled, else the same in ATen.
 
-    down    H = dropout(X) A^T, and X in fp32
+    down    H = dropout(X) A^T, and X in fp32 if asked
     up      Y += dropout'(H R), rounded, and the row of Y
-    grad    G = dY R^T, dB = dY^T H, the row of dY, and dY in fp32
+    grad    G = dY R^T, dB = dY^T H, the row of dY, and dY in fp32 if asked
     da      dA = G^T dropout(X)
 
 Everything is computed in fp32. 16-bit matrices are widened, and a result is rounded once. `row`, where not None, is a
@@ -24,12 +24,12 @@ from .tensor_stats_aten import round_with_stats_cpu, tensor_stats_cpu
 N_OVERFLOW = FIELDS.index("n_overflow")
 
 
-def down(x: Tensor, right: Tensor, seed: Tensor | None, p: float) -> tuple[Tensor, Tensor]:
-    """dropout(X) R^T [M, r] for R [r, C], and X in fp32."""
+def down(x: Tensor, right: Tensor, seed: Tensor | None, p: float, widen: bool = True) -> tuple[Tensor, Tensor]:
+    """dropout(X) R^T [M, r] for R [r, C], and X, in fp32 if `widen`."""
     if not cpu.AVAILABLE:
         x32 = x.float()
-        return _dropped(x32, seed, p) @ right.t(), x32
-    wide = x if x.dtype == torch.float32 else torch.empty_like(x, dtype=torch.float32)
+        return _dropped(x32, seed, p) @ right.t(), x32 if widen else x
+    wide = x if x.dtype == torch.float32 or not widen else torch.empty_like(x, dtype=torch.float32)
     to = right.new_empty(x.shape[0], right.shape[0])
     cpu.read(x, right=right.contiguous(), to=to, wide=wide, dropout=_dropout(seed, p))
     return to, wide
@@ -44,17 +44,19 @@ def da(g: Tensor, x: Tensor, seed: Tensor | None, p: float) -> Tensor:
     return out
 
 
-def grad(dy: Tensor, h: Tensor, right: Tensor, g: Tensor, row: numpy.ndarray | None) -> tuple[Tensor, Tensor]:
-    """dY in fp32 and dY^T H [C, r] for a contiguous dY [M, C] and H [M, r]; dY R^T is written to `g` [M, r], a slice of
-    columns. The row is that of dY.
+def grad(
+    dy: Tensor, h: Tensor, right: Tensor, g: Tensor, row: numpy.ndarray | None, widen: bool = True
+) -> tuple[Tensor, Tensor]:
+    """dY, in fp32 if `widen`, and dY^T H [C, r] for a contiguous dY [M, C] and H [M, r]; dY R^T is written to `g`
+    [M, r], a slice of columns. The row is that of dY.
     """
     if not cpu.AVAILABLE:
         if row is not None:
             row[:] = tensor_stats_cpu(dy, False).numpy()
         dy32 = dy.float()
         g.copy_(dy32 @ right.t())
-        return dy32, (h.t() @ dy32).t().contiguous()  # faster than dY^T H
-    wide = dy if dy.dtype == torch.float32 else torch.empty_like(dy, dtype=torch.float32)
+        return dy32 if widen else dy, (h.t() @ dy32).t().contiguous()  # faster than dY^T H
+    wide = dy if dy.dtype == torch.float32 or not widen else torch.empty_like(dy, dtype=torch.float32)
     out = h.new_empty(h.shape[1], dy.shape[1])
     cpu.read(dy, right=right.contiguous(), to=g, left=h, outer=out, wide=wide, row=row)
     return wide, out.t().contiguous()

@@ -9,11 +9,12 @@ import numpy
 import torch
 
 try:
-    from . import _attention, _elementwise, _low_rank, _stats  # type: ignore[reportAttributeAccessIssue]
+    from . import _attention, _elementwise, _low_rank, _product, _stats  # type: ignore[reportAttributeAccessIssue]
 except ImportError:  # no compiler when the package was installed
-    _attention = _elementwise = _low_rank = _stats = None
+    _attention = _elementwise = _low_rank = _product = _stats = None
 
 AVAILABLE = _stats is not None
+TILES = _product is not None and _product.available()  # whether `product` has a chip for it
 DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}  # as in stats.c
 
 
@@ -215,6 +216,36 @@ def attention(
     threads = torch.get_num_threads()
     dtype = DTYPES[query.dtype]
     _attention.attention(dtype, shape, scale, lse.data_ptr(), tensors, bool(backward), threads, portable)
+
+
+def product(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    out: torch.Tensor,
+    *,
+    transposed: bool,
+    bias: torch.Tensor | None = None,
+    add: bool = False,
+) -> bool:
+    """X W^T + bias or X W into `out`, in fp32; only where `TILES`. `product.c` says how.
+
+    Args:
+        x: [M, C] in fp32, fp16 or bf16; all rows are dense.
+        weight: fp16 or bf16, [N, C] if `transposed`, else [C, N].
+        out: fp32 [M, N].
+        bias: fp32 [N].
+        add: to what is in `out`, instead of a bias.
+
+    Returns:
+        False, and `out` is as it was, if X has infinities, NaN or values above 2^127.
+    """
+    assert _product is not None
+    n_planes = 1 if x.dtype == weight.dtype == torch.bfloat16 else 2
+    shape = (*out.shape, x.shape[1])
+    return _product.product(
+        x.data_ptr(), DTYPES[x.dtype], x.stride(0), weight.data_ptr(), DTYPES[weight.dtype], weight.stride(0),
+        transposed, _address(bias), out.data_ptr(), out.stride(0), add, shape, n_planes, torch.get_num_threads(),
+    )  # fmt: skip
 
 
 def _address(x: torch.Tensor | None) -> int:

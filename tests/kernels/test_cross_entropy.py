@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from lora_train.kernels import cross_entropy
+from lora_train.kernels import cpu, cross_entropy, frozen_product
 from lora_train.kernels.backend import triton_on_cpu
 from lora_train.kernels.cross_entropy import (
     _linear_cross_entropy,
@@ -25,18 +25,22 @@ TOLERANCE = {torch.float32: 2e-6, torch.float16: 2**-11 + 2**-12, torch.bfloat16
 Backend = tuple[str, Callable[[], AbstractContextManager[Any]]]
 
 
-@pytest.fixture(params=["cpu", "interpreter", pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.fixture(params=["cpu", "cpu in tiles", "interpreter", pytest.param("cuda", marks=pytest.mark.gpu)])
 def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Backend:
     """Device and context; chunks so small that 63 tokens and 130 words need many."""
     for name, value in (("CPU_CHUNK", 1300), ("CPU_CHUNK_16_BIT", 2600), ("CUDA_CHUNK", 2600)):
         monkeypatch.setattr(cross_entropy, name, value)
-    monkeypatch.setattr(cross_entropy, "WIDEN_BLOCK", 48 * 33)
+    monkeypatch.setattr(frozen_product, "WIDEN_BLOCK", 48 * 33)
     monkeypatch.setattr(cross_entropy, "BLOCK_V", 64)
     if request.param == "interpreter":
         if torch.cuda.is_available():
             pytest.skip("kernels are compiled here, not interpreted")
         return "cpu", triton_on_cpu
-    return request.param, contextlib.nullcontext
+    if request.param == "cpu in tiles" and not cpu.TILES:
+        pytest.skip("this chip multiplies no bf16 in tiles")
+    monkeypatch.setattr(cpu, "TILES", request.param == "cpu in tiles")
+    monkeypatch.setattr(frozen_product, "TILED_ROWS", 1)
+    return request.param.split()[0], contextlib.nullcontext
 
 
 def make(n_tokens: int, dtype: torch.dtype, bias: bool) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:

@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch._dynamo.testing
 import torch.utils.checkpoint
-from lora_train.kernels import cpu, lora_linear_launch, lora_passes
+from lora_train.kernels import cpu, frozen_product, lora_linear_launch, lora_passes
 from lora_train.kernels.backend import triton_on_cpu
 from lora_train.kernels.lora_linear import (
     NF4Weight,
@@ -58,6 +58,7 @@ class Backend:
 @pytest.fixture(
     params=[
         "cpu",
+        "cpu in tiles",
         "cpu without C",
         "interpreter",
         "interpreter sm_75",
@@ -68,8 +69,12 @@ def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     name = request.param
     if name == "cpu without C":
         monkeypatch.setattr(cpu, "AVAILABLE", False)
-    if name == "cpu" and not cpu.AVAILABLE:
+    if name != "cpu without C" and name.startswith("cpu") and not cpu.AVAILABLE:
         pytest.skip("the C extension was not built")
+    if name == "cpu in tiles" and not cpu.TILES:
+        pytest.skip("this chip multiplies no bf16 in tiles")
+    monkeypatch.setattr(cpu, "TILES", name == "cpu in tiles")
+    monkeypatch.setattr(frozen_product, "TILED_ROWS", 1)
     if name.startswith("cpu"):
         return Backend(name, "cpu", contextlib.nullcontext, sees_accumulator=True, tf32=False)
     if name == "cuda":
