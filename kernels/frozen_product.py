@@ -53,7 +53,7 @@ def project_back(dy: Tensor, weight: Tensor, out: Tensor | None = None) -> Tenso
     """dY W, added to `out` where that is given.
 
     Args:
-        dy: [M, N] in fp32, fp16 or bf16. With 16-bit weights the upper sixteen bits of an fp32 dY may be all that counts.
+        dy: [M, N] in fp32, fp16 or bf16. Beside a 16-bit weight an fp32 dY may count with its upper sixteen bits alone.
         weight: [N, C] in one of them.
         out: fp32 [M, C], rows dense.
     """

@@ -1,8 +1,9 @@
 """Bytes that the fused operators use while they run and give back before they return.
 
 A fake operator shows what it returns and nothing of what happens inside, so that is counted here, from the code in
-kernels/. M tokens, K in, N out, r the rank, V the vocabulary. On the CPU 16-bit tensors are widened to float32; the
-loops over a group hold the last projection's tensors until the next one's exist.
+kernels/. M tokens, K in, N out, r the rank, V the vocabulary. On the CPU 16-bit tensors are widened to float32, where
+the chip does not multiply them in tiles; the loops over a group hold the last projection's tensors until the next one's
+exist.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ import torch
 from torch import Tensor
 
 from ..kernels import cpu
-from ..kernels.cross_entropy import CPU_CHUNK, CPU_CHUNK_16_BIT, CUDA_CHUNK, WIDEN_BLOCK
+from ..kernels.cross_entropy import CPU_CHUNK, CPU_CHUNK_16_BIT, CUDA_CHUNK
+from ..kernels.frozen_product import WIDEN_BLOCK, multiplies_in_tiles
 
 # Rows of a strip in which kernels/lora_linear_launch.py walks over N; its partial sums are a few per mille of dY.
 STRIP = 128
@@ -71,8 +73,10 @@ def _lora_linear(
     if x.dtype == torch.float32:
         return max(dropped, _loop([4 * n for n in packed], [0] * len(sizes), [0] * len(sizes)) + statistics)
     narrow = [_n_bytes(x.dtype) * n for n in packed]
-    in_loop = statistics + _loop(narrow, _widened(weights, formats, sizes), [4 * n for n in outs])
-    return 4 * m * k + max(dropped, in_loop)
+    in_tiles = multiplies_in_tiles(x)
+    wide = [0] * len(sizes) if in_tiles else _widened(weights, formats, sizes)
+    in_loop = statistics + _loop(narrow, [4 * n for n in outs], wide)
+    return (0 if in_tiles else 4 * m * k) + max(dropped, in_loop)
 
 
 def _dropped(n: int, dropout_p: float) -> int:
@@ -81,21 +85,22 @@ def _dropped(n: int, dropout_p: float) -> int:
 
 
 def _widened(weights: list[Tensor], formats: list[int], sizes: list[int]) -> list[int]:
-    """Bytes of each weight's float32 copy on the CPU."""
+    """Most bytes of each weight that are there in float32 at once."""
     starts = [sum(formats[: 3 * i : 3]) for i in range(len(sizes))]
     return [
-        0 if n == 1 and weights[start].dtype == torch.float32 else 4 * size
+        0 if n == 1 and weights[start].dtype == torch.float32 else 4 * min(size, WIDEN_BLOCK)
         for size, n, start in zip(sizes, formats[::3], starts, strict=True)
     ]
 
 
-def _loop(dense: list[int], wide: list[int], products: list[int]) -> int:
-    """Most bytes while a loop rebinds three names per turn: each old value lives until the new one is made."""
-    most, old = 0, (0, 0, 0)
-    for new in zip(dense, wide, products, strict=True):
-        now = new[0] + old[0] + old[1] + old[2]  # old[0] is let go when the new weight has been decoded
-        most = max(most, now, new[0] + new[1] + old[1] + old[2], new[0] + new[1] + new[2] + old[2])
-        old = new
+def _loop(dense: list[int], kept: list[int], inside: list[int]) -> int:
+    """Most bytes while a loop rebinds two names per turn, each old value alive until the new one is made, and a product
+    takes some inside.
+    """
+    most, old = 0, (0, 0)
+    for new_dense, new_kept, within in zip(dense, kept, inside, strict=True):
+        most = max(most, new_dense + sum(old), new_dense + new_kept + old[1] + within)
+        old = new_dense, new_kept
     return most
 
 
@@ -127,11 +132,13 @@ def _lora_linear_backward(
     if x.dtype == torch.float32:
         in_loop = _loop([4 * n for n in packed], [0] * len(sizes), [0] * len(sizes))
         return parts + max(in_loop, 4 * packed[-1] + dropped)
-    narrow, wide = [_n_bytes(x.dtype) * n for n in packed], _widened(weights, formats, sizes)
+    narrow = [_n_bytes(x.dtype) * n for n in packed]
     dx = 4 * m * k if needs_dx else 0
-    in_loop = dx + _loop(narrow, [4 * n for n in outs], wide)
+    wide = [4 * n if needs_dx and not multiplies_in_tiles(x) else 0 for n in outs]
+    inside = _widened(weights, formats, sizes) if any(wide) else [0] * len(sizes)
+    in_loop = dx + _loop(narrow, wide, inside)
     widened = 0 if cpu.AVAILABLE else 4 * m * k
-    after = dx + narrow[-1] + wide[-1] + 4 * outs[-1] + widened + dropped
+    after = dx + narrow[-1] + wide[-1] + widened + dropped
     return statistics + parts + max(in_loop, after)
 
 
@@ -152,7 +159,7 @@ def _cross_entropy(
         return rounded + cast + step * (vocabulary * (4 + _n_bytes(dtype)) + 4 * width)
     is_wide = weight.dtype == torch.float32
     step = max(1, min(n_tokens, (CPU_CHUNK if is_wide else CPU_CHUNK_16_BIT) // vocabulary))
-    # a block lives until the next one has been widened
-    blocks = 0 if is_wide else 4 * min(2 * WIDEN_BLOCK, weight.numel())
-    widened = (0 if dtype == torch.float32 else 4 * hidden.numel()) + blocks
-    return rounded + widened + 4 * step * vocabulary
+    in_tiles = not is_wide and multiplies_in_tiles(hidden.to(dtype))
+    blocks = 0 if is_wide or in_tiles else 4 * min(WIDEN_BLOCK, weight.numel())
+    widened = 0 if dtype == torch.float32 or in_tiles else 4 * step * width
+    return rounded + widened + blocks + 4 * step * vocabulary

@@ -14,10 +14,10 @@ from .helpers import DTYPES
 INF, NAN = math.inf, math.nan
 needs_tiles = pytest.mark.skipif(not cpu.TILES, reason="this chip multiplies no bf16 in tiles")
 
-# Largest error of a sum against the sum of its terms' magnitudes. Two planes of an fp16 leave 2^-18 of a term out at
-# most, and those of an fp32 beside it 2^-16 of it.
+# Largest error of a sum against the sum of its terms' magnitudes. The second plane of an fp16 is at most 2^-8 of it,
+# and products of two are left out; that of an fp32 is cut off after another eight bits.
 ADDITIONS = 4e-7
-LEFT_OUT = {torch.float16: 2**-18, torch.float32: 2**-16, torch.bfloat16: 0.0}
+LEFT_OUT = {torch.float16: 2**-16, torch.float32: 2**-14, torch.bfloat16: 0.0}
 
 # M, C, N: below, at and above tiles of 16, depths of 32, pairs of 32, shares of 128; blocks of 1,024 rows and terms.
 SHAPES = [(1, 1, 1), (5, 33, 17), (16, 32, 32), (33, 31, 129), (70, 1100, 40), (1061, 40, 257), (40, 2050, 33)]
@@ -105,10 +105,8 @@ def test_infinities_and_nan_come_out_where_they_belong(dtype: torch.dtype):
     assert torch.equal(found.isnan(), expected.isnan())
     assert torch.equal(found[~found.isfinite()].nan_to_num(), expected[~expected.isfinite()].nan_to_num())
     assert found[3].isinf().sum() == 39
-    kept = found.clone()
-    assert torch.equal(
-        project_back(x, matrix(50, 50, dtype), out=kept.new_zeros(64, 50)).isfinite().all(1), x.isfinite().all(1)
-    )
+    back = project_back(x, matrix(50, 50, dtype), out=torch.zeros(64, 50))
+    assert torch.equal(back.isfinite().all(1), x.isfinite().all(1))
 
 
 @needs_tiles
