@@ -17,6 +17,8 @@ A label below 0 (-100) is no supervision: loss and gradient of its token are 0. 
 error on the CPU and makes the loss NaN on CUDA, which does not wait to look.
 """
 
+import threading
+
 import torch
 import triton.language as tl
 from torch import Tensor
@@ -32,11 +34,8 @@ __all__ = [
 
 IGNORE_INDEX = -100
 
-CPU_CHUNK = 1 << 23
-"""Logits held at once on the CPU: 32 MiB, which malloc reuses; larger blocks are faulted in at every call."""
-
-CPU_CHUNK_16_BIT = 1 << 25
-"""The same where W is 16-bit, and is widened or cut into planes twice for every chunk."""
+CPU_CHUNK = 1 << 25
+"""Logits held at once on the CPU: 128 MiB, so that W, which is larger than any cache, is read a few times only."""
 
 CUDA_CHUNK = 1 << 26
 """Logits held at once on CUDA: 256 MiB, and half of it for their gradient."""
@@ -49,6 +48,8 @@ TINY_PROBABILITY = 1e-30
 
 BLOCK_V = 4096
 NUM_WARPS = 8
+
+_held = threading.local()
 
 
 def supervised_positions(labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -136,9 +137,8 @@ def _forward_cpu(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Three passes over a chunk of logits: GEMM, softmax in place, GEMM."""
     n_tokens, vocabulary = hidden.shape[0], weight.shape[0]
-    values = CPU_CHUNK if weight.dtype == torch.float32 else CPU_CHUNK_16_BIT
-    step = max(1, min(n_tokens, values // vocabulary))
-    buffer = torch.empty(step, vocabulary)
+    step = max(1, min(n_tokens, CPU_CHUNK // vocabulary))
+    buffer = _room(step, vocabulary)
     loss, n_correct = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.int64)
     d_hidden = torch.zeros(hidden.shape) if needs_grad else torch.empty(0, hidden.shape[1])
     for start in range(0, n_tokens, step):
@@ -157,6 +157,16 @@ def _forward_cpu(
             project_back(p, weight, out=d_hidden[rows])
             d_hidden[rows].masked_fill_(ignored.unsqueeze(1), 0)
     return loss.float(), n_correct, d_hidden
+
+
+def _room(n_rows: int, n_cols: int) -> Tensor:
+    """fp32 [n_rows, n_cols] for logits, in the same memory at every call: a fresh block is faulted in page by page. It
+    is asked for whole, and what no call has used is not there yet.
+    """
+    room = getattr(_held, "room", None)
+    if room is None or room.numel() < n_rows * n_cols:
+        room = _held.room = torch.empty(max(CPU_CHUNK, n_rows * n_cols))
+    return room[: n_rows * n_cols].view(n_rows, n_cols)
 
 
 def _token_losses(p_label: Tensor, h: Tensor, label: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

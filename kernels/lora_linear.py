@@ -121,20 +121,21 @@ def lora_linear(
     x, cast_row = _in_compute_dtype(x, slot is not None)
     flat_weights, formats = _flatten(weights)
     flat_biases = [x.new_empty(0)] * group if biases is None else [x.new_empty(0) if b is None else b for b in biases]
-    x_2d, seed = x.reshape(-1, x.shape[-1]), seed if dropout_p > 0 else None
+    seed = seed if dropout_p > 0 else None
     if runs_directly(x):
         sizes = len(flat_weights), group
         tensors = (*flat_weights, *flat_biases, *lora_A, *lora_B)
-        ys = _Directly.apply(sizes, slot, formats, list(scalings), dropout_p, x_2d, seed, *tensors)
+        ys = list(_Directly.apply(sizes, slot, formats, list(scalings), dropout_p, x, seed, *tensors))
     else:
-        lora = list(lora_A), list(lora_B)
+        x_2d, lora = x.reshape(-1, x.shape[-1]), (list(lora_A), list(lora_B))
         ys, _, rows = _forward(x_2d, flat_weights, flat_biases, *lora, seed, slot, formats, list(scalings), dropout_p)
+        ys = [y.view(*x.shape[:-1], y.shape[-1]) for y in ys]
         if slot is not None:
             store(slot[: 1 + group], rows)
     if cast_row is not None:
         assert slot is not None
         store(slot[0], cast_row)
-    return [y.view(*x.shape[:-1], y.shape[-1]) for y in ys]
+    return ys
 
 
 def _in_compute_dtype(x: Tensor, with_stats: bool) -> tuple[Tensor, Tensor | None]:
@@ -315,7 +316,9 @@ _forward.register_autograd(_differentiate, setup_context=_setup_context)
 
 
 class _Directly(torch.autograd.Function):
-    """The same without the dispatcher, whose layers of Python cost a call more than a small product takes."""
+    """The same without the dispatcher, whose layers of Python cost a call more than a small product takes; for any
+    leading dimensions, because a view that autograd sees costs two more calls.
+    """
 
     @staticmethod
     def forward(ctx, sizes, slot, formats, scalings, dropout_p, x, seed, *tensors):
@@ -323,16 +326,19 @@ class _Directly(torch.autograd.Function):
         weights, biases = list(tensors[:n]), list(tensors[n : n + g])
         lora_A, lora_B = list(tensors[n + g : n + 2 * g]), list(tensors[n + 2 * g :])
         how = (slot, formats, scalings, dropout_p)
+        ctx.leading, x = x.shape[:-1], x.reshape(-1, x.shape[-1])
         ys, h, rows = _compute(x, weights, biases, lora_A, lora_B, seed, *how)
         if slot is not None:
             slot[: 1 + g].copy_(rows)
         _keep(ctx, x, h, seed, weights, lora_A, lora_B, *how)
-        return tuple(ys)
+        return tuple([y.view(*ctx.leading, y.shape[-1]) for y in ys])
 
     @staticmethod
     def backward(ctx, *grad_ys):  # type: ignore[reportIncompatibleMethodOverride]
         with torch.no_grad():
+            grad_ys = [None if grad is None else grad.reshape(-1, grad.shape[-1]) for grad in grad_ys]
             dx, dA, dB, rows = _gradients(ctx, grad_ys, ctx.needs_input_grad[5], _compute_backward)
+            dx = None if dx is None else dx.view(*ctx.leading, dx.shape[-1])
         if ctx.slot is not None:
             ctx.slot[1 + ctx.group :].copy_(rows)
         return None, None, None, None, None, dx, None, *[None] * (ctx.n_weights + ctx.group), *dA, *dB

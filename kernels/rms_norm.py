@@ -31,9 +31,9 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     Returns:
         [..., K] in x's dtype.
     """
-    rows = x.reshape(-1, x.shape[-1])
-    y = _Directly.apply(rows, weight, eps) if runs_directly(x) else _forward(rows, weight, eps)[0]
-    return y.view(x.shape)
+    if runs_directly(x):
+        return _Directly.apply(x, weight, eps)
+    return _forward(x.reshape(-1, x.shape[-1]), weight, eps)[0].view(x.shape)
 
 
 def _compute(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -87,14 +87,16 @@ _forward.register_autograd(_differentiate, setup_context=_keep)
 
 
 class _Directly(torch.autograd.Function):
-    """The same without the dispatcher."""
+    """The same without the dispatcher, and without views that autograd sees."""
 
     @staticmethod
     def forward(ctx, x, weight, eps):
-        y, rstd = _compute(x, weight, eps)
-        ctx.save_for_backward(x, weight, rstd)
-        return y
+        rows = x.reshape(-1, x.shape[-1])
+        y, rstd = _compute(rows, weight, eps)
+        ctx.save_for_backward(rows, weight, rstd)
+        return y.view(x.shape)
 
     @staticmethod
     def backward(ctx, dy):  # type: ignore[reportIncompatibleMethodOverride]
-        return _compute_backward(dy, *ctx.saved_tensors), None, None
+        rows, weight, rstd = ctx.saved_tensors
+        return _compute_backward(dy.reshape(rows.shape), rows, weight, rstd).view(dy.shape), None, None

@@ -92,7 +92,7 @@ def show_parts(memory: Memory, twin: Twin, shape: Shape, free: int, console: Con
         (say("dry_run.optimizer"), memory.optimizer, pageable),
         (say("dry_run.copies"), memory.copies, ""),
         (say("dry_run.activations"), step.kept, ""),
-        (say("dry_run.temporaries"), step.peak - step.kept, say("dry_run.logits", size=size(step.loss))),
+        (say("dry_run.temporaries"), step.peak + step.room - step.kept, say("dry_run.logits", size=size(step.loss))),
         (say("dry_run.overhead"), memory.overhead, ""),
         (say("dry_run.total"), memory.total, say("dry_run.free", size=size(free))),
     ]

@@ -24,7 +24,7 @@ from .data import Example
 from .healthy import N_COPIES
 from .model import autocast
 from .twin import Twin
-from .workspace import workspace
+from .workspace import room, workspace
 
 MIB = 1 << 20
 # Moments an optimizer keeps of every trained value; by the first part of its name.
@@ -49,12 +49,13 @@ class Meter(TorchDispatchMode):
     Attributes:
         live: bytes alive now.
         peak: most bytes alive at once, with the fused operators' workspace.
-        loss: workspace and result of the loss operator.
+        room: what an operator took and did not give back, not among the others.
+        loss: workspace, room and result of the loss operator.
     """
 
     def __init__(self, known: Sequence[torch.Tensor]):
         super().__init__()
-        self.live = self.peak = self.loss = 0
+        self.live = self.peak = self.room = self.loss = 0
         self._seen: dict[int, weakref.ref] = {}
         self._known = {tensor.untyped_storage()._cdata for tensor in known}
 
@@ -64,10 +65,12 @@ class Meter(TorchDispatchMode):
         for leaf in tree_leaves(result):
             if isinstance(leaf, torch.Tensor):
                 self._add(leaf.untyped_storage())
-        inside = workspace(func.name().partition(".")[0], args)
+        name = func.name().partition(".")[0]
+        inside, stays = workspace(name, args), room(name, args)
+        self.room = max(self.room, stays)
         self.peak = max(self.peak, self.live + inside)
         if "cross_entropy" in func.name() and "backward" not in func.name():
-            self.loss = max(self.loss, self.live - before + inside)
+            self.loss = max(self.loss, self.live - before + inside + stays)
         return result
 
     def _add(self, storage: torch.UntypedStorage) -> None:
@@ -137,12 +140,14 @@ class Step:
 
     Attributes:
         kept: alive when the forward ends, the loss's own gradient included.
-        peak: the most alive at once.
-        loss: of it, what projection to the vocabulary and loss take at once.
+        peak: the most alive at once, but for the room.
+        room: the logits' own memory on the CPU, which stays with the process.
+        loss: of all that, what projection to the vocabulary and loss take at once.
     """
 
     kept: int
     peak: int
+    room: int
     loss: int
 
 
@@ -164,7 +169,7 @@ def run_step(twin: Twin, shape: Shape) -> Step:
             kept = meter.live
             loss.backward()
             del loss
-    return Step(kept, meter.peak, meter.loss)
+    return Step(kept, meter.peak, meter.room, meter.loss)
 
 
 def _held(twin: Twin) -> list[torch.Tensor]:
@@ -195,7 +200,7 @@ class Memory:
     @property
     def total(self) -> int:
         held = sum(self.weights.values()) + self.lora + self.gradients + self.optimizer
-        return held + self.copies + self.step.peak + self.overhead
+        return held + self.copies + self.step.peak + self.step.room + self.overhead
 
 
 def predict(twin: Twin, shape: Shape) -> Memory:

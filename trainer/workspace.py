@@ -1,4 +1,4 @@
-"""Bytes that the fused operators use while they run and give back before they return.
+"""Bytes that the fused operators use while they run.
 
 A fake operator shows what it returns and nothing of what happens inside, so that is counted here, from the code in
 kernels/. M tokens, K in, N out, r the rank, V the vocabulary. On the CPU 16-bit tensors are widened to float32, where
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..kernels import cpu
-from ..kernels.cross_entropy import CPU_CHUNK, CPU_CHUNK_16_BIT, CUDA_CHUNK
+from ..kernels.cross_entropy import CPU_CHUNK, CUDA_CHUNK
 from ..kernels.frozen_product import WIDEN_BLOCK, multiplies_in_tiles
 
 # Rows of a strip in which kernels/lora_linear_launch.py walks over N; its partial sums are a few per mille of dY.
@@ -28,13 +28,21 @@ ATEN_STATISTICS = 6
 
 
 def workspace(name: str, arguments: Sequence[Any]) -> int:
-    """Bytes inside one call of an operator, by its qualified name; 0 for one that is not ours."""
+    """Bytes that one call of an operator, by its qualified name, gives back when it returns; 0 if it is not ours."""
     known = {
         "lora_train::lora_linear": _lora_linear,
         "lora_train::lora_linear_backward": _lora_linear_backward,
         "lora_train::linear_cross_entropy": _cross_entropy,
     }
     return known[name](*arguments) if name in known else 0
+
+
+def room(name: str, arguments: Sequence[Any]) -> int:
+    """Bytes that an operator takes at its first call and never gives back: on the CPU, the room for logits."""
+    if name != "lora_train::linear_cross_entropy" or arguments[0].is_cuda:
+        return 0
+    n_tokens, vocabulary = arguments[0].shape[0], arguments[1].shape[0]
+    return 4 * vocabulary * max(1, min(n_tokens, CPU_CHUNK // vocabulary))
 
 
 def _n_bytes(dtype: torch.dtype) -> int:
@@ -158,8 +166,8 @@ def _cross_entropy(
         cast = weight.numel() * _n_bytes(dtype) if weight.dtype != dtype else 0
         return rounded + cast + step * (vocabulary * (4 + _n_bytes(dtype)) + 4 * width)
     is_wide = weight.dtype == torch.float32
-    step = max(1, min(n_tokens, (CPU_CHUNK if is_wide else CPU_CHUNK_16_BIT) // vocabulary))
+    step = max(1, min(n_tokens, CPU_CHUNK // vocabulary))
     in_tiles = not is_wide and multiplies_in_tiles(hidden.to(dtype))
     blocks = 0 if is_wide or in_tiles else 4 * min(WIDEN_BLOCK, weight.numel())
     widened = 0 if dtype == torch.float32 or in_tiles else 4 * step * width
-    return rounded + widened + blocks + 4 * step * vocabulary
+    return rounded + widened + blocks

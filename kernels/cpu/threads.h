@@ -41,11 +41,12 @@ typedef void GompParallel(void (*)(void *), void *, unsigned, unsigned);
 
 /* GCC's libgomp, if torch has brought it into the process: torch loads its dependencies for all to see. */
 static GompParallel *gomp_parallel(void) {
+    static void *_Atomic known; /* a search goes through every library that is loaded */
     union {
         void *address;
         GompParallel *function;
-    } found;
-    found.address = dlsym(RTLD_DEFAULT, "GOMP_parallel");
+    } found = {.address = known};
+    if (!found.address) known = found.address = dlsym(RTLD_DEFAULT, "GOMP_parallel");
     return found.function;
 }
 

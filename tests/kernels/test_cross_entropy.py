@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
@@ -28,7 +29,7 @@ Backend = tuple[str, Callable[[], AbstractContextManager[Any]]]
 @pytest.fixture(params=["cpu", "cpu in tiles", "interpreter", pytest.param("cuda", marks=pytest.mark.gpu)])
 def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Backend:
     """Device and context; chunks so small that 63 tokens and 130 words need many."""
-    for name, value in (("CPU_CHUNK", 1300), ("CPU_CHUNK_16_BIT", 2600), ("CUDA_CHUNK", 2600)):
+    for name, value in (("CPU_CHUNK", 1300), ("CUDA_CHUNK", 2600)):
         monkeypatch.setattr(cross_entropy, name, value)
     monkeypatch.setattr(frozen_product, "WIDEN_BLOCK", 48 * 33)
     monkeypatch.setattr(cross_entropy, "BLOCK_V", 64)
@@ -191,3 +192,15 @@ def test_compiles_in_one_graph():
         loss, _ = function(leaf, weight, labels)
         grads.append(torch.autograd.grad(loss * 3, leaf)[0])
     assert torch.equal(*grads)
+
+
+def test_logits_take_the_same_memory_at_every_call(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(cross_entropy, "_held", threading.local())
+    hidden, weight, labels, _ = make(63, torch.float32, bias=False)
+    places = set()
+    softmax = torch.softmax
+    monkeypatch.setattr(torch, "softmax", lambda x, **kw: places.add(x.data_ptr()) or softmax(x, **kw))
+    losses = [float(linear_cross_entropy(hidden[:n], weight, labels[:n])[0]) for n in (63, 20, 63)]
+    assert len(places) == 1
+    assert losses[0] == losses[2]
+    assert cross_entropy._held.room.numel() == cross_entropy.CPU_CHUNK

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from lora_train.trainer.memory import (
     largest_batch,
     longest,
     optimizer_bytes,
+    predict,
     run_step,
     shape_of,
 )
@@ -60,7 +62,8 @@ def real_parts(config: Config) -> Parts:
 
 
 def real_peak(parts: Parts) -> int:
-    """Most bytes alive at once in a step, from the allocator's own events."""
+    """Most bytes alive at once in a step that has its room for logits, from the allocator's own events."""
+    forward_backward(parts, 1)
     assert parts.optimizer.gradients  # are there before, as the twin has them
     assert parts.recorder is not None
     with parts.recorder.active(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
@@ -89,6 +92,16 @@ def test_twin_has_the_weights_counts_and_peak_of_the_real_model(tiny_models, arc
     n_bytes = sum(tensor.numel() * tensor.element_size() for tensor in frozen)
     assert sum(n for kind, n in twin.weights.items() if kind != "scales") == n_bytes
     assert run_step(twin, shape_of(examples())).peak == pytest.approx(real_peak(parts), rel=TOLERANCE)
+
+
+def test_the_room_for_logits_is_that_of_all_supervised_tokens(tiny_models):
+    twin, shape = make_twin(config_of(tiny_models["llama"]), CPU), shape_of(examples())
+    step = run_step(twin, shape)
+    vocabulary = twin.model.config.vocab_size
+    assert step.room == 4 * vocabulary * shape.n_supervised
+    assert step.loss > step.room
+    memory = predict(twin, shape)
+    assert memory.total == replace(memory, step=replace(memory.step, room=0)).total + step.room
 
 
 def test_nested_scales_take_an_eighth_of_plain_ones(tiny_models):
