@@ -9,17 +9,15 @@ over memory (lora_passes.py); no dropout mask and no dropout(X) is kept; statist
 they are needed.
 """
 
-import math
 from collections.abc import Iterable, Sequence
 
 import numpy
 import torch
 from torch import Tensor
 
-from . import cpu, lora_passes
+from . import lora_passes
 from .frozen_product import multiplies_in_tiles, project, project_back
 from .reduce import FIELDS, N_FIELDS
-from .tensor_stats_aten import tensor_stats_cpu
 
 N_NAN, N_INF, N_OVERFLOW = (FIELDS.index(field) for field in ("n_nan", "n_inf", "n_overflow"))
 
@@ -31,20 +29,12 @@ class _Rows:
     """
 
     def __init__(self, count: int, wanted: bool):
-        self._wanted = wanted
         self._values = numpy.full((count if wanted else 0, N_FIELDS), numpy.nan)
+        self._rows = lora_passes.rows(self._values) if wanted else []
 
-    def at(self, index: int) -> numpy.ndarray | None:
+    def at(self, index: int) -> lora_passes.Row | None:
         """Row `index`, to be written; None without statistics."""
-        return self._values[index] if self._wanted else None
-
-    def gradient(self, index: int, x: Tensor) -> None:
-        """Row `index`: that of a contiguous fp32 tensor, which nobody rounded."""
-        if cpu.AVAILABLE:
-            cpu.stats_into(self._values[index], x)
-        else:
-            self._values[index] = tensor_stats_cpu(x, False).numpy()
-        self._values[index, N_OVERFLOW : N_OVERFLOW + 2] = 0
+        return self._rows[index] if self._rows else None
 
     def finite(self, index: int) -> bool:
         """Whether the tensor of that row is."""
@@ -65,11 +55,6 @@ class _Rows:
         return torch.from_numpy(self._values)
 
 
-def _finite_values(x: Tensor) -> bool:
-    """Whether every fp32 value is finite, in one pass: their sum cannot overflow in double."""
-    return math.isfinite(float(x.sum(dtype=torch.float64)))
-
-
 def forward(
     x: Tensor,
     weights: Iterable[Tensor],
@@ -82,18 +67,16 @@ def forward(
     with_stats: bool,
 ) -> tuple[list[Tensor], Tensor, Tensor]:
     """Outputs, H, rows. H includes the factor s / (1 - p)."""
-    h, wide = lora_passes.down(x, _stacked(lora_A), seed, dropout_p, widen=not multiplies_in_tiles(x))
-    ranks = [a.shape[0] for a in lora_A]
-    ys, rows = [], _Rows(1 + len(ranks), with_stats)
-    for i, (weight, bias, b, s, h_i) in enumerate(
-        zip(weights, biases, lora_B, scalings, h.split(ranks, dim=1), strict=True)
-    ):
-        h_i.mul_(s / (1 - dropout_p))
+    widen = not multiplies_in_tiles(x)
+    h, wide = lora_passes.down(x, lora_A, [s / (1 - dropout_p) for s in scalings], seed, dropout_p, widen)
+    group = len(lora_A)
+    ys, rows = [], _Rows(1 + group, with_stats)
+    for i, (weight, bias, b, h_i) in enumerate(zip(weights, biases, lora_B, _columns(h, lora_A), strict=True)):
         acc = project(wide, weight, bias if bias.numel() else None)
-        ys.append(lora_passes.up(acc, h_i, b.t(), x.dtype, rows.at(1 + i)))
+        ys.append(lora_passes.up(acc, h_i, [b], x.dtype, rows.at(1 + i), across=True))
     if with_stats:
         rows.input(x, y_index=1)
-        for i in range(len(ranks)):
+        for i in range(group):
             rows.after_product(1 + i, rows.finite(0))
     return ys, h, rows.tensor()
 
@@ -112,41 +95,40 @@ def backward(
     with_stats: bool,
 ) -> tuple[Tensor, list[Tensor], list[Tensor], Tensor]:
     """dX, every dA, every dB, rows."""
-    ranks = [a.shape[0] for a in lora_A]
-    group = len(ranks)
+    group = len(lora_A)
     rows = _Rows(1 + 3 * group, with_stats)
-    g, dBs = torch.empty_like(h), []
-    acc = None
+    g, dBs, h_finite = torch.empty_like(h), [], True
+    acc, widen = None, needs_dx and not multiplies_in_tiles(x)
     for i, (dy, weight, b, s, h_i, g_i) in enumerate(
-        zip(grads, weights, lora_B, scalings, h.split(ranks, dim=1), g.split(ranks, dim=1), strict=True)
+        zip(grads, weights, lora_B, scalings, _columns(h, lora_A), _columns(g, lora_A), strict=True)
     ):
-        right, widen = b.t() * (s / (1 - dropout_p)), needs_dx and not multiplies_in_tiles(dy)
-        wide, dB = lora_passes.grad(dy.contiguous(), h_i, right, g_i, rows.at(i), widen)
+        factor, into, db_into = s / (1 - dropout_p), rows.at(i), rows.at(1 + 2 * group + i)
+        wide, dB, finite = lora_passes.grad(dy.contiguous(), h_i, b, factor, g_i, into, db_into, widen)
         dBs.append(dB)
+        h_finite &= finite
         if needs_dx:
             acc = project_back(wide, weight, acc)
-    dA = lora_passes.da(g, x, seed, dropout_p)
-    dAs = [dA] if group == 1 else [part.clone() for part in dA.split(ranks)]
+    of_dA = [rows.at(1 + group + i) for i in range(group)]
+    dAs = lora_passes.da(g, x, [a.shape[0] for a in lora_A], seed, dropout_p, of_dA)
 
     dx = x.new_empty(0)
     if acc is not None:
-        dx = lora_passes.up(acc, g, _stacked(lora_A), x.dtype, rows.at(group), seed, dropout_p)
+        dx = lora_passes.up(acc, g, lora_A, x.dtype, rows.at(group), seed=seed, p=dropout_p)
     if with_stats:
-        _count_gradients(rows, dAs, dBs, h, needs_dx)
+        _count_overflow(rows, group, h_finite, needs_dx)
     return dx, dAs, dBs, rows.tensor()
 
 
-def _stacked(lora: Sequence[Tensor]) -> Tensor:
-    return torch.cat(list(lora)) if len(lora) > 1 else lora[0]
+def _columns(h: Tensor, lora_A: Sequence[Tensor]) -> Sequence[Tensor]:
+    """The columns of each projection."""
+    return [h] if len(lora_A) == 1 else h.split_with_sizes([a.shape[0] for a in lora_A], dim=1)
 
 
-def _count_gradients(rows: _Rows, dA: list[Tensor], dB: list[Tensor], h: Tensor, needs_dx: bool) -> None:
-    """Rows lora_A.grad..., lora_B.grad..., behind those of grad_out and grad_in. Their inputs are dY and H."""
-    group = len(dA)
+def _count_overflow(rows: _Rows, group: int, h_finite: bool, needs_dx: bool) -> None:
+    """In the rows of grad_in and of the LoRA gradients; what went into these are dY and H."""
     finite = [rows.finite(i) for i in range(group)]
     if needs_dx:
         rows.after_product(group, all(finite))
-    h_finite = _finite_values(h)
-    for i, (grad, ok) in enumerate(zip(dA + dB, finite * 2, strict=True), start=1 + group):
-        rows.gradient(i, grad)
-        rows.after_product(i, ok and h_finite)
+    for i, ok in enumerate(finite):
+        rows.after_product(1 + group + i, ok and h_finite)
+        rows.after_product(1 + 2 * group + i, ok and h_finite)

@@ -33,10 +33,11 @@ MOMENTS = {"adamw": 2, "adam": 2, "ademamix": 3, "lion": 1, "rmsprop": 1, "adagr
 SMALLEST_8BIT, BLOCK_8BIT = 4096, 256
 # What the libraries take once training has begun: modules imported late, thread pools, packed GEMM operands.
 CPU_LIBRARIES = 110 * MIB
-# Gaps in glibc's heap, which serves blocks of up to 32 MiB and gives little back in between. Fitted to four runs of
-# benchmarks/memory.py, where they were 119 to 251 MiB; a fifth, llama-fp32-checkpointing, had 450 and was missed by a
-# third then. With MALLOC_MMAP_THRESHOLD_=262144 there are none. The CPU alone: CUDA's allocator counts live bytes.
-HEAP_GAPS, HEAP_GAPS_SHARE = 170 * MIB, 1.4
+# Gaps in glibc's heap, which serves blocks of up to 32 MiB and gives little back in between: at most so many bytes, and
+# so many times the step's own; without and with gradient checkpointing, which takes and frees a layer's tensors once
+# more. Fitted to the runs of benchmarks/memory.py: 20 to 180 MiB in four, 210 to 375 in the two with checkpointing.
+# With MALLOC_MMAP_THRESHOLD_=262144 there are none. The CPU alone: CUDA's allocator counts live bytes.
+HEAP_GAPS = {False: (170 * MIB, 1.4), True: (310 * MIB, 2.9)}
 # cuBLAS's workspace, which comes from torch's allocator: 32 MiB from Hopper on, 8.1 before.
 CUDA_WORKSPACE = {True: 32 * MIB, False: 8 * MIB + (128 << 10)}
 # Share of what is free that a run may take: fragmentation, and what else the machine does.
@@ -209,7 +210,7 @@ def predict(twin: Twin, shape: Shape) -> Memory:
     lora = 4 * twin.n_trained
     step = run_step(twin, shape)
     copies = N_COPIES * (lora + states) if twin.device.type == "cpu" else 0
-    return Memory(twin.weights, lora, lora, states, copies, step, overhead(twin.device, step))
+    return Memory(twin.weights, lora, lora, states, copies, step, overhead(twin, step))
 
 
 def optimizer_bytes(name: str, trained: Sequence[torch.Size]) -> int:
@@ -228,11 +229,12 @@ def optimizer_bytes(name: str, trained: Sequence[torch.Size]) -> int:
     return total
 
 
-def overhead(device: torch.device, step: Step) -> int:
-    """Bytes that libraries and allocator take on a device beside the tensors."""
-    if device.type != "cuda":
-        return CPU_LIBRARIES + min(HEAP_GAPS, int(HEAP_GAPS_SHARE * step.peak))
-    return CUDA_WORKSPACE[torch.cuda.get_device_capability(device) >= (9, 0)]
+def overhead(twin: Twin, step: Step) -> int:
+    """Bytes that libraries and allocator take on the device beside the tensors."""
+    if twin.device.type != "cuda":
+        most, share = HEAP_GAPS[twin.config.training.gradient_checkpointing]
+        return CPU_LIBRARIES + min(most, int(share * step.peak))
+    return CUDA_WORKSPACE[torch.cuda.get_device_capability(twin.device) >= (9, 0)]
 
 
 def available(device: torch.device) -> int:

@@ -136,7 +136,7 @@ def _lora_linear_backward(
     packed = [size if n > 1 else 0 for size, n in zip(sizes, formats[::3], strict=True)]
     dropped = _dropped(m * k, dropout_p)
     shares = min(MAX_SHARES, math.ceil(m / SHARE_ROWS)) if cpu.AVAILABLE else 0
-    parts = 4 * shares * max(h.shape[1] * k, *(b.numel() for b in lora_B))
+    parts = 4 * (shares + 1) * max(h.shape[1] * k, *(b.numel() for b in lora_B))
     if x.dtype == torch.float32:
         in_loop = _loop([4 * n for n in packed], [0] * len(sizes), [0] * len(sizes))
         return parts + max(in_loop, 4 * packed[-1] + dropped)

@@ -25,6 +25,7 @@ class Rule(NamedTuple):
 
 # Products with A and B, and what shares a pass over memory with them: dropout, widening, rounding, statistics.
 LORA = "LoRA passes"
+PRODUCTS = "matrix products"
 # The first rule that fits decides.
 RULES = (
     Rule(LORA, True, re.compile(f"^{LORA}$")),
@@ -32,7 +33,8 @@ RULES = (
     Rule("optimizer", True, re.compile(r"^optimizer$|^Optimizer\.")),
     Rule("dropout", True, re.compile("dropout", re.IGNORECASE)),
     Rule("attention", True, re.compile("attention|flash|sdpa", re.IGNORECASE)),
-    Rule("matrix products", False, re.compile(r"^aten::(mm|addmm_?|bmm|baddbmm_?|mv|addmv_?|linear)$|mkldnn_linear")),
+    Rule(PRODUCTS, True, re.compile(f"^{PRODUCTS}$")),
+    Rule(PRODUCTS, False, re.compile(r"^aten::(mm|addmm_?|bmm|baddbmm_?|mv|addmv_?|linear)$|mkldnn_linear")),
     Rule("loss", True, re.compile("cross_entropy|nll_loss|log_softmax|LogSoftmax")),
     Rule(
         "norm, rotary, activation, residual",
@@ -50,7 +52,6 @@ REST, BETWEEN = "the rest (copies, views, embedding)", "between operators (Pytho
 # (module, class or None, function) -> the name under which it is seen
 NAMED = {
     ("kernels.cpu", None, "stats"): "statistics",
-    ("kernels.cpu", None, "stats_into"): "statistics",
     ("kernels.cpu", None, "round_with_stats"): "statistics",
     ("kernels.cpu", None, "exponents"): "statistics",
     ("kernels.tensor_stats_aten", None, "tensor_stats_aten"): "statistics",
@@ -61,6 +62,7 @@ NAMED = {
     ("kernels.lora_passes", None, "_drop_"): "dropout",
     ("kernels.cpu", None, "read"): LORA,
     ("kernels.cpu", None, "update"): LORA,
+    ("kernels.cpu", None, "product"): PRODUCTS,
     ("kernels.cpu", None, "attention"): "attention",
     ("kernels.cpu", None, "norm"): "norm",
     ("kernels.cpu", None, "norm_backward"): "norm",

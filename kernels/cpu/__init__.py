@@ -5,7 +5,8 @@ Row layout and meaning of statistics are those of `tensor_stats.py`, the formula
 keeps to what every chip can run; except in `read`, `update` and `attention` that gives the same bits.
 """
 
-import numpy
+from collections.abc import Sequence
+
 import torch
 
 try:
@@ -44,13 +45,6 @@ def round_with_stats(acc: torch.Tensor, stored: torch.Tensor, portable: bool = F
     if not acc.numel():  # no values have no address, and stats.c takes no address for nothing to round into
         row[4:6] = 0
     return row
-
-
-def stats_into(row: numpy.ndarray, x: torch.Tensor) -> None:
-    """Writes the row of `stats(x, count_small=False)` to a float64 [9]."""
-    assert _stats is not None
-    small, threads = x.dtype != torch.float32, torch.get_num_threads()
-    _stats.stats(x.data_ptr(), x.numel(), DTYPES[x.dtype], small, 0, _row_address(row), threads, False)
 
 
 def exponents(x: torch.Tensor) -> torch.Tensor:
@@ -139,56 +133,68 @@ def rotate(
 def read(
     x: torch.Tensor,
     *,
-    right: torch.Tensor | None = None,
+    right: Sequence[tuple[torch.Tensor, float]] = (),
     to: torch.Tensor | None = None,
     left: torch.Tensor | None = None,
-    outer: torch.Tensor | None = None,
+    outer: Sequence[tuple[torch.Tensor, int]] = (),
+    across: bool = False,
     wide: torch.Tensor | None = None,
-    row: numpy.ndarray | None = None,
+    row: int = 0,
     dropout: tuple[int, float] = (0, 0.0),
     portable: bool = False,
-) -> None:
+) -> bool:
     """One pass over a contiguous x [M, C] in fp32, fp16 or bf16; `low_rank.c` has the formulas.
 
     Args:
-        right, to: [r, C], contiguous, and [M, r] for x right^T, a slice of columns.
-        left, outer: [M, r], a slice of columns, and [r, C], contiguous, for left^T x.
+        right: [r_i, C] fp32, contiguous, one below the other in R, and what each is multiplied by; [C, r_i] if
+            `across`.
+        to: [M, sum of r_i] for x R^T, a slice of columns.
+        left: [M, sum of r_i], a slice of columns.
+        outer: [r_i, C] fp32, contiguous, for left^T x, and the address of its row or 0; [C, r_i] if `across`.
         wide: [M, C] for x in fp32; nothing is written if x is fp32.
-        row: float64 [9] for the statistics of x, subnormals and zeros of a 16-bit x only.
+        row: address of a float64 [9] for the statistics of x, subnormals and zeros of a 16-bit x only; or 0.
         dropout: seed and probability with which values of x count as 0 in `to` and `outer`.
+
+    Returns:
+        Whether every value of `left` is finite.
     """
     assert _low_rank is not None
-    rank = 0 if right is None else right.shape[0]
-    rank = rank if left is None else left.shape[1]
-    _low_rank.read(
-        x.data_ptr(), DTYPES[x.dtype], (*x.shape, rank), _address(right), _address(left), _rows_apart(left),
-        _address(to), _rows_apart(to), _address(outer), 0 if wide is x else _address(wide), _row_address(row),
-        *dropout, torch.get_num_threads(), portable,
+    side = 1 if across else 0
+    return _low_rank.read(
+        x.data_ptr(), DTYPES[x.dtype], x.shape, across,
+        tuple([(matrix.data_ptr(), matrix.shape[side], factor, 0) for matrix, factor in right]),
+        _address(left), _rows_apart(left), _address(to), _rows_apart(to),
+        tuple([(matrix.data_ptr(), matrix.shape[side], 1.0, address) for matrix, address in outer]),
+        0 if wide is x else _address(wide), row, *dropout, torch.get_num_threads(), portable,
     )  # fmt: skip
 
 
 def update(
     x: torch.Tensor,
     left: torch.Tensor,
-    right: torch.Tensor,
+    right: Sequence[torch.Tensor],
     stored: torch.Tensor,
-    row: numpy.ndarray | None = None,
+    *,
+    across: bool = False,
+    row: int = 0,
     dropout: tuple[int, float] = (0, 0.0),
     portable: bool = False,
 ) -> None:
-    """Adds left right to a contiguous fp32 x [M, C] and rounds it into `stored`, which is x where that is fp32.
+    """Adds left R to a contiguous fp32 x [M, C] and rounds it into `stored`, which is x where that is fp32.
 
     Args:
-        left, right: [M, r], a slice of columns, and [r, C], contiguous.
+        left: [M, sum of r_i], a slice of columns.
+        right: [r_i, C], contiguous, one below the other in R; [C, r_i] if `across`.
         stored: [M, C], contiguous.
-        row: float64 [9] for the statistics of `stored`; overflow and underflow null if it is x.
+        row: address of a float64 [9] for the statistics of `stored`, overflow and underflow null if it is x; or 0.
         dropout: seed and probability with which values of the product are not added.
     """
     assert _low_rank is not None
+    side = 1 if across else 0
     _low_rank.update(
-        x.data_ptr(), (*x.shape, left.shape[1]), left.data_ptr(), _rows_apart(left), right.data_ptr(),
-        0 if stored is x else stored.data_ptr(), DTYPES[stored.dtype], _row_address(row), *dropout,
-        torch.get_num_threads(), portable,
+        x.data_ptr(), x.shape, across, left.data_ptr(), _rows_apart(left),
+        tuple([(matrix.data_ptr(), matrix.shape[side], 1.0, 0) for matrix in right]),
+        0 if stored is x else stored.data_ptr(), DTYPES[stored.dtype], row, *dropout, torch.get_num_threads(), portable,
     )  # fmt: skip
 
 
@@ -254,7 +260,3 @@ def _address(x: torch.Tensor | None) -> int:
 
 def _rows_apart(x: torch.Tensor | None) -> int:
     return 0 if x is None else x.stride(0)
-
-
-def _row_address(row: numpy.ndarray | None) -> int:
-    return 0 if row is None else row.__array_interface__["data"][0]

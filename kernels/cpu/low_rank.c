@@ -1,13 +1,14 @@
-/* Passes over a tall matrix X [M, C] against factors of low rank r, for lora_linear_aten.py: a matrix library reads X
-   once for each of them, and once more for dropout, for widening, for rounding and for statistics.
+/* Passes over a tall matrix X [M, C] against factors of low rank r, for lora_passes.py: a matrix library reads X once
+   for each of them, and once more for dropout, for widening, for rounding and for statistics.
 
-       read      any of: the row of X; X in fp32; T = drop(X) R^T [M, r]; L^T drop(X) [r, C]
+       read      any of: the row of X; X in fp32; T = drop(X) R^T [M, r]; G = L^T drop(X) [r, C], and its row
        update    X += drop(L R), rounded to 16 bits if asked, and the row of the result
 
-   with R [r, C] and L [M, r]. A tile of sixteen rows is in the cache while everything is done to it. The loops are in
-   low_rank_tiles.h, compiled for AVX-512, for AVX2 and for any chip, and chosen at run time. The order of additions
-   depends on the chip, as that of a matrix library does, and not on the number of threads: shares are rows, and their
-   parts of L^T X are added in order. */
+   with R [r, C] and L [M, r]. R and G may be made of several matrices, one below the other, each of them stored as it
+   is or, `across`, transposed; those of R are multiplied by a factor each. A tile of sixteen rows is in the cache while
+   everything is done to it. The loops are in low_rank_tiles.h, compiled for AVX-512, for AVX2 and for any chip, and
+   chosen at run time. The order of additions depends on the chip, as that of a matrix library does, and not on the
+   number of threads: shares are rows, and their parts of L^T X are added in order. */
 
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
@@ -22,18 +23,30 @@
 enum { TILE = 16, SIDE = 4 }; /* rows read together; rows or ranks that the registers hold at once */
 enum { MIN_ROWS = 64, MAX_SHARES = 32, MIN_SHARES = 4, OUTER_BYTES = 1 << 26 };
 
+/* One of the matrices that R or G is made of: its values, their row or NULL, its rank, its factor. */
+typedef struct {
+    float *values;
+    double *row;
+    int64_t rank;
+    float factor;
+} Block;
+
 typedef struct Job {
     const void *x; /* update: fp32, and written */
     void *stored;
     int dtype; /* of x, or of `stored` */
+    int across;
     int64_t rows, cols, rank, rows_per_share;
-    const float *right, *left;
+    Block *rights, *outers; /* those of R and of G */
+    Py_ssize_t n_rights, n_outers;
+    const float *left;
     int64_t left_stride, to_stride;
-    float *to, *wide, *outer;
+    float *to, *wide;
     double *row;
     Dropout dropout;
     void (*walk)(const struct Job *, int64_t, int64_t, float *, float *, Partial *);
-    float *outers;
+    void (*count_floats)(const float *, int64_t, Partial *);
+    float *right, *sums; /* R, and of every share its part of G */
     Partial *partials;
 } Job;
 
@@ -96,10 +109,12 @@ INLINE Four sum_each(const Four v[4]) {
 
 static void choose(Job *job, int is_update, int portable) {
     job->walk = is_update ? update_portable : read_rows_portable;
+    job->count_floats = count_floats_portable;
 #ifdef HAS_AVX2_VARIANT
-    if (portable) return;
-    if (has_avx512()) job->walk = is_update ? update_avx512 : read_rows_avx512;
-    else if (has_avx2()) job->walk = is_update ? update_avx2 : read_rows_avx2;
+    if (portable || !has_avx2()) return;
+    int wide = has_avx512();
+    job->walk = is_update ? (wide ? update_avx512 : update_avx2) : (wide ? read_rows_avx512 : read_rows_avx2);
+    job->count_floats = wide ? count_floats_avx512 : count_floats_avx2;
 #else
     (void)portable;
 #endif
@@ -108,7 +123,7 @@ static void choose(Job *job, int is_update, int portable) {
 static void share(void *argument, int64_t number) {
     Job *job = argument;
     int64_t start = number * job->rows_per_share, stop = start + job->rows_per_share;
-    float *outer = job->outers ? job->outers + number * job->rank * job->cols : NULL;
+    float *outer = job->sums ? job->sums + number * job->rank * job->cols : NULL;
     float *space = malloc(sizeof(float) * TILE * (size_t)job->cols);
     if (!space) abort(); /* some hundred kilobytes */
     if (outer) memset(outer, 0, sizeof(float) * (size_t)(job->rank * job->cols));
@@ -120,7 +135,7 @@ static void share(void *argument, int64_t number) {
 
 /* How many shares: a function of the shape alone, so that the bits do not depend on the threads. */
 static int64_t cut(Job *job) {
-    int64_t most = MAX_SHARES, bytes = job->outer ? 4 * job->rank * job->cols : 0;
+    int64_t most = MAX_SHARES, bytes = job->n_outers ? 4 * job->rank * job->cols : 0;
     if (bytes && OUTER_BYTES / bytes < most) most = OUTER_BYTES / bytes > MIN_SHARES ? OUTER_BYTES / bytes : MIN_SHARES;
     int64_t rows = (job->rows + most - 1) / most;
     rows = (rows + TILE - 1) / TILE * TILE;
@@ -128,79 +143,149 @@ static int64_t cut(Job *job) {
     return (job->rows + job->rows_per_share - 1) / job->rows_per_share;
 }
 
+/* Puts R together. */
+static void stack(const Job *job) {
+    int64_t cols = job->cols;
+    float *to = job->right;
+    for (const Block *b = job->rights; b < job->rights + job->n_rights; to += b->rank * cols, b++)
+        for (int64_t j = 0; j < b->rank; j++)
+            for (int64_t c = 0; c < cols; c++)
+                to[j * cols + c] = b->factor * b->values[job->across ? c * b->rank + j : j * cols + c];
+}
+
+/* Adds the shares' parts of G and takes it apart. */
+static void unstack(const Job *job, int64_t n_shares) {
+    int64_t cols = job->cols, n = job->rank * cols;
+    float *from = job->sums;
+    if (!n_shares) memset(from, 0, sizeof(float) * (size_t)n);
+    for (int64_t s = 1; s < n_shares; s++)
+        for (int64_t i = 0; i < n; i++) from[i] += job->sums[s * n + i];
+    for (const Block *b = job->outers; b < job->outers + job->n_outers; from += b->rank * cols, b++) {
+        for (int64_t j = 0; j < b->rank; j++)
+            for (int64_t c = 0; c < cols; c++)
+                b->values[job->across ? c * b->rank + j : j * cols + c] = from[j * cols + c];
+        Partial p = {0};
+        if (!b->row) continue;
+        job->count_floats(b->values, b->rank * cols, &p);
+        write_row(&p, b->rank * cols, 0, 0, b->row);
+        b->row[4] = b->row[5] = 0; /* nobody rounded */
+    }
+}
+
+static int left_is_finite(const Job *job) {
+    uint32_t found = 0, bits;
+    for (int64_t i = 0; job->left && i < job->rows; i++)
+        for (int64_t j = 0; j < job->rank; j++) {
+            memcpy(&bits, job->left + i * job->left_stride + j, 4);
+            found |= (bits & INF_BITS) == INF_BITS;
+        }
+    return !found;
+}
+
+static float *floats(int64_t count) { return malloc(sizeof(float) * (size_t)(count > 0 ? count : 1)); }
+
+/* Whether L is finite, or NULL after an error. */
 static PyObject *run(Job *job, int is_update, int n_threads, int portable) {
     choose(job, is_update, portable);
-    int64_t n_shares = cut(job), n_outer = job->rank * job->cols;
+    int64_t n_shares = cut(job), n = job->rank * job->cols;
+    int finite = 1, is_16_bit = job->dtype != FP32;
     job->partials = malloc(sizeof(Partial) * (size_t)(n_shares ? n_shares : 1));
-    int64_t n_outers = n_shares * n_outer;
-    job->outers = job->outer ? malloc(sizeof(float) * (size_t)(n_outers > 0 ? n_outers : 1)) : NULL;
-    if (!job->partials || (job->outer && !job->outers)) {
-        free(job->partials);
-        free(job->outers);
-        return PyErr_NoMemory();
+    job->right = job->n_rights ? floats(n) : NULL;
+    job->sums = job->n_outers ? floats((n_shares ? n_shares : 1) * n) : NULL;
+    int enough = job->partials && (job->right || !job->n_rights) && (job->sums || !job->n_outers);
+    if (enough) {
+        Py_BEGIN_ALLOW_THREADS
+        if (job->right) stack(job);
+        run_shares(share, job, n_shares, n_threads);
+        if (job->sums) unstack(job, n_shares), finite = left_is_finite(job);
+        Partial total = {0};
+        for (int64_t s = 0; s < n_shares; s++) add_partial(&total, &job->partials[s]);
+        if (job->row) write_row(&total, job->rows * job->cols, is_update && is_16_bit, is_16_bit, job->row);
+        Py_END_ALLOW_THREADS
     }
-    Py_BEGIN_ALLOW_THREADS
-    run_shares(share, job, n_shares, n_threads);
-    if (job->outer) memset(job->outer, 0, sizeof(float) * (size_t)n_outer);
-    Partial total = {0};
-    for (int64_t s = 0; s < n_shares; s++) {
-        add_partial(&total, &job->partials[s]);
-        for (int64_t i = 0; job->outer && i < n_outer; i++) job->outer[i] += job->outers[s * n_outer + i];
-    }
-    int is_16_bit = job->dtype != FP32;
-    if (job->row) write_row(&total, job->rows * job->cols, is_update && is_16_bit, is_16_bit, job->row);
-    Py_END_ALLOW_THREADS
     free(job->partials);
+    free(job->right);
+    free(job->sums);
+    free(job->rights);
     free(job->outers);
-    Py_RETURN_NONE;
+    return enough ? PyBool_FromLong(finite) : PyErr_NoMemory();
 }
 
 typedef unsigned long long Address;
 
 static void *pointer(Address address) { return (void *)(uintptr_t)address; }
 
-/* read(x, dtype, (rows, cols, rank), right, left, left's stride, to, to's stride, outer, wide, row, seed, p, n_threads,
-   portable): addresses as int, 0 for what is not there. */
+/* The blocks of a tuple of (address, rank, factor, address of the row or 0), and the sum of their ranks. */
+static int parse_blocks(PyObject *tuple, Block **blocks, Py_ssize_t *n, int64_t *rank) {
+    *n = PyTuple_Size(tuple);
+    if (*n <= 0) return *n == 0;
+    *blocks = calloc((size_t)*n, sizeof(Block));
+    if (!*blocks) return PyErr_NoMemory() != NULL;
+    *rank = 0;
+    for (Py_ssize_t i = 0; i < *n; i++) {
+        Address values, row;
+        long long own;
+        Block *block = *blocks + i;
+        if (!PyArg_ParseTuple(PyTuple_GET_ITEM(tuple, i), "KLfK", &values, &own, &block->factor, &row)) return 0;
+        block->values = pointer(values), block->row = pointer(row), block->rank = own;
+        *rank += own;
+    }
+    return 1;
+}
+
+static PyObject *failed(Job *job) {
+    free(job->rights);
+    free(job->outers);
+    return NULL;
+}
+
+/* read(x, dtype, (rows, cols), across, R, L, its stride, T, its stride, G, wide, row, seed, p, n_threads, portable):
+   addresses as int, 0 for what is not there; R and G tuples of blocks. Returns whether L is finite. */
 static PyObject *py_read(PyObject *self, PyObject *args) {
     (void)self;
     Job job = {0};
-    Address x, right, left, to, outer, wide, row;
-    long long rows, cols, rank, left_stride, to_stride;
+    Address x, left, to, wide, row;
+    PyObject *rights, *outers;
+    long long rows, cols, left_stride, to_stride;
     unsigned long long seed;
     double p;
     int n_threads, portable;
-    if (!PyArg_ParseTuple(args, "Ki(LLL)KKLKLKKKKdip", &x, &job.dtype, &rows, &cols, &rank, &right, &left, &left_stride,
-                          &to, &to_stride, &outer, &wide, &row, &seed, &p, &n_threads, &portable))
+    if (!PyArg_ParseTuple(args, "Ki(LL)pO!KLKLO!KKKdip", &x, &job.dtype, &rows, &cols, &job.across, &PyTuple_Type,
+                          &rights, &left, &left_stride, &to, &to_stride, &PyTuple_Type, &outers, &wide, &row, &seed, &p,
+                          &n_threads, &portable))
         return NULL;
-    job.x = pointer(x), job.right = pointer(right), job.left = pointer(left), job.to = pointer(to);
-    job.outer = pointer(outer), job.wide = pointer(wide), job.row = pointer(row);
-    job.rows = rows, job.cols = cols, job.rank = rank, job.left_stride = left_stride, job.to_stride = to_stride;
+    if (!parse_blocks(rights, &job.rights, &job.n_rights, &job.rank)) return failed(&job);
+    if (!parse_blocks(outers, &job.outers, &job.n_outers, &job.rank)) return failed(&job);
+    job.x = pointer(x), job.left = pointer(left), job.to = pointer(to), job.wide = pointer(wide);
+    job.row = pointer(row);
+    job.rows = rows, job.cols = cols, job.left_stride = left_stride, job.to_stride = to_stride;
     job.dropout = dropout_of(seed, p, cols);
     return run(&job, 0, n_threads, portable);
 }
 
-/* update(x, (rows, cols, rank), left, left's stride, right, stored, its dtype, row, seed, p, n_threads, portable) */
+/* update(x, (rows, cols), across, L, its stride, R, stored, its dtype, row, seed, p, n_threads, portable) */
 static PyObject *py_update(PyObject *self, PyObject *args) {
     (void)self;
     Job job = {0};
-    Address x, left, right, stored, row;
-    long long rows, cols, rank, left_stride;
+    Address x, left, stored, row;
+    PyObject *rights;
+    long long rows, cols, left_stride;
     unsigned long long seed;
     double p;
     int n_threads, portable;
-    if (!PyArg_ParseTuple(args, "K(LLL)KLKKiKKdip", &x, &rows, &cols, &rank, &left, &left_stride, &right, &stored,
-                          &job.dtype, &row, &seed, &p, &n_threads, &portable))
+    if (!PyArg_ParseTuple(args, "K(LL)pKLO!KiKKdip", &x, &rows, &cols, &job.across, &left, &left_stride, &PyTuple_Type,
+                          &rights, &stored, &job.dtype, &row, &seed, &p, &n_threads, &portable))
         return NULL;
-    job.x = pointer(x), job.left = pointer(left), job.right = pointer(right), job.stored = pointer(stored);
-    job.row = pointer(row);
-    job.rows = rows, job.cols = cols, job.rank = rank, job.left_stride = left_stride;
+    if (!parse_blocks(rights, &job.rights, &job.n_rights, &job.rank)) return failed(&job);
+    job.x = pointer(x), job.left = pointer(left), job.stored = pointer(stored), job.row = pointer(row);
+    job.rows = rows, job.cols = cols, job.left_stride = left_stride;
     job.dropout = dropout_of(seed, p, cols);
     return run(&job, 1, n_threads, portable);
 }
 
 static PyMethodDef methods[] = {
-    {"read", py_read, METH_VARARGS, "See lora_linear_aten.py."},
-    {"update", py_update, METH_VARARGS, "See lora_linear_aten.py."},
+    {"read", py_read, METH_VARARGS, "See lora_passes.py."},
+    {"update", py_update, METH_VARARGS, "See lora_passes.py."},
     {NULL, NULL, 0, NULL},
 };
 

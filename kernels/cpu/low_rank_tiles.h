@@ -166,6 +166,10 @@ TARGET INLINE void NAMED(count)(const Job *job, int64_t start, int64_t stop, Par
     count_values(job->x, job->stored, start, stop, job->dtype, job->dtype != FP32, LOAD_BITS, ROUND, SQUARE, p);
 }
 
+TARGET static void NAMED(count_floats)(const float *values, int64_t n, Partial *p) {
+    count_values(values, NULL, 0, n, FP32, 0, LOAD_BITS, ROUND, SQUARE, p);
+}
+
 /* One share of a read: rows from `start` to `stop`. `space` has room for a tile, `outer` is the share's own. */
 TARGET static void NAMED(read_rows)(const Job *job, int64_t start, int64_t stop, float *space, float *outer,
                                     Partial *p) {

@@ -4,8 +4,8 @@
 
    A value is cut into planes, bf16 numbers whose sum it is: itself if it is bf16, two for an fp16 (of eight bits and
    three), and of an fp32 X the upper sixteen bits. Products of two lower planes are left out, some 2^-18 of a term and
-   2^-16 at most: a hundredth of what rounding the sum to fp16 loses. Everything is added up in fp32. What is below 2^-126
-   counts as 0, and a W that is not finite gives NaN.
+   2^-16 at most: a hundredth of what rounding the sum to fp16 loses. Everything is added up in fp32. What is below
+   2^-126 counts as 0, and a W that is not finite gives NaN.
 
    X is cut first, for all; shares are blocks of columns of OUT, and each cuts its part of W, in its cache. The order of
    additions does not depend on the number of threads. A tile's sixteen rows hold 32 bf16 each: of X as they lie, of W

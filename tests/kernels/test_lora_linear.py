@@ -50,7 +50,7 @@ class Backend:
     def keep(self, x: Tensor, seed: Tensor, p: float) -> Tensor:
         """The mask that dropout draws for `x`."""
         if self.name.startswith("cpu"):
-            return lora_passes.da(torch.eye(len(x)), torch.ones(x.shape), seed, p).bool()
+            return lora_passes.da(torch.eye(len(x)), torch.ones(x.shape), [len(x)], seed, p, [None])[0].bool()
         ones = torch.ones(x.shape, device=self.device)
         return lora_linear_launch.widen(ones, 0, seed.to(self.device), p, False)[0].bool().cpu()
 
