@@ -37,7 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     on_gpu = device_name() != "CPU"
     print(f"{device_name()}; {machine()}; {load.before_words()}")
     statistics = "C extension" if cpu.AVAILABLE else "ATen (the C extension was not compiled)"
-    print(f"statistics on the CPU: {statistics}", flush=True)
+    products = "in tiles of bf16 (AMX)" if cpu.TILES else "widened to float32"
+    print(f"statistics on the CPU: {statistics}; 16-bit products there: {products}", flush=True)
     if options.check_load and load.busy:
         print("error: others are at work on this machine\nhint: wait, or leave --check-load out")
         return 2

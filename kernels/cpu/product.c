@@ -42,8 +42,8 @@ typedef struct Job {
 } Job;
 
 /* Tiles 0 to 3 are sums, 4 is of X and 5 of W. A tile that is written takes a register until it is done, and while both
-   threads of a core multiply there are some ten for each: with six tiles in use more products are under way at once
-   than with eight, by 15 to 25%, for all that every product has a factor to load. */
+   threads of a core multiply few are left beside a thread's own: with six tiles in use instead of eight 15 to 25% more
+   products are made in a second, for all that each has a factor to load. */
 #define LOAD_X(i, plane) _tile_loadd(4, x + (2 * (plane) + (i)) * TILE, 2 * DEPTH)
 #define LOAD_W(j, plane) _tile_loadd(5, w + (2 * (plane) + (j)) * TILE, 2 * DEPTH)
 #define MULTIPLY(sum) _tile_dpbf16ps(sum, 4, 5)
@@ -154,14 +154,15 @@ TILES static void multiply_share(void *argument, int64_t number) {
 }
 
 /* The length of blocks that cut `n` evenly, in whole sides, none longer than `limit`. */
-static int64_t at_most(int64_t n, int64_t limit, int64_t side) {
+static int64_t block_length(int64_t n, int64_t limit, int64_t side) {
     int64_t blocks = tiles(n, limit);
     return tiles(tiles(n, blocks), side) * side;
 }
 
 static void multiply_blocks(const Job *whole, uint16_t *space) {
     int64_t n_pairs = tiles(whole->cols, PAIR), rounds = tiles(n_pairs, whole->n_threads * MAX_PAIRS);
-    int64_t block_rows = at_most(whole->x.rows, MAX_ROWS, PAIR), block_depth = at_most(whole->x.cols, MAX_DEPTH, DEPTH);
+    int64_t block_rows = block_length(whole->x.rows, MAX_ROWS, PAIR);
+    int64_t block_depth = block_length(whole->x.cols, MAX_DEPTH, DEPTH);
     for (int64_t row = 0; row < whole->x.rows; row += block_rows)
         for (int64_t k = 0; k < whole->x.cols; k += block_depth) {
             Job job = *whole;
