@@ -13,7 +13,7 @@ from . import cpu
 from .reduce import FIELDS, N_FIELDS
 from .tile_stats import flat
 
-ATEN_BLOCK = 65536
+ATEN_BLOCK = 1024
 
 N_OVERFLOW = FIELDS.index("n_overflow")  # n_underflow follows it
 
@@ -44,11 +44,11 @@ def tensor_stats_aten(x: torch.Tensor, full: bool) -> torch.Tensor:
 
 
 def _sumsq_aten(values: torch.Tensor) -> float:
-    """Sum of squares of a flat fp32 tensor: fp32 pairwise in blocks that stay in cache, float64 beyond."""
+    """Sum of squares of a flat fp32 tensor: fp32 in short blocks, float64 beyond."""
     whole = values.numel() // ATEN_BLOCK * ATEN_BLOCK
-    blocks = [*values[:whole].view(-1, ATEN_BLOCK), values[whole:]]
-    square = torch.empty(ATEN_BLOCK)
-    return sum(torch.mul(block, block, out=square[: block.numel()]).sum().item() for block in blocks)
+    norms = torch.linalg.vector_norm(values[:whole].view(-1, ATEN_BLOCK), dim=1).double()
+    rest = torch.linalg.vector_norm(values[whole:]).item() if whole < values.numel() else 0.0
+    return norms.square().sum().item() + rest * rest
 
 
 def tensor_stats_cpu(x: torch.Tensor, full: bool) -> torch.Tensor:
