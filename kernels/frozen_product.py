@@ -5,7 +5,7 @@
 
 A 16-bit weight is widened, a block at a time, and multiplied by torch's matrix library. Where the chip multiplies bf16
 in tiles and two 16-bit matrices meet, `cpu/product.c` is faster and widens nothing; its sums differ from the library's
-by 3e-6 of their size in fp16 and by nothing but the order of additions in bf16.
+by at most 2^-16 of a term in fp16 and by nothing but the order of additions in bf16.
 """
 
 from collections.abc import Iterator

@@ -42,8 +42,8 @@ typedef struct Job {
 } Job;
 
 /* Tiles 0 to 3 are sums, 4 is of X and 5 of W. A tile that is written takes a register until it is done, and while both
-   threads of a core multiply few are left beside a thread's own: with six tiles in use instead of eight 15 to 25% more
-   products are made in a second, for all that each has a factor to load. */
+   threads of a core multiply few are left beside a thread's own: with six tiles in use instead of eight more products
+   are under way at once, for all that each has a factor to load. */
 #define LOAD_X(i, plane) _tile_loadd(4, x + (2 * (plane) + (i)) * TILE, 2 * DEPTH)
 #define LOAD_W(j, plane) _tile_loadd(5, w + (2 * (plane) + (j)) * TILE, 2 * DEPTH)
 #define MULTIPLY(sum) _tile_dpbf16ps(sum, 4, 5)
