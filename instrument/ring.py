@@ -13,6 +13,8 @@ from collections.abc import Iterator
 
 import torch
 
+from ..kernels.backend import is_gpu
+
 # Steps the host may lag behind the device; a slot holds one step.
 N_SLOTS = 8
 
@@ -27,12 +29,12 @@ class Ring:
     def __init__(self, shape: tuple[int, ...], device: torch.device, n_slots: int = N_SLOTS, may_drop: bool = False):
         self._shape, self._device, self._may_drop = shape, device, may_drop
         self._in_flight: deque[tuple[int, torch.Tensor, torch.cuda.Event | None]] = deque()
-        n_pinned = n_slots if device.type == "cuda" else 0
+        n_pinned = n_slots if is_gpu(device) else 0
         self._slots = deque(self._pinned() for _ in range(n_pinned))
         self.dropped = 0
 
     def _pinned(self) -> torch.Tensor:
-        return torch.empty(self._shape, dtype=torch.float64, pin_memory=True)
+        return torch.empty(self._shape, dtype=torch.float64).pin_memory()
 
     def push(self, step: int, row: torch.Tensor) -> None:
         """Sends a row on its way.
@@ -41,7 +43,7 @@ class Ring:
             step: what `ready` will call it.
             row: float64 of the ring's shape, on the device.
         """
-        if self._device.type != "cuda":
+        if not is_gpu(self._device):
             self._in_flight.append((step, row.clone(), None))
             return
         if not self._slots and self._may_drop:

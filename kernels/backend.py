@@ -1,12 +1,14 @@
 """Which implementation serves a tensor: Triton on CUDA, the CPU path elsewhere. Decided here only.
 
 Triton's interpreter runs the same kernels on CPU tensors, thousands of times slower. Tests call the Triton
-launchers directly, or send everything through them with `triton_on_cpu()`.
+launchers directly, or send everything through them with `triton_on_cpu()`. Under `standing_in()` CPU tensors count as
+those of a GPU, and whoever asks learns what chip that is: benchmarks/fake_cuda launches nothing and sees everything.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -17,12 +19,50 @@ from triton import knobs
 # Untyped: for a type checker a kernel would take neither num_warps nor a plain value for a constexpr.
 jit: Any = triton.jit
 
+INTERPRETER_PROGRAMS = 8
+"""The interpreter's number of multiprocessors: enough that every split is tested."""
+
 _cpu_tensors_use_triton = False
+
+
+@dataclass(frozen=True)
+class StandIn:
+    """The GPU that CPU tensors stand for."""
+
+    n_multiprocessors: int
+    capability: tuple[int, int]
+
+
+_stand_in: StandIn | None = None
 
 
 def uses_triton(x: torch.Tensor) -> bool:
     """True if the Triton kernels serve `x`, False if the CPU path does."""
     return x.is_cuda or _cpu_tensors_use_triton
+
+
+def is_gpu(device: torch.device) -> bool:
+    """Whether it works behind the host's back: copies to it want pinned memory, and reading from it is a wait."""
+    return device.type == "cuda" or _stand_in is not None
+
+
+@lru_cache(maxsize=16)
+def _chip(device: torch.device) -> StandIn:
+    count = torch.cuda.get_device_properties(device).multi_processor_count
+    return StandIn(count, torch.cuda.get_device_capability(device))
+
+
+def n_multiprocessors(device: torch.device) -> int:
+    """Multiprocessors of a GPU; the interpreter has a few."""
+    if device.type == "cuda":
+        return _chip(device).n_multiprocessors
+    return INTERPRETER_PROGRAMS if _stand_in is None else _stand_in.n_multiprocessors
+
+
+def has_tensor_cores(device: torch.device) -> bool:
+    """Whether Triton's `tl.dot` runs on tensor cores: from sm_80. The interpreter counts as such a chip."""
+    chip = _chip(device) if device.type == "cuda" else _stand_in
+    return chip is None or chip.capability >= (8, 0)
 
 
 @contextmanager
@@ -40,6 +80,18 @@ def triton_on_cpu() -> Iterator[None]:
         yield
     finally:
         _cpu_tensors_use_triton = False
+
+
+@contextmanager
+def standing_in(gpu: StandIn) -> Iterator[None]:
+    """While it lasts, CPU tensors count as those of this GPU."""
+    global _cpu_tensors_use_triton, _stand_in
+    before = _cpu_tensors_use_triton, _stand_in
+    _cpu_tensors_use_triton, _stand_in = True, gpu
+    try:
+        yield
+    finally:
+        _cpu_tensors_use_triton, _stand_in = before
 
 
 @dataclass(frozen=True)
@@ -67,10 +119,11 @@ class AotVariant:
 
 
 def runs_directly(x: torch.Tensor) -> bool:
-    """Whether an operator's function may be called without the dispatcher: on a CPU, where nobody has to see it.
+    """Whether an operator's function may be called without the dispatcher: where nobody has to see the operator.
 
     The dispatcher's layers of Python can cost a call more than a small product takes.
     """
-    return x.device.type == "cpu" and not (
-        uses_triton(x) or torch.compiler.is_compiling() or _get_current_dispatch_mode() is not None
-    )
+    if torch.compiler.is_compiling():
+        return False
+    mode = _get_current_dispatch_mode()
+    return mode is None or getattr(mode, "sees_through_operators", False)

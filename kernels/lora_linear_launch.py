@@ -4,7 +4,6 @@ Formulas, shapes and rows are those of lora_linear.py. Base products are torch's
 where Triton has no tensor cores, the rank products are cuBLAS's too, in fp32 and by blocks of rows.
 """
 
-import functools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -13,15 +12,13 @@ import triton
 from torch import Tensor
 
 from . import lora_linear_triton as kernels
+from .backend import has_tensor_cores, is_gpu, n_multiprocessors
 from .lora_linear_tiles import ADD_TILE, CAST_BLOCK, TOTAL_BLOCK, WIDEN_TILE, padded_rank, tile_for
 from .lora_linear_tiles import aot_variants as aot_variants
 from .reduce import N_FIELDS, N_PARTIALS
 
 MAX_PARTIALS = 1024
 """Programs of one launch that leave statistics: one program adds them up."""
-
-INTERPRETER_PROGRAMS = 8
-"""The interpreter's number of multiprocessors: enough that every split is tested."""
 
 GEMM_BLOCK = 1 << 22
 """Values of an fp32 block on sm_75: 16 MiB, so that the whole product never exists in fp32."""
@@ -45,22 +42,9 @@ def precision(x: Tensor) -> str:
     return "tf32x3" if x.dtype == torch.float32 else "tf32"
 
 
-@functools.lru_cache(maxsize=16)
-def n_multiprocessors(device: torch.device) -> int:
-    if device.type != "cuda":
-        return INTERPRETER_PROGRAMS
-    return torch.cuda.get_device_properties(device).multi_processor_count
-
-
-@functools.lru_cache(maxsize=16)
-def has_tensor_cores(device: torch.device) -> bool:
-    """Whether Triton's `tl.dot` runs on tensor cores: from sm_80. The interpreter counts as such a chip."""
-    return device.type != "cuda" or torch.cuda.get_device_capability(device) >= (8, 0)
-
-
 def base_product(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """x [M, C] weight^T + bias in the dtype of x; fp32 accumulation, one rounding. `bias` may be empty."""
-    if not x.is_cuda:  # the interpreter: the CPU's 16-bit GEMM is another algorithm
+    if not is_gpu(x.device):  # the interpreter: the CPU's 16-bit GEMM is another algorithm
         product = x.float() @ weight.float().t()
         return (product + bias.float() if bias.numel() else product).to(x.dtype)
     weight = weight.to(x.dtype)
@@ -69,7 +53,7 @@ def base_product(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 def base_grad(dy: Tensor, weight: Tensor, dx: Tensor | None) -> Tensor:
     """dy weight, added to `dx` in place if there is one, with one rounding."""
-    if not dy.is_cuda:
+    if not is_gpu(dy.device):
         product = dy.float() @ weight.float()
         return product.to(dy.dtype) if dx is None else dx.copy_(dx.float() + product)
     return dy @ weight.to(dy.dtype) if dx is None else dx.addmm_(dy, weight.to(dy.dtype))

@@ -57,7 +57,7 @@ def _operand(x, PRECISION: tl.constexpr):
         return x
 
 
-@jit
+@jit(do_not_specialize=["n_rows", "blocks_per_split"])
 def _down_kernel(
     x_ptr, a_ptr, h_ptr, seed_ptr, partials_ptr, n_rows, n_cols, rank, blocks_per_split, p,
     DROPOUT: tl.constexpr, STATS: tl.constexpr, PRECISION: tl.constexpr,
@@ -98,7 +98,7 @@ def _down_kernel(
         write_partials(partials_ptr, program, (null, null, nans, infs, null, null, null, null))
 
 
-@jit
+@jit(do_not_specialize=["n_rows", "first_row", "tiles_per_program"])
 def _up_kernel(
     z_ptr, l_ptr, r_ptr, delta_ptr, seed_ptr, partials_ptr, n_rows, n_cols, rank,
     l_row_stride, r_col_stride, r_rank_stride, first_row, tiles_per_program, scale, p,
@@ -148,7 +148,7 @@ def _up_kernel(
         write_partials(partials_ptr, row_block * tl.num_programs(1) + col_block, total)
 
 
-@jit
+@jit(do_not_specialize=["n_rows", "rows_per_split"])
 def _grad_kernel(
     z_ptr, l_ptr, r_ptr, down_ptr, outer_ptr, seed_ptr, partials_ptr, l_bad_ptr, n_rows, n_cols, rank,
     l_row_stride, r_col_stride, outer_col_stride, outer_rank_stride, rows_per_split, p,
@@ -202,7 +202,7 @@ def _grad_kernel(
             write_partials(partials_ptr, program, total)
 
 
-@jit
+@jit(do_not_specialize=["n", "n_parts", "part_stride"])
 def _total_kernel(
     parts_ptr, out_ptr, partials_ptr, n, n_parts, part_stride, width, out_stride, scale,
     STATS: tl.constexpr, BLOCK: tl.constexpr,
@@ -220,7 +220,7 @@ def _total_kernel(
         write_partials(partials_ptr, program, tile_partials(acc, acc, mask, True, False))
 
 
-@jit
+@jit(do_not_specialize=["n_rows", "first_row"])
 def _widen_kernel(
     z_ptr, out_ptr, seed_ptr, partials_ptr, n_rows, n_cols, first_row, p,
     DROPOUT: tl.constexpr, STATS: tl.constexpr, COUNT_SMALL: tl.constexpr,
@@ -244,7 +244,7 @@ def _widen_kernel(
         write_partials(partials_ptr, program, tile_partials(stored, stored, mask, False, COUNT_SMALL))
 
 
-@jit
+@jit(do_not_specialize=["n"])
 def _cast_kernel(x_ptr, out_ptr, partials_ptr, n, BLOCK: tl.constexpr):
     """out = x rounded to out's 16-bit dtype; statistics of out, with overflow and underflow."""
     program = tl.program_id(0).to(tl.int64)
@@ -271,7 +271,7 @@ def _after_product(row, n_bad):
     return tl.where(columns == _N_OVERFLOW, tl.where(n_bad == 0.0, n_inf, row), row)
 
 
-@jit
+@jit(do_not_specialize=["n_in_programs", "n_out_programs", "n_in", "n_out", "index"])
 def _forward_rows_kernel(in_ptr, out_ptr, rows_ptr, n_in_programs, n_out_programs, n_in, n_out, index):
     """Row in, and row out of projection `index`. One program, because `out` needs what `in` found."""
     columns = tl.arange(0, _N_PARTIALS)
@@ -283,7 +283,20 @@ def _forward_rows_kernel(in_ptr, out_ptr, rows_ptr, n_in_programs, n_out_program
     store_row(out_row, n_out, rows_ptr + (1 + index) * _N_FIELDS)
 
 
-@jit
+@jit(
+    do_not_specialize=[
+        "n_grad_programs",
+        "n_l_bad",
+        "n_a_programs",
+        "n_b_programs",
+        "n_dx_programs",
+        "n_grad",
+        "n_a",
+        "n_b",
+        "n_dx",
+        "index",
+    ]
+)
 def _backward_rows_kernel(
     grad_ptr, l_bad_ptr, a_ptr, b_ptr, dx_ptr, rows_ptr, n_grad_programs, n_l_bad, n_a_programs, n_b_programs,
     n_dx_programs, n_grad, n_a, n_b, n_dx, index, GROUP: tl.constexpr, HAS_DX: tl.constexpr,

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 import triton.language as tl
 
-from .backend import AotVariant, jit, uses_triton
+from .backend import AotVariant, is_gpu, jit, uses_triton
 from .reduce import N_FIELDS, N_PARTIALS, reduce_ragged_partials
 from .tensor_stats_aten import tensor_stats_cpu
 from .tile_stats import BLOCK, MAX_PROGRAMS, NUM_WARPS, add_partials, no_partials, split, tile_partials, write_partials
@@ -60,7 +60,7 @@ def _shares(sizes: tuple[int, ...], device: torch.device) -> tuple[int, torch.Te
 
 def _upload(table: torch.Tensor, device: torch.device) -> torch.Tensor:
     """Copies to the device without waiting, from pinned memory that torch keeps until the copy is over."""
-    return table.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else table
+    return table.pin_memory().to(device, non_blocking=True) if is_gpu(device) else table
 
 
 def multi_tensor_stats(tensors: Sequence[torch.Tensor]) -> torch.Tensor:

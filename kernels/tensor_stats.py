@@ -72,7 +72,7 @@ __all__ = [
 N_INF = FIELDS.index("n_inf")
 
 
-@jit(do_not_specialize=["tiles_per_program"])
+@jit(do_not_specialize=["n", "tiles_per_program"])
 def _stats_kernel(x_ptr, partials_ptr, n, tiles_per_program, COUNT_SMALL: tl.constexpr, BLOCK: tl.constexpr):
     """Each program reads `tiles_per_program` consecutive tiles of the flat tensor x [n]."""
     program = tl.program_id(0).to(tl.int64)
@@ -136,8 +136,11 @@ def tensor_stats(
 
 def overflow_after_product(row: torch.Tensor, finite_inputs: torch.Tensor | bool) -> torch.Tensor:
     """A row whose `n_overflow` is `n_inf` where the inputs of the product were finite, and null elsewhere."""
-    finite = torch.as_tensor(finite_inputs, device=row.device)
-    overflow = torch.where(finite, row[..., N_INF], float("nan"))
+    overflow = row[..., N_INF]
+    if isinstance(finite_inputs, torch.Tensor):
+        overflow = torch.where(finite_inputs, overflow, float("nan"))
+    elif not finite_inputs:
+        overflow = torch.full_like(overflow, float("nan"))
     return torch.cat([row[..., :N_OVERFLOW], overflow[..., None], row[..., N_OVERFLOW + 1 :]], dim=-1)
 
 

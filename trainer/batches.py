@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
+from ..kernels.backend import is_gpu
 from .data import Dataset, Example
 from .packing import epoch_bins, fill_bins
 
@@ -53,7 +54,7 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """The batch on a device; from pinned memory the copy does not wait."""
-        if device.type == "cpu":
+        if not is_gpu(device):
             return self
 
         tensors = {name: value for name, value in vars(self).items() if isinstance(value, torch.Tensor)}

@@ -35,19 +35,18 @@ def evaluate(
     started = time.perf_counter()
     batches = list(in_batches(dataset.examples, config.training.per_device_eval_batch_size))
     # float64 sums of at most float32 terms: the order of the batches does not show
-    totals = torch.zeros(3, dtype=torch.float64, device=engine.device)
+    totals = torch.zeros(2, dtype=torch.float64, device=engine.device)
     model.eval()
     for examples in batches[engine.rank :: engine.world_size]:
         batch = collate(examples, pad, loss.padding_free).to(engine.device)
         with fits(examples, evaluating=True), autocast(config, engine.device):
             loss_sum, n_correct = loss(batch)
         assert n_correct is not None
-        totals += torch.stack(
-            [loss_sum.double(), n_correct.double(), n_correct.new_tensor(len(batch.targets)).double()]
-        )
+        totals += torch.stack([loss_sum.double(), n_correct.double()])
     model.train()
     engine.sum_([totals])
-    loss_total, n_right, n_tokens = totals.tolist()
+    loss_total, n_right = totals.tolist()
+    n_tokens = sum(example.n_supervised for example in dataset.examples)
     seconds = time.perf_counter() - started
     return Evaluation(
         eval_loss=loss_total / n_tokens,

@@ -22,12 +22,13 @@ from .config import TrainingSection
 # They take the learning rate, the divisor and the skip as tensors.
 ON_DEVICE = ("adamw_torch_fused", "sgd")
 SUMSQ = FIELDS.index("sumsq")
-N_NON_FINITE = [FIELDS.index("n_nan"), FIELDS.index("n_inf")]
+N_NAN, N_INF = FIELDS.index("n_nan"), FIELDS.index("n_inf")
 
 
 def has_non_finite(gradient_rows: torch.Tensor) -> torch.Tensor:
     """bool []: whether any of the gradients of these rows holds a NaN or an infinity."""
-    return gradient_rows[:, N_NON_FINITE].sum() > 0
+    # slices: a list of columns would be copied to the device, and the copy waits for it
+    return (gradient_rows[:, N_NAN] + gradient_rows[:, N_INF]).sum() > 0
 
 
 class Optimizer:
