@@ -22,6 +22,7 @@ from peft.tuners.lora import LoraLayer
 from torch import nn
 
 from ..kernels.lora_linear import NF4Weight, lora_linear
+from ..kernels.pending_rows import PendingRows
 
 # Random seeds of dropout masks.
 MAX_SEED = 2**62
@@ -44,12 +45,14 @@ class Group:
         modules: PEFT's layers.
         slot: float64 [2 + 4 g, 9] for the statistics of the next forward and its backward (the layout of
             kernels/lora_linear.py), or None.
+        pending: where rows of the slot wait to be written together with those of other groups, or None.
         observer: on a step that looks closer, else None.
     """
 
     names: list[str]
     modules: list[nn.Module]
     slot: torch.Tensor | None = None
+    pending: PendingRows | None = None
     observer: Observer | None = None
     _input: torch.Tensor | None = None
     _waiting: dict[int, torch.Tensor] = field(default_factory=dict)
@@ -69,7 +72,7 @@ class Group:
         key = x
         if self.observer is not None:
             x = self.observer.input(self, x)
-        outputs = _fused(x, self.modules, self.slot)
+        outputs = _fused(x, self.modules, self.slot, self.pending)
         if self.observer is not None:
             outputs = self.observer.outputs(self, outputs)
         self._waiting = dict(enumerate(outputs[1:], start=1))
@@ -186,7 +189,9 @@ def _why_not(layer: Any) -> str:
     return "" if weight_holder.weight.dtype in (torch.float32, torch.float16, torch.bfloat16) else "quantized"
 
 
-def _fused(x: torch.Tensor, layers: Sequence[Any], slot: torch.Tensor | None) -> list[torch.Tensor]:
+def _fused(
+    x: torch.Tensor, layers: Sequence[Any], slot: torch.Tensor | None, pending: PendingRows | None = None
+) -> list[torch.Tensor]:
     adapters = [layer.active_adapters[0] for layer in layers]
     dropout = layers[0].lora_dropout[adapters[0]]
     p = dropout.p if isinstance(dropout, nn.Dropout) and layers[0].training else 0.0
@@ -202,6 +207,7 @@ def _fused(x: torch.Tensor, layers: Sequence[Any], slot: torch.Tensor | None) ->
         dropout_p=p,
         seed=seed,
         slot=slot,
+        pending=pending,
     )
 
 

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..kernels.pending_rows import PendingRows
 from ..kernels.tensor_stats import FIELDS, N_FIELDS, exponent_histogram, tensor_stats
 from . import sites as site_tables
 from .patch import Group, Patched
@@ -75,6 +76,7 @@ class Recorder:
         self._exponents: torch.Tensor | None = None
         self._small: torch.Tensor | None = None
         self._micro = -1
+        self._pending = PendingRows()
         self._probed, self._probe_every = (model if probe_every else None), probe_every
         self._probe: Probe | None = None
         self._index_sites(run_once, patterns, float32)
@@ -150,11 +152,13 @@ class Recorder:
             if self._probe is not None:
                 self._probe.end()
             for group, _ in self._groups:
-                group.slot = group.observer = None
+                group.slot = group.pending = group.observer = None
+            self._pending.flush()
 
     def begin_step(self, step: int) -> None:
         """Clears the rows; `step` counts from 1."""
         self._step, self._micro = step, -1
+        self._pending.flush()  # of a step that was given up
         self._buffer.fill_(torch.nan)
         self._exponents = self._small = None
         if self._histogram_every and step % self._histogram_every == 0:
@@ -165,9 +169,10 @@ class Recorder:
     def begin_micro_batch(self) -> None:
         """Points every fused group at its rows of the next micro-batch."""
         self._micro += 1
+        self._pending.flush()
         observer = self if self._exponents is not None else None
         for (group, _), view in zip(self._groups, self._views[self._micro], strict=True):
-            group.slot, group.observer = view, observer
+            group.slot, group.pending, group.observer = view, self._pending, observer
         if self._probe is not None:
             self._probe.end()
             if self._micro == 0 and self._step % self._probe_every == 0:
@@ -182,6 +187,7 @@ class Recorder:
         """
         if self._probe is not None:
             self._probe.end()
+        self._pending.flush()
         rows = self._reduced(self._micro + 1)
         rows[self._gradient_rows, :N_FIELDS] = gradient_rows[self._gradient_parameters]
         if self._exponents is not None:

@@ -18,10 +18,18 @@ from .tile_stats import BLOCK, FAST_DTYPES, NUM_WARPS, flat, fp32_bits, split
 N_EXPONENTS = 256
 
 
-@jit(do_not_specialize=["tiles_per_program"])
-def _histogram_kernel(x_ptr, counts_ptr, n, tiles_per_program, BLOCK: tl.constexpr, N_EXPONENTS: tl.constexpr):
-    """Each program counts the fp32 exponent fields of its tiles into its row of int32 counts [P, 256]."""
+@jit(do_not_specialize=["n", "tiles_per_program"])
+def _histogram_kernel(
+    x_ptr, counts_ptr, n, tiles_per_program,
+    ALIGNED: tl.constexpr, BLOCK: tl.constexpr, N_EXPONENTS: tl.constexpr,
+):  # fmt: skip
+    """Each program counts the fp32 exponent fields of its tiles into its row of int32 counts [P, 256].
+
+    ALIGNED: 16 divides n.
+    """
     program = tl.program_id(0).to(tl.int64)
+    if ALIGNED:
+        n = tl.multiple_of(n, 16)
     counts = tl.zeros((N_EXPONENTS,), dtype=tl.int32)
     for tile in range(tiles_per_program):
         offsets = (program * tiles_per_program + tile) * BLOCK + tl.arange(0, BLOCK)
@@ -47,6 +55,7 @@ def exponent_histogram(x: torch.Tensor) -> torch.Tensor:
 
 def exponent_histogram_triton(x: torch.Tensor) -> torch.Tensor:
     """`exponent_histogram` in one launch and one integer sum."""
+    aligned = x.ndim > 0 and x.shape[-1] % 16 == 0
     x = flat(x)
     n_programs, tiles_per_program = split(x.numel())
     counts = torch.empty((n_programs, N_EXPONENTS), dtype=torch.int32, device=x.device)
@@ -55,6 +64,7 @@ def exponent_histogram_triton(x: torch.Tensor) -> torch.Tensor:
         counts,
         x.numel(),
         tiles_per_program,
+        ALIGNED=aligned,
         BLOCK=BLOCK,
         N_EXPONENTS=N_EXPONENTS,
         num_warps=NUM_WARPS,
@@ -72,8 +82,8 @@ def exponent_histogram_reference(x: torch.Tensor) -> torch.Tensor:
 def aot_variants() -> list[AotVariant]:
     """What `benchmarks/compile_kernels.py` compiles ahead of time."""
     signature = {"x_ptr": "*fp16", "counts_ptr": "*i32", "n": "i32", "tiles_per_program": "i32"}
-    constexprs = {"BLOCK": BLOCK, "N_EXPONENTS": N_EXPONENTS}
-    aligned = ("x_ptr", "counts_ptr", "n")
+    constexprs = {"ALIGNED": True, "BLOCK": BLOCK, "N_EXPONENTS": N_EXPONENTS}
+    aligned = ("x_ptr", "counts_ptr")
     variant = AotVariant(
         "exponent histogram fp16", _histogram_kernel, signature, constexprs, aligned, num_warps=NUM_WARPS
     )

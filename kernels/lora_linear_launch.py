@@ -1,40 +1,35 @@
 """Launches of the kernels in lora_linear_triton.py, and the order in which forward and backward make them.
 
-Formulas, shapes and rows are those of lora_linear.py. Base products are torch's, that is cuBLAS. On sm_75,
-where Triton has no tensor cores, the rank products are cuBLAS's too, in fp32 and by blocks of rows.
+Formulas, shapes and rows are those of lora_linear.py. Base products are torch's, that is cuBLAS. A launch costs the
+host more than a small product takes the device, so a group of up to four projections makes seven, however many it has:
+
+    forward     down, up of every Y
+    backward    grad of every dY, total of G, grad of X for dA, total of every dA and dB, up of dX
+
+Rows of statistics wait for a launch of all together (pending_rows.py). On sm_75, where Triton has no tensor cores, the
+rank products are cuBLAS's too: lora_linear_gemm.py.
 """
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 import triton
 from torch import Tensor
 
+from . import lora_linear_gemm as gemm
+from . import lora_linear_totals as totals
 from . import lora_linear_triton as kernels
 from .backend import has_tensor_cores, is_gpu, n_multiprocessors
-from .lora_linear_tiles import ADD_TILE, CAST_BLOCK, TOTAL_BLOCK, WIDEN_TILE, padded_rank, tile_for
+from .lora_linear_tiles import CAST_BLOCK, GRADIENT_ALIGN, TOTAL_BLOCK, padded_rank, tile_for
 from .lora_linear_tiles import aot_variants as aot_variants
-from .reduce import N_FIELDS, N_PARTIALS
+from .pending_rows import AFTER_PRODUCT, NULL, ONLY_COUNTS, Partials, Rows, regions, room
+from .projections import MAX_GROUP, four
 
-MAX_PARTIALS = 1024
-"""Programs of one launch that leave statistics: one program adds them up."""
-
-GEMM_BLOCK = 1 << 22
-"""Values of an fp32 block on sm_75: 16 MiB, so that the whole product never exists in fp32."""
-
-
-@dataclass
-class Site:
-    """Partials [P, 8] of one site, and its number of values."""
-
-    partials: Tensor
-    n: int
-
-
-def _partials(like: Tensor, n_programs: int, with_stats: bool) -> Tensor:
-    shape = (n_programs if with_stats else 0, N_PARTIALS)
-    return torch.empty(shape, dtype=torch.float64, device=like.device)
+MAX_PARTIALS = 512
+"""Programs of one launch that leave statistics, for a projection: one program adds them up, and they live as long as a
+micro-batch. Four blocks on each multiprocessor of the largest chip."""
 
 
 def precision(x: Tensor) -> str:
@@ -48,7 +43,7 @@ def base_product(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         product = x.float() @ weight.float().t()
         return (product + bias.float() if bias.numel() else product).to(x.dtype)
     weight = weight.to(x.dtype)
-    return torch.addmm(bias.to(x.dtype), x, weight.t()) if bias.numel() else x @ weight.t()
+    return torch.addmm(bias.to(x.dtype), x, weight.t()) if bias.numel() else torch.mm(x, weight.t())
 
 
 def base_grad(dy: Tensor, weight: Tensor, dx: Tensor | None) -> Tensor:
@@ -56,7 +51,8 @@ def base_grad(dy: Tensor, weight: Tensor, dx: Tensor | None) -> Tensor:
     if not is_gpu(dy.device):
         product = dy.float() @ weight.float()
         return product.to(dy.dtype) if dx is None else dx.copy_(dx.float() + product)
-    return dy @ weight.to(dy.dtype) if dx is None else dx.addmm_(dy, weight.to(dy.dtype))
+    weight = weight.to(dy.dtype)
+    return torch.mm(dy, weight) if dx is None else dx.addmm_(dy, weight)
 
 
 def _shares(n: int, block: int, wanted: int) -> tuple[int, int]:
@@ -66,176 +62,156 @@ def _shares(n: int, block: int, wanted: int) -> tuple[int, int]:
     return triton.cdiv(blocks, per_part), per_part * block
 
 
-def down(x: Tensor, a: Tensor, seed: Tensor | None, p: float, with_stats: bool) -> tuple[Tensor, Site]:
-    """H = keep(x) a^T, [M, R] fp32, and non-finite counts of x."""
-    n_rows, n_cols, rank = *x.shape, a.shape[0]
+def down(x: Tensor, a: Tensor, seed: Tensor | None, p: float, with_stats: bool) -> tuple[Tensor, Tensor]:
+    """H = keep(x) a^T in parts [S, M, R] fp32, and partials: non-finite counts of x."""
     if not has_tensor_cores(x.device):
-        return _down_by_gemm(x, a, seed, p, with_stats)
+        return gemm.down(x, a, seed, p, with_stats)
+    n_rows, n_cols, rank = *x.shape, a.shape[0]
     padded = padded_rank(rank)
     tile = tile_for("down", x.dtype, padded)
     row_blocks = max(1, triton.cdiv(n_rows, tile.block_m))
     splits, length = _shares(n_cols, tile.block_c, 2 * n_multiprocessors(x.device) // row_blocks)
-    h = torch.empty((splits, n_rows, rank), device=x.device)
-    partials = _partials(x, row_blocks * splits, with_stats)
+    h = x.new_empty((splits, n_rows, rank), dtype=torch.float32)
+    found = room(h, row_blocks * splits, with_stats)
     kernels._down_kernel[(row_blocks, splits, triton.cdiv(rank, padded))](
-        x, a, h, x if seed is None else seed, partials, n_rows, n_cols, rank, length // tile.block_c, p,
+        x, a, h, x if seed is None else seed, found, n_rows, n_cols, rank, length // tile.block_c, p,
         DROPOUT=p > 0, STATS=with_stats, PRECISION=precision(x),
         RANK=padded, BLOCK_M=tile.block_m, BLOCK_C=tile.block_c,
         num_warps=tile.num_warps, num_stages=tile.num_stages, enable_fp_fusion=False,
     )  # fmt: skip
-    if splits == 1:
-        return h[0], Site(partials, x.numel())
-    out = torch.empty((n_rows, rank), device=x.device)
-    total(h, out, 1.0, False)
-    return out, Site(partials, x.numel())
+    return h, found
 
 
-def _down_by_gemm(x: Tensor, a: Tensor, seed: Tensor | None, p: float, with_stats: bool) -> tuple[Tensor, Site]:
-    h, found = torch.empty((x.shape[0], a.shape[0]), device=x.device), []
-    step = max(1, GEMM_BLOCK // x.shape[1])
-    for start in range(0, max(x.shape[0], 1), step):
-        rows = slice(start, start + step)
-        x32, partials = widen(x[rows], start, seed, p, with_stats)
-        found.append(partials)
-        h[rows] = x32 @ a.t()
-    return h, Site(torch.cat(found), x.numel())
+def up(
+    zs: Sequence[Tensor], left: Tensor, rights: Sequence[Tensor], scales: Sequence[float], seed: Tensor | None,
+    p: float, with_stats: bool, across: bool,
+) -> tuple[Tensor, list[Partials]]:  # fmt: skip
+    """z_i += s_i keep(l_i r_i) in place, of up to four projections.
 
+    Args:
+        zs: [M, c_i], contiguous.
+        left: fp32 [parts, M, sum of k_i], a slice of columns; its parts are added.
+        rights: fp32 [k_i, c_i], contiguous; [c_i, k_i] if `across`.
 
-def up(z: Tensor, left: Tensor, right: Tensor, scale: float, seed: Tensor | None, p: float, with_stats: bool) -> Site:
-    """z += scale keep(left right^T) in place; left [M, R], right [C, R] any strides. Statistics of z."""
-    n_rows, n_cols, rank = *z.shape, left.shape[1]
-    if has_tensor_cores(z.device):
-        partials = _launch_up(z, left, right, z, 0, scale, seed, p, with_stats, padded_rank(rank))
-        return Site(partials, z.numel())
-    found = []
-    step = max(1, GEMM_BLOCK // n_cols)
-    for start in range(0, max(n_rows, 1), step):
-        rows = slice(start, start + step)
-        delta = left[rows] @ right.t()
-        found.append(_launch_up(z[rows], delta, right, delta, start, scale, seed, p, with_stats, 0))
-    return Site(torch.cat(found), z.numel())
-
-
-def _launch_up(
-    z: Tensor, left: Tensor, right: Tensor, delta: Tensor, first_row: int,
-    scale: float, seed: Tensor | None, p: float, with_stats: bool, padded: int,
-) -> Tensor:  # fmt: skip
-    n_rows, n_cols = z.shape
-    tile = tile_for("up", z.dtype, padded) if padded else ADD_TILE
+    Returns:
+        left [M, sum of k_i], and where the statistics of each z_i are.
+    """
+    z, (n_parts, n_rows) = zs[0], left.shape[:2]
+    if not has_tensor_cores(z.device):
+        return left[0], gemm.up(zs, left[0], rights, scales, seed, p, with_stats, across)
+    ranks = [right.shape[1 if across else 0] for right in rights]
+    cols = [z.shape[1] for z in zs]
+    padded = padded_rank(max(ranks))
+    tile = tile_for("up", z.dtype, padded)
     row_blocks = max(1, triton.cdiv(n_rows, tile.block_m))
-    col_blocks, length = _shares(n_cols, tile.block_c, MAX_PARTIALS // row_blocks)
-    partials = _partials(z, row_blocks * col_blocks, with_stats)
-    kernels._up_kernel[(row_blocks, col_blocks)](
-        z, left, right, delta, z if seed is None else seed, partials, n_rows, n_cols, left.shape[1],
-        left.stride(0), right.stride(0), right.stride(1), first_row, length // tile.block_c, scale, p,
-        DROPOUT=p > 0, STATS=with_stats, ROUNDED=z.dtype == torch.float32,
+    tiles = _shares(max(cols), tile.block_c, MAX_PARTIALS // row_blocks)[1] // tile.block_c
+    col_blocks = [triton.cdiv(n, tiles * tile.block_c) for n in cols]
+    found = room(left, row_blocks * sum(col_blocks), with_stats)
+    total = left.new_empty(left.shape[1:]) if n_parts > 1 else left[0]
+    kernels._up_kernel[(row_blocks, sum(col_blocks))](
+        *four(zs), *four(rights), left, total, left, z if seed is None else seed, found, n_rows, *four(cols),
+        *four(ranks), left.stride(1), n_parts, 0, tiles, *four(scales), p,
+        GROUP=len(zs), ACROSS=across, DROPOUT=p > 0, STATS=with_stats, ROUNDED=z.dtype == torch.float32,
         COUNT_SMALL=z.dtype != torch.float32, PRECISION=precision(z),
         RANK=padded, BLOCK_M=tile.block_m, BLOCK_C=tile.block_c,
         num_warps=tile.num_warps, num_stages=tile.num_stages, enable_fp_fusion=False,
     )  # fmt: skip
-    return partials
+    return total, regions(found, [n * row_blocks for n in col_blocks], with_stats)
 
 
-def grad(
-    dy: Tensor, h: Tensor, b: Tensor, scale: float, g: Tensor, with_stats: bool
-) -> tuple[Tensor, Site, Site, Tensor]:
-    """Writes G = scale dy b to `g` [M, r], any row stride. Returns dB, its site, dy's, non-finite H."""
-    db = torch.empty_like(b)
-    if has_tensor_cores(dy.device):
-        g_parts, db_parts, dy_site, h_bad = _launch_grad(dy, h, b, (b.shape[1], 1), None, 0.0, with_stats)
-        total(g_parts, g, scale, False)
-        return db, total(db_parts, db, scale, with_stats), dy_site, h_bad
-    product, found = torch.zeros_like(b), []
-    step = max(1, GEMM_BLOCK // dy.shape[1])
-    for start in range(0, max(dy.shape[0], 1), step):
-        rows = slice(start, start + step)
-        dy32, partials = widen(dy[rows], start, None, 0.0, with_stats)
-        found.append(partials)
-        g[rows] = dy32 @ (b * scale)
-        product.addmm_(dy32.t(), h[rows])
-    h_bad = h.isfinite().logical_not().sum(dtype=torch.float64).reshape(1)
-    return db, total(product[None], db, scale, with_stats), Site(torch.cat(found), dy.numel()), h_bad
+def read(
+    zs: Sequence[Tensor], left: Tensor, rights: Sequence[Tensor] | None, scales: Sequence[float],
+    seed: Tensor | None, p: float, with_stats: bool,
+) -> tuple[Tensor | None, Tensor, list[Partials], list[Partials]]:  # fmt: skip
+    """down = s_i z_i r_i and outer_i = s_i z_i^T l_i in parts, of up to four projections.
 
+    Args:
+        zs: [M, c_i], contiguous.
+        left: fp32 [M, sum of k_i], a slice of columns.
+        rights: [c_i, k_i], contiguous. Without them there is no `down`, and one z with the ranks of `left`.
 
-def da(
-    x: Tensor, g: Tensor, lora_A: Sequence[Tensor], seed: Tensor | None, p: float, with_stats: bool
-) -> tuple[list[Tensor], list[Site]]:
-    """dA = G^T keep(x) for every projection, and their sites."""
-    if has_tensor_cores(x.device):
-        parts = _launch_grad(x, g, None, (1, x.shape[1]), seed, p, False)[1]
-    else:
-        parts = torch.zeros((1, g.shape[1], x.shape[1]), device=x.device)
-        step = max(1, GEMM_BLOCK // x.shape[1])
-        for start in range(0, x.shape[0], step):
-            rows = slice(start, start + step)
-            parts[0].addmm_(g[rows].t(), widen(x[rows], start, seed, p, False)[0])
-    das = [torch.empty_like(a) for a in lora_A]
-    each = parts.split([a.shape[0] for a in lora_A], dim=1)
-    return das, [total(part, out, 1.0, with_stats) for part, out in zip(each, das, strict=True)]
-
-
-def _launch_grad(
-    z: Tensor, left: Tensor, right: Tensor | None, outer_strides: tuple[int, int], seed: Tensor | None, p:
-        float,
-    with_stats: bool,
-) -> tuple[Tensor, Tensor, Site, Tensor]:  # fmt: skip
-    n_rows, n_cols, rank = *z.shape, left.shape[1]
-    padded = padded_rank(rank)
-    tile = tile_for("dA" if right is None else "grad", z.dtype, padded)
-    strips, chunks = triton.cdiv(n_cols, tile.block_c), triton.cdiv(rank, padded)
-    splits, length = _shares(n_rows, tile.block_m, n_multiprocessors(z.device) // strips)
-    down_parts = torch.empty((strips if right is not None else 0, n_rows, rank), device=z.device)
-    shape = (splits, n_cols, rank) if outer_strides[1] == 1 else (splits, rank, n_cols)
-    outer_parts = torch.empty(shape, device=z.device)
-    partials = _partials(z, strips * splits, with_stats)
-    left_bad = torch.empty(strips * splits * chunks if with_stats else 0, dtype=torch.float64, device=z.device)
-    kernels._grad_kernel[(strips, splits, chunks)](
-        z, left, z if right is None else right, down_parts, outer_parts, z if seed is None else seed,
-        partials, left_bad, n_rows, n_cols, rank, left.stride(0), 0 if right is None else right.stride(0),
-        *outer_strides, length, p,
-        DROPOUT=p > 0, DOWN=right is not None, STATS=with_stats, COUNT_SMALL=z.dtype != torch.float32,
+    Returns:
+        down fp32 [strips, M, sum of k_i] or None; outer fp32 [splits, sum of c_i k_i]; partials of each z_i; partials
+        with the non-finite counts of each l_i.
+    """
+    z, n_rows = zs[0], zs[0].shape[0]
+    ranks = [left.shape[1]] if rights is None else [right.shape[1] for right in rights]
+    cols = [z.shape[1] for z in zs]
+    padded = padded_rank(max(ranks))
+    tile = tile_for("dA" if rights is None else "grad", z.dtype, padded)
+    strips, chunks = [triton.cdiv(n, tile.block_c) for n in cols], triton.cdiv(max(ranks), padded)
+    splits, length = _shares(n_rows, tile.block_m, n_multiprocessors(z.device) // sum(strips))
+    outer = left.new_empty((splits, sum(n * rank for n, rank in zip(cols, ranks, strict=True))))
+    down = None if rights is None else left.new_empty((max(strips), n_rows, sum(ranks)))
+    n_found, n_bad = splits * sum(strips), splits * chunks
+    found = room(left, n_found + n_bad * len(zs), with_stats)
+    kernels._grad_kernel[(sum(strips), splits, chunks)](
+        *four(zs), *four(zs if rights is None else rights), left, outer if down is None else down, outer,
+        z if seed is None else seed, found, found[n_found:] if with_stats else found, n_rows, *four(cols), *four(ranks),
+        left.stride(0), length, *four(scales), p,
+        GROUP=len(zs), DROPOUT=p > 0, DOWN=rights is not None, STATS=with_stats, COUNT_SMALL=z.dtype != torch.float32,
         PRECISION=precision(z), RANK=padded, BLOCK_M=tile.block_m, BLOCK_C=tile.block_c,
         num_warps=tile.num_warps, num_stages=tile.num_stages, enable_fp_fusion=False,
     )  # fmt: skip
-    return down_parts, outer_parts, Site(partials, z.numel()), left_bad
+    bad = regions(found, [n_bad] * len(zs), with_stats, n_found)
+    return down, outer, regions(found, [n * splits for n in strips], with_stats), bad
 
 
-def total(parts: Tensor, out: Tensor, scale: float, with_stats: bool) -> Site:
-    """out [rows, width] = scale * sum over parts [S, ...], each as many values in the order of `out`."""
-    programs = max(1, triton.cdiv(out.numel(), TOTAL_BLOCK))
-    partials = _partials(out, programs, with_stats)
-    kernels._total_kernel[(programs,)](
-        parts, out, partials, out.numel(), parts.shape[0], parts.stride(0), out.shape[1], out.stride(0),
-        scale, STATS=with_stats, BLOCK=TOTAL_BLOCK, num_warps=4, enable_fp_fusion=False,
+def total_down(parts: Tensor, out: Tensor, cols: Sequence[int], ranks: Sequence[int], strip: int) -> None:
+    """Writes the sums of parts [strips, M, sum of ranks] to `out` [M, sum of ranks], a slice of columns."""
+    _, n_rows, width = parts.shape
+    totals._total_down_kernel[(max(1, triton.cdiv(n_rows * width, TOTAL_BLOCK)),)](
+        parts, out, n_rows, *four(cols), *four(ranks), width, out.stride(0),
+        GROUP=len(cols), STRIP=strip, BLOCK=TOTAL_BLOCK, num_warps=4, enable_fp_fusion=False,
     )  # fmt: skip
-    return Site(partials, out.numel())
 
 
-def widen(z: Tensor, first_row: int, seed: Tensor | None, p: float, with_stats: bool) -> tuple[Tensor, Tensor]:
-    """keep(z) in fp32, and partials of z."""
-    n_rows, n_cols = z.shape
-    tile = WIDEN_TILE
-    grid = (max(1, triton.cdiv(n_rows, tile.block_m)), triton.cdiv(n_cols, tile.block_c))
-    out = torch.empty((n_rows, n_cols), device=z.device)
-    partials = _partials(z, grid[0] * grid[1], with_stats)
-    kernels._widen_kernel[grid](
-        z, out, z if seed is None else seed, partials, n_rows, n_cols, first_row, p,
-        DROPOUT=p > 0, STATS=with_stats, COUNT_SMALL=z.dtype != torch.float32,
-        BLOCK_M=tile.block_m, BLOCK_C=tile.block_c, num_warps=tile.num_warps, enable_fp_fusion=False,
+def total_gradients(
+    a_parts: Tensor, b_parts: Tensor, lora_A: Sequence[Tensor], lora_B: Sequence[Tensor], with_stats: bool
+) -> tuple[list[Tensor], list[Partials]]:
+    """Every dA and then every dB, and their sites, of up to four projections.
+
+    Args:
+        a_parts: fp32 [parts, sum of r_i, K].
+        b_parts: fp32 [parts, sum of N_i r_i].
+    """
+    like = [*lora_A, *lora_B]
+    sizes = [tensor.numel() for tensor in like]
+    blocks = [triton.cdiv(size, TOTAL_BLOCK) for size in sizes]
+    places, end = [], 0
+    for size in sizes:
+        places.append(end)
+        end += triton.cdiv(size, GRADIENT_ALIGN) * GRADIENT_ALIGN
+    out = a_parts.new_empty(end)
+    found = room(out, sum(blocks), with_stats)
+    totals._total_gradients_kernel[(sum(blocks),)](
+        a_parts, b_parts, out, found, lora_A[0].shape[1], *four([b.shape[0] for b in lora_B]),
+        *four([a.shape[0] for a in lora_A]), a_parts.shape[0], b_parts.shape[0],
+        GROUP=len(lora_A), STATS=with_stats, ALIGNED=all(size % 4 == 0 for size in sizes),
+        BLOCK=TOTAL_BLOCK, ALIGN=GRADIENT_ALIGN, num_warps=4, enable_fp_fusion=False,
     )  # fmt: skip
-    return out, partials
+    gradients = [out.as_strided(t.shape, (t.shape[1], 1), place) for t, place in zip(like, places, strict=True)]
+    return gradients, regions(found, blocks, with_stats)
 
 
-def cast(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Site]:
+def cast(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Partials]:
     """x rounded to a 16-bit dtype, and statistics of the result with overflow and underflow."""
     x = x.contiguous()
     out = torch.empty_like(x, dtype=dtype)
     programs = max(1, triton.cdiv(x.numel(), CAST_BLOCK))
-    partials = _partials(x, programs, True)
+    found = room(x, programs, True)
     kernels._cast_kernel[(programs,)](
-        x, out, partials, x.numel(), BLOCK=CAST_BLOCK, num_warps=4, enable_fp_fusion=False
+        x, out, found, x.numel(), ALIGNED=x.shape[-1] % 16 == 0, BLOCK=CAST_BLOCK, num_warps=4, enable_fp_fusion=False
     )
-    return out, Site(partials, x.numel())
+    return out, Partials(found, 0, programs)
+
+
+def _chunks(n: int) -> Iterator[slice]:
+    return (slice(start, min(start + MAX_GROUP, n)) for start in range(0, n, MAX_GROUP))
+
+
+def _stacked(lora: Sequence[Tensor]) -> Tensor:
+    return torch.cat(list(lora)) if len(lora) > 1 else lora[0].contiguous()
 
 
 def forward(
@@ -247,24 +223,26 @@ def forward(
     seed: Tensor | None,
     scalings: Sequence[float],
     dropout_p: float,
-    with_stats: bool,
-) -> tuple[list[Tensor], Tensor, Tensor]:
-    """Outputs, H, rows."""
-    group = len(lora_A)
-    rows = torch.empty((1 + group if with_stats else 0, N_FIELDS), dtype=torch.float64, device=x.device)
-    h, in_site = down(x, _stacked(lora_A), seed, dropout_p, with_stats)
-    ys = []
-    each_h = h.split([a.shape[0] for a in lora_A], dim=1)
-    for i, weight in enumerate(weights):
-        y = base_product(x, weight, biases[i])
-        out = up(y, each_h[i], lora_B[i], scalings[i] / (1 - dropout_p), None, 0.0, with_stats)
-        ys.append(y)
-        if with_stats:
-            kernels._forward_rows_kernel[(1,)](
-                in_site.partials, out.partials, rows, in_site.partials.shape[0], out.partials.shape[0],
-                in_site.n, out.n, i, num_warps=4, enable_fp_fusion=False,
-            )  # fmt: skip
-    return ys, h, rows
+    rows: Rows | None,
+) -> tuple[list[Tensor], Tensor]:
+    """Outputs and H. `rows` gets those of in and of each out."""
+    h_parts, in_found = down(x, _stacked(lora_A), seed, dropout_p, rows is not None)
+    ys = [base_product(x, weight, bias) for weight, bias in zip(weights, biases, strict=True)]
+    scales, right, sites, hs = [s / (1 - dropout_p) for s in scalings], [b.contiguous() for b in lora_B], [], []
+    first = 0
+    for some in _chunks(len(ys)):
+        end = first + sum(a.shape[0] for a in lora_A[some])
+        left = h_parts if len(ys) <= MAX_GROUP else h_parts[..., first:end]
+        h, found = up(ys[some], left, right[some], scales[some], None, 0.0, rows is not None, True)
+        hs.append(h)
+        sites += found
+        first = end
+    if rows is not None:
+        inputs = Partials(in_found, 0, in_found.shape[0])
+        rows.pending.add(rows.slot, 0, inputs, x.numel(), ONLY_COUNTS)
+        for i, (y, site) in enumerate(zip(ys, sites, strict=True)):
+            rows.pending.add(rows.slot, 1 + i, site, y.numel(), AFTER_PRODUCT, inputs)
+    return ys, hs[0] if len(hs) == 1 else torch.cat(hs, dim=1)
 
 
 def backward(
@@ -278,42 +256,79 @@ def backward(
     scalings: Sequence[float],
     dropout_p: float,
     needs_dx: bool,
-    with_stats: bool,
-) -> tuple[Tensor, list[Tensor], list[Tensor], Tensor]:
-    """dX, every dA, every dB, rows."""
-    ranks = [a.shape[0] for a in lora_A]
-    g = torch.empty_like(h)
-    found, dx = [], x.new_empty(0)
-    each_g, each_h = g.split(ranks, dim=1), h.split(ranks, dim=1)
-    for i, (dy, weight) in enumerate(zip(grads, weights, strict=True)):
-        dy = dy.contiguous()
-        found.append(grad(dy, each_h[i], lora_B[i], scalings[i] / (1 - dropout_p), each_g[i], with_stats))
-        if needs_dx:
+    rows: Rows | None,
+) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    """dX, every dA, every dB. `rows` gets those of grad_out, grad_in, lora_A.grad and lora_B.grad."""
+    with_stats = rows is not None
+    grads = [dy.contiguous() for dy in grads]
+    scales, right = [s / (1 - dropout_p) for s in scalings], [b.contiguous() for b in lora_B]
+    g, dx = torch.empty_like(h), x.new_empty(0)
+    if needs_dx:
+        for i, (dy, weight) in enumerate(zip(grads, weights, strict=True)):
             dx = base_grad(dy, weight, dx if i else None)
-    das, a_sites = da(x, g, lora_A, seed, dropout_p, with_stats)
+    dAs, dBs, passes, of_gradients = [], [], [], []
+    first = 0
+    for some in _chunks(len(grads)):
+        a, b = lora_A[some], right[some]
+        ranks = [matrix.shape[0] for matrix in a]
+        columns = slice(first, first + sum(ranks))
+        first = columns.stop
+        how = (grads[some], h[:, columns], b, scales[some], g[:, columns], with_stats)
+        b_parts, *found = (_grad if has_tensor_cores(x.device) else gemm.grad)(*how)
+        a_parts = _da(x, g[:, columns], seed, dropout_p)
+        both, sites = total_gradients(a_parts.view(a_parts.shape[0], sum(ranks), -1), b_parts, a, b, with_stats)
+        dAs += both[: len(ranks)]
+        dBs += both[len(ranks) :]
+        passes.append(found)
+        of_gradients.append(sites)
     dx_site = None
     if needs_dx:
-        dx_site = up(dx, g, _stacked(lora_A).t(), 1.0, seed, dropout_p, with_stats)
-    rows = _backward_rows(found, a_sites, dx_site) if with_stats else x.new_empty(0, N_FIELDS, dtype=torch.float64)
-    return dx, das, [db for db, *_ in found], rows
+        dx_site = up([dx], g[None], [_stacked(lora_A)], [1.0], seed, dropout_p, with_stats, False)[1]
+    if rows is not None:
+        _add_rows(rows, passes, of_gradients, dx_site, [*grads, dx], [*dAs, *dBs])
+    return dx, dAs, dBs
 
 
-def _backward_rows(
-    found: Sequence[tuple[Tensor, Site, Site, Tensor]], a_sites: Sequence[Site], dx_site: Site | None
-) -> Tensor:
-    group = len(found)
-    nulls = torch.full((1 + 3 * group, N_FIELDS), float("nan"), dtype=torch.float64, device=found[0][0].device)
-    for i, (_, b_site, dy_site, h_bad) in enumerate(found):
-        has_dx = dx_site is not None and i == group - 1
-        dx = dx_site if dx_site is not None and has_dx else dy_site
-        sites = [dy_site, a_sites[i], b_site, dx]
-        kernels._backward_rows_kernel[(1,)](
-            dy_site.partials, h_bad, a_sites[i].partials, b_site.partials, dx.partials, nulls,
-            dy_site.partials.shape[0], h_bad.numel(), *(site.partials.shape[0] for site in sites[1:]),
-            *(site.n for site in sites), i, GROUP=group, HAS_DX=has_dx, num_warps=4, enable_fp_fusion=False,
-        )  # fmt: skip
-    return nulls
+def _grad(
+    grads: Sequence[Tensor], h: Tensor, right: Sequence[Tensor], scales: Sequence[float], g: Tensor, with_stats: bool
+) -> tuple[Tensor, list[Partials], list[Partials]]:
+    """Writes G to `g` [M, sum of ranks], a slice of columns; dB in parts, partials of every dY and of every H."""
+    parts, outer, sites, bad = read(grads, h, right, scales, None, 0.0, with_stats)
+    assert parts is not None
+    ranks = [b.shape[1] for b in right]
+    strip = tile_for("grad", grads[0].dtype, padded_rank(max(ranks))).block_c
+    total_down(parts, g, [dy.shape[1] for dy in grads], ranks, strip)
+    return outer, sites, bad
 
 
-def _stacked(lora: Sequence[Tensor]) -> Tensor:
-    return torch.cat(list(lora)) if len(lora) > 1 else lora[0]
+def _da(x: Tensor, g: Tensor, seed: Tensor | None, p: float) -> Tensor:
+    """dA in parts, fp32 [parts, sum of ranks * K]."""
+    if not has_tensor_cores(x.device):
+        return gemm.da(x, g, seed, p)
+    return read([x], g, None, [1.0], seed, p, False)[1]
+
+
+def _add_rows(
+    rows: Rows,
+    passes: Sequence[Sequence[list[Partials]]],
+    of_gradients: Sequence[Sequence[Partials]],
+    dx_site: list[Partials] | None,
+    activations: Sequence[Tensor],
+    gradients: Sequence[Tensor],
+) -> None:
+    """Rows in the order of lora_linear.py's slot, from grad_out on."""
+    add, slot = rows.pending.add, rows.slot
+    group = len(activations) - 1
+    i = 0
+    for found, sites in zip(passes, of_gradients, strict=True):
+        n = len(found[0])
+        for at, (site, bad) in enumerate(zip(*found, strict=True)):
+            add(slot, i, site, activations[i].numel(), 0)
+            add(slot, group + 1 + i, sites[at], gradients[i].numel(), AFTER_PRODUCT, site, bad)
+            add(slot, 2 * group + 1 + i, sites[n + at], gradients[group + i].numel(), AFTER_PRODUCT, site, bad)
+            i += 1
+    if dx_site is None:
+        add(slot, group, None, 0, NULL)
+        return
+    ranges = [Partials(dy[0].buffer, dy[0].first, sum(site.count for site in dy)) for dy, _ in passes]
+    add(slot, group, dx_site[0], activations[-1].numel(), AFTER_PRODUCT, *ranges)

@@ -4,13 +4,16 @@ One table serves every chip. Each tile was the first tried that all of sm_80 to 
 within the 99 KiB of shared memory of the smallest; none has been timed.
 """
 
+import re
 from dataclasses import dataclass
 
 import torch
 import triton
 
+from . import lora_linear_totals as totals
 from . import lora_linear_triton as kernels
 from .backend import AotVariant
+from .projections import MAX_GROUP
 
 CHIPS_WITH_TENSOR_CORES = (80, 86, 89, 90, 100, 120)
 
@@ -19,6 +22,9 @@ MAX_CHUNK = 64
 
 TOTAL_BLOCK = 1024
 CAST_BLOCK = 4096
+
+GRADIENT_ALIGN = 16
+"""Values at a multiple of which each gradient of a group begins in the memory they share."""
 
 
 @dataclass(frozen=True)
@@ -64,56 +70,45 @@ def padded_rank(rank: int) -> int:
 
 def aot_variants() -> list[AotVariant]:
     """What is compiled ahead of time: every tile shipped, with dropout and statistics."""
-    types = {
-        "seed_ptr": "*i64", "partials_ptr": "*fp64", "l_bad_ptr": "*fp64", "rank": "i32", "n_rows": "i32",
-        "n_cols": "i32", "scale": "fp32", "p": "fp32", "x_ptr": "*fp16", "z_ptr": "*fp16", "rows_ptr":
-        "*fp64",
-    }  # fmt: skip
-    common = {"DROPOUT": True, "STATS": True, "PRECISION": "tf32"}
-    counts = {"COUNT_SMALL": True}
     variants = []
 
-    def add(name: str, fn, tile: Tile, constexprs: dict, dot: bool, **overrides: str) -> None:
+    def add(name: str, fn, tile: Tile, constexprs: dict, dot: bool, dtype: str = "fp16", **overrides: str) -> None:
         names = [name for name in fn.arg_names if name not in constexprs]
         pointer = {name: "*fp32" for name in names if name.endswith("_ptr")}
-        signature = {name: overrides.get(name, types.get(name, pointer.get(name, "i32"))) for name in names}
-        aligned = tuple(n for n in names if n in pointer or n in ("n", "n_cols", "part_stride", "width", "out_stride"))
+        pointer |= {name: f"*{dtype}" for name in names if name == "x_ptr" or re.fullmatch(r"z\d?_ptr", name)}
+        pointer |= {name: "*fp64" for name in names if name in ("partials_ptr", "l_bad_ptr")}
+        kinds = {"seed_ptr": "*i64", "p": "fp32", **{f"s{i}": "fp32" for i in range(MAX_GROUP)}, **overrides}
+        signature = {name: kinds.get(name, pointer.get(name, "i32")) for name in names}
+        widths = ("n_cols", "n_in", *(f"c{i}" for i in range(MAX_GROUP)))
         chips = CHIPS_WITH_TENSOR_CORES if dot else (75, *CHIPS_WITH_TENSOR_CORES)
-        variants.append(
-            AotVariant(name, fn, signature, constexprs, aligned, tile.num_warps, tile.num_stages, chips, dot)
-        )
+        aligned = tuple(name for name in names if name in pointer or name in widths)
+        how = tile.num_warps, tile.num_stages, chips, dot
+        variants.append(AotVariant(name, fn, signature, constexprs, aligned, *how))
 
     for dtype, precise in (("fp16", "tf32"), ("bf16", "tf32"), ("fp32", "tf32x3")):
-        z = {"x_ptr": f"*{dtype}", "z_ptr": f"*{dtype}"}
         small = {"COUNT_SMALL": dtype != "fp32"}
         for rank in (16,) if dtype == "bf16" else (16, 32, 64):  # bf16 compiles as fp16 does
-            base = {**common, "PRECISION": precise, "RANK": rank}
+            base = {"DROPOUT": True, "STATS": True, "PRECISION": precise, "RANK": rank}
             for name, fn, extra in (
                 ("down", kernels._down_kernel, {}),
-                ("up", kernels._up_kernel, {**small, "ROUNDED": dtype == "fp32"}),
-                ("grad", kernels._grad_kernel, {**small, "DOWN": True, "DROPOUT": False}),
-                ("dA", kernels._grad_kernel, {**small, "DOWN": False, "STATS": False}),
+                ("up", kernels._up_kernel, {**small, "GROUP": 1, "ACROSS": False, "ROUNDED": dtype == "fp32"}),
+                ("grad", kernels._grad_kernel, {**small, "GROUP": 3, "DOWN": True, "DROPOUT": False}),
+                ("dA", kernels._grad_kernel, {**small, "GROUP": 1, "DOWN": False, "STATS": False}),
             ):
                 tile = (FP32_TILES if dtype == "fp32" else TILES)[name, rank]
                 shape = {"BLOCK_M": tile.block_m, "BLOCK_C": tile.block_c}
-                add(f"lora {name} {dtype} r{rank}", fn, tile, {**base, **extra, **shape}, True, **z)
-    tile = ADD_TILE
-    shape = {"BLOCK_M": tile.block_m, "BLOCK_C": tile.block_c}
-    add(
-        "lora add fp16",
-        kernels._up_kernel,
-        tile,
-        {**common, **counts, **shape, "ROUNDED": False, "RANK": 0},
-        False,
-    )
+                add(f"lora {name} {dtype} r{rank}", fn, tile, {**base, **extra, **shape}, True, dtype)
+    common = {"DROPOUT": True, "STATS": True, "COUNT_SMALL": True}
+    shape = {"BLOCK_M": ADD_TILE.block_m, "BLOCK_C": ADD_TILE.block_c}
+    alone = {"GROUP": 1, "ACROSS": False, "ROUNDED": False, "RANK": 0, "PRECISION": "tf32"}
+    add("lora add fp16", kernels._up_kernel, ADD_TILE, {**common, **alone, **shape}, False)
     shape = {"BLOCK_M": WIDEN_TILE.block_m, "BLOCK_C": WIDEN_TILE.block_c}
-    constexprs = {"DROPOUT": True, "STATS": True, **counts, **shape}
-    add("lora widen fp16", kernels._widen_kernel, WIDEN_TILE, constexprs, False)
+    add("lora widen fp16", kernels._widen_kernel, WIDEN_TILE, {**common, **shape}, False)
     plain = Tile(0, 0, 4, 3)
-    add("lora total", kernels._total_kernel, plain, {"STATS": True, "BLOCK": TOTAL_BLOCK}, False)
-    add("lora cast", kernels._cast_kernel, plain, {"BLOCK": CAST_BLOCK}, False, x_ptr="*fp32", out_ptr="*fp16")
-    doubles = dict.fromkeys(("in_ptr", "out_ptr", "grad_ptr", "a_ptr", "b_ptr", "dx_ptr"), "*fp64")
-    add("lora forward rows", kernels._forward_rows_kernel, plain, {}, False, **doubles)
-    ends = {"GROUP": 3, "HAS_DX": True}
-    add("lora backward rows", kernels._backward_rows_kernel, plain, ends, False, **doubles)
+    strip = {"GROUP": 3, "STRIP": TILES["grad", 16].block_c, "BLOCK": TOTAL_BLOCK}
+    add("lora total down", totals._total_down_kernel, plain, strip, False)
+    ends = {"GROUP": 3, "STATS": True, "ALIGNED": True, "BLOCK": TOTAL_BLOCK, "ALIGN": GRADIENT_ALIGN}
+    add("lora total gradients", totals._total_gradients_kernel, plain, ends, False)
+    block = {"ALIGNED": True, "BLOCK": CAST_BLOCK}
+    add("lora cast", kernels._cast_kernel, plain, block, False, "fp32", out_ptr="*fp16")
     return variants

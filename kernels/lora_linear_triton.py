@@ -1,32 +1,36 @@
 """Triton kernels of the fused LoRA linear. What they compute together, and their rows, is in lora_linear.py.
 
-    down     H  = dropout(X) A^T          reads X once     counts non-finite X
-    up       Z += s keep(L R^T)           in place         statistics of Z: Y (L=H, R=B), dX (L=G, R=A^T)
-    grad     D  = Z R,  E = Z^T L         reads Z once     statistics of Z: dY gives G (R=B) and dB (L=H)
-                                                           and X gives dA (L=G), without D
-    total    out = s sum of partials      fixed order      statistics of out: H, G, dA, dB
-    widen    fp32 of keep(Z)              for sm_75        statistics of Z
-    cast     16-bit of fp32               autocast         statistics, overflow and underflow exact
-    rows     partials of all sites -> rows, n_overflow by the rule of lora_linear.py
+    down             H parts = dropout(X) A^T           reads X once     counts non-finite X
+    up               Z_i += s_i keep(L_i R_i)           in place         statistics of Z_i: Y_i (L = H, R_i = B_i^T),
+                                                                         dX (L = G, R = A)
+    grad             D_i = s_i Z_i R_i, E_i = s_i Z_i^T L_i              statistics of Z_i: dY_i gives G and dB_i
+                                                        reads Z_i once   (R_i = B_i, L = H), and X gives dA (L = G),
+                                                                         without D
+    total down       G = sum of its parts               fixed order
+    total gradients  dA_i, dB_i = sums of their parts   fixed order      statistics of dA_i and dB_i
+    widen            fp32 of keep(Z)                    for sm_75        statistics of Z
+    cast             16-bit of fp32                     autocast         statistics, overflow and underflow exact
 
-Shapes: X [M, K], Y and dY [M, N], L [M, R] fp32, R [C, R] fp32 by its strides, masks none: whether an element
-is kept is a function of (seed, row, column). Rank products run on tensor cores as TF32 where the stored side
-is 16-bit (11 bits like fp16, and no underflow of small B), as three TF32 products where it is fp32. The 1 /
-(1 - p) of dropout is part of s everywhere. The rank is padded to 16, 32 or 64 inside and never in memory;
-more than 64 go in chunks.
+up and grad serve up to four projections in one launch: z0_ptr .. z3_ptr are their tensors, c0 .. c3 their columns,
+k0 .. k3 their ranks, s0 .. s3 their factors; those beyond GROUP are not read. What depends on the number of tokens is
+never specialised: a batch of another length must not compile anything.
+
+Shapes: X [M, K], Y_i and dY_i [M, N_i], H and G fp32 [M, sum of ranks], masks none: whether an element is kept is a
+function of (seed, row, column). Rank products run on tensor cores as TF32 where the stored side is 16-bit (11 bits like
+fp16, and no underflow of small B), as three TF32 products where it is fp32. The 1 / (1 - p) of dropout is part of s_i
+everywhere. The rank is padded to 16, 32 or 64 inside and never in memory; more than 64 go in chunks.
 """
 
 import triton.language as tl
 
 from .backend import jit
-from .reduce import BLOCK_P, FIELDS, N_FIELDS, N_PARTIALS, add_programs, store_row
+from .projections import locate, of_projection, products
+from .reduce import FIELDS, N_PARTIALS
 from .tile_stats import add_partials, no_partials, tile_partials, write_partials
 
 _N_PARTIALS = tl.constexpr(N_PARTIALS)
-_N_FIELDS = tl.constexpr(N_FIELDS)
 _N_NAN = tl.constexpr(FIELDS.index("n_nan"))
 _N_INF = tl.constexpr(FIELDS.index("n_inf"))
-_N_OVERFLOW = tl.constexpr(FIELDS.index("n_overflow"))
 
 
 @jit
@@ -68,7 +72,7 @@ def _down_kernel(
     chunk = tl.program_id(2)
     rows = row_block * BLOCK_M + tl.arange(0, BLOCK_M).to(tl.int64)
     ranks = chunk * RANK + tl.arange(0, RANK).to(tl.int64)
-    n_rows, n_cols = n_rows.to(tl.int64), n_cols.to(tl.int64)
+    n_rows, n_cols = tl.cast(n_rows, tl.int64), tl.cast(n_cols, tl.int64)
     row_mask, rank_mask = rows < n_rows, ranks < rank
     first = split * blocks_per_split
     last = tl.minimum(first + blocks_per_split, tl.cdiv(n_cols, BLOCK_C))
@@ -98,27 +102,39 @@ def _down_kernel(
         write_partials(partials_ptr, program, (null, null, nans, infs, null, null, null, null))
 
 
-@jit(do_not_specialize=["n_rows", "first_row", "tiles_per_program"])
+@jit(do_not_specialize=["n_rows", "n_l_parts", "first_row", "tiles_per_program"])
 def _up_kernel(
-    z_ptr, l_ptr, r_ptr, delta_ptr, seed_ptr, partials_ptr, n_rows, n_cols, rank,
-    l_row_stride, r_col_stride, r_rank_stride, first_row, tiles_per_program, scale, p,
-    DROPOUT: tl.constexpr, STATS: tl.constexpr, ROUNDED: tl.constexpr, COUNT_SMALL: tl.constexpr,
-    PRECISION: tl.constexpr, RANK: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr,
+    z0_ptr, z1_ptr, z2_ptr, z3_ptr, r0_ptr, r1_ptr, r2_ptr, r3_ptr,
+    l_ptr, l_out_ptr, delta_ptr, seed_ptr, partials_ptr, n_rows, c0, c1, c2, c3, k0, k1, k2, k3,
+    l_row_stride, n_l_parts, first_row, tiles_per_program, s0, s1, s2, s3, p,
+    GROUP: tl.constexpr, ACROSS: tl.constexpr, DROPOUT: tl.constexpr, STATS: tl.constexpr, ROUNDED: tl.constexpr,
+    COUNT_SMALL: tl.constexpr, PRECISION: tl.constexpr, RANK: tl.constexpr, BLOCK_M: tl.constexpr,
+    BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """z [M, C] += scale keep(l r^T), in place, for one block of rows and some tiles of columns.
+    """z_i [M, c_i] += s_i keep(l_i r_i), in place, for one block of rows and some tiles of columns of a projection.
 
-    RANK = 0 adds scale keep(delta) instead, delta [M, C] fp32 a product that cuBLAS made (sm_75). ROUNDED
-    where z is
+    l [parts, M, k0 + k1 + ...] is added up here, and what comes out is left in l_out by the programs of each
+    projection's first columns, if there was something to add. r_i is [k_i, c_i], or [c_i, k_i] if ACROSS.
+
+    RANK = 0 adds scale keep(delta) instead, delta [M, C] fp32 a product that cuBLAS made (sm_75). ROUNDED where z is
     fp32: nothing is rounded then, and overflow and underflow are 0. Into 16 bits they are null, since whoever
     made z has rounded it already.
     """
-    row_block, col_block = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
-    n_rows, n_cols = n_rows.to(tl.int64), n_cols.to(tl.int64)
+    row_block, col_block = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int32)
+    index, own_block = locate(col_block, tiles_per_program * BLOCK_C, c0, c1, c2, c3, GROUP)
+    own_block = tl.cast(own_block, tl.int64)
+    z_ptr = of_projection(index, z0_ptr, z1_ptr, z2_ptr, z3_ptr, GROUP)
+    r_ptr = of_projection(index, r0_ptr, r1_ptr, r2_ptr, r3_ptr, GROUP)
+    n_cols = tl.cast(of_projection(index, c0, c1, c2, c3, GROUP), tl.int64)
+    rank = tl.cast(of_projection(index, k0, k1, k2, k3, GROUP), tl.int64)
+    scale = of_projection(index, s0, s1, s2, s3, GROUP)
+    l_first = tl.cast(of_projection(index, 0, k0, k0 + k1, k0 + k1 + k2, GROUP), tl.int64)
+    n_rows = tl.cast(n_rows, tl.int64)
     rows = row_block * BLOCK_M + tl.arange(0, BLOCK_M).to(tl.int64)
     row_mask = rows < n_rows
     total = no_partials(ROUNDED, COUNT_SMALL)
     for tile in range(tiles_per_program):
-        start = (col_block * tiles_per_program + tile) * BLOCK_C
+        start = (own_block * tiles_per_program + tile) * BLOCK_C
         cols = start + tl.arange(0, BLOCK_C)
         col_mask = cols < n_cols
         mask = row_mask[:, None] & col_mask[None, :]
@@ -130,9 +146,17 @@ def _up_kernel(
             for chunk in range(0, rank, RANK):
                 ranks = chunk + tl.arange(0, RANK).to(tl.int64)
                 rank_mask = ranks < rank
-                l_ptrs = l_ptr + rows[:, None] * l_row_stride + ranks[None, :]
-                left = tl.load(l_ptrs, mask=row_mask[:, None] & rank_mask[None, :], other=0.0)
-                r_ptrs = r_ptr + cols[None, :] * r_col_stride + ranks[:, None] * r_rank_stride
+                l_mask = row_mask[:, None] & rank_mask[None, :]
+                l_offsets = rows[:, None] * l_row_stride + l_first + ranks[None, :]
+                left = tl.load(l_ptr + l_offsets, mask=l_mask, other=0.0)
+                for part in range(1, n_l_parts):
+                    left += tl.load(l_ptr + part * n_rows * l_row_stride + l_offsets, mask=l_mask, other=0.0)
+                if (n_l_parts > 1) & (start == 0):
+                    tl.store(l_out_ptr + l_offsets, left, mask=l_mask)
+                if ACROSS:
+                    r_ptrs = r_ptr + cols[None, :] * rank + ranks[:, None]
+                else:
+                    r_ptrs = r_ptr + ranks[:, None] * n_cols + cols[None, :]
                 right = tl.load(r_ptrs, mask=rank_mask[:, None] & col_mask[None, :], other=0.0)
                 left, right = _operand(left, PRECISION), _operand(right, PRECISION)
                 acc = tl.dot(left, right, acc, input_precision=PRECISION)
@@ -145,24 +169,38 @@ def _up_kernel(
         if STATS:
             total = add_partials(total, tile_partials(z, z, mask, ROUNDED, COUNT_SMALL))
     if STATS:
-        write_partials(partials_ptr, row_block * tl.num_programs(1) + col_block, total)
+        write_partials(partials_ptr, tl.cast(col_block, tl.int64) * tl.num_programs(0) + row_block, total)
 
 
 @jit(do_not_specialize=["n_rows", "rows_per_split"])
 def _grad_kernel(
-    z_ptr, l_ptr, r_ptr, down_ptr, outer_ptr, seed_ptr, partials_ptr, l_bad_ptr, n_rows, n_cols, rank,
-    l_row_stride, r_col_stride, outer_col_stride, outer_rank_stride, rows_per_split, p,
-    DROPOUT: tl.constexpr, DOWN: tl.constexpr, STATS: tl.constexpr, COUNT_SMALL: tl.constexpr,
+    z0_ptr, z1_ptr, z2_ptr, z3_ptr, r0_ptr, r1_ptr, r2_ptr, r3_ptr,
+    l_ptr, down_ptr, outer_ptr, seed_ptr, partials_ptr, l_bad_ptr, n_rows, c0, c1, c2, c3, k0, k1, k2, k3,
+    l_row_stride, rows_per_split, s0, s1, s2, s3, p,
+    GROUP: tl.constexpr, DROPOUT: tl.constexpr, DOWN: tl.constexpr, STATS: tl.constexpr, COUNT_SMALL: tl.constexpr,
     PRECISION: tl.constexpr, RANK: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """Reads z [M, C] once, a strip of BLOCK_C columns and some rows per program:
+    """Reads every z_i [M, c_i] once, a strip of BLOCK_C columns and some rows per program:
 
-    outer[split] [C, rank] = z^T l  stays in registers;  down[strip] [M, rank] = z r  leaves with every tile.
+    outer_i[split] = s_i z_i^T l_i  stays in registers;  down[strip of i] [M, own ranks of k0 + k1 + ...] = s_i z_i r_i
+    leaves with every tile. DOWN: r_i is [c_i, k_i], and outer_i [c_i, k_i] lie one behind the other in each split; else
+    outer is [k_i, c_i].
     """
-    strip, split = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
+    strip, split = tl.program_id(0).to(tl.int32), tl.program_id(1).to(tl.int64)
     chunk = tl.program_id(2)
-    n_rows, n_cols = n_rows.to(tl.int64), n_cols.to(tl.int64)
-    cols = strip * BLOCK_C + tl.arange(0, BLOCK_C)
+    index, own_strip = locate(strip, BLOCK_C, c0, c1, c2, c3, GROUP)
+    own_strip = tl.cast(own_strip, tl.int64)
+    z_ptr = of_projection(index, z0_ptr, z1_ptr, z2_ptr, z3_ptr, GROUP)
+    r_ptr = of_projection(index, r0_ptr, r1_ptr, r2_ptr, r3_ptr, GROUP)
+    n_cols = tl.cast(of_projection(index, c0, c1, c2, c3, GROUP), tl.int64)
+    rank = tl.cast(of_projection(index, k0, k1, k2, k3, GROUP), tl.int64)
+    scale = of_projection(index, s0, s1, s2, s3, GROUP)
+    l_first = tl.cast(of_projection(index, 0, k0, k0 + k1, k0 + k1 + k2, GROUP), tl.int64)
+    n0, n1, n2, n3 = products(c0, k0, c1, k1, c2, k2, c3, k3, GROUP)
+    outer_first = of_projection(index, 0, n0, n0 + n1, n0 + n1 + n2, GROUP)
+    outer_size = n0 + n1 + n2 + n3
+    n_rows = tl.cast(n_rows, tl.int64)
+    cols = own_strip * BLOCK_C + tl.arange(0, BLOCK_C)
     ranks = chunk * RANK + tl.arange(0, RANK).to(tl.int64)
     col_mask, rank_mask = cols < n_cols, ranks < rank
     first = split * rows_per_split
@@ -170,10 +208,11 @@ def _grad_kernel(
     outer = tl.zeros((BLOCK_C, RANK), dtype=tl.float32)
     right_mask = col_mask[:, None] & rank_mask[None, :]
     if DOWN:
-        right = tl.load(r_ptr + cols[:, None] * r_col_stride + ranks[None, :], mask=right_mask, other=0.0)
+        right = tl.load(r_ptr + cols[:, None] * rank + ranks[None, :], mask=right_mask, other=0.0)
         right = _operand(right, PRECISION)
     total = no_partials(False, COUNT_SMALL)
-    l_bad = tl.zeros((BLOCK_M,), dtype=tl.int32)
+    l_nan = tl.zeros((BLOCK_M,), dtype=tl.int32)
+    l_inf = tl.zeros((BLOCK_M,), dtype=tl.int32)
     for start in range(first, last, BLOCK_M):
         rows = start + tl.arange(0, BLOCK_M).to(tl.int64)
         row_mask = rows < last
@@ -182,42 +221,34 @@ def _grad_kernel(
         stored = tl.load(z_ptrs, mask=mask, other=0.0, eviction_policy="evict_first")
         z = stored.to(tl.float32)
         left_mask = row_mask[:, None] & rank_mask[None, :]
-        left = tl.load(l_ptr + rows[:, None] * l_row_stride + ranks[None, :], mask=left_mask, other=0.0)
+        l_offsets = rows[:, None] * l_row_stride + l_first + ranks[None, :]
+        left = tl.load(l_ptr + l_offsets, mask=left_mask, other=0.0)
         if DROPOUT:
-            z = tl.where(keep_tile(seed_ptr, rows, strip * BLOCK_C, n_cols, p, BLOCK_M, BLOCK_C), z, 0.0)
+            z = tl.where(keep_tile(seed_ptr, rows, own_strip * BLOCK_C, n_cols, p, BLOCK_M, BLOCK_C), z, 0.0)
         if DOWN:
-            down = tl.dot(z, right, input_precision=PRECISION)
-            down_ptrs = down_ptr + (strip * n_rows + rows[:, None]) * rank + ranks[None, :]
+            down = tl.dot(z, right, input_precision=PRECISION) * scale
+            down_ptrs = down_ptr + own_strip * n_rows * l_row_stride + l_offsets
             tl.store(down_ptrs, down, mask=left_mask, eviction_policy="evict_last")
         outer = tl.dot(tl.trans(z), _operand(left, PRECISION), outer, input_precision=PRECISION)
         if STATS:
             total = add_partials(total, tile_partials(stored, stored, mask, False, COUNT_SMALL))
-            l_bad += tl.sum((tl.abs(left) < float("inf")).to(tl.int32) ^ 1, axis=1)
-    outer_ptrs = outer_ptr + split * n_cols * rank + cols[:, None] * outer_col_stride
-    tl.store(outer_ptrs + ranks[None, :] * outer_rank_stride, outer, mask=right_mask)
+            if own_strip == 0:
+                l_nan += tl.sum((left != left).to(tl.int32), axis=1)
+                l_inf += tl.sum((tl.abs(left) == float("inf")).to(tl.int32), axis=1)
+    outer *= scale
+    outer_ptrs = outer_ptr + split * outer_size + outer_first
+    if DOWN:
+        outer_ptrs += cols[:, None] * rank + ranks[None, :]
+    else:
+        outer_ptrs += ranks[None, :] * n_cols + cols[:, None]
+    tl.store(outer_ptrs, outer, mask=right_mask)
     if STATS:
-        program = (chunk * tl.num_programs(1) + split) * tl.num_programs(0) + strip
-        tl.store(l_bad_ptr + program, tl.sum(l_bad).to(tl.float64))
+        if own_strip == 0:
+            program = (index * tl.num_programs(1) + split) * tl.num_programs(2) + chunk
+            tl.store(l_bad_ptr + program * _N_PARTIALS + _N_NAN, tl.sum(l_nan).to(tl.float64))
+            tl.store(l_bad_ptr + program * _N_PARTIALS + _N_INF, tl.sum(l_inf).to(tl.float64))
         if chunk == 0:
-            write_partials(partials_ptr, program, total)
-
-
-@jit(do_not_specialize=["n", "n_parts", "part_stride"])
-def _total_kernel(
-    parts_ptr, out_ptr, partials_ptr, n, n_parts, part_stride, width, out_stride, scale,
-    STATS: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """out = scale * sum of the parts, in order. Value i goes to row i // width, column i % width of out."""
-    program = tl.program_id(0).to(tl.int64)
-    offsets = program * BLOCK + tl.arange(0, BLOCK)
-    mask = offsets < n
-    acc = tl.zeros((BLOCK,), dtype=tl.float32)
-    for part in range(n_parts):
-        acc += tl.load(parts_ptr + part * part_stride.to(tl.int64) + offsets, mask=mask, other=0.0)
-    acc *= scale
-    tl.store(out_ptr + (offsets // width) * out_stride + offsets % width, acc, mask=mask)
-    if STATS:
-        write_partials(partials_ptr, program, tile_partials(acc, acc, mask, True, False))
+            write_partials(partials_ptr, tl.cast(strip, tl.int64) * tl.num_programs(1) + split, total)
 
 
 @jit(do_not_specialize=["n_rows", "first_row"])
@@ -228,7 +259,7 @@ def _widen_kernel(
 ):  # fmt: skip
     """out [M, C] fp32 = keep(z), for GEMMs on chips without TF32. Rows count from `first_row`."""
     row_block, col_block = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
-    n_cols = n_cols.to(tl.int64)
+    n_cols = tl.cast(n_cols, tl.int64)
     rows = row_block * BLOCK_M + tl.arange(0, BLOCK_M).to(tl.int64)
     start = col_block * BLOCK_C
     cols = start + tl.arange(0, BLOCK_C)
@@ -245,76 +276,14 @@ def _widen_kernel(
 
 
 @jit(do_not_specialize=["n"])
-def _cast_kernel(x_ptr, out_ptr, partials_ptr, n, BLOCK: tl.constexpr):
-    """out = x rounded to out's 16-bit dtype; statistics of out, with overflow and underflow."""
+def _cast_kernel(x_ptr, out_ptr, partials_ptr, n, ALIGNED: tl.constexpr, BLOCK: tl.constexpr):
+    """out = x rounded to out's 16-bit dtype; statistics of out, with overflow and underflow. ALIGNED: 16 divides n."""
     program = tl.program_id(0).to(tl.int64)
+    if ALIGNED:
+        n = tl.multiple_of(n, 16)
     offsets = program * BLOCK + tl.arange(0, BLOCK)
     mask = offsets < n
     acc = tl.load(x_ptr + offsets, mask=mask, other=0.0).to(tl.float32)
     out = acc.to(out_ptr.dtype.element_ty)
     tl.store(out_ptr + offsets, out, mask=mask)
     write_partials(partials_ptr, program, tile_partials(acc, out, mask, True, True))
-
-
-@jit
-def _n_bad(row):
-    """n_nan + n_inf of a row held as a vector [8]."""
-    columns = tl.arange(0, _N_PARTIALS)
-    return tl.sum(tl.where((columns == _N_NAN) | (columns == _N_INF), row, 0.0))
-
-
-@jit
-def _after_product(row, n_bad):
-    """With no non-finite input every infinity is an overflow."""
-    columns = tl.arange(0, _N_PARTIALS)
-    n_inf = tl.sum(tl.where(columns == _N_INF, row, 0.0))
-    return tl.where(columns == _N_OVERFLOW, tl.where(n_bad == 0.0, n_inf, row), row)
-
-
-@jit(do_not_specialize=["n_in_programs", "n_out_programs", "n_in", "n_out", "index"])
-def _forward_rows_kernel(in_ptr, out_ptr, rows_ptr, n_in_programs, n_out_programs, n_in, n_out, index):
-    """Row in, and row out of projection `index`. One program, because `out` needs what `in` found."""
-    columns = tl.arange(0, _N_PARTIALS)
-    in_row = add_programs(in_ptr, n_in_programs)
-    # `maximum` has turned the null of absmax into 0.
-    counts_only = tl.where((columns == _N_NAN) | (columns == _N_INF), in_row, float("nan"))
-    store_row(counts_only, n_in, rows_ptr)
-    out_row = _after_product(add_programs(out_ptr, n_out_programs), _n_bad(in_row))
-    store_row(out_row, n_out, rows_ptr + (1 + index) * _N_FIELDS)
-
-
-@jit(
-    do_not_specialize=[
-        "n_grad_programs",
-        "n_l_bad",
-        "n_a_programs",
-        "n_b_programs",
-        "n_dx_programs",
-        "n_grad",
-        "n_a",
-        "n_b",
-        "n_dx",
-        "index",
-    ]
-)
-def _backward_rows_kernel(
-    grad_ptr, l_bad_ptr, a_ptr, b_ptr, dx_ptr, rows_ptr, n_grad_programs, n_l_bad, n_a_programs, n_b_programs,
-    n_dx_programs, n_grad, n_a, n_b, n_dx, index, GROUP: tl.constexpr, HAS_DX: tl.constexpr,
-):  # fmt: skip
-    """Rows grad_out, lora_A.grad, lora_B.grad of projection `index`; with HAS_DX, on the last, grad_in."""
-    grad_row = add_programs(grad_ptr, n_grad_programs)
-    grad_bad = _n_bad(grad_row)
-    store_row(grad_row, n_grad, rows_ptr + index * _N_FIELDS)
-    bad = grad_bad
-    for start in range(0, n_l_bad, BLOCK_P):
-        offsets = start + tl.arange(0, BLOCK_P)
-        bad += tl.sum(tl.load(l_bad_ptr + offsets, mask=offsets < n_l_bad, other=0.0))
-    a_row_ptr = rows_ptr + (GROUP + 1 + index) * _N_FIELDS
-    store_row(_after_product(add_programs(a_ptr, n_a_programs), bad), n_a, a_row_ptr)
-    store_row(_after_product(add_programs(b_ptr, n_b_programs), bad), n_b, a_row_ptr + GROUP * _N_FIELDS)
-    if HAS_DX:
-        for earlier in tl.static_range(GROUP - 1):  # type: ignore[reportGeneralTypeIssues]
-            earlier_ptr = rows_ptr + earlier * _N_FIELDS
-            grad_bad += tl.load(earlier_ptr + _N_NAN) + tl.load(earlier_ptr + _N_INF)
-        dx_row = _after_product(add_programs(dx_ptr, n_dx_programs), grad_bad)
-        store_row(dx_row, n_dx, rows_ptr + GROUP * _N_FIELDS)

@@ -157,8 +157,7 @@ def nf4_decode_reference(
     return out.copy_((code[nibble] * scale).reshape(shape))
 
 
-@torch.library.custom_op("lora_train::nf4_decode", mutates_args=())
-def nf4_decode(
+def decode(
     packed: torch.Tensor,
     absmax: torch.Tensor,
     code: torch.Tensor,
@@ -185,8 +184,8 @@ def nf4_decode(
     Returns:
         The weight, a new tensor.
     """
-    decode = nf4_decode_triton if uses_triton(packed) else nf4_decode_cpu
-    return decode(
+    implementation = nf4_decode_triton if uses_triton(packed) else nf4_decode_cpu
+    return implementation(
         packed,
         absmax,
         code,
@@ -198,6 +197,10 @@ def nf4_decode(
         nested_blocksize,
         dtype,
     )
+
+
+nf4_decode = torch.library.custom_op("lora_train::nf4_decode", decode, mutates_args=())
+"""`decode` as an operator that torch knows."""
 
 
 @nf4_decode.register_fake

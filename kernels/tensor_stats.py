@@ -73,9 +73,13 @@ N_INF = FIELDS.index("n_inf")
 
 
 @jit(do_not_specialize=["n", "tiles_per_program"])
-def _stats_kernel(x_ptr, partials_ptr, n, tiles_per_program, COUNT_SMALL: tl.constexpr, BLOCK: tl.constexpr):
-    """Each program reads `tiles_per_program` consecutive tiles of the flat tensor x [n]."""
+def _stats_kernel(
+    x_ptr, partials_ptr, n, tiles_per_program, ALIGNED: tl.constexpr, COUNT_SMALL: tl.constexpr, BLOCK: tl.constexpr
+):
+    """Each program reads `tiles_per_program` consecutive tiles of the flat tensor x [n]. ALIGNED: 16 divides n."""
     program = tl.program_id(0).to(tl.int64)
+    if ALIGNED:
+        n = tl.multiple_of(n, 16)
     total = no_partials(False, COUNT_SMALL)
     for tile in range(tiles_per_program):
         offsets = (program * tiles_per_program + tile) * BLOCK + tl.arange(0, BLOCK)
@@ -87,6 +91,7 @@ def _stats_kernel(x_ptr, partials_ptr, n, tiles_per_program, COUNT_SMALL: tl.con
 
 def tensor_stats_triton(x: torch.Tensor, full: bool) -> torch.Tensor:
     """`tensor_stats` of an fp16, bf16 or fp32 tensor, in two launches."""
+    aligned = x.ndim > 0 and x.shape[-1] % 16 == 0
     x = flat(x)
     n_programs, tiles_per_program = split(x.numel())
     partials = torch.empty((n_programs, N_PARTIALS), dtype=torch.float64, device=x.device)
@@ -95,6 +100,7 @@ def tensor_stats_triton(x: torch.Tensor, full: bool) -> torch.Tensor:
         partials,
         x.numel(),
         tiles_per_program,
+        ALIGNED=aligned,
         COUNT_SMALL=counts_small(x.dtype, full),
         BLOCK=BLOCK,
         num_warps=NUM_WARPS,
@@ -151,8 +157,8 @@ def aot_variants() -> list[AotVariant]:
             f"stats {dtype}",
             _stats_kernel,
             {"x_ptr": f"*{dtype}", "partials_ptr": "*fp64", "n": "i32", "tiles_per_program": "i32"},
-            {"COUNT_SMALL": True, "BLOCK": BLOCK},
-            ("x_ptr", "partials_ptr", "n"),
+            {"ALIGNED": True, "COUNT_SMALL": True, "BLOCK": BLOCK},
+            ("x_ptr", "partials_ptr"),
             num_warps=NUM_WARPS,
         )
         for dtype in ("fp16", "bf16", "fp32")

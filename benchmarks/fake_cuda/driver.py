@@ -166,6 +166,7 @@ def fake_cuda(chip: int, compile: bool = False) -> Iterator[FakeDriver]:
         stack.enter_context(patch.object(triton_driver, active, fake))
         stack.enter_context(backend.standing_in(gpu))
         stack.enter_context(patch.object(torch.cuda, "Event", _Event))
+        stack.enter_context(patch.object(torch.Tensor, "pin_memory", torch.Tensor.clone))
         yield fake
 
 

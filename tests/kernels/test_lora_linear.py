@@ -10,16 +10,10 @@ import pytest
 import torch
 import torch._dynamo.testing
 import torch.utils.checkpoint
-from lora_train.kernels import cpu, frozen_product, lora_linear_launch, lora_passes
+from lora_train.kernels import cpu, frozen_product, lora_linear_gemm, lora_linear_launch, lora_passes
 from lora_train.kernels.backend import triton_on_cpu
-from lora_train.kernels.lora_linear import (
-    NF4Weight,
-    _cast,
-    _forward,
-    lora_linear,
-    site_names,
-    store,
-)
+from lora_train.kernels.lora_linear import NF4Weight, lora_linear, site_names
+from lora_train.kernels.lora_linear_ops import cast_with_stats, lora_linear_op, store
 from lora_train.kernels.lora_linear_reference import lora_linear_reference, slot_reference
 from lora_train.kernels.reduce import FIELDS
 from torch import Tensor
@@ -52,7 +46,7 @@ class Backend:
         if self.name.startswith("cpu"):
             return lora_passes.da(torch.eye(len(x)), torch.ones(x.shape), [len(x)], seed, p, [None])[0].bool()
         ones = torch.ones(x.shape, device=self.device)
-        return lora_linear_launch.widen(ones, 0, seed.to(self.device), p, False)[0].bool().cpu()
+        return lora_linear_gemm.widen(ones, 0, seed.to(self.device), p, False)[0].bool().cpu()
 
 
 @pytest.fixture(
@@ -482,12 +476,12 @@ def op_arguments(dtype: torch.dtype, slot: bool, p: float) -> tuple:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=["fp32", "fp16"])
 @pytest.mark.parametrize(("slot", "p"), [(True, 0.0), (True, 0.1), (False, 0.1)])
 def test_opcheck(dtype: torch.dtype, slot: bool, p: float, null_equals_null: None):
-    torch.library.opcheck(_forward, op_arguments(dtype, slot, p))
+    torch.library.opcheck(lora_linear_op, op_arguments(dtype, slot, p))
 
 
 def test_opcheck_of_store_and_cast():
     torch.library.opcheck(store, (torch.zeros(2, 9), torch.ones(2, 9)))
-    torch.library.opcheck(_cast, (torch.randn(5, 3, requires_grad=True), torch.float16))
+    torch.library.opcheck(cast_with_stats, (torch.randn(5, 3, requires_grad=True), torch.float16))
 
 
 class Module(torch.nn.Module):

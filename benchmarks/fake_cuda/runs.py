@@ -1,0 +1,231 @@
+"""Whole runs of lora-train under the fake driver, through its own command line, and what each step asked of the GPU.
+
+    python -m benchmarks.fake_cuda [--chip 90] [--compile]
+
+Tiny random models, rows of chosen lengths. Kernels write nothing and fresh memory is zero, so every loss is 0 and no
+gradient is anything: what is looked at is what would be launched, compiled and waited for. A planted step makes the loss
+NaN, so that what follows a collapse runs too.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, redirect_stdout
+from dataclasses import dataclass, field
+from io import StringIO
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import torch
+
+from .driver import FakeDriver, Variant, fake_cuda
+from .waits import Waits, watched
+
+LENGTHS = (2, 17, 273, 274, 820, 1025)
+"""Tokens of the rows: what an edge of a block, a row alone in its block and a power of two and one are."""
+
+FAMILIES = ("llama", "gpt_neox")
+
+
+@dataclass
+class Step:
+    """What one step asked of the GPU."""
+
+    step: int
+    launches: Counter[str]
+    n_new_variants: int
+    faults: list[str]
+
+
+@dataclass
+class Seen:
+    """What a run asked of the GPU.
+
+    Attributes:
+        code: exit code of the command line.
+        steps: of the first start, and then of those after a heal.
+        evaluation_faults: what evaluations waited for.
+        output: what the run printed.
+    """
+
+    driver: FakeDriver
+    code: int = -1
+    steps: list[Step] = field(default_factory=list)
+    evaluation_faults: list[str] = field(default_factory=list)
+    output: str = ""
+
+    @property
+    def late(self) -> list[Variant]:
+        """Variants that appeared after the first step."""
+        return self.driver.variants[self.n_after_first_step :]
+
+    n_after_first_step: int = 0
+
+    @property
+    def faults(self) -> list[str]:
+        return sorted({fault for step in self.steps for fault in step.faults} | set(self.evaluation_faults))
+
+
+def write_model(folder: Path, family: str, **changes: Any) -> Path:
+    """A random two-layer model whose tokenizer gives one token a word."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    sizes: dict[str, Any] = {
+        "vocab_size": 128, "hidden_size": 64, "intermediate_size": 192, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "max_position_embeddings": 2048, "bos_token_id": 0, "eos_token_id": 0, **changes,
+    }  # fmt: skip
+    torch.manual_seed(0)
+    if family == "llama":
+        model = LlamaForCausalLM(LlamaConfig(**sizes, num_key_value_heads=2))
+    else:
+        model = GPTNeoXForCausalLM(GPTNeoXConfig(**sizes))
+    words = Tokenizer(models.WordLevel({"</s>": 0, **{f"w{i}": i for i in range(1, 128)}}, unk_token="w1"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()  # pyright: ignore[reportAttributeAccessIssue]
+    model.half().save_pretrained(folder)
+    PreTrainedTokenizerFast(tokenizer_object=words, eos_token="</s>", pad_token="</s>").save_pretrained(folder)
+    return folder
+
+
+def write_rows(path: Path, lengths: Sequence[int]) -> Path:
+    """Rows of text, each of so many tokens, the end of text included."""
+    rows = [{"text": " ".join(f"w{1 + (i * 7 + n) % 100}" for i in range(n - 1))} for n in lengths]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def settings(folder: Path, family: str, n_steps: int, **overrides: Any) -> list[str]:
+    """Arguments of a run with everything on: fp16, dropout, accumulation, evaluation, statistics of every kind."""
+    values = {
+        "data.train": folder / "train.jsonl",
+        "data.eval": folder / "eval.jsonl",
+        "data.format": "text",
+        "data.cutoff_len": 2048,
+        "data.cache": "false",
+        "lora.r": 4,
+        "lora.lora_dropout": 0.05,
+        "lora.target_modules": "all-linear",
+        "training.output_dir": folder / "run",
+        "training.max_steps": n_steps,
+        "training.per_device_train_batch_size": 1,
+        "training.per_device_eval_batch_size": 2,
+        "training.gradient_accumulation_steps": 2,
+        "training.optim": "adamw_torch_fused",
+        "training.fp16": "true",
+        "training.eval_strategy": "steps",
+        "training.eval_steps": 2,
+        "training.save_strategy": "no",
+        "training.logging_steps": 1,
+        "instrument.histogram_every": 2,
+        "instrument.probe_every": 3,
+        "precision.on_collapse": "stop",
+        **overrides,
+    }
+    return [f"{key}={value}" for key, value in values.items()]
+
+
+def train(
+    folder: Path,
+    chip: int,
+    family: str,
+    n_steps: int,
+    lengths: Sequence[int] = LENGTHS,
+    eval_lengths: Sequence[int] = (5, 33),
+    collapse_at: int = 0,
+    watch: bool = True,
+    compile: bool = False,
+    **overrides: Any,
+) -> Seen:
+    """Runs `lora-train` in this process on a GPU that is not there.
+
+    Args:
+        folder: for model, data and run; made where it is not there.
+        collapse_at: step whose loss becomes NaN, once.
+        watch: whether to look for waits, which makes a step many times slower.
+        overrides: configuration keys, as on the command line.
+    """
+    from lora_train.trainer.cli import main
+
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / family).exists():
+        write_model(folder / family, family)
+    write_rows(folder / "train.jsonl", lengths)
+    write_rows(folder / "eval.jsonl", eval_lengths)
+    values = settings(folder, family, n_steps, **overrides)
+    (folder / "config.yaml").write_text(f"model: {{name_or_path: {json.dumps(str(folder / family))}}}\n")
+    arguments = ["--config", str(folder / "config.yaml"), *values]
+    output = StringIO()
+    with fake_cuda(chip, compile) as driver, ExitStack() as stack:
+        seen = Seen(driver)
+        stack.enter_context(_zeros_in_fresh_memory())
+        stack.enter_context(_steps_are_seen(seen, watch, collapse_at))
+        stack.enter_context(redirect_stdout(output))
+        try:
+            seen.code = main(arguments)
+        finally:
+            seen.output = output.getvalue()
+    return seen
+
+
+@contextmanager
+def _steps_are_seen(seen: Seen, watch: bool, collapse_at: int) -> Iterator[None]:
+    from lora_train.trainer import loop
+    from lora_train.trainer.loss import SupervisedLoss
+
+    run_step, evaluate, loss_of = loop.train_step, loop.evaluate, SupervisedLoss.__call__
+    left = [collapse_at]
+
+    def train_step(parts: Any, step: int) -> torch.Tensor:
+        driver = seen.driver
+        before, n_variants = driver.launches.copy(), len(driver.variants)
+        broken = step == left[0]
+        if broken:
+            left[0] = 0
+        with _watched(watch) as waits, patch.object(SupervisedLoss, "__call__", _not_finite if broken else loss_of):
+            row = run_step(parts, step)
+        seen.steps.append(Step(step, driver.launches - before, len(driver.variants) - n_variants, waits.faults))
+        seen.n_after_first_step = seen.n_after_first_step or len(driver.variants)
+        return row
+
+    def _not_finite(self: SupervisedLoss, batch: Any) -> Any:
+        total, n_correct = loss_of(self, batch)
+        return total + float("nan"), n_correct
+
+    def evaluated(*arguments: Any) -> Any:
+        with _watched(watch) as waits:
+            result = evaluate(*arguments)
+        # it ends by reading its sums: that one is wanted
+        seen.evaluation_faults += [fault for fault in waits.faults if "tolist" not in fault]
+        return result
+
+    with patch.object(loop, "train_step", train_step), patch.object(loop, "evaluate", evaluated):
+        yield
+
+
+@contextmanager
+def _watched(watch: bool) -> Iterator[Waits]:
+    if not watch:
+        yield Waits()
+        return
+    with watched() as waits:
+        yield waits
+
+
+@contextmanager
+def _zeros_in_fresh_memory() -> Iterator[None]:
+    """What no kernel wrote is then always the same."""
+
+    def zeroed(make: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+        def made(*args: Any, **kwargs: Any) -> torch.Tensor:
+            out = make(*args, **kwargs)
+            return out.zero_() if out.device.type == "cpu" else out
+
+        return made
+
+    with ExitStack() as stack:
+        for owner, name in ((torch, "empty"), (torch, "empty_like"), (torch.Tensor, "new_empty")):
+            stack.enter_context(patch.object(owner, name, zeroed(getattr(owner, name))))
+        yield

@@ -1,0 +1,270 @@
+"""The fused LoRA linear as operators that torch knows, and directly: formulas, shapes and rows are in lora_linear.py.
+
+The operators are for whoever has to see them: torch.compile, fake tensors, a dispatch mode. Everybody else takes
+`Directly`.
+"""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+
+import torch
+from torch import Tensor
+
+from . import lora_linear_aten as aten
+from . import lora_linear_launch as launch
+from .backend import uses_triton
+from .nf4 import decode
+from .pending_rows import Partials, PendingRows, Rows
+from .reduce import N_FIELDS, reduce_partials
+from .tensor_stats_aten import round_with_stats_cpu
+
+
+def _cast_now(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """`x` in a 16-bit dtype, and the row of the result, overflow and underflow included."""
+    if uses_triton(x):
+        out, site = launch.cast(x, dtype)
+        return out, reduce_partials(site.buffer, x.numel())
+    return round_with_stats_cpu(x.float(), dtype)
+
+
+cast_with_stats = torch.library.custom_op("lora_train::cast_with_stats", _cast_now, mutates_args=())
+
+
+@cast_with_stats.register_fake
+def _(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    return x.new_empty(x.shape, dtype=dtype), x.new_empty(N_FIELDS, dtype=torch.float64)
+
+
+def _cast_context(ctx, inputs, output) -> None:
+    ctx.dtype = inputs[0].dtype
+    ctx.mark_non_differentiable(output[1])
+
+
+cast_with_stats.register_autograd(lambda ctx, grad, _: (grad.to(ctx.dtype), None), setup_context=_cast_context)
+
+
+def _dense(
+    tensors: list[Tensor], formats: list[int], lora_A: list[Tensor], lora_B: list[Tensor], dtype: torch.dtype
+) -> Iterator[Tensor]:
+    """The weights one after the other; an NF4 weight is decoded when its turn comes, and lives for it."""
+    start = 0
+    for i, (a, b) in enumerate(zip(lora_A, lora_B, strict=True)):
+        n_tensors, blocksize, nested_blocksize = formats[3 * i : 3 * i + 3]
+        parts = tensors[start : start + n_tensors]
+        start += n_tensors
+        if n_tensors == 1:
+            yield parts[0]
+            continue
+        packed, absmax, code = parts[:3]
+        nested, code_2, offset = parts[3:] if n_tensors == 6 else (None, None, None)
+        shape = (b.shape[0], a.shape[1])
+        yield decode(packed, absmax, code, nested, code_2, offset, shape, blocksize, nested_blocksize, dtype)
+
+
+@torch.library.custom_op("lora_train::store", mutates_args=("slot",))
+def store(slot: Tensor, rows: Tensor) -> None:
+    """Assigns `rows` to `slot`. An operator of its own because one that mutates cannot have a gradient."""
+    slot.copy_(rows)
+
+
+@store.register_fake
+def _(slot: Tensor, rows: Tensor) -> None:
+    return None
+
+
+def _run(
+    x: Tensor, weights: list[Tensor], biases: list[Tensor], lora_A: list[Tensor], lora_B: list[Tensor],
+    seed: Tensor | None, formats: list[int], scalings: list[float], dropout_p: float, rows: Rows | None,
+) -> tuple[list[Tensor], Tensor]:  # fmt: skip
+    """Outputs, and H [M, sum of ranks] in fp32 for backward; statistics go to `rows` [1 + g, 9]."""
+    dense = _dense(weights, formats, lora_A, lora_B, x.dtype)
+    how = x.contiguous(), dense, biases, lora_A, lora_B, seed, scalings, dropout_p
+    with _without_autocast(x):
+        if uses_triton(x):
+            return launch.forward(*how, rows)
+        ys, h, found = aten.forward(*how, rows is not None)
+    if rows is not None:
+        rows.slot.copy_(found)
+    return ys, h
+
+
+def _run_backward(
+    grads: list[Tensor], x: Tensor, h: Tensor, weights: list[Tensor], lora_A: list[Tensor], lora_B: list[Tensor],
+    seed: Tensor | None, formats: list[int], scalings: list[float], dropout_p: float, needs_dx: bool,
+    rows: Rows | None,
+) -> tuple[Tensor, list[Tensor], list[Tensor]]:  # fmt: skip
+    """dX ([0] if not needed), every dA, every dB; statistics go to `rows` [1 + 3 g, 9]."""
+    dense = _dense(weights, formats, lora_A, lora_B, grads[0].dtype)
+    how = grads, x.contiguous(), h, dense, lora_A, lora_B, seed, scalings, dropout_p, needs_dx
+    with _without_autocast(x):
+        if uses_triton(x):
+            return launch.backward(*how, rows)
+        dx, dA, dB, found = aten.backward(*how, rows is not None)
+    if rows is not None:
+        rows.slot.copy_(found)
+    return dx, dA, dB
+
+
+def _without_autocast(x: Tensor) -> AbstractContextManager:
+    device = x.device.type
+    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
+
+
+@contextmanager
+def _rows(into: Tensor | None, pending: PendingRows | None) -> Iterator[Rows | None]:
+    """Where a call leaves its rows; they are written at its end if nobody else flushes them."""
+    if into is None:
+        yield None
+        return
+    rows = Rows(into, pending or PendingRows())
+    yield rows
+    if pending is None:
+        rows.pending.flush()
+
+
+def _compute(
+    x: Tensor,
+    weights: list[Tensor],
+    biases: list[Tensor],
+    lora_A: list[Tensor],
+    lora_B: list[Tensor],
+    seed: Tensor | None,
+    slot: Tensor | None,
+    formats: list[int],
+    scalings: list[float],
+    dropout_p: float,
+) -> tuple[list[Tensor], Tensor, Tensor]:
+    """Outputs, H [M, sum of ranks] in fp32 for backward, rows [1 + g, 9] or [0, 9]."""
+    found = x.new_empty(0 if slot is None else 1 + len(lora_A), N_FIELDS, dtype=torch.float64)
+    with _rows(None if slot is None else found, None) as rows:
+        ys, h = _run(x, weights, biases, lora_A, lora_B, seed, formats, scalings, dropout_p, rows)
+    return ys, h, found
+
+
+lora_linear_op = torch.library.custom_op("lora_train::lora_linear", _compute, mutates_args=())
+
+
+@lora_linear_op.register_fake
+def _(x, weights, biases, lora_A, lora_B, seed, slot, formats, scalings, dropout_p):
+    ys = [x.new_empty(x.shape[0], b.shape[0]) for b in lora_B]
+    h = x.new_empty(x.shape[0], sum(a.shape[0] for a in lora_A), dtype=torch.float32)
+    n_rows = 0 if slot is None else 1 + len(lora_A)
+    return ys, h, x.new_empty(n_rows, N_FIELDS, dtype=torch.float64)
+
+
+def _compute_backward(
+    grads: list[Tensor],
+    x: Tensor,
+    h: Tensor,
+    weights: list[Tensor],
+    lora_A: list[Tensor],
+    lora_B: list[Tensor],
+    seed: Tensor | None,
+    formats: list[int],
+    scalings: list[float],
+    dropout_p: float,
+    needs_dx: bool,
+    with_stats: bool,
+) -> tuple[Tensor, list[Tensor], list[Tensor], Tensor]:
+    """dX ([0] if not needed), every dA, every dB, rows [1 + 3 g, 9] or [0, 9]."""
+    found = x.new_empty(1 + 3 * len(lora_A) if with_stats else 0, N_FIELDS, dtype=torch.float64)
+    how = seed, formats, scalings, dropout_p, needs_dx
+    with _rows(found if with_stats else None, None) as rows:
+        dx, dA, dB = _run_backward(grads, x, h, weights, lora_A, lora_B, *how, rows)
+    return dx, dA, dB, found
+
+
+_backward = torch.library.custom_op("lora_train::lora_linear_backward", _compute_backward, mutates_args=())
+
+
+@_backward.register_fake
+def _(grads, x, h, weights, lora_A, lora_B, seed, formats, scalings, dropout_p, needs_dx, with_stats):
+    dx = torch.empty_like(x) if needs_dx else x.new_empty(0)
+    n_rows = 1 + 3 * len(lora_A) if with_stats else 0
+    rows = x.new_empty(n_rows, N_FIELDS, dtype=torch.float64)
+    return dx, [torch.empty_like(a) for a in lora_A], [torch.empty_like(b) for b in lora_B], rows
+
+
+def _keep(ctx, x, h, seed, weights, lora_A, lora_B, slot, formats, scalings, dropout_p) -> None:
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(x, h, seed, *weights, *lora_A, *lora_B)
+    # Not among the saved tensors: those may not be written to before backward reads them.
+    ctx.slot = slot
+    ctx.n_weights, ctx.group = len(weights), len(lora_A)
+    ctx.formats, ctx.scalings, ctx.dropout_p = formats, scalings, dropout_p
+
+
+def _saved(ctx, grad_ys) -> tuple:
+    """Gradients of the outputs, X, H, weights, every A, every B, seed."""
+    x, h, seed, *rest = ctx.saved_tensors
+    g, n = ctx.group, ctx.n_weights
+    weights, lora_A, lora_B = rest[:n], rest[n : n + g], rest[n + g :]
+    grads = [
+        x.new_zeros(x.shape[0], b.shape[0]) if grad is None else grad for grad, b in zip(grad_ys, lora_B, strict=True)
+    ]
+    return grads, x, h, weights, lora_A, lora_B, seed
+
+
+def _setup_context(ctx, inputs, output) -> None:
+    x, weights, biases, lora_A, lora_B, seed, *how = inputs
+    _, h, rows = output
+    ctx.mark_non_differentiable(h, rows)
+    ctx.n_biases = len(biases)
+    _keep(ctx, x, h, seed, weights, lora_A, lora_B, *how)
+
+
+def _differentiate(ctx, grad_ys, _grad_h, _grad_rows):
+    needs_dx = ctx.needs_input_grad[0]
+    how = ctx.formats, ctx.scalings, ctx.dropout_p, needs_dx, ctx.slot is not None
+    dx, dA, dB, rows = _backward(*_saved(ctx, grad_ys), *how)
+    if ctx.slot is not None:
+        store(ctx.slot[1 + ctx.group :], rows)
+    dx = dx if needs_dx else None
+    return dx, [None] * ctx.n_weights, [None] * ctx.n_biases, dA, dB, None, None, None, None, None
+
+
+lora_linear_op.register_autograd(_differentiate, setup_context=_setup_context)
+
+
+def _set_input_row(rows: Rows, found: Partials | Tensor, n: int) -> None:
+    """Row 0 is that of autocast's rounding, where there was one."""
+    if isinstance(found, Partials):
+        rows.pending.add(rows.slot, 0, found, n, 0)
+    else:
+        rows.slot[0].copy_(found)
+
+
+class Directly(torch.autograd.Function):
+    """The same without the dispatcher, whose layers of Python cost a call more than a small product takes; for any
+    leading dimensions, because a view that autograd sees costs two more calls. Autocast's rounding is part of it.
+    """
+
+    @staticmethod
+    def forward(ctx, sizes, pending, slot, formats, scalings, dropout_p, dtype, x, seed, *tensors):
+        n, g = sizes
+        weights, biases = list(tensors[:n]), list(tensors[n : n + g])
+        lora_A, lora_B = list(tensors[n + g : n + 2 * g]), list(tensors[n + 2 * g :])
+        ctx.leading, ctx.dtype, ctx.pending = x.shape[:-1], x.dtype, pending
+        x = x.reshape(-1, x.shape[-1])
+        with _rows(None if slot is None else slot[: 1 + g], pending) as rows:
+            is_cast, found = dtype != x.dtype, None
+            if is_cast and rows is not None:
+                x, found = launch.cast(x, dtype) if uses_triton(x) else round_with_stats_cpu(x.float(), dtype)
+            x = x.to(dtype)
+            ys, h = _run(x, weights, biases, lora_A, lora_B, seed, formats, scalings, dropout_p, rows)
+            if rows is not None and found is not None:
+                _set_input_row(rows, found, x.numel())
+        _keep(ctx, x, h, seed, weights, lora_A, lora_B, slot, formats, scalings, dropout_p)
+        return tuple([y.view(*ctx.leading, y.shape[-1]) for y in ys])
+
+    @staticmethod
+    def backward(ctx, *grad_ys):  # type: ignore[reportIncompatibleMethodOverride]
+        needs_dx = ctx.needs_input_grad[7]
+        with torch.no_grad():
+            grad_ys = [None if grad is None else grad.reshape(-1, grad.shape[-1]) for grad in grad_ys]
+            into = None if ctx.slot is None else ctx.slot[1 + ctx.group :]
+            how = ctx.formats, ctx.scalings, ctx.dropout_p, needs_dx
+            with _rows(into, ctx.pending) as rows:
+                dx, dA, dB = _run_backward(*_saved(ctx, grad_ys), *how, rows)
+            dx = dx.to(ctx.dtype).view(*ctx.leading, dx.shape[-1]) if needs_dx else None
+        return *[None] * 7, dx, None, *[None] * (ctx.n_weights + ctx.group), *dA, *dB
