@@ -155,13 +155,14 @@ class Recorder:
                 group.slot = group.pending = group.observer = None
             self._pending.flush()
 
-    def begin_step(self, step: int) -> None:
-        """Clears the rows; `step` counts from 1."""
+    def begin_step(self, step: int, look: bool = False) -> None:
+        """Clears the rows; `step` counts from 1. `look`: count exponents and probe modules whatever step it is."""
         self._step, self._micro = step, -1
         self._pending.flush()  # of a step that was given up
         self._buffer.fill_(torch.nan)
         self._exponents = self._small = None
-        if self._histogram_every and step % self._histogram_every == 0:
+        self._looks = look
+        if self._histogram_every and (look or step % self._histogram_every == 0):
             shape = self._buffer.shape[:2]
             self._exponents = torch.zeros((*shape, N_EXPONENTS), dtype=torch.int64, device=self._device)
             self._small = torch.full((*shape, 2), torch.nan, dtype=torch.float64, device=self._device)
@@ -175,19 +176,22 @@ class Recorder:
             group.slot, group.pending, group.observer = view, self._pending, observer
         if self._probe is not None:
             self._probe.end()
-            if self._micro == 0 and self._step % self._probe_every == 0:
+            if self._micro == 0 and (self._looks or self._step % self._probe_every == 0):
                 self._probe.begin(lambda row, tensor: self._assign(0, row, tensor))
 
-    def finish_step(self, gradient_rows: torch.Tensor, gradients: Sequence[torch.Tensor]) -> None:
-        """Reduces the step on the device and sends it on its way.
+    def finish_step(self, gradient_rows: torch.Tensor, gradients: Sequence[torch.Tensor], keep: bool = True) -> None:
+        """Reduces the step on the device and sends it on its way; until the next one no group records.
 
         Args:
             gradient_rows: float64 [parameters, 9], statistics of the accumulated, all-reduced gradients.
             gradients: those gradients, looked at on histogram steps only.
+            keep: False for a step that nobody is to read.
         """
         if self._probe is not None:
             self._probe.end()
         self._pending.flush()
+        for group, _ in self._groups:  # an evaluation would write into the rows of this step
+            group.slot = group.pending = group.observer = None
         rows = self._reduced(self._micro + 1)
         rows[self._gradient_rows, :N_FIELDS] = gradient_rows[self._gradient_parameters]
         if self._exponents is not None:
@@ -199,8 +203,10 @@ class Recorder:
                 exponents = self._gather(exponents).sum(0)
             for site, parameter in self._gradient_pairs:
                 exponents[site] = exponent_histogram(gradients[parameter])
-            self._exponent_ring.push(self._step, exponents[self._keep].double())
-        self._ring.push(self._step, rows[self._keep])
+            if keep:
+                self._exponent_ring.push(self._step, exponents[self._keep].double())
+        if keep:
+            self._ring.push(self._step, rows[self._keep])
 
     def _reduced(self, n_micro_batches: int) -> torch.Tensor:
         """Rows [sites, 12] of this step over micro-batches and processes."""

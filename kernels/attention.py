@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from . import cpu
-from .backend import runs_directly
+from .backend import runs_directly, uses_triton
 
 
 def takes(query: Tensor, key: Tensor, value: Tensor) -> bool:
@@ -18,6 +18,7 @@ def takes(query: Tensor, key: Tensor, value: Tensor) -> bool:
     return (
         cpu.AVAILABLE
         and query.device.type == "cpu"
+        and not uses_triton(query)
         and query.dtype in cpu.DTYPES
         and query.dtype == key.dtype == value.dtype
         and key.shape == value.shape

@@ -40,6 +40,9 @@ CPU_CHUNK = 1 << 25
 CUDA_CHUNK = 1 << 26
 """Logits held at once on CUDA: 256 MiB, and half of it for their gradient."""
 
+CHUNK_ROWS = 16
+"""Rows of logits of which a chunk on CUDA is a multiple."""
+
 GRAD_SCALE = 32768.0
 """Factor on softmax(z) - onehot in 16 bits; the largest that keeps it below 65504."""
 
@@ -231,12 +234,13 @@ def _forward_triton(
     """As `_forward_cpu`; counting the correct tokens is free."""
     n_tokens, vocabulary = hidden.shape[0], weight.shape[0]
     weight = weight.to(hidden.dtype)
-    step = max(1, min(n_tokens, CUDA_CHUNK // vocabulary))
+    # whole multiples: a chunk that began at another address would be another variant of the kernel
+    step = max(CHUNK_ROWS, CUDA_CHUNK // vocabulary // CHUNK_ROWS * CHUNK_ROWS)
     scale = 1.0 if hidden.dtype == torch.float32 else GRAD_SCALE
     losses = hidden.new_empty(n_tokens, dtype=torch.float32)
     correct = hidden.new_empty(n_tokens, dtype=torch.int32)
     d_hidden = hidden.new_empty(n_tokens if needs_grad else 0, hidden.shape[1], dtype=torch.float32)
-    grad = hidden.new_empty(step if needs_grad else 0, vocabulary)
+    grad = hidden.new_empty(min(step, n_tokens) if needs_grad else 0, vocabulary)
     for start in range(0, n_tokens, step):
         rows = slice(start, start + step)
         h = hidden[rows]

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..kernels.backend import is_gpu
 from ..kernels.gated import gated_silu
 from ..kernels.rms_norm import rms_norm
 from ..kernels.rotary import rotary
@@ -44,7 +45,7 @@ def take_fast_path(base: nn.Module, device: torch.device | None = None) -> FastP
     """
     found = FastPath()
     device = device or next(base.parameters()).device
-    if device.type == "cuda":
+    if is_gpu(device):
         found.liger = _apply_liger(base)
         return found
     if device.type != "cpu":

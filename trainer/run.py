@@ -35,6 +35,7 @@ from .resume import changed_settings, find_checkpoint, restore, wanted, what_is_
 from .run_folder import family, fresh_folder, write_config, write_env
 from .run_log import RunLog
 from .trackers import Trackers
+from .warm_up import warm_up
 
 
 def run(config: Config, resume: str | None) -> int:
@@ -135,6 +136,7 @@ def start(
         stop.listen()
     trackers = Trackers(config, run_dir, console.warn) if engine.is_main else None
     log = RunLog(metrics, console, parts, progress, stats, trackers)
+    warm_up(parts)
     healthy = Healthy(parts.model, parts.optimizer, parts.loss_scale)
     healthy.keep(progress)
     console.begin(progress.step, parts.n_steps)

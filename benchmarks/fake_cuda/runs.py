@@ -3,8 +3,8 @@
     python -m benchmarks.fake_cuda [--chip 90] [--compile]
 
 Tiny random models, rows of chosen lengths. Kernels write nothing and fresh memory is zero, so every loss is 0 and no
-gradient is anything: what is looked at is what would be launched, compiled and waited for. A planted step makes the loss
-NaN, so that what follows a collapse runs too.
+gradient is anything: what is looked at is what would be launched, compiled and waited for. A planted step makes the
+loss NaN, so that what follows a collapse runs too.
 """
 
 from __future__ import annotations

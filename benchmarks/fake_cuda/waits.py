@@ -16,9 +16,10 @@ from __future__ import annotations
 import gc
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch.overrides import TorchFunctionMode
@@ -122,17 +123,13 @@ class _Functions(TorchFunctionMode):
         if name in MAKES_A_COPY and (isinstance(device, torch.device) or name == "new_tensor"):
             waits.found(f"{name} copies values of the host")
         out = func(*args, **kwargs)
-        if name == "pin_memory":
-            waits.pin(out)
-        elif name == "to" and first is not None and _asked_device(args[1:], kwargs):
-            if waits.is_host(first):
-                if not (waits.is_pinned(first) and kwargs.get("non_blocking")):
-                    waits.found("Tensor.to copies memory of the host that is not pinned")
-                out = out.clone()
-                waits.give_to_gpu(out)
-        elif isinstance(device, torch.device) or (name.startswith("new_") and first is not None):
-            if first is None or waits.is_of_gpu(first) or isinstance(device, torch.device):
-                waits.give_to_gpu(out)
+        if name == "to" and first is not None and _asked_device(args[1:], kwargs) and waits.is_host(first):
+            if not (waits.is_pinned(first) and kwargs.get("non_blocking")):
+                waits.found("Tensor.to copies memory of the host that is not pinned")
+            out = out.clone()
+            waits.give_to_gpu(out)
+        elif isinstance(device, torch.device):
+            waits.give_to_gpu(out)
         return out
 
 
@@ -141,7 +138,23 @@ def watched() -> Iterator[Waits]:
     """While it lasts, every tensor is followed; all that are alive now count as the GPU's."""
     waits = Waits()
     waits.give_to_gpu([found for found in gc.get_objects() if _is_tensor(found)])
-    with _Functions(waits), _Operators(waits):
+
+    def pin_memory(tensor: torch.Tensor) -> torch.Tensor:
+        copy = tensor.clone()
+        waits.pin(copy)
+        return copy
+
+    functions, run_backward = _Functions(waits), torch.autograd._engine_run_backward
+
+    def backward(*args: Any, **kwargs: Any) -> Any:
+        with functions:  # torch switches it off in what a function it has seen calls
+            return run_backward(*args, **kwargs)
+
+    with ExitStack() as stack:
+        stack.enter_context(patch.object(torch.Tensor, "pin_memory", pin_memory))
+        stack.enter_context(patch.object(torch.autograd, "_engine_run_backward", backward))
+        stack.enter_context(functions)
+        stack.enter_context(_Operators(waits))
         yield waits
 
 
