@@ -1,7 +1,8 @@
 """Counts what Triton kernels load and store, by running them in Triton's interpreter.
 
 Every `tl.load` and `tl.store` of the interpreter passes one of two methods of its builder. Here these also count the
-elements that are not masked off, and find by address which argument of the kernel they belong to. A gather counts
+elements that are not masked off, and find by address which argument of the kernel they belong to; 8 bytes each where it
+is none, as of a kernel that reads addresses from a table. A gather counts
 every element it asks for. TRITON_INTERPRET=1 must be set before the kernels are imported.
 """
 
@@ -14,7 +15,7 @@ import numpy as np
 import torch
 from triton.runtime import interpreter
 
-from .traffic import Access, Launch
+from .traffic import THROUGH_A_TABLE, Access, Launch
 
 
 class TrafficCounter:
@@ -40,7 +41,8 @@ class TrafficCounter:
         if not addresses.size:
             return
         low, high = int(addresses.min()), int(addresses.max())
-        name, item = next((name, item) for name, start, end, item in self._tensors if start <= low and high < end)
+        within = ((name, item) for name, start, end, item in self._tensors if start <= low and high < end)
+        name, item = next(within, (THROUGH_A_TABLE, 8))
         access = self.launches[-1].accesses.setdefault(name, Access(name, 0))
         if is_store:
             access.stored += addresses.size * item

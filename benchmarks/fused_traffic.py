@@ -2,9 +2,10 @@
 
     launch      loads                                          stores
     down        X c,  A rows,  seed                            H splits
-    total       parts splits                                   out
-    up          Z,  L tiles,  R rows,  seed                    Z
+    up          Z,  L parts tiles,  R rows,  seed              Z,  H if it was split
     grad        Z c,  R splits,  L strips,  seed               D strips,  E splits
+    total       parts splits                                   out
+    rows        statistics of all launches, by a table         a row for each tensor
 
 c = rank chunks of 64, rows = row blocks, and a factor is how often the operand is touched. Every launch leaves 64 bytes
 of statistics per program where it counts. tests/benchmarks holds these formulas to what the kernels load and store
@@ -19,13 +20,17 @@ import torch
 import triton
 from lora_train.kernels.lora_linear_launch import MAX_PARTIALS, _shares
 from lora_train.kernels.lora_linear_tiles import CAST_BLOCK, TOTAL_BLOCK, padded_rank, tile_for
+from lora_train.kernels.pending_rows import N_COLUMNS
 from lora_train.kernels.reduce import N_FIELDS, N_PARTIALS
 
-from .traffic import Access, Launch
+from .traffic import THROUGH_A_TABLE, Access, Launch
 
 PARTIAL_BYTES = 8 * N_PARTIALS
 ROW_BYTES = 8 * N_FIELDS
 SEED_BYTES = 8
+BAD_BYTES = 16
+"""The two counts of a partial that say whether what went into a product was finite."""
+TABLE_LINE_BYTES = 8 * N_COLUMNS
 
 
 @dataclass(frozen=True)
@@ -56,58 +61,86 @@ def _add_seed(launch: Launch, layer: Linear, n_tiles: int) -> None:
         launch.accesses["seed_ptr"] = Access("seed", SEED_BYTES, loaded=n_tiles * SEED_BYTES)
 
 
-def down(layer: Linear) -> list[Launch]:
-    """H = dropout(X) A^T, and the sum of its splits."""
+def _down_shape(layer: Linear) -> tuple[int, int]:
+    """Row blocks and splits of H's launch."""
+    row_blocks = triton.cdiv(layer.n_tokens, tile_for("down", layer.dtype, padded_rank(layer.rank)).block_m)
+    block = tile_for("down", layer.dtype, padded_rank(layer.rank)).block_c
+    return row_blocks, _shares(layer.n_in, block, 2 * layer.n_multiprocessors // row_blocks)[0]
+
+
+def down(layer: Linear) -> Launch:
+    """The parts of H = dropout(X) A^T."""
     m, k, r = layer.n_tokens, layer.n_in, layer.rank
     padded = padded_rank(r)
     tile = tile_for("down", layer.dtype, padded)
-    row_blocks, chunks = triton.cdiv(m, tile.block_m), triton.cdiv(r, padded)
-    splits, _ = _shares(k, tile.block_c, 2 * layer.n_multiprocessors // row_blocks)
+    chunks = triton.cdiv(r, padded)
+    row_blocks, splits = _down_shape(layer)
     x, a, h = m * k * layer.dtype.itemsize, r * k * 4, m * r * 4
-    parts = "H" if splits == 1 else "H parts"
     launch = Launch(
         "down",
         {
             "x_ptr": Access("X", x, loaded=chunks * x),
             "a_ptr": Access("A", a, loaded=row_blocks * a),
-            "h_ptr": Access(parts, splits * h, stored=splits * h),
+            "h_ptr": Access("H" if splits == 1 else "H parts", splits * h, stored=splits * h),
         },
     )
     _add_seed(launch, layer, row_blocks * chunks * triton.cdiv(k, tile.block_c))
     _add_statistics(launch, layer, "X", row_blocks * splits)
-    return [launch] if splits == 1 else [launch, total("H", h, splits)]
-
-
-def total(out: str, out_bytes: int, n_parts: int, counted_in: Linear | None = None) -> Launch:
-    """`out` = the sum of its parts; `counted_in` gives it statistics if that layer has them."""
-    launch = Launch(
-        f"total {out}",
-        {
-            "parts_ptr": Access(f"{out} parts", n_parts * out_bytes, loaded=n_parts * out_bytes),
-            "out_ptr": Access(out, out_bytes, stored=out_bytes),
-        },
-    )
-    if counted_in is not None:
-        _add_statistics(launch, counted_in, out, triton.cdiv(out_bytes // 4, TOTAL_BLOCK))
     return launch
 
 
-def up(layer: Linear, z: str, left: str, right: str, n_cols: int, dropout: bool) -> Launch:
-    """z += keep(left right^T), in place."""
-    m, r = layer.n_tokens, layer.rank
-    tile = tile_for("up", layer.dtype, padded_rank(r))
-    row_blocks = triton.cdiv(m, tile.block_m)
+def total_down(layer: Linear, strips: int) -> Launch:
+    """G = the sum of its parts."""
+    g = layer.n_tokens * layer.rank * 4
+    parts = Access("G parts", strips * g, loaded=strips * g)
+    return Launch("total G", {"parts_ptr": parts, "out_ptr": Access("G", g, stored=g)})
+
+
+def total_gradients(layer: Linear) -> Launch:
+    """dA and dB = the sums of their parts, with statistics."""
+    a, b = layer.n_in * layer.rank * 4, layer.n_out * layer.rank * 4
+    a_splits, b_splits = _read_shape(layer, "dA")[1], _read_shape(layer, "grad")[1]
+    launch = Launch(
+        "total gradients",
+        {
+            "a_parts_ptr": Access("dA parts", a_splits * a, loaded=a_splits * a),
+            "b_parts_ptr": Access("dB parts", b_splits * b, loaded=b_splits * b),
+            "out_ptr": Access("gradients", a + b, stored=a + b),
+        },
+    )
+    _add_statistics(launch, layer, "gradients", _gradient_programs(layer))
+    return launch
+
+
+def _gradient_programs(layer: Linear) -> int:
+    return sum(triton.cdiv(n * layer.rank, TOTAL_BLOCK) for n in (layer.n_in, layer.n_out))
+
+
+def _up_shape(layer: Linear, n_cols: int) -> tuple[int, int, int]:
+    """Row blocks, blocks of columns, and tiles of an up launch."""
+    tile = tile_for("up", layer.dtype, padded_rank(layer.rank))
+    row_blocks = triton.cdiv(layer.n_tokens, tile.block_m)
     col_blocks, length = _shares(n_cols, tile.block_c, MAX_PARTIALS // row_blocks)
-    tiles = col_blocks * length // tile.block_c
+    return row_blocks, col_blocks, col_blocks * length // tile.block_c
+
+
+def up(layer: Linear, z: str, left: str, right: str, n_cols: int, dropout: bool) -> Launch:
+    """z += keep(left right^T), in place; of H the parts are added, and the sum is left behind."""
+    m, r = layer.n_tokens, layer.rank
+    row_blocks, col_blocks, tiles = _up_shape(layer, n_cols)
+    parts = _down_shape(layer)[1] if left == "H" else 1
     z_bytes, left_bytes, right_bytes = m * n_cols * layer.dtype.itemsize, m * r * 4, n_cols * r * 4
+    name = left if parts == 1 else f"{left} parts"
     launch = Launch(
         f"up {z}",
         {
-            "z_ptr": Access(z, z_bytes, loaded=z_bytes, stored=z_bytes),
-            "l_ptr": Access(left, left_bytes, loaded=tiles * left_bytes),
-            "r_ptr": Access(right, right_bytes, loaded=row_blocks * right_bytes),
+            "z0_ptr": Access(z, z_bytes, loaded=z_bytes, stored=z_bytes),
+            "l_ptr": Access(name, parts * left_bytes, loaded=tiles * parts * left_bytes),
+            "r0_ptr": Access(right, right_bytes, loaded=row_blocks * right_bytes),
         },
     )
+    if parts > 1:
+        launch.accesses["l_out_ptr"] = Access(left, left_bytes, stored=left_bytes)
     if dropout:
         _add_seed(launch, layer, row_blocks * tiles)
     _add_statistics(launch, layer, z, row_blocks * col_blocks)
@@ -115,46 +148,51 @@ def up(layer: Linear, z: str, left: str, right: str, n_cols: int, dropout: bool)
 
 
 def grad(layer: Linear) -> list[Launch]:
-    """G and dB from one read of dY, and the sums of their parts."""
+    """The parts of G and dB from one read of dY, and G."""
     m, n, r = layer.n_tokens, layer.n_out, layer.rank
-    launch, strips, splits = _grad_launch(layer, "grad", "dY", "H", "dB", n, False)
+    launch = _read(layer, "grad", "dY", "H", "dB", n, False)
+    strips, splits, chunks = _read_shape(layer, "grad")
     b, g = n * r * 4, m * r * 4
-    launch.accesses["r_ptr"] = Access("B", b, loaded=splits * b)
+    launch.accesses["r0_ptr"] = Access("B", b, loaded=splits * b)
     launch.accesses["down_ptr"] = Access("G parts", strips * g, stored=strips * g)
-    return [launch, total("G", g, strips), total("dB", b, splits, layer)]
+    if layer.statistics:
+        size = strips * splits * PARTIAL_BYTES + splits * chunks * BAD_BYTES
+        launch.accesses["partials_ptr"] = Access("statistics of dY", size, stored=size)
+    return [launch, total_down(layer, strips)]
 
 
-def da(layer: Linear) -> list[Launch]:
-    """dA from one read of X, and the sum of its parts."""
-    launch, _, splits = _grad_launch(layer, "dA", "X", "G", "dA", layer.n_in, layer.dropout)
-    return [launch, total("dA", layer.n_in * layer.rank * 4, splits, layer)]
+def da(layer: Linear) -> Launch:
+    """The parts of dA from one read of X."""
+    launch = _read(layer, "dA", "X", "G", "dA", layer.n_in, layer.dropout)
+    launch.accesses["down_ptr"] = launch.accesses.pop("outer_ptr")  # one tensor stands for both arguments
+    return launch
 
 
-def _grad_launch(
-    layer: Linear, kernel: str, z: str, left: str, outer: str, n_cols: int, dropout: bool
-) -> tuple[Launch, int, int]:
-    m, r = layer.n_tokens, layer.rank
-    padded = padded_rank(r)
+def _read_shape(layer: Linear, kernel: str) -> tuple[int, int, int]:
+    """Strips of columns, splits of rows and chunks of the rank."""
+    padded = padded_rank(layer.rank)
     tile = tile_for(kernel, layer.dtype, padded)
-    strips, chunks = triton.cdiv(n_cols, tile.block_c), triton.cdiv(r, padded)
-    splits, _ = _shares(m, tile.block_m, layer.n_multiprocessors // strips)
+    strips = triton.cdiv(layer.n_out if kernel == "grad" else layer.n_in, tile.block_c)
+    splits, _ = _shares(layer.n_tokens, tile.block_m, layer.n_multiprocessors // strips)
+    return strips, splits, triton.cdiv(layer.rank, padded)
+
+
+def _read(layer: Linear, kernel: str, z: str, left: str, outer: str, n_cols: int, dropout: bool) -> Launch:
+    m, r = layer.n_tokens, layer.rank
+    strips, splits, chunks = _read_shape(layer, kernel)
+    block_m = tile_for(kernel, layer.dtype, padded_rank(r)).block_m
     z_bytes, left_bytes, outer_bytes = m * n_cols * layer.dtype.itemsize, m * r * 4, splits * n_cols * r * 4
     launch = Launch(
         kernel,
         {
-            "z_ptr": Access(z, z_bytes, loaded=chunks * z_bytes),
+            "z0_ptr": Access(z, z_bytes, loaded=chunks * z_bytes),
             "l_ptr": Access(left, left_bytes, loaded=strips * left_bytes),
             "outer_ptr": Access(f"{outer} parts", outer_bytes, stored=outer_bytes),
         },
     )
     if dropout:
-        _add_seed(launch, layer, strips * chunks * triton.cdiv(m, tile.block_m))
-    if kernel == "grad":
-        _add_statistics(launch, layer, z, strips * splits)
-        if layer.statistics:
-            bad = strips * splits * chunks * 8
-            launch.accesses["l_bad_ptr"] = Access("non-finite H", bad, stored=bad)
-    return launch, strips, splits
+        _add_seed(launch, layer, strips * chunks * triton.cdiv(m, block_m))
+    return launch
 
 
 def product(name: str, layer: Linear, left: str, right: str, out: str) -> Launch:
@@ -169,14 +207,21 @@ def product(name: str, layer: Linear, left: str, right: str, out: str) -> Launch
     return Launch(name, accesses)
 
 
-def _rows(name: str, counted: list[Launch], partials: dict[str, str], n_rows: int) -> list[Launch]:
-    """The launch that makes rows of `partials` (argument: tensor), which `counted` left behind."""
-    left = {access.tensor: access for launch in counted for access in launch.accesses.values() if access.stored}
+def _rows(counts: list[tuple[int, int, int]], touched: int) -> Launch:
+    """The launch that writes rows, which a run makes once for all its layers.
+
+    Args:
+        counts: of each row, the partials of its tensor, and those of what went into it: whole, and of H.
+        touched: bytes of all these partials, each counted once.
+    """
+    n_rows = len(counts)
+    loaded = sum(own * PARTIAL_BYTES + (inputs + h) * BAD_BYTES for own, inputs, h in counts)
+    table = n_rows * TABLE_LINE_BYTES
     accesses = {
-        argument: Access(tensor, left[tensor].size, loaded=left[tensor].size) for argument, tensor in partials.items()
+        "table_ptr": Access("table", table, loaded=table),
+        THROUGH_A_TABLE: Access("statistics", touched + n_rows * ROW_BYTES, loaded, n_rows * ROW_BYTES),
     }
-    accesses["rows_ptr"] = Access("rows", n_rows * ROW_BYTES, stored=n_rows * ROW_BYTES)
-    return [Launch(name, accesses, statistics=True)]
+    return Launch("rows", accesses, statistics=True)
 
 
 def cast_x(layer: Linear) -> list[Launch]:
@@ -199,32 +244,31 @@ def cast_x(layer: Linear) -> list[Launch]:
 def forward(layer: Linear) -> list[Launch]:
     """The launches of one forward, in order."""
     launches = cast_x(layer) if layer.autocast_x else []
-    launches += [*down(layer), product("GEMM Y", layer, "X", "W", "Y")]
+    launches += [down(layer), product("GEMM Y", layer, "X", "W", "Y")]
     launches.append(up(layer, "Y", "H", "B", layer.n_out, False))
     if layer.statistics:
-        launches += _rows("rows", launches, {"in_ptr": "statistics of X", "out_ptr": "statistics of Y"}, 2)
+        row_blocks, splits = _down_shape(layer)
+        n_in, (rows, cols, _) = row_blocks * splits, _up_shape(layer, layer.n_out)
+        counts = [(n_in, 0, 0), (rows * cols, n_in, 0)]
+        launches.append(_rows(counts, (n_in + rows * cols) * PARTIAL_BYTES))
     return launches
 
 
 def backward(layer: Linear) -> list[Launch]:
     """The launches of one backward, in order."""
-    launches = [*grad(layer), product("GEMM dX", layer, "dY", "W", "dX"), *da(layer)]
+    launches = [product("GEMM dX", layer, "dY", "W", "dX"), *grad(layer), da(layer), total_gradients(layer)]
     launches.append(up(layer, "dX", "G", "A", layer.n_in, layer.dropout))
     if layer.autocast_x:
         dx = layer.n_tokens * layer.n_in * layer.dtype.itemsize
         wide = layer.n_tokens * layer.n_in * 4
         launches.append(Launch("widen dX", {"dX": Access("dX", dx, dx), "out": Access("dX fp32", wide, 0, wide)}))
     if layer.statistics:
-        nulls = 4 * ROW_BYTES
-        partials = {
-            "grad_ptr": "statistics of dY",
-            "l_bad_ptr": "non-finite H",
-            "a_ptr": "statistics of dA",
-            "b_ptr": "statistics of dB",
-            "dx_ptr": "statistics of dX",
-        }
-        rows = _rows("rows", launches, partials, 4)
-        launches += [Launch("fill", {"rows": Access("rows", nulls, stored=nulls)}, statistics=True), *rows]
+        strips, splits, chunks = _read_shape(layer, "grad")
+        dy, bad = strips * splits, splits * chunks
+        a, b = (triton.cdiv(n * layer.rank, TOTAL_BLOCK) for n in (layer.n_in, layer.n_out))
+        rows, cols, _ = _up_shape(layer, layer.n_in)
+        counts = [(dy, 0, 0), (a, dy, bad), (b, dy, bad), (rows * cols, dy, 0)]
+        launches.append(_rows(counts, (dy + a + b + rows * cols) * PARTIAL_BYTES + bad * BAD_BYTES))
     return launches
 
 

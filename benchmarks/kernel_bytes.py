@@ -77,7 +77,8 @@ def count_fused(layer: Linear) -> list[Launch]:
     """The Triton launches of one forward and backward in the interpreter, with the bytes they move."""
     from lora_train.kernels import lora_linear_launch as launch
     from lora_train.kernels.backend import triton_on_cpu
-    from lora_train.kernels.lora_linear import _cast
+    from lora_train.kernels.lora_linear_ops import cast_with_stats
+    from lora_train.kernels.pending_rows import PendingRows, Rows
 
     from .count_traffic import counted_traffic
 
@@ -88,9 +89,13 @@ def count_fused(layer: Linear) -> list[Launch]:
     multiprocessors = mock.patch.object(launch, "n_multiprocessors", return_value=layer.n_multiprocessors)
     with multiprocessors, triton_on_cpu(), counted_traffic() as launches:
         if layer.autocast_x:
-            _cast(x.float(), layer.dtype)
-        _, h, _ = launch.forward(x, [weight], [bias], lora_A, lora_B, seed, [2.0], p, layer.statistics)
-        launch.backward([dy], x, h, [weight], lora_A, lora_B, seed, [2.0], p, True, layer.statistics)
+            cast_with_stats(x.float(), layer.dtype)
+        pending, slot = PendingRows(), torch.empty(6, 9, dtype=torch.float64)
+        rows = [Rows(part, pending) if layer.statistics else None for part in (slot[:2], slot[2:])]
+        _, h = launch.forward(x, [weight], [bias], lora_A, lora_B, seed, [2.0], p, rows[0])
+        pending.flush()
+        launch.backward([dy], x, h, [weight], lora_A, lora_B, seed, [2.0], p, True, rows[1])
+        pending.flush()
     return launches
 
 

@@ -17,6 +17,9 @@ from dataclasses import dataclass, field
 L2_KEEPS_BYTES = 8 << 20
 L2_KEEPS_LAUNCHES = 2
 
+THROUGH_A_TABLE = "through a table"
+"""Stands for the arguments of a kernel that finds its tensors by addresses in a table."""
+
 
 @dataclass
 class Access:

@@ -158,7 +158,7 @@ class Recorder:
     def begin_step(self, step: int, look: bool = False) -> None:
         """Clears the rows; `step` counts from 1. `look`: count exponents and probe modules whatever step it is."""
         self._step, self._micro = step, -1
-        self._pending.flush()  # of a step that was given up
+        self._pending.clear()  # of a step that was given up
         self._buffer.fill_(torch.nan)
         self._exponents = self._small = None
         self._looks = look

@@ -41,6 +41,11 @@ def uses_triton(x: torch.Tensor) -> bool:
     return x.is_cuda or _cpu_tensors_use_triton
 
 
+def cdiv(n: int, block: int) -> int:
+    """Blocks that `n` values fill. Triton's own can be called from a kernel too, and costs the host 10 us."""
+    return -(-n // block)
+
+
 def is_gpu(device: torch.device) -> bool:
     """Whether it works behind the host's back: copies to it want pinned memory, and reading from it is a wait."""
     return device.type == "cuda" or _stand_in is not None
@@ -88,10 +93,25 @@ def standing_in(gpu: StandIn) -> Iterator[None]:
     global _cpu_tensors_use_triton, _stand_in
     before = _cpu_tensors_use_triton, _stand_in
     _cpu_tensors_use_triton, _stand_in = True, gpu
+    _forget()
     try:
         yield
     finally:
         _cpu_tensors_use_triton, _stand_in = before
+        _forget()
+
+
+_of_this_gpu: list[dict] = []
+
+
+def forget_at_another_gpu(kept: dict) -> None:
+    """`kept` holds what is true of the GPU at hand: it is emptied where another begins to stand in."""
+    _of_this_gpu.append(kept)
+
+
+def _forget() -> None:
+    for kept in _of_this_gpu:
+        kept.clear()
 
 
 @dataclass(frozen=True)

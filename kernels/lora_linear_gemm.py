@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import torch
-import triton
 from torch import Tensor
 
 from . import lora_linear_triton as kernels
+from .backend import cdiv
+from .launcher import launch
 from .lora_linear_tiles import ADD_TILE, WIDEN_TILE
 from .pending_rows import Partials, regions, room
 from .projections import four
@@ -52,7 +53,7 @@ def up(
         found = [_add(z[rows], own[rows] @ right, rows.start, scale, seed, p, with_stats) for rows in _row_blocks(z)]
         if with_stats:
             joined = _joined(found, True)
-            sites.append(Partials(joined, 0, joined.shape[0]))
+            sites += regions(joined, [joined.shape[0]], True)
     return sites
 
 
@@ -62,13 +63,14 @@ def _add(
     """z += scale keep(delta); partials of z."""
     n_rows, n_cols = z.shape
     tile = ADD_TILE
-    grid = (max(1, triton.cdiv(n_rows, tile.block_m)), triton.cdiv(n_cols, tile.block_c))
+    grid = (max(1, cdiv(n_rows, tile.block_m)), cdiv(n_cols, tile.block_c))
     found = room(delta, grid[0] * grid[1], with_stats)
-    kernels._up_kernel[grid](
-        *four([z]), *four([delta]), delta, delta, delta, z if seed is None else seed, found, n_rows, *four([n_cols]),
-        *four([1]), 1, 1, first_row, 1, *four([scale]), p,
-        GROUP=1, ACROSS=False, DROPOUT=p > 0, STATS=with_stats, ROUNDED=z.dtype == torch.float32,
-        COUNT_SMALL=z.dtype != torch.float32, PRECISION="tf32", RANK=0, BLOCK_M=tile.block_m, BLOCK_C=tile.block_c,
+    is_wide = z.dtype == torch.float32
+    launch(
+        kernels._up_kernel, (*grid, 1),
+        (*four([z]), *four([delta]), delta, delta, delta, z if seed is None else seed, found),
+        (*four([n_cols]), *four([1]), 1), (n_rows, 1, first_row, 1, *four([scale]), p),
+        (1, False, p > 0, with_stats, is_wide, not is_wide, "tf32", 0, tile.block_m, tile.block_c),
         num_warps=tile.num_warps, num_stages=tile.num_stages, enable_fp_fusion=False,
     )  # fmt: skip
     return found
@@ -93,7 +95,7 @@ def grad(
             g[rows, columns] = dy32 @ (b * scale)
             db.addmm_(dy32.t(), h[rows, columns], alpha=scale)
         if with_stats:
-            bad.append(Partials(_bad(h[:, columns]), 0, 1))
+            bad += regions(_bad(h[:, columns]), [1], True)
     return outer, regions(_joined(found, with_stats), counts, with_stats), bad
 
 
@@ -116,12 +118,12 @@ def widen(z: Tensor, first_row: int, seed: Tensor | None, p: float, with_stats: 
     """keep(z) in fp32, and partials of z."""
     n_rows, n_cols = z.shape
     tile = WIDEN_TILE
-    grid = (max(1, triton.cdiv(n_rows, tile.block_m)), triton.cdiv(n_cols, tile.block_c))
+    grid = (max(1, cdiv(n_rows, tile.block_m)), cdiv(n_cols, tile.block_c))
     out = z.new_empty((n_rows, n_cols), dtype=torch.float32)
     found = room(out, grid[0] * grid[1], with_stats)
-    kernels._widen_kernel[grid](
-        z, out, z if seed is None else seed, found, n_rows, n_cols, first_row, p,
-        DROPOUT=p > 0, STATS=with_stats, COUNT_SMALL=z.dtype != torch.float32,
-        BLOCK_M=tile.block_m, BLOCK_C=tile.block_c, num_warps=tile.num_warps, enable_fp_fusion=False,
+    launch(
+        kernels._widen_kernel, (*grid, 1), (z, out, z if seed is None else seed, found), (n_cols,),
+        (n_rows, first_row, p), (p > 0, with_stats, z.dtype != torch.float32, tile.block_m, tile.block_c),
+        num_warps=tile.num_warps, enable_fp_fusion=False,
     )  # fmt: skip
     return out, found

@@ -15,16 +15,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 
 import torch
-import triton
 from torch import Tensor
 
 from . import lora_linear_gemm as gemm
 from . import lora_linear_totals as totals
 from . import lora_linear_triton as kernels
-from .backend import has_tensor_cores, is_gpu, n_multiprocessors
+from .backend import cdiv, has_tensor_cores, is_gpu, n_multiprocessors
+from .launcher import launch
 from .lora_linear_tiles import CAST_BLOCK, GRADIENT_ALIGN, TOTAL_BLOCK, padded_rank, tile_for
 from .lora_linear_tiles import aot_variants as aot_variants
-from .pending_rows import AFTER_PRODUCT, NULL, ONLY_COUNTS, Partials, Rows, regions, room
+from .pending_rows import AFTER_PRODUCT, NOTHING, NULL, ONLY_COUNTS, Partials, Rows, regions, room
 from .projections import MAX_GROUP, four
 
 MAX_PARTIALS = 512
@@ -57,9 +57,9 @@ def base_grad(dy: Tensor, weight: Tensor, dx: Tensor | None) -> Tensor:
 
 def _shares(n: int, block: int, wanted: int) -> tuple[int, int]:
     """Splits `n` in about `wanted` parts of whole blocks: how many parts, and the length of one."""
-    blocks = max(1, triton.cdiv(n, block))
-    per_part = triton.cdiv(blocks, max(1, min(wanted, blocks)))
-    return triton.cdiv(blocks, per_part), per_part * block
+    blocks = max(1, cdiv(n, block))
+    per_part = cdiv(blocks, max(1, min(wanted, blocks)))
+    return cdiv(blocks, per_part), per_part * block
 
 
 def down(x: Tensor, a: Tensor, seed: Tensor | None, p: float, with_stats: bool) -> tuple[Tensor, Tensor]:
@@ -69,14 +69,14 @@ def down(x: Tensor, a: Tensor, seed: Tensor | None, p: float, with_stats: bool) 
     n_rows, n_cols, rank = *x.shape, a.shape[0]
     padded = padded_rank(rank)
     tile = tile_for("down", x.dtype, padded)
-    row_blocks = max(1, triton.cdiv(n_rows, tile.block_m))
+    row_blocks = max(1, cdiv(n_rows, tile.block_m))
     splits, length = _shares(n_cols, tile.block_c, 2 * n_multiprocessors(x.device) // row_blocks)
     h = x.new_empty((splits, n_rows, rank), dtype=torch.float32)
     found = room(h, row_blocks * splits, with_stats)
-    kernels._down_kernel[(row_blocks, splits, triton.cdiv(rank, padded))](
-        x, a, h, x if seed is None else seed, found, n_rows, n_cols, rank, length // tile.block_c, p,
-        DROPOUT=p > 0, STATS=with_stats, PRECISION=precision(x),
-        RANK=padded, BLOCK_M=tile.block_m, BLOCK_C=tile.block_c,
+    launch(
+        kernels._down_kernel, (row_blocks, splits, cdiv(rank, padded)),
+        (x, a, h, x if seed is None else seed, found), (n_cols, rank), (n_rows, length // tile.block_c, p),
+        (p > 0, with_stats, precision(x), padded, tile.block_m, tile.block_c),
         num_warps=tile.num_warps, num_stages=tile.num_stages, enable_fp_fusion=False,
     )  # fmt: skip
     return h, found
@@ -103,17 +103,17 @@ def up(
     cols = [z.shape[1] for z in zs]
     padded = padded_rank(max(ranks))
     tile = tile_for("up", z.dtype, padded)
-    row_blocks = max(1, triton.cdiv(n_rows, tile.block_m))
+    row_blocks = max(1, cdiv(n_rows, tile.block_m))
     tiles = _shares(max(cols), tile.block_c, MAX_PARTIALS // row_blocks)[1] // tile.block_c
-    col_blocks = [triton.cdiv(n, tiles * tile.block_c) for n in cols]
+    col_blocks = [cdiv(n, tiles * tile.block_c) for n in cols]
     found = room(left, row_blocks * sum(col_blocks), with_stats)
     total = left.new_empty(left.shape[1:]) if n_parts > 1 else left[0]
-    kernels._up_kernel[(row_blocks, sum(col_blocks))](
-        *four(zs), *four(rights), left, total, left, z if seed is None else seed, found, n_rows, *four(cols),
-        *four(ranks), left.stride(1), n_parts, 0, tiles, *four(scales), p,
-        GROUP=len(zs), ACROSS=across, DROPOUT=p > 0, STATS=with_stats, ROUNDED=z.dtype == torch.float32,
-        COUNT_SMALL=z.dtype != torch.float32, PRECISION=precision(z),
-        RANK=padded, BLOCK_M=tile.block_m, BLOCK_C=tile.block_c,
+    is_wide = z.dtype == torch.float32
+    launch(
+        kernels._up_kernel, (row_blocks, sum(col_blocks), 1),
+        (*four(zs), *four(rights), left, total, left, z if seed is None else seed, found),
+        (*four(cols), *four(ranks), left.stride(1)), (n_rows, n_parts, 0, tiles, *four(scales), p),
+        (len(zs), across, p > 0, with_stats, is_wide, not is_wide, precision(z), padded, tile.block_m, tile.block_c),
         num_warps=tile.num_warps, num_stages=tile.num_stages, enable_fp_fusion=False,
     )  # fmt: skip
     return total, regions(found, [n * row_blocks for n in col_blocks], with_stats)
@@ -139,18 +139,19 @@ def read(
     cols = [z.shape[1] for z in zs]
     padded = padded_rank(max(ranks))
     tile = tile_for("dA" if rights is None else "grad", z.dtype, padded)
-    strips, chunks = [triton.cdiv(n, tile.block_c) for n in cols], triton.cdiv(max(ranks), padded)
+    strips, chunks = [cdiv(n, tile.block_c) for n in cols], cdiv(max(ranks), padded)
     splits, length = _shares(n_rows, tile.block_m, n_multiprocessors(z.device) // sum(strips))
     outer = left.new_empty((splits, sum(n * rank for n, rank in zip(cols, ranks, strict=True))))
     down = None if rights is None else left.new_empty((max(strips), n_rows, sum(ranks)))
     n_found, n_bad = splits * sum(strips), splits * chunks
     found = room(left, n_found + n_bad * len(zs), with_stats)
-    kernels._grad_kernel[(sum(strips), splits, chunks)](
-        *four(zs), *four(zs if rights is None else rights), left, outer if down is None else down, outer,
-        z if seed is None else seed, found, found[n_found:] if with_stats else found, n_rows, *four(cols), *four(ranks),
-        left.stride(0), length, *four(scales), p,
-        GROUP=len(zs), DROPOUT=p > 0, DOWN=rights is not None, STATS=with_stats, COUNT_SMALL=z.dtype != torch.float32,
-        PRECISION=precision(z), RANK=padded, BLOCK_M=tile.block_m, BLOCK_C=tile.block_c,
+    launch(
+        kernels._grad_kernel, (sum(strips), splits, chunks),
+        (*four(zs), *four(zs if rights is None else rights), left, outer if down is None else down, outer,
+         z if seed is None else seed, found),
+        (*four(cols), *four(ranks), left.stride(0)), (n_rows, length, n_found, *four(scales), p),
+        (len(zs), p > 0, rights is not None, with_stats, z.dtype != torch.float32, precision(z), padded,
+         tile.block_m, tile.block_c),
         num_warps=tile.num_warps, num_stages=tile.num_stages, enable_fp_fusion=False,
     )  # fmt: skip
     bad = regions(found, [n_bad] * len(zs), with_stats, n_found)
@@ -160,9 +161,10 @@ def read(
 def total_down(parts: Tensor, out: Tensor, cols: Sequence[int], ranks: Sequence[int], strip: int) -> None:
     """Writes the sums of parts [strips, M, sum of ranks] to `out` [M, sum of ranks], a slice of columns."""
     _, n_rows, width = parts.shape
-    totals._total_down_kernel[(max(1, triton.cdiv(n_rows * width, TOTAL_BLOCK)),)](
-        parts, out, n_rows, *four(cols), *four(ranks), width, out.stride(0),
-        GROUP=len(cols), STRIP=strip, BLOCK=TOTAL_BLOCK, num_warps=4, enable_fp_fusion=False,
+    launch(
+        totals._total_down_kernel, (max(1, cdiv(n_rows * width, TOTAL_BLOCK)), 1, 1), (parts, out),
+        (*four(cols), *four(ranks), width, out.stride(0)), (n_rows,), (len(cols), strip, TOTAL_BLOCK),
+        num_warps=4, enable_fp_fusion=False,
     )  # fmt: skip
 
 
@@ -177,18 +179,19 @@ def total_gradients(
     """
     like = [*lora_A, *lora_B]
     sizes = [tensor.numel() for tensor in like]
-    blocks = [triton.cdiv(size, TOTAL_BLOCK) for size in sizes]
+    blocks = [cdiv(size, TOTAL_BLOCK) for size in sizes]
     places, end = [], 0
     for size in sizes:
         places.append(end)
-        end += triton.cdiv(size, GRADIENT_ALIGN) * GRADIENT_ALIGN
+        end += cdiv(size, GRADIENT_ALIGN) * GRADIENT_ALIGN
     out = a_parts.new_empty(end)
     found = room(out, sum(blocks), with_stats)
-    totals._total_gradients_kernel[(sum(blocks),)](
-        a_parts, b_parts, out, found, lora_A[0].shape[1], *four([b.shape[0] for b in lora_B]),
-        *four([a.shape[0] for a in lora_A]), a_parts.shape[0], b_parts.shape[0],
-        GROUP=len(lora_A), STATS=with_stats, ALIGNED=all(size % 4 == 0 for size in sizes),
-        BLOCK=TOTAL_BLOCK, ALIGN=GRADIENT_ALIGN, num_warps=4, enable_fp_fusion=False,
+    aligned = all([size % 4 == 0 for size in sizes])
+    launch(
+        totals._total_gradients_kernel, (sum(blocks), 1, 1), (a_parts, b_parts, out, found),
+        (lora_A[0].shape[1], *four([b.shape[0] for b in lora_B]), *four([a.shape[0] for a in lora_A])),
+        (a_parts.shape[0], b_parts.shape[0]), (len(lora_A), with_stats, aligned, TOTAL_BLOCK, GRADIENT_ALIGN),
+        num_warps=4, enable_fp_fusion=False,
     )  # fmt: skip
     gradients = [out.as_strided(t.shape, (t.shape[1], 1), place) for t, place in zip(like, places, strict=True)]
     return gradients, regions(found, blocks, with_stats)
@@ -198,12 +201,13 @@ def cast(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Partials]:
     """x rounded to a 16-bit dtype, and statistics of the result with overflow and underflow."""
     x = x.contiguous()
     out = torch.empty_like(x, dtype=dtype)
-    programs = max(1, triton.cdiv(x.numel(), CAST_BLOCK))
+    programs = max(1, cdiv(x.numel(), CAST_BLOCK))
     found = room(x, programs, True)
-    kernels._cast_kernel[(programs,)](
-        x, out, found, x.numel(), ALIGNED=x.shape[-1] % 16 == 0, BLOCK=CAST_BLOCK, num_warps=4, enable_fp_fusion=False
-    )
-    return out, Partials(found, 0, programs)
+    launch(
+        kernels._cast_kernel, (programs, 1, 1), (x, out, found), (), (x.numel(),),
+        (x.shape[-1] % 16 == 0, CAST_BLOCK), num_warps=4, enable_fp_fusion=False,
+    )  # fmt: skip
+    return out, regions(found, [programs], True)[0]
 
 
 def _chunks(n: int) -> Iterator[slice]:
@@ -238,10 +242,10 @@ def forward(
         sites += found
         first = end
     if rows is not None:
-        inputs = Partials(in_found, 0, in_found.shape[0])
-        rows.pending.add(rows.slot, 0, inputs, x.numel(), ONLY_COUNTS)
+        (inputs,) = regions(in_found, [in_found.shape[0]], True)
+        rows.pending.add(rows, 0, inputs, x.numel(), ONLY_COUNTS)
         for i, (y, site) in enumerate(zip(ys, sites, strict=True)):
-            rows.pending.add(rows.slot, 1 + i, site, y.numel(), AFTER_PRODUCT, inputs)
+            rows.pending.add(rows, 1 + i, site, y.numel(), AFTER_PRODUCT, inputs)
     return ys, hs[0] if len(hs) == 1 else torch.cat(hs, dim=1)
 
 
@@ -317,18 +321,18 @@ def _add_rows(
     gradients: Sequence[Tensor],
 ) -> None:
     """Rows in the order of lora_linear.py's slot, from grad_out on."""
-    add, slot = rows.pending.add, rows.slot
+    add = rows.pending.add
     group = len(activations) - 1
     i = 0
     for found, sites in zip(passes, of_gradients, strict=True):
         n = len(found[0])
         for at, (site, bad) in enumerate(zip(*found, strict=True)):
-            add(slot, i, site, activations[i].numel(), 0)
-            add(slot, group + 1 + i, sites[at], gradients[i].numel(), AFTER_PRODUCT, site, bad)
-            add(slot, 2 * group + 1 + i, sites[n + at], gradients[group + i].numel(), AFTER_PRODUCT, site, bad)
+            add(rows, i, site, activations[i].numel())
+            add(rows, group + 1 + i, sites[at], gradients[i].numel(), AFTER_PRODUCT, site, bad)
+            add(rows, 2 * group + 1 + i, sites[n + at], gradients[group + i].numel(), AFTER_PRODUCT, site, bad)
             i += 1
     if dx_site is None:
-        add(slot, group, None, 0, NULL)
+        add(rows, group, NOTHING, 0, NULL)
         return
-    ranges = [Partials(dy[0].buffer, dy[0].first, sum(site.count for site in dy)) for dy, _ in passes]
-    add(slot, group, dx_site[0], activations[-1].numel(), AFTER_PRODUCT, *ranges)
+    ranges = [Partials(dy[0].buffer, dy[0].address, sum(site.count for site in dy)) for dy, _ in passes]
+    add(rows, group, dx_site[0], activations[-1].numel(), AFTER_PRODUCT, *ranges)

@@ -229,7 +229,7 @@ lora_linear_op.register_autograd(_differentiate, setup_context=_setup_context)
 def _set_input_row(rows: Rows, found: Partials | Tensor, n: int) -> None:
     """Row 0 is that of autocast's rounding, where there was one."""
     if isinstance(found, Partials):
-        rows.pending.add(rows.slot, 0, found, n, 0)
+        rows.pending.add(rows, 0, found, n)
     else:
         rows.slot[0].copy_(found)
 

@@ -8,7 +8,6 @@ import re
 from dataclasses import dataclass
 
 import torch
-import triton
 
 from . import lora_linear_totals as totals
 from . import lora_linear_triton as kernels
@@ -65,7 +64,7 @@ def tile_for(kernel: str, dtype: torch.dtype, padded: int) -> Tile:
 
 def padded_rank(rank: int) -> int:
     """Rank of a kernel's tiles: the smallest of 16, 32, 64 that holds it, 64 if none does."""
-    return min(MAX_CHUNK, max(16, triton.next_power_of_2(rank)))
+    return 16 if rank <= 16 else 32 if rank <= 32 else MAX_CHUNK
 
 
 def aot_variants() -> list[AotVariant]:

@@ -12,7 +12,7 @@ from .tile_stats import tile_partials, write_partials
 
 @jit(do_not_specialize=["n_rows"])
 def _total_down_kernel(
-    parts_ptr, out_ptr, n_rows, c0, c1, c2, c3, k0, k1, k2, k3, width, out_stride,
+    parts_ptr, out_ptr, c0, c1, c2, c3, k0, k1, k2, k3, width, out_stride, n_rows,
     GROUP: tl.constexpr, STRIP: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """out [M, width] = sum over the strips of parts [strips, M, width], in order; each projection has its own."""

@@ -63,7 +63,7 @@ def _operand(x, PRECISION: tl.constexpr):
 
 @jit(do_not_specialize=["n_rows", "blocks_per_split"])
 def _down_kernel(
-    x_ptr, a_ptr, h_ptr, seed_ptr, partials_ptr, n_rows, n_cols, rank, blocks_per_split, p,
+    x_ptr, a_ptr, h_ptr, seed_ptr, partials_ptr, n_cols, rank, n_rows, blocks_per_split, p,
     DROPOUT: tl.constexpr, STATS: tl.constexpr, PRECISION: tl.constexpr,
     RANK: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
@@ -105,8 +105,8 @@ def _down_kernel(
 @jit(do_not_specialize=["n_rows", "n_l_parts", "first_row", "tiles_per_program"])
 def _up_kernel(
     z0_ptr, z1_ptr, z2_ptr, z3_ptr, r0_ptr, r1_ptr, r2_ptr, r3_ptr,
-    l_ptr, l_out_ptr, delta_ptr, seed_ptr, partials_ptr, n_rows, c0, c1, c2, c3, k0, k1, k2, k3,
-    l_row_stride, n_l_parts, first_row, tiles_per_program, s0, s1, s2, s3, p,
+    l_ptr, l_out_ptr, delta_ptr, seed_ptr, partials_ptr, c0, c1, c2, c3, k0, k1, k2, k3, l_row_stride,
+    n_rows, n_l_parts, first_row, tiles_per_program, s0, s1, s2, s3, p,
     GROUP: tl.constexpr, ACROSS: tl.constexpr, DROPOUT: tl.constexpr, STATS: tl.constexpr, ROUNDED: tl.constexpr,
     COUNT_SMALL: tl.constexpr, PRECISION: tl.constexpr, RANK: tl.constexpr, BLOCK_M: tl.constexpr,
     BLOCK_C: tl.constexpr,
@@ -172,11 +172,11 @@ def _up_kernel(
         write_partials(partials_ptr, tl.cast(col_block, tl.int64) * tl.num_programs(0) + row_block, total)
 
 
-@jit(do_not_specialize=["n_rows", "rows_per_split"])
+@jit(do_not_specialize=["n_rows", "rows_per_split", "first_bad"])
 def _grad_kernel(
     z0_ptr, z1_ptr, z2_ptr, z3_ptr, r0_ptr, r1_ptr, r2_ptr, r3_ptr,
-    l_ptr, down_ptr, outer_ptr, seed_ptr, partials_ptr, l_bad_ptr, n_rows, c0, c1, c2, c3, k0, k1, k2, k3,
-    l_row_stride, rows_per_split, s0, s1, s2, s3, p,
+    l_ptr, down_ptr, outer_ptr, seed_ptr, partials_ptr, c0, c1, c2, c3, k0, k1, k2, k3, l_row_stride,
+    n_rows, rows_per_split, first_bad, s0, s1, s2, s3, p,
     GROUP: tl.constexpr, DROPOUT: tl.constexpr, DOWN: tl.constexpr, STATS: tl.constexpr, COUNT_SMALL: tl.constexpr,
     PRECISION: tl.constexpr, RANK: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
@@ -184,7 +184,7 @@ def _grad_kernel(
 
     outer_i[split] = s_i z_i^T l_i  stays in registers;  down[strip of i] [M, own ranks of k0 + k1 + ...] = s_i z_i r_i
     leaves with every tile. DOWN: r_i is [c_i, k_i], and outer_i [c_i, k_i] lie one behind the other in each split; else
-    outer is [k_i, c_i].
+    outer is [k_i, c_i]. Statistics of z are followed, from `first_bad` on, by the non-finite counts of l.
     """
     strip, split = tl.program_id(0).to(tl.int32), tl.program_id(1).to(tl.int64)
     chunk = tl.program_id(2)
@@ -244,16 +244,16 @@ def _grad_kernel(
     tl.store(outer_ptrs, outer, mask=right_mask)
     if STATS:
         if own_strip == 0:
-            program = (index * tl.num_programs(1) + split) * tl.num_programs(2) + chunk
-            tl.store(l_bad_ptr + program * _N_PARTIALS + _N_NAN, tl.sum(l_nan).to(tl.float64))
-            tl.store(l_bad_ptr + program * _N_PARTIALS + _N_INF, tl.sum(l_inf).to(tl.float64))
+            program = first_bad + (index * tl.num_programs(1) + split) * tl.num_programs(2) + chunk
+            tl.store(partials_ptr + program * _N_PARTIALS + _N_NAN, tl.sum(l_nan).to(tl.float64))
+            tl.store(partials_ptr + program * _N_PARTIALS + _N_INF, tl.sum(l_inf).to(tl.float64))
         if chunk == 0:
             write_partials(partials_ptr, tl.cast(strip, tl.int64) * tl.num_programs(1) + split, total)
 
 
 @jit(do_not_specialize=["n_rows", "first_row"])
 def _widen_kernel(
-    z_ptr, out_ptr, seed_ptr, partials_ptr, n_rows, n_cols, first_row, p,
+    z_ptr, out_ptr, seed_ptr, partials_ptr, n_cols, n_rows, first_row, p,
     DROPOUT: tl.constexpr, STATS: tl.constexpr, COUNT_SMALL: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip

@@ -19,10 +19,9 @@ import math
 from collections.abc import Sequence
 
 import torch
-import triton
 import triton.language as tl
 
-from .backend import AotVariant, jit, uses_triton
+from .backend import AotVariant, cdiv, jit, uses_triton
 
 # 16 bytes per thread at 8 warps: one 16-byte load, 64 bytes of fp16 to store. Two of the largest blocks.
 TILE_BYTES = 4096
@@ -81,7 +80,7 @@ def nf4_decode_triton(
     out = torch.empty(shape, dtype=dtype, device=packed.device)
     rows = 2 * TILE_BYTES // blocksize
     if out.numel():
-        _nf4_decode_kernel[(triton.cdiv(out.numel(), 2 * TILE_BYTES),)](
+        _nf4_decode_kernel[(cdiv(out.numel(), 2 * TILE_BYTES),)](
             packed.view(torch.uint8),
             absmax,
             code,
@@ -90,7 +89,7 @@ def nf4_decode_triton(
             offset,
             out,
             out.numel(),
-            triton.cdiv(out.numel(), 2),
+            cdiv(out.numel(), 2),
             NESTED=nested_absmax is not None,
             NESTED_BLOCKSIZE=nested_blocksize,
             BLOCKSIZE=blocksize,

@@ -15,7 +15,6 @@ What went into a product is named by up to two ranges of partials, of which colu
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -23,10 +22,12 @@ import triton.language as tl
 from torch import Tensor
 
 from .backend import AotVariant, is_gpu, jit
+from .launcher import launch
 from .reduce import BLOCK_P, FIELDS, N_FIELDS, N_PARTIALS, add_programs, store_row
 
 ONLY_COUNTS, AFTER_PRODUCT, NULL = 1, 2, 3
 N_COLUMNS = 9
+PARTIAL_BYTES, ROW_BYTES = 8 * N_PARTIALS, 8 * N_FIELDS
 
 _ONLY_COUNTS, _AFTER_PRODUCT, _NULL = tl.constexpr(ONLY_COUNTS), tl.constexpr(AFTER_PRODUCT), tl.constexpr(NULL)
 _N_COLUMNS = tl.constexpr(N_COLUMNS)
@@ -40,12 +41,8 @@ class Partials(NamedTuple):
     """Some rows of a float64 [P, 8]: those of one tensor."""
 
     buffer: Tensor
-    first: int
+    address: int
     count: int
-
-    @property
-    def address(self) -> int:
-        return self.buffer.data_ptr() + self.first * N_PARTIALS * 8
 
 
 def room(like: Tensor, n_programs: int, with_stats: bool) -> Tensor:
@@ -55,11 +52,16 @@ def room(like: Tensor, n_programs: int, with_stats: bool) -> Tensor:
 
 def regions(buffer: Tensor, counts: Sequence[int], with_stats: bool, first: int = 0) -> list[Partials]:
     """Partials of several tensors that lie one behind the other; none without statistics."""
-    found = []
-    for count in counts if with_stats else ():
-        found.append(Partials(buffer, first, count))
-        first += count
+    if not with_stats:
+        return []
+    found, address = [], buffer.data_ptr() + first * PARTIAL_BYTES
+    for count in counts:
+        found.append(Partials(buffer, address, count))
+        address += count * PARTIAL_BYTES
     return found
+
+
+NOTHING = Partials(torch.empty(0), 0, 0)
 
 
 class PendingRows:
@@ -70,28 +72,27 @@ class PendingRows:
         self._kept: list[Tensor] = []
 
     def add(
-        self, rows: Tensor, index: int, partials: Partials | None, n: int, rule: int, *inputs: Partials | None
+        self,
+        rows: Rows,
+        index: int,
+        partials: Partials,
+        n: int,
+        rule: int = 0,
+        first: Partials = NOTHING,
+        second: Partials = NOTHING,
     ) -> None:
         """A row to write.
 
         Args:
-            rows: float64 [any, 9], contiguous.
-            index: which of them.
-            partials: of its tensor; None with NULL.
+            index: which of the rows.
+            partials: of its tensor; NOTHING with NULL.
             n: values of that tensor.
             rule: ONLY_COUNTS, AFTER_PRODUCT or NULL.
-            inputs: of AFTER_PRODUCT, what went into the product.
+            first, second: of AFTER_PRODUCT, what went into the product.
         """
-        line = [rows.data_ptr() + index * N_FIELDS * 8, 0, 0, n, rule, 0, 0, 0, 0]
-        if partials is not None:
-            line[1:3] = partials.address, partials.count
-            self._kept.append(partials.buffer)
-        for at, found in zip((5, 7), inputs, strict=False):
-            if found is not None:
-                line[at : at + 2] = found.address, found.count
-                self._kept.append(found.buffer)
-        self._table.append(tuple(line))
-        self._kept.append(rows)
+        where = rows.address + index * ROW_BYTES
+        self._table.append((where, partials[1], partials[2], n, rule, first[1], first[2], second[1], second[2]))
+        self._kept += (rows.slot, partials[0], first[0], second[0])
 
     def flush(self) -> None:
         """Writes all rows; of a row added twice the later, which under checkpointing says the same again."""
@@ -101,21 +102,25 @@ class PendingRows:
         table = torch.tensor(list({line[0]: line for line in self._table}.values()))
         if is_gpu(device):
             table = table.pin_memory().to(device, non_blocking=True)  # torch keeps the memory until the copy is over
-        _pending_rows_kernel[(len(table),)](table, num_warps=4, enable_fp_fusion=False)
+        launch(_pending_rows_kernel, (len(table), 1, 1), (table,), (), (), (), num_warps=4, enable_fp_fusion=False)
+        self.clear()
+
+    def clear(self) -> None:
+        """Forgets the rows: of a step that was given up."""
         self._table, self._kept = [], []
 
 
-@dataclass(frozen=True)
 class Rows:
     """Where rows of statistics go.
 
     Attributes:
         slot: float64 [any, 9], contiguous.
         pending: writes them at its next flush.
+        address: of the first row.
     """
 
-    slot: Tensor
-    pending: PendingRows
+    def __init__(self, slot: Tensor, pending: PendingRows):
+        self.slot, self.pending, self.address = slot, pending, slot.data_ptr()
 
 
 @jit

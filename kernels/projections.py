@@ -16,7 +16,8 @@ MAX_GROUP = 4
 
 def four(values: Sequence[Any]) -> tuple[Any, ...]:
     """`values` of up to four projections as a kernel takes them: what is not there is the first again."""
-    return (*values, *(values[0] for _ in range(MAX_GROUP - len(values))))
+    first = values[0]
+    return (*values, first, first, first)[:MAX_GROUP]
 
 
 @jit

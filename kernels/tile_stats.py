@@ -10,10 +10,9 @@ A flat tensor [n] is shared by `split(n)` programs of consecutive tiles of BLOCK
 """
 
 import torch
-import triton
 import triton.language as tl
 
-from .backend import jit
+from .backend import cdiv, jit
 from .reduce import N_PARTIALS
 
 _N_PARTIALS = tl.constexpr(N_PARTIALS)
@@ -146,6 +145,6 @@ def flat(x: torch.Tensor) -> torch.Tensor:
 
 def split(n: int) -> tuple[int, int]:
     """Programs that share `n` values, and consecutive tiles for each."""
-    tiles = max(1, triton.cdiv(n, BLOCK))
-    tiles_per_program = triton.cdiv(tiles, MAX_PROGRAMS)
-    return triton.cdiv(tiles, tiles_per_program), tiles_per_program
+    tiles = max(1, cdiv(n, BLOCK))
+    tiles_per_program = cdiv(tiles, MAX_PROGRAMS)
+    return cdiv(tiles, tiles_per_program), tiles_per_program

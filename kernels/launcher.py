@@ -1,0 +1,57 @@
+"""Launches a kernel that has been launched with such arguments before without asking Triton for it again.
+
+Triton binds and looks at every argument at each launch to find which variant it wants: 13 to 33 us, more than most of
+these kernels take on the device. Kernels whose arguments stand in this order need none of that:
+
+    tensors     a variant knows their dtypes, and that their addresses are multiples of 16
+    sizes       ints of the model: a variant may know that one is 1 or a multiple of 16
+    free        ints and floats that Triton does not specialise: whatever depends on the number of tokens
+    constants   the constexprs
+
+A variant is kept by its dtypes, sizes and constants, and launched as Triton's tutorial on persistent softmax does it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from . import backend
+
+_ALIGNED = 16
+_INT32 = 1 << 31
+
+_variants: dict[tuple[Any, ...], Any] = {}
+
+
+def launch(
+    kernel: Any,
+    grid: tuple[int, int, int],
+    tensors: tuple[torch.Tensor, ...],
+    sizes: tuple[int, ...],
+    free: tuple[int | float, ...],
+    constants: tuple[Any, ...],
+    **options: Any,
+) -> None:
+    """kernel[grid](*tensors, *sizes, *free, *constants, **options).
+
+    Args:
+        kernel: a `@jit(do_not_specialize=<names of the free ints>)` function with its arguments in that order.
+        tensors: on one device.
+        options: num_warps, num_stages and so on; always the same for the same constants.
+    """
+    key = (id(kernel), tensors[0].device, sizes, constants, *[tensor.dtype for tensor in tensors])
+    variant = _variants.get(key)
+    usual = all([tensor.data_ptr() % _ALIGNED == 0 for tensor in tensors]) and all(
+        [-_INT32 <= n < _INT32 for n in free]
+    )
+    if variant is not None and usual:
+        variant[grid](*tensors, *sizes, *free, *constants)
+        return
+    variant = kernel[grid](*tensors, *sizes, *free, *constants, **options)
+    if usual and variant is not None:  # the interpreter has none
+        _variants[key] = variant
+
+
+backend.forget_at_another_gpu(_variants)
