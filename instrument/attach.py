@@ -22,7 +22,7 @@ import importlib.metadata
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -31,19 +31,20 @@ import torch
 import yaml
 from torch import nn
 
+from ..kernels.backend import is_gpu
 from ..kernels.multi_tensor import multi_tensor_stats
-from ..kernels.tensor_stats import FIELDS
+from ..kernels.tensor_stats import FIELDS, exponent_histogram, tensor_stats
 from .attached_step import Step
 from .capsule import incident_folder, write_diagnosis
 from .detect import Detectors, Diagnosis, Trouble
 from .messages import say
 from .patch import Patched, on_hooks, patch, unpatch
 from .recorder import Recorder
-from .store import METRICS, SCHEMA_VERSION, MetricsLog, StatsWriter, write_sites, write_text
+from .store import METRICS, SCHEMA_VERSION, MetricsLog, Site, StatsWriter, write_sites, write_text
 from .trace import Tracer, bad_weights
 
 SUMSQ = FIELDS.index("sumsq")
-BAD = [FIELDS.index("n_nan"), FIELDS.index("n_inf")]
+N_NAN, N_INF = FIELDS.index("n_nan"), FIELDS.index("n_inf")
 GIB = 2**30
 # A scale that halves for the thirtieth time in a row is far below any that helps (latch.py).
 MAX_SKIPS = 30
@@ -110,6 +111,8 @@ class Instrument:
                 model=model,
                 probe_every=probe_every,
             )
+        if is_gpu(device):
+            _compile_ahead(self.recorder.sites, device)
         self.run_dir = _free_folder(Path(run_dir))
         self._begin_folder(settings or {})
         self._metrics, self._stats = MetricsLog(self.run_dir, 0), StatsWriter(self.run_dir, 0, len(self.recorder.sites))
@@ -175,15 +178,17 @@ class Instrument:
         """
         rows = self.gradient_rows() if step._rows is None else step._rows
         self.recorder.finish_step(rows, self._gradients())
-        weighted = torch.stack(step._weighted).sum() if step._weighted else torch.tensor(math.nan)
-        bad_losses = torch.stack(step._bad).sum() if step._bad else torch.tensor(0)
-        facts = [weighted, bad_losses, rows[:, SUMSQ].sum().sqrt(), rows[:, BAD].sum()]
-        loss, n_bad, norm, n_bad_values = torch.stack([fact.double().cpu() for fact in facts]).tolist()
+        weighted = _total(step._weighted, rows) if step._weighted else rows.new_full((), math.nan)
+        counts = [_total([count[i] for count in step._counts], rows) for i in (0, 1)]
+        norm, bad_values = rows[:, SUMSQ].sum().sqrt(), (rows[:, N_NAN] + rows[:, N_INF]).sum()
+        facts = torch.stack([weighted, _total(step._bad, rows), norm, bad_values, *counts])
+        loss, n_bad, norm, n_bad_values, tokens, supervised = facts.tolist()  # the step's one wait for the device
         step.loss = math.nan if n_bad else loss / step.loss_scale
         step.finite = not n_bad and not n_bad_values
         self._skips = 0 if step.finite else self._skips + 1
         self._updates += step.finite
-        self._write_line(step, int(n_bad), math.nan if n_bad_values else norm / step.loss_scale)
+        norm = math.nan if n_bad_values else norm / step.loss_scale
+        self._write_line(step, int(n_bad), norm, int(tokens), int(supervised))
         trouble = self._statistics() or self._detectors.step(step.number, step.loss)
         stuck = not step.finite and (not self._fp16 or self._skips >= MAX_SKIPS)
         if n_bad or stuck:
@@ -192,8 +197,7 @@ class Instrument:
             step.trouble = self._diagnosed(step, trouble)
         return step.trouble
 
-    def _write_line(self, step: Step, n_bad: int, norm: float) -> None:
-        tokens, supervised, longest = (sum(int(c[i]) for c in step._counts) for i in (0, 1, 2))
+    def _write_line(self, step: Step, n_bad: int, norm: float, tokens: int, supervised: int) -> None:
         seconds = time.perf_counter() - step._started
         cuda = self._parameters[0].device.type == "cuda"
         self._metrics.write(
@@ -211,7 +215,7 @@ class Instrument:
                 "supervised_tokens": supervised,
                 "tokens_per_second": tokens / seconds,
                 "step_seconds": seconds,
-                "max_sequence_length": max((count[2] for count in step._counts), default=longest),
+                "max_sequence_length": max((count[2] for count in step._counts), default=0),
                 "memory_allocated_gib": torch.cuda.memory_allocated() / GIB if cuda else None,
                 "memory_reserved_gib": torch.cuda.memory_reserved() / GIB if cuda else None,
                 "host_memory_gib": _host_memory(),
@@ -315,6 +319,23 @@ def _host_memory() -> float:
     import psutil
 
     return psutil.Process().memory_info().rss / GIB
+
+
+def _compile_ahead(sites: Sequence[Site], device: torch.device) -> None:
+    """Compiles what histograms and probes launch: the step that is the first to take one would wait for it."""
+    for dtype in {torch.float32, *(getattr(torch, site.dtype) for site in sites if hasattr(torch, site.dtype))}:
+        for width in (16, 3):  # kernels know whether 16 divides the width
+            values = torch.zeros(2, width, dtype=dtype, device=device)
+            exponent_histogram(values)
+            for full in (False, True):
+                tensor_stats(values, full=full)
+
+
+def _total(values: Sequence[Any], like: torch.Tensor) -> torch.Tensor:
+    """Sum of numbers and of tensors [], float64 [] where `like` is."""
+    tensors = [value.to(like.device).double() for value in values if isinstance(value, torch.Tensor)]
+    known = float(sum(value for value in values if not isinstance(value, torch.Tensor)))
+    return torch.stack(tensors).sum() + known if tensors else like.new_full((), known)
 
 
 def _free_folder(wanted: Path) -> Path:

@@ -146,6 +146,16 @@ class _Kernel:
         return self.run
 
 
+pinned: dict[int, Any] = {}
+"""Memory of the host that a GPU could copy from by itself: storages by address, kept alive."""
+
+
+def _pin_memory(tensor: torch.Tensor) -> torch.Tensor:
+    copy = tensor.clone()
+    pinned[copy.untyped_storage().data_ptr()] = copy.untyped_storage()
+    return copy
+
+
 @contextmanager
 def fake_cuda(chip: int, compile: bool = False) -> Iterator[FakeDriver]:
     """While it lasts, CPU tensors count as those of a GPU without one.
@@ -158,6 +168,7 @@ def fake_cuda(chip: int, compile: bool = False) -> Iterator[FakeDriver]:
     if knobs.runtime.interpret:
         raise RuntimeError("unset TRITON_INTERPRET: the interpreter replaces the compiler")
     fake = FakeDriver(chip, compile)
+    pinned.clear()
 
     def do_compile(fn, key, signature, _device, constexprs, options, attrs, _warmup):
         return fake.specialise(fn, key, signature, constexprs, options, attrs)
@@ -169,7 +180,7 @@ def fake_cuda(chip: int, compile: bool = False) -> Iterator[FakeDriver]:
         stack.enter_context(patch.object(triton_driver, active, fake))
         stack.enter_context(backend.standing_in(gpu))
         stack.enter_context(patch.object(torch.cuda, "Event", _Event))
-        stack.enter_context(patch.object(torch.Tensor, "pin_memory", torch.Tensor.clone))
+        stack.enter_context(patch.object(torch.Tensor, "pin_memory", _pin_memory))
         yield fake
 
 

@@ -3,15 +3,15 @@
     python -m benchmarks.fake_cuda [--chip 90] [--compile]
 
 Tiny random models, rows of chosen lengths. Kernels write nothing and fresh memory is zero, so every loss is 0 and no
-gradient is anything: what is looked at is what would be launched, compiled and waited for. A planted step makes the
-loss NaN, so that what follows a collapse runs too.
+gradient is anything: what is looked at is what would be launched, compiled and waited for. The loss of a planted
+row is NaN, so that what follows a collapse runs too.
 """
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stdout
 from dataclasses import dataclass, field
 from io import StringIO
@@ -59,10 +59,11 @@ class Seen:
 
     @property
     def late(self) -> list[Variant]:
-        """Variants that appeared after the first step."""
-        return self.driver.variants[self.n_after_first_step :]
+        """Variants that appeared after the first step; none of a run that collapses, which is another matter."""
+        return [] if self.collapses else self.driver.variants[self.n_after_first_step :]
 
     n_after_first_step: int = 0
+    collapses: bool = False
 
     @property
     def faults(self) -> list[str]:
@@ -134,17 +135,19 @@ def train(
     n_steps: int,
     lengths: Sequence[int] = LENGTHS,
     eval_lengths: Sequence[int] = (5, 33),
-    collapse_at: int = 0,
+    bad_row: int | None = None,
     watch: bool = True,
     compile: bool = False,
+    verbs: Mapping[str, Sequence[str]] | None = None,
     **overrides: Any,
 ) -> Seen:
     """Runs `lora-train` in this process on a GPU that is not there.
 
     Args:
         folder: for model, data and run; made where it is not there.
-        collapse_at: step whose loss becomes NaN, once.
+        bad_row: index of a row whose loss is NaN.
         watch: whether to look for waits, which makes a step many times slower.
+        verbs: what to run on the finished run, with its arguments.
         overrides: configuration keys, as on the command line.
     """
     from lora_train.trainer.cli import main
@@ -159,54 +162,55 @@ def train(
     arguments = ["--config", str(folder / "config.yaml"), *values]
     output = StringIO()
     with fake_cuda(chip, compile) as driver, ExitStack() as stack:
-        seen = Seen(driver)
-        stack.enter_context(_zeros_in_fresh_memory())
-        stack.enter_context(_steps_are_seen(seen, watch, collapse_at))
+        seen = Seen(driver, collapses=bad_row is not None)
+        stack.enter_context(zeros_in_fresh_memory())
+        stack.enter_context(_steps_are_seen(seen, watch, bad_row))
         stack.enter_context(redirect_stdout(output))
         try:
             seen.code = main(arguments)
+            for verb, given in (verbs or {}).items():
+                seen.code = seen.code or main([verb, str(folder / "run"), *given])
         finally:
             seen.output = output.getvalue()
     return seen
 
 
 @contextmanager
-def _steps_are_seen(seen: Seen, watch: bool, collapse_at: int) -> Iterator[None]:
+def _steps_are_seen(seen: Seen, watch: bool, bad_row: int | None) -> Iterator[None]:
     from lora_train.trainer import loop
     from lora_train.trainer.loss import SupervisedLoss
 
     run_step, evaluate, loss_of = loop.train_step, loop.evaluate, SupervisedLoss.__call__
-    left = [collapse_at]
 
     def train_step(parts: Any, step: int) -> torch.Tensor:
         driver = seen.driver
         before, n_variants = driver.launches.copy(), len(driver.variants)
-        broken = step == left[0]
-        if broken:
-            left[0] = 0
-        with _watched(watch) as waits, patch.object(SupervisedLoss, "__call__", _not_finite if broken else loss_of):
+        with watched_or_not(watch) as waits:
             row = run_step(parts, step)
         seen.steps.append(Step(step, driver.launches - before, len(driver.variants) - n_variants, waits.faults))
         seen.n_after_first_step = seen.n_after_first_step or len(driver.variants)
         return row
 
-    def _not_finite(self: SupervisedLoss, batch: Any) -> Any:
+    def loss(self: SupervisedLoss, batch: Any) -> Any:
         total, n_correct = loss_of(self, batch)
-        return total + float("nan"), n_correct
+        return (total + float("nan") if bad_row in batch.rows else total), n_correct
 
     def evaluated(*arguments: Any) -> Any:
-        with _watched(watch) as waits:
+        with watched_or_not(watch) as waits:
             result = evaluate(*arguments)
         # it ends by reading its sums: that one is wanted
         seen.evaluation_faults += [fault for fault in waits.faults if "tolist" not in fault]
         return result
 
-    with patch.object(loop, "train_step", train_step), patch.object(loop, "evaluate", evaluated):
+    with ExitStack() as stack:
+        stack.enter_context(patch.object(loop, "train_step", train_step))
+        stack.enter_context(patch.object(loop, "evaluate", evaluated))
+        stack.enter_context(patch.object(SupervisedLoss, "__call__", loss))
         yield
 
 
 @contextmanager
-def _watched(watch: bool) -> Iterator[Waits]:
+def watched_or_not(watch: bool) -> Iterator[Waits]:
     if not watch:
         yield Waits()
         return
@@ -215,7 +219,7 @@ def _watched(watch: bool) -> Iterator[Waits]:
 
 
 @contextmanager
-def _zeros_in_fresh_memory() -> Iterator[None]:
+def zeros_in_fresh_memory() -> Iterator[None]:
     """What no kernel wrote is then always the same."""
 
     def zeroed(make: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:

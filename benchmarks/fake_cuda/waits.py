@@ -26,6 +26,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from .driver import pinned
+
 ROOT = Path(__file__).resolve().parents[2]
 READS = {"item", "tolist", "cpu", "numpy", "__bool__", "__float__", "__int__", "__index__", "__array__"}
 MAKES_A_COPY = {"tensor", "as_tensor", "new_tensor", "asarray"}
@@ -42,13 +44,12 @@ class Waits:
     def __init__(self) -> None:
         self.faults: list[str] = []
         self._of_gpu: dict[int, Any] = {}
-        self._pinned: dict[int, Any] = {}
 
     def is_of_gpu(self, tensor: torch.Tensor) -> bool:
         return _address(tensor) in self._of_gpu
 
     def is_pinned(self, tensor: torch.Tensor) -> bool:
-        return _address(tensor) in self._pinned
+        return _address(tensor) in pinned
 
     def is_host(self, tensor: torch.Tensor) -> bool:
         """Whether it holds values, and the host does."""
@@ -56,11 +57,9 @@ class Waits:
 
     def give_to_gpu(self, value: Any) -> None:
         for tensor in tensors(value):
-            # kept alive, or another tensor could get its address
-            self._of_gpu[_address(tensor)] = tensor.untyped_storage()
-
-    def pin(self, tensor: torch.Tensor) -> None:
-        self._pinned[_address(tensor)] = tensor.untyped_storage()
+            if not self.is_pinned(tensor):
+                # kept alive, or another tensor could get its address
+                self._of_gpu[_address(tensor)] = tensor.untyped_storage()
 
     def found(self, what: str) -> None:
         self.faults.append(f"{what}: {_where()}")
@@ -138,12 +137,6 @@ def watched() -> Iterator[Waits]:
     """While it lasts, every tensor is followed; all that are alive now count as the GPU's."""
     waits = Waits()
     waits.give_to_gpu([found for found in gc.get_objects() if _is_tensor(found)])
-
-    def pin_memory(tensor: torch.Tensor) -> torch.Tensor:
-        copy = tensor.clone()
-        waits.pin(copy)
-        return copy
-
     functions, run_backward = _Functions(waits), torch.autograd._engine_run_backward
 
     def backward(*args: Any, **kwargs: Any) -> Any:
@@ -151,7 +144,6 @@ def watched() -> Iterator[Waits]:
             return run_backward(*args, **kwargs)
 
     with ExitStack() as stack:
-        stack.enter_context(patch.object(torch.Tensor, "pin_memory", pin_memory))
         stack.enter_context(patch.object(torch.autograd, "_engine_run_backward", backward))
         stack.enter_context(functions)
         stack.enter_context(_Operators(waits))
