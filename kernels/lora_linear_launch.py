@@ -20,7 +20,8 @@ from torch import Tensor
 from . import lora_linear_gemm as gemm
 from . import lora_linear_totals as totals
 from . import lora_linear_triton as kernels
-from .backend import cdiv, has_tensor_cores, is_gpu, n_multiprocessors
+from .backend import cdiv, has_tensor_cores, n_multiprocessors
+from .base_product import base_grad, base_product
 from .launcher import launch
 from .lora_linear_tiles import CAST_BLOCK, GRADIENT_ALIGN, TOTAL_BLOCK, padded_rank, tile_for
 from .lora_linear_tiles import aot_variants as aot_variants
@@ -37,29 +38,27 @@ def precision(x: Tensor) -> str:
     return "tf32x3" if x.dtype == torch.float32 else "tf32"
 
 
-def base_product(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """x [M, C] weight^T + bias in the dtype of x; fp32 accumulation, one rounding. `bias` may be empty."""
-    if not is_gpu(x.device):  # the interpreter: the CPU's 16-bit GEMM is another algorithm
-        product = x.float() @ weight.float().t()
-        return (product + bias.float() if bias.numel() else product).to(x.dtype)
-    weight = weight.to(x.dtype)
-    return torch.addmm(bias.to(x.dtype), x, weight.t()) if bias.numel() else torch.mm(x, weight.t())
-
-
-def base_grad(dy: Tensor, weight: Tensor, dx: Tensor | None) -> Tensor:
-    """dy weight, added to `dx` in place if there is one, with one rounding."""
-    if not is_gpu(dy.device):
-        product = dy.float() @ weight.float()
-        return product.to(dy.dtype) if dx is None else dx.copy_(dx.float() + product)
-    weight = weight.to(dy.dtype)
-    return torch.mm(dy, weight) if dx is None else dx.addmm_(dy, weight)
-
-
 def _shares(n: int, block: int, wanted: int) -> tuple[int, int]:
     """Splits `n` in about `wanted` parts of whole blocks: how many parts, and the length of one."""
     blocks = max(1, cdiv(n, block))
     per_part = cdiv(blocks, max(1, min(wanted, blocks)))
     return cdiv(blocks, per_part), per_part * block
+
+
+def down_shape(m: int, k: int, rank: int, dtype: torch.dtype, device: torch.device) -> tuple[int, int, int]:
+    """Row blocks, splits of the columns of X, and the length of one."""
+    tile = tile_for("down", dtype, padded_rank(rank))
+    row_blocks = max(1, cdiv(m, tile.block_m))
+    return row_blocks, *_shares(k, tile.block_c, 2 * n_multiprocessors(device) // row_blocks)
+
+
+def read_shape(
+    kernel: str, m: int, cols: Sequence[int], ranks: Sequence[int], dtype: torch.dtype, device: torch.device
+) -> tuple[list[int], int, int]:
+    """Strips of each z_i, splits of the rows, and the length of one; `kernel` is grad or dA."""
+    tile = tile_for(kernel, dtype, padded_rank(max(ranks)))
+    strips = [cdiv(n, tile.block_c) for n in cols]
+    return strips, *_shares(m, tile.block_m, n_multiprocessors(device) // sum(strips))
 
 
 def down(x: Tensor, a: Tensor, seed: Tensor | None, p: float, with_stats: bool) -> tuple[Tensor, Tensor]:
@@ -69,8 +68,7 @@ def down(x: Tensor, a: Tensor, seed: Tensor | None, p: float, with_stats: bool) 
     n_rows, n_cols, rank = *x.shape, a.shape[0]
     padded = padded_rank(rank)
     tile = tile_for("down", x.dtype, padded)
-    row_blocks = max(1, cdiv(n_rows, tile.block_m))
-    splits, length = _shares(n_cols, tile.block_c, 2 * n_multiprocessors(x.device) // row_blocks)
+    row_blocks, splits, length = down_shape(n_rows, n_cols, rank, x.dtype, x.device)
     h = x.new_empty((splits, n_rows, rank), dtype=torch.float32)
     found = room(h, row_blocks * splits, with_stats)
     launch(
@@ -137,10 +135,9 @@ def read(
     z, n_rows = zs[0], zs[0].shape[0]
     ranks = [left.shape[1]] if rights is None else [right.shape[1] for right in rights]
     cols = [z.shape[1] for z in zs]
-    padded = padded_rank(max(ranks))
-    tile = tile_for("dA" if rights is None else "grad", z.dtype, padded)
-    strips, chunks = [cdiv(n, tile.block_c) for n in cols], cdiv(max(ranks), padded)
-    splits, length = _shares(n_rows, tile.block_m, n_multiprocessors(z.device) // sum(strips))
+    padded, kernel = padded_rank(max(ranks)), "dA" if rights is None else "grad"
+    tile, chunks = tile_for(kernel, z.dtype, padded), cdiv(max(ranks), padded)
+    strips, splits, length = read_shape(kernel, n_rows, cols, ranks, z.dtype, z.device)
     outer = left.new_empty((splits, sum(n * rank for n, rank in zip(cols, ranks, strict=True))))
     down = None if rights is None else left.new_empty((max(strips), n_rows, sum(ranks)))
     n_found, n_bad = splits * sum(strips), splits * chunks

@@ -18,9 +18,8 @@ from torch import Tensor
 from ..kernels import cpu
 from ..kernels.cross_entropy import CPU_CHUNK, CUDA_CHUNK
 from ..kernels.frozen_product import WIDEN_BLOCK, multiplies_in_tiles
+from ..kernels.lora_linear_scratch import backward_scratch, forward_scratch
 
-# Rows of a strip in which kernels/lora_linear_launch.py walks over N; its partial sums are a few per mille of dY.
-STRIP = 128
 # Rows of a share of kernels/cpu/low_rank.c, of which each sums a LoRA gradient of its own, and how many there are.
 SHARE_ROWS, MAX_SHARES = 64, 32
 # Values at a time without the compiled statistics: masks of one byte, and their float copies.
@@ -74,7 +73,8 @@ def _lora_linear(
     sizes = [b.shape[0] * k for b in lora_B]
     outs = [m * b.shape[0] for b in lora_B]
     if x.is_cuda:
-        return max(_decoded(weights, formats, sizes, x.dtype)) + 4 * m * sum(a.shape[0] for a in lora_A)
+        ranks = [a.shape[0] for a in lora_A]
+        return max(_decoded(weights, formats, sizes, x.dtype)) + forward_scratch(m, k, sum(ranks), x.dtype, x.device)
     statistics = ATEN_STATISTICS * max(outs) if slot is not None and not cpu.AVAILABLE else 0
     packed = [size if n > 1 else 0 for size, n in zip(sizes, formats[::3], strict=True)]
     dropped = _dropped(m * k, dropout_p)
@@ -130,8 +130,8 @@ def _lora_linear_backward(
     sizes = [b.shape[0] * k for b in lora_B]
     outs = [m * b.shape[0] for b in lora_B]
     if x.is_cuda:
-        strips = max(math.ceil(b.shape[0] / STRIP) * b.shape[1] for b in lora_B)
-        return max(_decoded(weights, formats, sizes, x.dtype)) + 4 * m * strips
+        shapes = [(b.shape[0], b.shape[1]) for b in lora_B]
+        return max(*_decoded(weights, formats, sizes, x.dtype), backward_scratch(m, k, shapes, x.dtype, x.device))
     statistics = ATEN_STATISTICS * max(*outs, m * k) if with_stats and not cpu.AVAILABLE else 0
     packed = [size if n > 1 else 0 for size, n in zip(sizes, formats[::3], strict=True)]
     dropped = _dropped(m * k, dropout_p)
