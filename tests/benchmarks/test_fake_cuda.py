@@ -1,0 +1,168 @@
+"""What a GPU would be asked to do, seen without one; and that each fault put back, or planted, is seen.
+
+In processes of their own: this one's kernels are interpreted (tests/conftest.py).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="benchmarks.gpu runs the same on the GPU itself")
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def python(*arguments: object, cwd: Path = ROOT, path: str = "") -> subprocess.CompletedProcess:
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment |= {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, *map(str, arguments)]
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=1500, check=False)
+
+
+def test_whole_runs_compile_early_launch_little_and_never_wait(tmp_path: Path):
+    """Training, evaluation, collapse, replay and the callback on a T4, an A100 and an H100; every variant compiles."""
+    done = python("-m", "benchmarks.fake_cuda", "--compile", "--json", tmp_path / "seen.json")
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+    assert json.loads((tmp_path / "seen.json").read_text()) == {"problems": []}
+    print(done.stdout)
+
+
+PUT_BACK = {
+    "one row cannot be compiled": (
+        "kernels/lora_linear_triton.py",
+        (
+            ('@jit(do_not_specialize=["n_rows", "blocks_per_split"])', "@jit"),
+            ("n_rows, n_cols = tl.cast(n_rows, tl.int64)", "n_rows, n_cols = n_rows.to(tl.int64)"),
+        ),
+        ("--run", "callback", "--compile"),
+        "_down_kernel does not compile",
+    ),
+    "an index that is a list": (
+        "trainer/optim.py",
+        (("(gradient_rows[:, N_NAN] + gradient_rows[:, N_INF]).sum()", "gradient_rows[:, [N_NAN, N_INF]].sum()"),),
+        ("--run", "llama"),
+        "aten::index reads a tensor of the host, [2]: trainer/optim.py",
+    ),
+    "batches that compile": (
+        "kernels/lora_linear_triton.py",
+        (('@jit(do_not_specialize=["n_rows", "rows_per_split", "first_bad"])', "@jit"),),
+        ("--run", "llama"),
+        "compiled after the first step: lora_train.kernels.lora_linear_triton._grad_kernel",
+    ),
+    "launches that need not be": (
+        "kernels/projections.py",
+        (("MAX_GROUP = 4", "MAX_GROUP = 1"),),
+        ("--run", "callback"),
+        "more launches than the budget",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", PUT_BACK)
+def test_a_fault_put_back_is_seen(fault: str, tmp_path: Path):
+    """In a copy of the tree."""
+    file, changes, arguments, expected = PUT_BACK[fault]
+    package = tmp_path / "lora_train"
+    for folder in ("kernels", "instrument", "trainer"):
+        shutil.copytree(ROOT / folder, package / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(ROOT / "benchmarks", tmp_path / "benchmarks", ignore=shutil.ignore_patterns("__pycache__"))
+    text = (package / file).read_text(encoding="utf-8")
+    for old, new in changes:
+        assert old in text
+        text = text.replace(old, new)
+    (package / file).write_text(text, encoding="utf-8")
+    done = python("-m", "benchmarks.fake_cuda", "--chip", 90, *arguments, cwd=tmp_path, path=str(tmp_path))
+    assert done.returncode == 1, done.stdout[-2000:] + done.stderr[-2000:]
+    assert expected in done.stdout
+
+
+PLANTS = """
+import sys
+import torch
+from benchmarks.fake_cuda import fake_cuda
+from benchmarks.fake_cuda.waits import watched
+
+device = torch.device("cpu")
+x = torch.arange(6.0).view(2, 3)
+kinds = {
+    "Tensor.item reads a number": lambda: x.sum().item(),
+    "Tensor.__bool__ reads a number": lambda: bool(x.sum() > 0),
+    "Tensor.tolist reads a number": lambda: x.tolist(),
+    "Tensor.cpu reads a number": lambda: x.cpu(),
+    "aten::nonzero needs values": lambda: (x > 1).nonzero(),
+    "aten::index by a boolean mask": lambda: x[x > 1],
+    "aten::index reads a tensor of the host": lambda: x[:, [0, 2]],
+    "tensor copies values of the host": lambda: torch.tensor([1.0, 2.0], device=device),
+    "as_tensor copies values of the host": lambda: torch.as_tensor(True, device=device),
+    "new_tensor copies values of the host": lambda: x.new_tensor(3),
+    "Tensor.to copies memory of the host": lambda: torch.from_numpy(numpy.ones(3)).to(device),
+    "aten::add reads a tensor of the host": lambda: x + torch.from_numpy(numpy.ones(3)),
+    "a copy to the GPU from memory not pinned": lambda: x[0].copy_(torch.from_numpy(numpy.ones(3))),
+    "a copy to the host that is waited for": lambda: torch.from_numpy(numpy.ones(3)).copy_(x[0]),
+}
+fine = {
+    "from pinned memory": lambda: torch.from_numpy(numpy.ones(3)).pin_memory().to(device, non_blocking=True),
+    "a number of the host": lambda: x * torch.tensor(2.0),
+    "made there": lambda: torch.zeros(3, device=device) + x,
+    "an index that is there": lambda: x.index_select(0, torch.zeros(1, dtype=torch.int64, device=device)),
+}
+import numpy
+missed = []
+with fake_cuda(90):
+    for kind, plant in kinds.items():
+        with watched() as waits:
+            plant()
+        if not any(fault.startswith(kind) for fault in waits.faults):
+            missed.append((kind, waits.faults))
+        with watched() as waits:  # in a backward pass too
+            y = (x.clone().requires_grad_() * 2)
+            y.register_hook(lambda grad: plant() and None)
+            y.sum().backward()
+        if not any(fault.startswith(kind) for fault in waits.faults):
+            missed.append(("backward: " + kind, waits.faults))
+    for kind, plant in fine.items():
+        with watched() as waits:
+            plant()
+        if waits.faults:
+            missed.append(("false alarm: " + kind, waits.faults))
+for one in missed:
+    print(*one)
+sys.exit(len(missed))
+"""
+
+
+def test_every_kind_of_wait_is_seen_and_nothing_else():
+    done = python("-c", PLANTS)
+    assert done.returncode == 0, done.stdout + done.stderr[-2000:]
+
+
+PLANTED_IN_A_RUN = {
+    "a step": ("trainer/loop.py", "    totals = forward_backward(parts, step)\n", "    float(totals[0])\n"),
+    "an evaluation": ("trainer/evaluate.py", "        totals += torch.stack", "        float(loss_sum)\n"),
+    "clipping": ("trainer/optim.py", "        divisor = loss_scale.clone()\n", "        float(divisor)\n"),
+    "the callback": ("instrument/attach.py", "        facts = torch.stack(", "        float(norm)\n"),
+}
+
+
+@pytest.mark.parametrize("where", PLANTED_IN_A_RUN)
+def test_a_wait_planted_there_is_named(where: str, tmp_path: Path):
+    file, line, planted = PLANTED_IN_A_RUN[where]
+    package = tmp_path / "lora_train"
+    for folder in ("kernels", "instrument", "trainer"):
+        shutil.copytree(ROOT / folder, package / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(ROOT / "benchmarks", tmp_path / "benchmarks", ignore=shutil.ignore_patterns("__pycache__"))
+    text = (package / file).read_text(encoding="utf-8")
+    assert text.count(line) == 1
+    before = planted + line if where in ("an evaluation", "the callback") else line + planted
+    (package / file).write_text(text.replace(line, before), encoding="utf-8")
+    run = "callback" if where == "the callback" else "llama"
+    done = python("-m", "benchmarks.fake_cuda", "--chip", 90, "--run", run, cwd=tmp_path, path=str(tmp_path))
+    assert done.returncode == 1, done.stdout[-2000:] + done.stderr[-2000:]
+    assert f"lora_train/{file}" in done.stdout
