@@ -1,14 +1,19 @@
 """Shared by all tests: tiny real models made from configs, and the real command line in a subprocess.
 
-Triton kernels are tested everywhere: compiled where there is a CUDA device, interpreted elsewhere. TRITON_INTERPRET is
-read when a kernel is defined, so it is set here, for the whole pytest process. That changes nothing else: CPU tensors
-take the CPU path, interpreter or not, unless a test calls a Triton launcher itself or enters
-`lora_train.kernels.backend.triton_on_cpu()`. Tests that need the real compiler start a process without the variable.
+A process tests one of two things. `pytest -m gpu` runs what is marked gpu, on the CUDA device, with compiled kernels.
+Every other call runs the rest on the CPU, on a machine with a GPU too: no test trains on another device than it was
+written for, and its command lines see no GPU either.
+
+On the CPU Triton kernels run in the interpreter. TRITON_INTERPRET is read when a kernel is defined, so it is set for
+the whole process, before triton is imported. That changes nothing else: CPU tensors take the CPU path, interpreter
+or not, unless a test calls a Triton launcher itself or enters `lora_train.kernels.backend.triton_on_cpu()`. Tests that
+need the real compiler start a process without the variable.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -29,21 +34,45 @@ os.environ.update(LORA_TRAIN_LANG="en", HF_HUB_OFFLINE="1")
 _CACHE = tempfile.TemporaryDirectory(prefix="lora-train-cache-")
 os.environ["XDG_CACHE_HOME"] = _CACHE.name
 
+# Deterministic algorithms, which tests/kernels turns on, make cuBLAS raise without it.
+os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
+
 # What a user's shell has: compiled kernels; one thread, because the models are tiny.
 COMMAND_ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
-HAS_CUDA = torch.cuda.is_available()
-if not HAS_CUDA:
-    os.environ["TRITON_INTERPRET"] = "1"
+COMMAND_ENVIRONMENT.pop("TRITON_INTERPRET", None)  # a process of pytest-xdist inherits it
+ON_GPU = False
 
 Cli = Callable[..., subprocess.CompletedProcess]
 
 
+def wants_gpu(expression: str) -> bool:
+    """Whether `pytest -m EXPRESSION` asks for the tests that need a CUDA device."""
+    return re.search(r"(?<!not )\bgpu\b", expression) is not None
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    """Decides what this process tests, before a kernel is defined and before CUDA starts."""
+    global ON_GPU
+    assert "triton" not in sys.modules, "a conftest.py imports triton, whose own functions are defined by now"
+    ON_GPU = wants_gpu(config.option.markexpr) and torch.cuda.is_available()
+    if not ON_GPU:
+        COMMAND_ENVIRONMENT["CUDA_VISIBLE_DEVICES"] = os.environ["CUDA_VISIBLE_DEVICES"] = ""
+        os.environ["TRITON_INTERPRET"] = "1"
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skips what is marked gpu where there is none, with the reason."""
-    if not HAS_CUDA:
+    if not ON_GPU:
         for item in items:
             if "gpu" in item.keywords:
-                item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA device, and pytest -m gpu"))
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request: pytest.FixtureRequest) -> str:
+    """Lets a test run on both: in a process of its kind the trainer takes that device by itself."""
+    return request.param
 
 
 @pytest.fixture(scope="session")

@@ -6,8 +6,6 @@ import torch
 from benchmarks.fused_traffic import Linear, backward, forward, lower_bound
 from benchmarks.kernel_bytes import CHECKED, count_fused, moved, triton_launches
 
-pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="kernels are compiled here, not interpreted")
-
 # More rank chunks than one, more columns than one strip, splits of rows and of columns, and none.
 CASES = (
     *CHECKED,

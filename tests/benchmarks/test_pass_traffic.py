@@ -11,8 +11,6 @@ from benchmarks import pass_traffic
 from benchmarks.count_traffic import counted_traffic
 from benchmarks.kernel_bytes import moved
 
-pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="kernels are compiled here, not interpreted")
-
 
 @pytest.mark.parametrize("n", [1, 431, 20_001])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=["fp16", "fp32"])

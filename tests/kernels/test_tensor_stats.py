@@ -31,8 +31,6 @@ def stats(request: pytest.FixtureRequest) -> Stats:
         return lambda x, full: cpu.stats(flat(x), counts_small(x.dtype, full), portable)
     if request.param == "cuda":
         return lambda x, full: tensor_stats.tensor_stats_triton(x.cuda(), full).cpu()
-    if torch.cuda.is_available():
-        pytest.skip("kernels are compiled here, not interpreted")
 
     def interpreted(x: torch.Tensor, full: bool) -> torch.Tensor:
         with triton_on_cpu():

