@@ -17,12 +17,12 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
-from bitsandbytes.nn import Linear4bit
 from peft.tuners.lora import LoraLayer
 from torch import nn
 
 from ..kernels.lora_linear import NF4Weight, lora_linear
 from ..kernels.pending_rows import PendingRows
+from .four_bit import is_4bit_linear
 
 # Random seeds of dropout masks.
 MAX_SEED = 2**62
@@ -182,7 +182,7 @@ def _why_not(layer: Any) -> str:
         return "not_float32"
     if getattr(layer, "fan_in_fan_out", False):
         return "transposed"
-    if isinstance(weight_holder, Linear4bit):
+    if is_4bit_linear(weight_holder):
         packed: Any = weight_holder.weight
         state = packed.quant_state
         return "" if state is not None and state.quant_type == "nf4" else "not_nf4"
@@ -212,7 +212,7 @@ def _fused(
 
 
 def _weight(linear: nn.Linear) -> torch.Tensor | NF4Weight:
-    if not isinstance(linear, Linear4bit):
+    if not is_4bit_linear(linear):
         return linear.weight
     weight: Any = linear.weight
     state = weight.quant_state

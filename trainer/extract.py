@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from bitsandbytes.functional import dequantize_4bit
-from bitsandbytes.nn import Linear4bit
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import save_file
 from torch.utils._pytree import tree_leaves, tree_map
 
 from ..instrument.detect import Diagnosis
+from ..instrument.four_bit import is_4bit_linear
 from ..instrument.store import write_text
 from ..instrument.trace import traced_modules, watch_ops
 from .diagnose import run
@@ -152,7 +151,9 @@ def extract(parts: Parts, diagnosis: Diagnosis, folder: Path) -> Path:
 def _linear(module: Any) -> tuple[dict[str, torch.Tensor], float]:
     base: Any = module.get_base_layer() if isinstance(module, LoraLayer) else module
     weight = base.weight
-    if isinstance(base, Linear4bit):
+    if is_4bit_linear(base):
+        from bitsandbytes.functional import dequantize_4bit
+
         weight = dequantize_4bit(weight.data, weight.quant_state)
     tensors: dict[str, torch.Tensor] = {"weight": weight}
     if base.bias is not None:

@@ -10,14 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from bitsandbytes.nn import Linear4bit
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
+from ..instrument.four_bit import is_4bit_linear
 from .config import Config
 from .errors import UserError, problem
+from .read_config import is_installed
 
 
 def autocast(config: Config, device: torch.device) -> AbstractContextManager:
@@ -102,6 +103,8 @@ def load_base(config: Config, device: torch.device) -> PreTrainedModel:
     model = config.model
     extra: dict[str, Any] = {}
     if config.quantization.load_in_4bit or config.quantization.load_in_8bit:
+        if not is_installed("bitsandbytes"):  # a run that was made elsewhere
+            raise UserError(problem("config.no_bitsandbytes", file=model.name_or_path))
         extra["quantization_config"] = quantization_of(config)
     transformers_logging.disable_progress_bar()
     try:
@@ -125,8 +128,9 @@ def load_base(config: Config, device: torch.device) -> PreTrainedModel:
 
 def frozen(base: PreTrainedModel) -> PreTrainedModel:
     """The model, ready to get an adapter."""
+    module: Any
     for module in base.modules():
-        if isinstance(module, Linear4bit):
+        if is_4bit_linear(module):
             # On the CPU an evaluation would repack the weights for inference, and training could not go on.
             module.support_avx512bf16_for_cpu = False
     return base.requires_grad_(False)

@@ -10,16 +10,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from bitsandbytes.functional import QuantState
-from bitsandbytes.nn import Params4bit
 from peft import PeftModel
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
-from transformers.integrations import replace_with_bnb_linear
 from transformers.quantizers.base import get_keys_to_not_convert
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 
+from ..instrument.four_bit import is_4bit_weight
 from ..instrument.patch import patch
 from .config import Config
 from .errors import UserError, problem
@@ -98,6 +96,8 @@ def make_twin(config: Config, device: torch.device) -> Twin:
         base = _base(config, model_config)
         n_base = sum(parameter.numel() for parameter in base.parameters())
         if config.quantization.load_in_4bit:
+            from transformers.integrations import replace_with_bnb_linear
+
             kept = config.quantization.llm_int8_skip_modules or get_keys_to_not_convert(base)
             replace_with_bnb_linear(base, kept, quantization_of(config))  # in place
     base = frozen(base)
@@ -144,7 +144,7 @@ def _materialize(model: PeftModel, config: Config, device: torch.device) -> None
 
 
 def _fake(parameter: nn.Parameter, config: Config, device: torch.device) -> nn.Parameter:
-    if isinstance(parameter, Params4bit):
+    if is_4bit_weight(parameter):
         return _packed(parameter, config, device)
     data = torch.empty(parameter.shape, dtype=parameter.dtype, device=device)
     return nn.Parameter(data, requires_grad=parameter.requires_grad)
@@ -167,6 +167,8 @@ def _bytes_by_storage(model: PeftModel) -> dict[str, int]:
 
 def _packed(parameter: nn.Parameter, config: Config, device: torch.device) -> nn.Parameter:
     """A 4-bit weight as bitsandbytes keeps it. A plain parameter: fake tensors know no other class."""
+    from bitsandbytes.functional import QuantState
+
     n, quantization = parameter.numel(), config.quantization
     n_blocks = -(-n // BLOCK)
     nested = quantization.bnb_4bit_use_double_quant
