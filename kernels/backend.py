@@ -6,7 +6,7 @@ those of a GPU, and whoever asks learns what chip that is: benchmarks/fake_cuda 
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -23,6 +23,7 @@ INTERPRETER_PROGRAMS = 8
 """The interpreter's number of multiprocessors: enough that every split is tested."""
 
 _cpu_tensors_use_triton = False
+_NOTHING = nullcontext()
 
 
 @dataclass(frozen=True)
@@ -112,6 +113,17 @@ def forget_at_another_gpu(kept: dict) -> None:
 def _forget() -> None:
     for kept in _of_this_gpu:
         kept.clear()
+
+
+def on_device(x: torch.Tensor) -> AbstractContextManager[Any]:
+    """Makes the device of `x` the current one, on which Triton launches; with one GPU it is, and nothing is done.
+
+    Every launch stands in one: a model spread over several GPUs has tensors elsewhere, whose addresses would be read
+    on the wrong device.
+    """
+    if not x.is_cuda or x.device.index == torch.cuda.current_device():
+        return _NOTHING
+    return torch.cuda.device(x.device)
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
-from .backend import AotVariant, jit, uses_triton
+from .backend import AotVariant, jit, on_device, uses_triton
 from .frozen_product import project, project_back
 
 __all__ = [
@@ -245,11 +245,12 @@ def _forward_triton(
         rows = slice(start, start + step)
         h = hidden[rows]
         logits = _mm_fp32(h, weight.t())
-        _cross_entropy_kernel[(h.shape[0],)](
-            logits, logits if bias is None else bias, labels[rows], losses[rows], correct[rows], grad,
-            vocabulary, scale, HAS_BIAS=bias is not None, GRAD=needs_grad, BLOCK=BLOCK_V,
-            num_warps=NUM_WARPS, enable_fp_fusion=False,
-        )  # fmt: skip
+        with on_device(logits):
+            _cross_entropy_kernel[(h.shape[0],)](
+                logits, logits if bias is None else bias, labels[rows], losses[rows], correct[rows], grad,
+                vocabulary, scale, HAS_BIAS=bias is not None, GRAD=needs_grad, BLOCK=BLOCK_V,
+                num_warps=NUM_WARPS, enable_fp_fusion=False,
+            )  # fmt: skip
         if needs_grad:
             torch.mul(_mm_fp32(grad[: h.shape[0]], weight), 1 / scale, out=d_hidden[rows])
     return losses.sum(dtype=torch.float64).float(), correct.sum(dtype=torch.int64), d_hidden

@@ -12,7 +12,7 @@ import torch
 import triton.language as tl
 
 from . import cpu
-from .backend import AotVariant, jit, uses_triton
+from .backend import AotVariant, jit, on_device, uses_triton
 from .tile_stats import BLOCK, FAST_DTYPES, NUM_WARPS, flat, fp32_bits, split
 
 N_EXPONENTS = 256
@@ -59,17 +59,18 @@ def exponent_histogram_triton(x: torch.Tensor) -> torch.Tensor:
     x = flat(x)
     n_programs, tiles_per_program = split(x.numel())
     counts = torch.empty((n_programs, N_EXPONENTS), dtype=torch.int32, device=x.device)
-    _histogram_kernel[(n_programs,)](
-        x,
-        counts,
-        x.numel(),
-        tiles_per_program,
-        ALIGNED=aligned,
-        BLOCK=BLOCK,
-        N_EXPONENTS=N_EXPONENTS,
-        num_warps=NUM_WARPS,
-        enable_fp_fusion=False,
-    )
+    with on_device(x):
+        _histogram_kernel[(n_programs,)](
+            x,
+            counts,
+            x.numel(),
+            tiles_per_program,
+            ALIGNED=aligned,
+            BLOCK=BLOCK,
+            N_EXPONENTS=N_EXPONENTS,
+            num_warps=NUM_WARPS,
+            enable_fp_fusion=False,
+        )
     return counts.sum(0, dtype=torch.int64)
 
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 import triton.language as tl
 
-from .backend import AotVariant, is_gpu, jit, uses_triton
+from .backend import AotVariant, is_gpu, jit, on_device, uses_triton
 from .reduce import N_FIELDS, N_PARTIALS, reduce_ragged_partials
 from .tensor_stats_aten import tensor_stats_cpu
 from .tile_stats import BLOCK, MAX_PROGRAMS, NUM_WARPS, add_partials, no_partials, split, tile_partials, write_partials
@@ -91,18 +91,19 @@ def multi_tensor_stats_triton(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
     n_programs, tensor, first, n = _shares(tuple(x.numel() for x in tensors), device)
     addresses = torch.tensor([x.data_ptr() for x in tensors])
     partials = torch.empty((n_programs, N_PARTIALS), dtype=torch.float64, device=device)
-    _multi_stats_kernel[(n_programs,)](
-        _upload(addresses, device),
-        tensor,
-        first,
-        n,
-        partials,
-        ALIGNED=all(x.data_ptr() % 16 == 0 and x.numel() % 4 == 0 for x in tensors),
-        BLOCK=BLOCK,
-        MAX_PROGRAMS=MAX_PROGRAMS,
-        num_warps=NUM_WARPS,
-        enable_fp_fusion=False,
-    )
+    with on_device(partials):
+        _multi_stats_kernel[(n_programs,)](
+            _upload(addresses, device),
+            tensor,
+            first,
+            n,
+            partials,
+            ALIGNED=all(x.data_ptr() % 16 == 0 and x.numel() % 4 == 0 for x in tensors),
+            BLOCK=BLOCK,
+            MAX_PROGRAMS=MAX_PROGRAMS,
+            num_warps=NUM_WARPS,
+            enable_fp_fusion=False,
+        )
     return reduce_ragged_partials(partials, first, n)
 
 

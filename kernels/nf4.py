@@ -21,7 +21,7 @@ from collections.abc import Sequence
 import torch
 import triton.language as tl
 
-from .backend import AotVariant, cdiv, jit, uses_triton
+from .backend import AotVariant, cdiv, jit, on_device, uses_triton
 
 # 16 bytes per thread at 8 warps: one 16-byte load, 64 bytes of fp16 to store. Two of the largest blocks.
 TILE_BYTES = 4096
@@ -80,23 +80,24 @@ def nf4_decode_triton(
     out = torch.empty(shape, dtype=dtype, device=packed.device)
     rows = 2 * TILE_BYTES // blocksize
     if out.numel():
-        _nf4_decode_kernel[(cdiv(out.numel(), 2 * TILE_BYTES),)](
-            packed.view(torch.uint8),
-            absmax,
-            code,
-            nested_absmax,
-            nested_code,
-            offset,
-            out,
-            out.numel(),
-            cdiv(out.numel(), 2),
-            NESTED=nested_absmax is not None,
-            NESTED_BLOCKSIZE=nested_blocksize,
-            BLOCKSIZE=blocksize,
-            ROWS=rows,
-            num_warps=NUM_WARPS,
-            enable_fp_fusion=False,
-        )
+        with on_device(out):
+            _nf4_decode_kernel[(cdiv(out.numel(), 2 * TILE_BYTES),)](
+                packed.view(torch.uint8),
+                absmax,
+                code,
+                nested_absmax,
+                nested_code,
+                offset,
+                out,
+                out.numel(),
+                cdiv(out.numel(), 2),
+                NESTED=nested_absmax is not None,
+                NESTED_BLOCKSIZE=nested_blocksize,
+                BLOCKSIZE=blocksize,
+                ROWS=rows,
+                num_warps=NUM_WARPS,
+                enable_fp_fusion=False,
+            )
     return out
 
 

@@ -15,7 +15,7 @@ Shapes: partials [..., P, 8] -> rows [..., 9].
 import torch
 import triton.language as tl
 
-from .backend import AotVariant, jit, uses_triton
+from .backend import AotVariant, jit, on_device, uses_triton
 
 FIELDS = ("sumsq", "absmax", "n_nan", "n_inf", "n_overflow", "n_underflow", "n_subnormal", "n_zero", "n")
 N_FIELDS = len(FIELDS)
@@ -87,7 +87,8 @@ def reduce_partials(partials: torch.Tensor, n: int) -> torch.Tensor:
     rows = partials.new_empty((*partials.shape[:-2], N_FIELDS))
     if rows.numel():
         grid = (rows.numel() // N_FIELDS,)
-        _rows_kernel[grid](partials, rows, partials.shape[-2], n, num_warps=4, enable_fp_fusion=False)
+        with on_device(rows):
+            _rows_kernel[grid](partials, rows, partials.shape[-2], n, num_warps=4, enable_fp_fusion=False)
     return rows
 
 
@@ -104,7 +105,8 @@ def reduce_ragged_partials(partials: torch.Tensor, first: torch.Tensor, n: torch
     """
     rows = partials.new_empty((n.numel(), N_FIELDS))
     if rows.numel():
-        _ragged_rows_kernel[(n.numel(),)](partials, rows, first, n, num_warps=4, enable_fp_fusion=False)
+        with on_device(rows):
+            _ragged_rows_kernel[(n.numel(),)](partials, rows, first, n, num_warps=4, enable_fp_fusion=False)
     return rows
 
 

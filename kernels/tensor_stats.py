@@ -21,7 +21,7 @@ Shapes: x any shape -> row float64 [9].
 import torch
 import triton.language as tl
 
-from .backend import AotVariant, jit, uses_triton
+from .backend import AotVariant, jit, on_device, uses_triton
 from .exponents import exponent_histogram, exponent_histogram_reference, exponent_histogram_triton
 from .multi_tensor import multi_tensor_stats, multi_tensor_stats_triton
 from .reduce import FIELDS, N_FIELDS, N_PARTIALS, reduce_partials
@@ -95,17 +95,18 @@ def tensor_stats_triton(x: torch.Tensor, full: bool) -> torch.Tensor:
     x = flat(x)
     n_programs, tiles_per_program = split(x.numel())
     partials = torch.empty((n_programs, N_PARTIALS), dtype=torch.float64, device=x.device)
-    _stats_kernel[(n_programs,)](
-        x,
-        partials,
-        x.numel(),
-        tiles_per_program,
-        ALIGNED=aligned,
-        COUNT_SMALL=counts_small(x.dtype, full),
-        BLOCK=BLOCK,
-        num_warps=NUM_WARPS,
-        enable_fp_fusion=False,
-    )
+    with on_device(x):
+        _stats_kernel[(n_programs,)](
+            x,
+            partials,
+            x.numel(),
+            tiles_per_program,
+            ALIGNED=aligned,
+            COUNT_SMALL=counts_small(x.dtype, full),
+            BLOCK=BLOCK,
+            num_warps=NUM_WARPS,
+            enable_fp_fusion=False,
+        )
     return reduce_partials(partials, x.numel())
 
 
