@@ -71,6 +71,26 @@ def has_tensor_cores(device: torch.device) -> bool:
     return chip is None or chip.capability >= (8, 0)
 
 
+def _mend_interpreter() -> None:
+    """Lets the interpreter of Triton 3.4 to 3.6 run with NumPy 2.4 and later.
+
+    A loop's bound is an array [1] there; NumPy turns only arrays [] into an integer now. Triton 3.7 does the same.
+    """
+    from triton.runtime import interpreter
+
+    patch_tensor: Any = interpreter._patch_lang_tensor
+
+    def patched(tensor: Any, *scope: Any) -> None:
+        patch_tensor(tensor, *scope)
+        tensor.__index__ = lambda self: int(self.handle.data.squeeze())
+
+    interpreter._patch_lang_tensor = patched
+
+
+if knobs.runtime.interpret:
+    _mend_interpreter()
+
+
 @contextmanager
 def triton_on_cpu() -> Iterator[None]:
     """Sends CPU tensors through the Triton kernels in its interpreter, to test a whole model that way.
