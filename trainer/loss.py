@@ -24,7 +24,7 @@ from ..instrument.messages import say
 from ..kernels.cross_entropy import linear_cross_entropy
 from .batches import Batch
 from .float32 import is_wide
-from .padding_free import attention_of, model_inputs, prepare, running, why_not
+from .padding_free import attention_of, how_rows_attend, model_inputs, prepare, running, why_not
 
 # Config keys by which architectures transform the logits after the projection (Gemma 2, Cohere, Granite).
 LOGIT_TRANSFORMS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
@@ -98,6 +98,15 @@ class SupervisedLoss:
     def assume_without_padding(self) -> None:
         """Turns to padding-free batches where the model's attention has a form for them, without running it."""
         self._knows_rows = attention_of(self._model) if prepare(self._model) else None
+
+    def how_rows_attend(self, dtype: str, longest: int) -> str | None:
+        """A sentence on a GPU's attention to padding-free batches; None where there is nothing to say.
+
+        Args:
+            dtype: of the model's products.
+            longest: tokens of the longest row there may be.
+        """
+        return how_rows_attend(self._model, dtype, longest) if self.padding_free else None
 
     def _outputs(self, batch: Batch) -> torch.Tensor:
         """The logits of the model's own head, else hidden states, of all positions."""

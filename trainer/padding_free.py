@@ -1,23 +1,24 @@
-"""Batches without padding: the rows of a micro-batch one behind the other, and attention row by row.
+"""Batches without padding: the rows of a micro-batch one behind the other, and attention that knows rows.
 
     input_ids     [1, S]   the tokens of all rows, S = sum of the rows' lengths
     position_ids  [1, S]   0, 1, ... anew in every row
     attention              for each row r: softmax(q_r k_r^T / sqrt(d) + mask_r) v_r over views split at the rows' ends
 
 Linears, norms and the loss see only real tokens. transformers makes a model's masks once, ahead of its layers, by a
-function that the attention implementation names, and hands them to every layer. Under the name `PER_ROW` that function
+function that the attention implementation names, and hands them to every layer. Under our two names that function
 gives `Rows`: the lengths, and for each length the mask that transformers makes for such a row alone, with its sliding
-or chunked window. The attention function of that name reads it. What a layer is handed it is handed again when
-activation checkpointing runs it a second time.
+or chunked window. The attention function of the name reads it: `PER_ROW` goes row by row, `AT_ONCE` takes all rows in
+one call of a CUDA kernel (kernels/rows_attention.py) where none of them needs a mask besides the causal one. What a
+layer is handed it is handed again when activation checkpointing runs it a second time.
 
-Flash attention knows rows by itself, from their starts. Whether a model takes part is found by running it: a model
-that carries a state along the sequence, or makes masks of its own, keeps padded batches.
+The flash-attn package knows rows by itself, from their starts. Whether a model takes part is found by running it: a
+model that carries a state along the sequence, or makes masks of its own, keeps padded batches.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
@@ -28,11 +29,14 @@ from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
+from ..instrument.messages import say
 from ..kernels.attention import attention, takes
+from ..kernels.rows_attention import chip_of, kernel_for, rows_attention
 from .batches import Batch, collate
 from .data import Example
 
 PER_ROW = "lora_train_per_row"
+AT_ONCE = "lora_train_rows_at_once"
 FLASH = "flash_attention"
 # How much a row may change with the row before it, of how much it changes where it does see it.
 LEAK = 1 / 16
@@ -40,34 +44,42 @@ LEAK = 1 / 16
 N_ROUNDINGS = 16
 # What code that came with a model may raise when it is called in a way it does not know.
 FOREIGN_ERRORS = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
-_lengths: ContextVar[tuple[int, ...]] = ContextVar("lengths of the rows in the batch that runs", default=())
+_batch: ContextVar[Batch | None] = ContextVar("the batch that runs", default=None)
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Stands where a mask would: the rows' lengths, and by length the mask of a row, None for the causal one."""
+    """Stands where a mask would.
+
+    Attributes:
+        lengths: of the rows.
+        masks: by length the mask of a row, None for the causal one.
+        starts: int32 [rows + 1] on the device: where each row begins, and S.
+    """
 
     lengths: tuple[int, ...]
     masks: dict[int, torch.Tensor | None]
+    starts: torch.Tensor | None = None
 
 
 @contextmanager
 def running(batch: Batch) -> Iterator[None]:
     """While it lasts, masks are made for the rows of this batch."""
-    token = _lengths.set(batch.lengths)
+    token = _batch.set(batch)
     try:
         yield
     finally:
-        _lengths.reset(token)
+        _batch.reset(token)
 
 
 def mask_of_rows(batch_size: int, q_length: int, kv_length: int, **kwargs: Any) -> torch.Tensor | Rows | None:
     """transformers' mask function: of a padded batch the usual mask."""
-    lengths = _lengths.get()
-    if not lengths:
+    batch = _batch.get()
+    if batch is None or not batch.lengths:
         return sdpa_mask(batch_size=batch_size, q_length=q_length, kv_length=kv_length, **kwargs)
     kwargs["attention_mask"] = None  # a mask of the whole batch, which some models make, says nothing: all is real
-    return Rows(lengths, {n: sdpa_mask(batch_size=1, q_length=n, kv_length=n, **kwargs) for n in set(lengths)})
+    masks = {n: sdpa_mask(batch_size=1, q_length=n, kv_length=n, **kwargs) for n in set(batch.lengths)}
+    return Rows(batch.lengths, masks, batch.row_starts)
 
 
 def attention_of_rows(
@@ -78,7 +90,7 @@ def attention_of_rows(
     attention_mask: torch.Tensor | Rows | None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """transformers' attention function.
+    """transformers' attention function, row by row.
 
     Args:
         module: the layer that calls.
@@ -104,6 +116,40 @@ def attention_of_rows(
     return torch.cat(outputs, dim=1) if len(outputs) > 1 else outputs[0], None
 
 
+def attention_at_once(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | Rows | None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """`attention_of_rows`, with all rows in one call of a kernel where one can compute it."""
+    if isinstance(attention_mask, Rows) and attention_mask.starts is not None:
+        device = query.device
+        dtype = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else query.dtype
+        plain = all(mask is None for mask in attention_mask.masks.values()) and _is_causal_alone(module, kwargs)
+        same = key.shape == value.shape and query.shape[2:] == key.shape[2:]
+        kernel = kernel_for(chip_of(device), dtype, query.shape[-1]) if plain and same else None
+        if kernel is not None:
+            q, k, v = (x[0].transpose(0, 1).to(dtype) for x in (query, key, value))
+            starts, longest = attention_mask.starts, max(attention_mask.lengths)
+            return rows_attention(q, k, v, starts, longest, _scale(query, kwargs), kernel)[None], None
+    return attention_of_rows(module, query, key, value, attention_mask, **kwargs)
+
+
+def _scale(query: torch.Tensor, kwargs: Mapping[str, Any]) -> float:
+    scale = kwargs.get("scaling")
+    return query.shape[-1] ** -0.5 if scale is None else scale
+
+
+def _is_causal_alone(module: torch.nn.Module, kwargs: Mapping[str, Any]) -> bool:
+    """Whether a layer wants nothing but causal attention: no dropout, bias or cap of the scores."""
+    more = any(kwargs.get(name) is not None for name in ("position_bias", "softcap", "cache"))
+    causal = kwargs.get("is_causal", getattr(module, "is_causal", True)) is not False
+    return causal and not more and not kwargs.get("dropout")
+
+
 def _attend(
     module: torch.nn.Module,
     query: torch.Tensor,
@@ -113,15 +159,15 @@ def _attend(
     **kwargs: Any,
 ) -> torch.Tensor:
     """[B, S, heads, d] of rows of one length."""
-    plain = mask is None and not kwargs.get("dropout") and kwargs.get("position_bias") is None
-    if plain and kwargs.get("is_causal", getattr(module, "is_causal", True)) is not False and takes(query, key, value):
-        scale = kwargs.get("scaling")
-        return attention(query, key, value, query.shape[-1] ** -0.5 if scale is None else scale)
+    if mask is None and _is_causal_alone(module, kwargs) and takes(query, key, value):
+        return attention(query, key, value, _scale(query, kwargs))
     return sdpa_attention_forward(module, query, key, value, mask, **kwargs)[0]
 
 
 AttentionInterface.register(PER_ROW, attention_of_rows)
-AttentionMaskInterface.register(PER_ROW, mask_of_rows)
+AttentionInterface.register(AT_ONCE, attention_at_once)
+for _name in (PER_ROW, AT_ONCE):
+    AttentionMaskInterface.register(_name, mask_of_rows)
 
 
 def attention_of(model: PreTrainedModel) -> str:
@@ -141,11 +187,37 @@ def model_inputs(batch: Batch, attention: str) -> dict[str, Any]:
     return inputs
 
 
-def prepare(model: PreTrainedModel) -> bool:
+def prepare(model: PreTrainedModel, name: str = PER_ROW) -> bool:
     """Gives a model with sdpa attention the attention of rows; says whether it has one that knows rows."""
-    if attention_of(model) == "sdpa" and model._can_set_attn_implementation():
-        model.set_attn_implementation(PER_ROW)
-    return attention_of(model).startswith((PER_ROW, FLASH))
+    if attention_of(model) in ("sdpa", PER_ROW, AT_ONCE) and model._can_set_attn_implementation():
+        model.set_attn_implementation(name)
+    return attention_of(model).startswith((PER_ROW, AT_ONCE, FLASH))
+
+
+def how_rows_attend(model: PreTrainedModel, dtype: str, longest: int) -> str | None:
+    """For the banner: whether a GPU computes the attention of a batch's rows in one call, and why not.
+
+    Args:
+        dtype: of the model's products.
+        longest: tokens of the longest row there may be.
+    """
+    chip, config = chip_of(model.device), model.config.get_text_config()
+    if chip is None or attention_of(model) not in (PER_ROW, AT_ONCE):
+        return None
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    dropout = getattr(config, "attention_dropout", None) or 0.0
+    windows = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
+    window = min((window for window in windows if window), default=longest)
+    kernel = kernel_for(chip, getattr(torch, dtype), head_dim)
+    if attention_of(model) == PER_ROW:
+        return say("banner.rows_apart", reason=say("rows.differs"))
+    if kernel is None:
+        return say("banner.rows_apart", reason=say("rows.no_kernel", dtype=dtype, head_dim=head_dim))
+    if dropout:
+        return say("banner.rows_apart", reason=say("rows.dropout", dropout=dropout))
+    if longest > window:
+        return say("banner.rows_window", kernel=kernel, window=window)
+    return say("banner.rows_at_once", kernel=kernel)
 
 
 @torch.no_grad()
@@ -162,29 +234,38 @@ def why_not(model: PreTrainedModel, hidden: Callable[[Batch], torch.Tensor], tol
         rounding: of one product, of the largest value.
     """
     before, training = attention_of(model), model.training
-    first, other, second = _row(1, 6), _row(6, 11), _row(11, 14)
 
-    def run(rows: list[Example], padding_free: bool) -> torch.Tensor:
+    def run(rows: Sequence[Example], padding_free: bool) -> torch.Tensor:
         return hidden(collate(rows, 0, padding_free).to(model.device)).float().nan_to_num()
 
+    reason = "differs"
     model.eval()
-    try:
-        padded = run([first, second], padding_free=False)
-        if not prepare(model):
-            return "eager" if before == "eager" else "unknown"
-        ours, changed = (run([row, second], padding_free=True)[0] for row in (first, other))
-        same = torch.allclose(torch.cat([padded[0], padded[1, :3]]), ours, rtol=0, atol=tolerance * _largest(padded))
-        mixed = _largest(ours[5:] - changed[5:])
-        if same and mixed > 0:  # experts round differently when they are handed more or fewer tokens
-            seen = [run([_joined(row, second)], padding_free=False)[0, 5:] for row in (first, other)]
-            same = mixed < min(LEAK * _largest(seen[0] - seen[1]), N_ROUNDINGS * rounding * _largest(padded))
-    except FOREIGN_ERRORS:
-        same = False
-    finally:
-        model.train(training)
-    if not same:
+    with suppress(*FOREIGN_ERRORS):
+        padded = run(TRIED, padding_free=False)
+        for name in (AT_ONCE, PER_ROW) if chip_of(model.device) is not None else (PER_ROW,):
+            if not prepare(model, name):
+                reason = "eager" if before == "eager" else "unknown"
+                break
+            with suppress(*FOREIGN_ERRORS):
+                if _agrees(run, padded, tolerance, rounding):
+                    reason = ""
+                    break
+    model.train(training)
+    if reason and attention_of(model) != before:
         model.set_attn_implementation(before)
-    return "" if same else "differs"
+    return reason
+
+
+def _agrees(run: Callable[..., torch.Tensor], padded: torch.Tensor, tolerance: float, rounding: float) -> bool:
+    """Whether two rows have their padded values one behind the other, and the second knows nothing of the first."""
+    first, second = TRIED
+    ours, changed = (run([row, second], padding_free=True)[0] for row in (first, OTHER))
+    same = torch.allclose(torch.cat([padded[0], padded[1, :3]]), ours, rtol=0, atol=tolerance * _largest(padded))
+    mixed = _largest(ours[5:] - changed[5:])
+    if same and mixed > 0:  # experts round differently when they are handed more or fewer tokens
+        seen = [run([_joined(row, second)], padding_free=False)[0, 5:] for row in (first, OTHER)]
+        same = mixed < min(LEAK * _largest(seen[0] - seen[1]), N_ROUNDINGS * rounding * _largest(padded))
+    return same
 
 
 def _largest(values: torch.Tensor) -> float:
@@ -198,3 +279,7 @@ def _joined(first: Example, second: Example) -> Example:
 
 def _row(start: int, end: int) -> Example:
     return Example(0, np.arange(start, end, dtype=np.int32), np.arange(end - start) > 0)
+
+
+# What `why_not` runs: two rows, and another first one.
+TRIED, OTHER = (_row(1, 6), _row(11, 14)), _row(6, 11)

@@ -248,6 +248,8 @@ def greet(
             unit=unit_name(plan),
         )
     )
+    if attention := parts.loss.how_rows_attend(config.compute_dtype, config.data.cutoff_len):
+        console.line(attention)
     if parts.optimizer.waits:
         console.line(say("banner.optimizer_waits", optim=config.training.optim))
     if resume is not None and checkpoint is None:

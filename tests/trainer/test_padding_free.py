@@ -12,7 +12,7 @@ import pytest
 import torch
 import transformers
 from lora_train.instrument.store import COLUMNS
-from lora_train.kernels import cpu
+from lora_train.kernels import cpu, rows_attention
 from lora_train.trainer import padding_free
 from lora_train.trainer.batches import collate
 from lora_train.trainer.config import Config
@@ -25,10 +25,13 @@ from lora_train.trainer.evaluate import evaluate
 from lora_train.trainer.loop import forward_backward, micro_batch_loss, train_step
 from lora_train.trainer.model import trainable
 from lora_train.trainer.padding_free import (
+    AT_ONCE,
     PER_ROW,
     Rows,
+    attention_at_once,
     attention_of,
     attention_of_rows,
+    how_rows_attend,
     mask_of_rows,
     model_inputs,
     running,
@@ -38,6 +41,7 @@ from lora_train.trainer.parts import Parts, build
 from lora_train.trainer.remedy import changed
 from lora_train.trainer.settings import Settings, with_settings
 
+from ..kernels.rows_stand_in import H100, install
 from .test_batches import example
 from .test_families import SIZES
 from .test_loop import make_config, relative_error
@@ -197,6 +201,111 @@ def test_flash_attention_is_told_where_rows_begin_without_asking_the_device():
     assert inputs["cu_seq_lens_q"].dtype == torch.int32
     assert (inputs["max_length_q"], inputs["max_length_k"]) == (5, 5)
     assert "cu_seq_lens_q" not in model_inputs(batch, PER_ROW)
+
+
+@pytest.fixture
+def on_h100(monkeypatch) -> list[str]:
+    """The CPU taken for a GPU, with stand-ins for the kernels that are not here; lists the calls of these."""
+    monkeypatch.setattr(padding_free, "chip_of", lambda device: H100)
+    return install(monkeypatch)
+
+
+@pytest.mark.parametrize(
+    ("name", "training", "calls"),
+    [
+        ("llama", {}, ["efficient"]),
+        ("llama", {"fp16": True}, ["flash"]),
+        ("llama", {"fp16": True, "gradient_checkpointing": True}, ["flash"]),
+        ("gpt_neox", {}, ["efficient"]),
+        ("gpt_neox", {"bf16": True}, ["flash"]),
+        ("mistral", {}, []),  # every micro-batch has a row longer than the window
+        ("qwen2", {"fp16": True}, ["flash"]),  # in its layer without a window
+    ],
+)
+def test_on_a_gpu_all_rows_are_one_call_in_every_layer_that_has_no_mask(models, on_h100, name, training, calls):
+    padded, free = pair(models[name], **training)
+    assert attention_of(free.loss._model) == AT_ONCE
+    del on_h100[:]
+    losses = [float(forward_backward(parts, 1)[0]) for parts in (padded, free)]
+    n_layers = 1 if name == "qwen2" else 2
+    assert on_h100 == calls * n_layers * (2 if "gradient_checkpointing" in training else 1)
+    # 16-bit products are rounded on both sides; their gradients pass some ten of them
+    loss, gradient = (LOSS, GRADIENT) if len(training) == 0 else (2e-2, 5e-2) if "bf16" in training else (2e-3, 1e-2)
+    assert losses[1] == pytest.approx(losses[0], rel=loss)
+    assert relative_error(free.optimizer.gradients, padded.optimizer.gradients) < gradient
+
+
+@pytest.mark.parametrize(
+    ("masked", "more", "expected"),
+    [
+        (False, {}, ["efficient"]),
+        (False, {"scaling": 0.1, "dropout": 0.0, "position_bias": None}, ["efficient"]),
+        (True, {}, []),
+        (False, {"dropout": 0.1}, []),
+        (False, {"is_causal": False}, []),
+        (False, {"position_bias": torch.zeros(1, 1, 1, 1)}, []),
+    ],
+    ids=str,
+)
+def test_what_one_call_cannot_express_goes_row_by_row(on_h100, masked, more, expected):
+    module, lengths = torch.nn.Module(), (3, 9, 2)
+    module.num_key_value_groups = 2  # pyright: ignore[reportArgumentType]
+    q, k, v = (torch.randn(1, heads, sum(lengths), 16) for heads in (4, 2, 2))
+    masks = {n: torch.ones(1, 1, n, n, dtype=torch.bool).tril() if masked else None for n in lengths}
+    rows = Rows(lengths, masks, torch.tensor([0, 3, 12, 14], dtype=torch.int32))
+    torch.manual_seed(0)
+    found = attention_at_once(module, q, k, v, rows, **more)[0]
+    assert on_h100 == expected
+    torch.manual_seed(0)
+    torch.testing.assert_close(found, attention_of_rows(module, q, k, v, rows, **more)[0])
+
+
+def test_a_kernel_that_gives_other_values_is_not_taken(models, on_h100, monkeypatch, capsys):
+    monkeypatch.setattr(rows_attention, "efficient_forward", lambda q, *_, **__: (q + 1,))
+    parts = parts_of(models["llama"], {})
+    assert parts.loss.padding_free
+    assert attention_of(parts.loss._model) == PER_ROW
+    said = parts.loss.how_rows_attend("float32", 24)
+    assert said == "rows   attention row by row: in one call the model gave other values"
+    assert "batches are padded" not in capsys.readouterr().out
+
+
+def test_a_kernel_that_fails_is_not_taken(models, on_h100, monkeypatch):
+    def fails(*_: Any, **__: Any) -> None:
+        raise RuntimeError("this build has no such kernel")
+
+    monkeypatch.setattr(rows_attention, "efficient_forward", fails)
+    parts = parts_of(models["llama"], {})
+    assert (parts.loss.padding_free, attention_of(parts.loss._model)) == (True, PER_ROW)
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "change", "sentence"),
+    [
+        ("llama", "float16", {}, "attention of all rows of a batch in one call: FlashAttention"),
+        ("llama", "float32", {}, "attention of all rows of a batch in one call: memory-efficient attention"),
+        ("llama", "float16", {"attention_dropout": 0.1}, "row by row: the model drops attention weights"),
+        ("llama", "float16", {"head_dim": 20}, "no kernel for heads of 20 values in float16"),
+        ("mistral", "bfloat16", {}, "row by row where one is longer than the model's window of 6 tokens"),
+        ("mistral", "bfloat16", {"sliding_window": 64}, "in one call: FlashAttention"),
+    ],
+)
+def test_the_banner_says_how_rows_attend(models, on_h100, name, dtype, change, sentence):
+    model = transformers.AutoModelForCausalLM.from_pretrained(models[name], attn_implementation=AT_ONCE)
+    for key, value in change.items():
+        setattr(model.config, key, value)
+    said = how_rows_attend(model, dtype, 24)
+    assert said is not None
+    assert said.startswith("rows   ")
+    assert sentence in said
+
+
+def test_the_banner_says_nothing_where_there_is_no_gpu_or_no_such_attention(models, monkeypatch):
+    model = transformers.AutoModelForCausalLM.from_pretrained(models["llama"], attn_implementation=PER_ROW)
+    assert how_rows_attend(model, "float32", 24) is None
+    model.set_attn_implementation("eager")
+    monkeypatch.setattr(padding_free, "chip_of", lambda device: H100)
+    assert how_rows_attend(model, "float32", 24) is None
 
 
 def test_only_rows_longer_than_the_window_get_a_mask():
