@@ -14,6 +14,8 @@ from lora_train.instrument.explain import explain, read_history
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
+from ..conftest import ON_GPU
+
 SEED = 3
 
 
@@ -47,7 +49,7 @@ def train(model: Any, out: Path, callback: InstrumentCallback | None, scaler: bo
         "save_strategy": "no",
         "seed": SEED,
         "disable_tqdm": True,
-        "use_cpu": True,
+        "use_cpu": not ON_GPU,
     }
     trainer = Remembers(model, TrainingArguments(str(out), **{**given, **arguments}), train_dataset=rows())  # pyright: ignore[reportArgumentType]
     if scaler:
@@ -61,7 +63,7 @@ def train(model: Any, out: Path, callback: InstrumentCallback | None, scaler: bo
 
 
 @pytest.mark.parametrize("fuse", [False, True])
-def test_it_records_what_the_trainer_computed_and_leaves_it_alone(tiny_models, tmp_path, fuse):
+def test_it_records_what_the_trainer_computed_and_leaves_it_alone(tiny_models, tmp_path, fuse, device):
     plain = train(
         lora(tiny_models["llama"]), tmp_path / "plain", None, gradient_accumulation_steps=2, max_grad_norm=0.01
     )
@@ -70,7 +72,8 @@ def test_it_records_what_the_trainer_computed_and_leaves_it_alone(tiny_models, t
         lora(tiny_models["llama"]), tmp_path / "out", callback, gradient_accumulation_steps=2, max_grad_norm=0.01
     )
 
-    tolerance = 1e-4 if fuse else 1e-6  # a layer's share of a gradient is a view, and views are summed in another order
+    # a layer's share of a gradient is a view, and views are summed in another order; a GPU's attention sums in any
+    tolerance = 1e-3 if device == "cuda" else 1e-4 if fuse else 1e-6
     for one, other in zip(plain.model.parameters(), watched.model.parameters(), strict=True):
         torch.testing.assert_close(one, other, rtol=tolerance, atol=tolerance)
     metrics = load_run(tmp_path / "run").metrics()

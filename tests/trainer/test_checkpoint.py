@@ -48,7 +48,7 @@ def test_holds_safetensors_and_json_only(trained, tmp_path):
     assert not list(tmp_path.glob("*.tmp"))
 
 
-def test_restores_adapter_optimizer_scaler_and_counters(trained, tiny_models, tmp_path):
+def test_restores_adapter_optimizer_scaler_and_counters(trained, tiny_models, tmp_path, device):
     folder = save(trained, tmp_path, 2)
     other = make_parts(make_config(tiny_models["gpt_neox"], seed=7))
     assert load(folder, other) == Progress(step=2, skipped=1, train_seconds=2.5)
@@ -120,7 +120,7 @@ def test_another_models_checkpoint_is_refused(trained, tiny_models, tmp_path):
         load(folder, make_parts(make_config(tiny_models["llama"])))
 
 
-def test_eight_bit_adams_shared_tables_are_saved(tiny_models, tmp_path):
+def test_eight_bit_adams_shared_tables_are_saved(tiny_models, tmp_path, device):
     """r=64: matrices of 4096 values and more have 8-bit state, and bitsandbytes shares one table between them."""
     config = make_config(tiny_models["gpt_neox"], optim="paged_adamw_8bit")
     config = config.model_copy(update={"lora": config.lora.model_copy(update={"r": 64})})
@@ -128,9 +128,10 @@ def test_eight_bit_adams_shared_tables_are_saved(tiny_models, tmp_path):
     train_step(parts, 1)
     load(save(parts, tmp_path, 1), other)
     assert any(value.dtype == torch.uint8 for value in parts.optimizer.state_dict().values())
-    assert train_step(parts, 2).tolist() == train_step(other, 2).tolist()
+    slack = 1e-5 if device == "cuda" else 0.0  # a GPU's attention adds up its gradients in any order
+    assert train_step(parts, 2).tolist() == pytest.approx(train_step(other, 2).tolist(), rel=slack)
     for name, parameter in trainable(parts.model).items():
-        assert torch.equal(parameter, trainable(other.model)[name])
+        torch.testing.assert_close(parameter, trainable(other.model)[name], rtol=slack, atol=slack)
 
 
 def test_an_abandoned_branch_is_set_aside_and_never_pruned_into(trained, tmp_path):

@@ -167,12 +167,13 @@ def test_statistics_of_unequal_rows_count_real_tokens_and_have_the_same_gradient
             assert ours["n"] == n_tokens * site.shape[-1] < theirs["n"], site
 
 
-def test_evaluation_is_that_of_padded_batches(models):
+def test_evaluation_is_that_of_padded_batches(models, device):
     found = []
     for parts in pair(models["mistral"]):
         assert parts.eval_data is not None
         found.append(evaluate(parts.model, parts.loss, parts.eval_data, parts.config, parts.engine, 0))
-    assert found[1].eval_loss == pytest.approx(found[0].eval_loss, rel=LOSS)
+    # on a GPU padded and single rows are multiplied by other kernels
+    assert found[1].eval_loss == pytest.approx(found[0].eval_loss, rel=10 * LOSS if device == "cuda" else LOSS)
     assert found[1].eval_token_accuracy == found[0].eval_token_accuracy
 
 
