@@ -44,7 +44,8 @@ def test_every_precision_learns(tiny_models, device, arch, name):
     training, settings, near = PRECISIONS[name]
     parts = make_parts(with_settings(make_config(tiny_models[arch], **training), settings))
     assert parts.model.device.type == parts.optimizer.device.type == device
-    assert all(group.modules[0].get_base_layer().weight.device.type == device for group in parts.patched.groups)
+    layers: list[Any] = [module for group in parts.patched.groups for module in group.modules]
+    assert {layer.get_base_layer().weight.device.type for layer in layers} == {device}
     assert parts.patched.unfused == []
     losses = [float(train_step(parts, step)[0]) for step in range(1, 9)]
     exact = make_parts(make_config(tiny_models[arch], per_device_train_batch_size=parts.plan.units_per_step))
