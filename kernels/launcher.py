@@ -41,11 +41,25 @@ def launch(
         tensors: on one device.
         options: num_warps, num_stages and so on; always the same for the same constants.
     """
+    with backend.on_device(tensors[0]):
+        _launch(kernel, grid, tensors, sizes, free, constants, options)
+
+
+def _launch(
+    kernel: Any,
+    grid: tuple[int, int, int],
+    tensors: tuple[torch.Tensor, ...],
+    sizes: tuple[int, ...],
+    free: tuple[int | float, ...],
+    constants: tuple[Any, ...],
+    options: dict[str, Any],
+) -> None:
     key = (id(kernel), tensors[0].device, sizes, constants, *[tensor.dtype for tensor in tensors])
     variant = _variants.get(key)
-    usual = all([tensor.data_ptr() % _ALIGNED == 0 for tensor in tensors]) and all(
-        [-_INT32 <= n < _INT32 for n in free]
-    )
+    addresses = 0
+    for tensor in tensors:
+        addresses |= tensor.data_ptr()
+    usual = addresses % _ALIGNED == 0 and (not free or max(free) < _INT32)
     if variant is not None and usual:
         variant[grid](*tensors, *sizes, *free, *constants)
         return

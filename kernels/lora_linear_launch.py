@@ -183,7 +183,7 @@ def total_gradients(
         end += cdiv(size, GRADIENT_ALIGN) * GRADIENT_ALIGN
     out = a_parts.new_empty(end)
     found = room(out, sum(blocks), with_stats)
-    aligned = all([size % 4 == 0 for size in sizes])
+    aligned = not any(size % 4 for size in sizes)
     launch(
         totals._total_gradients_kernel, (sum(blocks), 1, 1), (a_parts, b_parts, out, found),
         (lora_A[0].shape[1], *four([b.shape[0] for b in lora_B]), *four([a.shape[0] for a in lora_A])),
