@@ -23,13 +23,27 @@ from pathlib import Path
 from typing import Any
 
 import triton
-from lora_train.kernels import cross_entropy, exponents, lora_linear_launch, multi_tensor, nf4, reduce, tensor_stats
+from lora_train.kernels import (
+    activation_triton,
+    cross_entropy,
+    exponents,
+    lora_linear_launch,
+    multi_tensor,
+    nf4,
+    norm_triton,
+    reduce,
+    rotary_triton,
+    tensor_stats,
+)
 from lora_train.kernels.backend import AotVariant
 from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-FILES = (lora_linear_launch, cross_entropy, tensor_stats, multi_tensor, exponents, reduce, nf4)
+FILES = (
+    lora_linear_launch, cross_entropy, tensor_stats, multi_tensor, exponents, reduce, nf4,
+    norm_triton, activation_triton, rotary_triton,
+)  # fmt: skip
 
 # Shared memory one block may have, KiB (CUDA C++ programming guide, "technical specifications per compute
 # capability"; 1 KiB of each SM is the system's).

@@ -1,89 +1,90 @@
 """The gated activation of a decoder's MLP: two reads and one write of memory forward, three and two backward.
 
-    y  = silu(g) u,  silu(g) = g s,  s = 1 / (1 + e^-g)
-    du = dy silu(g)
-    dg = dy u s (1 + g (1 - s))
+    y  = f(g) u,  du = dy f(g),  dg = dy u f'(g)        f: silu, gelu or gelu_tanh (activation_triton.py)
 
-Everything in fp32, rounded once. Keeps g and u; PyTorch's own keeps silu(g) too.
+Everything in fp32, rounded once. Keeps g and u; PyTorch's own keeps f(g) too.
 """
+
+import functools
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from . import cpu
-from .backend import runs_directly
+from .activation_triton import activation, activation_backward
+from .backend import uses_triton
+from .operators import operator
+from .rounding import new_rows, rounded
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "gelu_tanh": functools.partial(F.gelu, approximate="tanh"),
+}
 
 
-def gated_silu_reference(g: Tensor, u: Tensor) -> Tensor:
-    """`gated_silu` in plain PyTorch."""
-    return (F.silu(g.float()) * u.float()).to(g.dtype)
+def gated_reference(g: Tensor, u: Tensor, act: str = "silu") -> Tensor:
+    """`gated` in plain PyTorch."""
+    return (ACTIVATIONS[act](g.float()) * u.float()).to(g.dtype)
 
 
-def gated_silu(g: Tensor, u: Tensor) -> Tensor:
-    """silu(g) u.
+def gated(g: Tensor, u: Tensor, act: str = "silu", *, slot: Tensor | None = None) -> Tensor:
+    """f(g) u.
 
     Args:
-        g, u: fp32, fp16 or bf16, of one shape and dtype, on the CPU.
+        g, u: fp32, fp16 or bf16, of one shape and dtype.
+        act: a key of ACTIVATIONS.
+        slot: float64 [3, 9] for the rows of y, and in backward of dg and du (rounding.py); None for none.
 
     Returns:
         Their shape and dtype.
     """
-    return _Directly.apply(g, u) if runs_directly(g) else _forward(g, u)
+    return _gated(g, u, act, slot)
 
 
-def _compute(g: Tensor, u: Tensor) -> Tensor:
+def _forward(g: Tensor, u: Tensor, act: str, slot: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """y; rows [1, 9] or [0, 9]."""
+    if uses_triton(g):
+        return activation(g, u, act, slot is not None)
     g, u = g.contiguous(), u.contiguous()
-    if cpu.AVAILABLE:
-        return cpu.gate(g, u)
-    return F.silu(g.float()).mul_(u).to(g.dtype)
+    if cpu.AVAILABLE and act == "silu" and slot is None:
+        return cpu.gate(g, u), new_rows(g, 0)
+    (y,), rows = rounded([ACTIVATIONS[act](g.float()).mul_(u)], g.dtype, slot is not None)
+    return y, rows
 
 
-_forward = torch.library.custom_op("lora_train::gated_silu", _compute, mutates_args=())
-
-
-@_forward.register_fake
-def _(g: Tensor, u: Tensor) -> Tensor:
-    return torch.empty_like(g, memory_format=torch.contiguous_format)
-
-
-def _compute_backward(dy: Tensor, g: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
-    """dg, du."""
+def _backward(dy: Tensor, g: Tensor, u: Tensor, act: str, counted: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows [2, 9] or [0, 9]; dg, du."""
+    if uses_triton(g):
+        rows, dg, du = activation_backward(dy, g, u, act, counted)
+        assert du is not None
+        return rows, dg, du
     dy, g, u = dy.contiguous(), g.contiguous(), u.contiguous()
-    if cpu.AVAILABLE:
-        return cpu.gate_backward(dy, g, u)
+    if cpu.AVAILABLE and act == "silu" and not counted:
+        return new_rows(g, 0), *cpu.gate_backward(dy, g, u)
     g32, dy32 = g.float(), dy.float()
-    dg = torch.ops.aten.silu_backward(dy32 * u, g32)
-    return dg.to(g.dtype), F.silu(g32).mul_(dy32).to(g.dtype)
+    accs = [slope_times(dy32 * u, g32, act), ACTIVATIONS[act](g32).mul_(dy32)]
+    (dg, du), rows = rounded(accs, g.dtype, counted)
+    return rows, dg, du
 
 
-_backward = torch.library.custom_op("lora_train::gated_silu_backward", _compute_backward, mutates_args=())
+def slope_times(dy: Tensor, g: Tensor, act: str) -> Tensor:
+    """dy f'(g), by ATen."""
+    if act == "silu":
+        return torch.ops.aten.silu_backward(dy, g)
+    return torch.ops.aten.gelu_backward(dy, g, approximate="tanh" if act == "gelu_tanh" else "none")
 
 
-@_backward.register_fake
-def _(dy: Tensor, g: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(g), torch.empty_like(g)
+def _fake_forward(g, u, act, slot=None):
+    return g.new_empty(g.shape), new_rows(g, 0 if slot is None else 1)
 
 
-def _keep(ctx, inputs, output) -> None:
-    ctx.save_for_backward(*inputs)
+def _fake_backward(dy, g, u, act, counted):
+    return new_rows(g, 2 if counted else 0), g.new_empty(g.shape), g.new_empty(g.shape)
 
 
-def _differentiate(ctx, dy: Tensor):
-    return _backward(dy, *ctx.saved_tensors)
-
-
-_forward.register_autograd(_differentiate, setup_context=_keep)
-
-
-class _Directly(torch.autograd.Function):
-    """The same without the dispatcher."""
-
-    @staticmethod
-    def forward(ctx, g, u):
-        ctx.save_for_backward(g, u)
-        return _compute(g, u)
-
-    @staticmethod
-    def backward(ctx, dy):  # type: ignore[reportIncompatibleMethodOverride]
-        return _compute_backward(dy, *ctx.saved_tensors)
+_gated = operator(
+    "gated", _forward, _backward, lambda g, u, act, y, rows: ([g, u], (act,)), _fake_forward, _fake_backward
+)

@@ -1,7 +1,7 @@
 """RMSNorm with a frozen weight: one read and one write of memory forward, two reads and one write backward.
 
-    y  = x rstd w,  rstd = 1 / sqrt(mean(x^2) + eps)           x [..., K], w [K]
-    dx = rstd (w dy - x rstd^2 mean(w dy x))
+    y  = x rstd v,  rstd = 1 / sqrt(mean(x^2) + eps),  v = w + offset     x [..., K], w [K]
+    dx = rstd (v dy - x rstd^2 mean(v dy x))
 
 Everything in fp32, rounded once to x's dtype. PyTorch's own is six operations forward and eleven backward, each
 through memory, and keeps three tensors as large as x; this keeps x and one number a row.
@@ -10,93 +10,86 @@ through memory, and keeps three tensors as large as x; this keeps x and one numb
 import torch
 from torch import Tensor
 
-from . import cpu
-from .backend import runs_directly
+from . import cpu, norm_triton
+from .backend import uses_triton
+from .operators import operator
+from .rounding import new_rows, rounded
 
 
-def rms_norm_reference(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+def rms_norm_reference(x: Tensor, weight: Tensor, eps: float, offset: float = 0.0) -> Tensor:
     """`rms_norm` in plain PyTorch."""
     values = x.float()
     normal = values * torch.rsqrt(values.square().mean(-1, keepdim=True) + eps)
-    return (normal * weight.float()).to(x.dtype)
+    return (normal * (weight.float() + offset)).to(x.dtype)
 
 
-def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+def rms_norm(x: Tensor, weight: Tensor, eps: float, *, offset: float = 0.0, slot: Tensor | None = None) -> Tensor:
     """RMSNorm of the last dimension.
 
     Args:
-        x: fp32, fp16 or bf16 [..., K] on the CPU.
+        x: fp32, fp16 or bf16 [..., K].
         weight: [K], frozen.
+        offset: added to the weight: 0 for LLaMA, 1 for Gemma.
+        slot: float64 [2, 9] for the rows of y, and in backward of dx (rounding.py); None for none.
 
     Returns:
         [..., K] in x's dtype.
     """
-    if runs_directly(x):
-        return _Directly.apply(x, weight, eps)
-    return _forward(x.reshape(-1, x.shape[-1]), weight, eps)[0].view(x.shape)
+    return _rms_norm(x, weight, eps, offset, slot)
 
 
-def _compute(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """y [M, K]; rstd fp32 [M]."""
-    x = x.contiguous()
-    if cpu.AVAILABLE:
-        return cpu.norm(x, weight, eps)
-    values = x.float()
+def _forward(
+    x: Tensor, weight: Tensor, eps: float, offset: float, slot: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """y; rows [1, 9] or [0, 9]; rstd fp32 [M]."""
+    if uses_triton(x):
+        y, rows, _, rstd = norm_triton.norm(
+            x, weight, None, eps, offset, x.dtype, centred=False, counted=slot is not None
+        )
+        return y, rows, rstd
+    flat = x.reshape(-1, x.shape[-1]).contiguous()
+    if cpu.AVAILABLE and slot is None:
+        y, rstd = cpu.norm(flat, weight + offset if offset else weight, eps)
+        return y.view(x.shape), new_rows(x, 0), rstd
+    values = flat.float()
     rstd = torch.linalg.vector_norm(values, dim=-1).square_().div_(x.shape[-1]).add_(eps).rsqrt_()
-    return (values * rstd[:, None]).mul_(weight.float()).to(x.dtype), rstd
+    acc = (values * rstd[:, None]).mul_(weight.float() + offset)
+    (y,), rows = rounded([acc], x.dtype, slot is not None)
+    return y.view(x.shape), rows, rstd
 
 
-_forward = torch.library.custom_op("lora_train::rms_norm", _compute, mutates_args=())
-
-
-@_forward.register_fake
-def _(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(x), x.new_empty(x.shape[0], dtype=torch.float32)
-
-
-def _compute_backward(dy: Tensor, x: Tensor, weight: Tensor, rstd: Tensor) -> Tensor:
-    """dx [M, K]."""
-    dy, x = dy.contiguous(), x.contiguous()
-    if cpu.AVAILABLE:
-        return cpu.norm_backward(dy, x, weight, rstd)
-    values = x.float()
-    weighted = dy.float() * weight.float()
+def _backward(
+    dy: Tensor, x: Tensor, weight: Tensor, rstd: Tensor, offset: float, counted: bool
+) -> tuple[Tensor, Tensor]:
+    """Rows [1, 9] or [0, 9]; dx."""
+    if uses_triton(x):
+        return norm_triton.norm_backward(dy, x, weight, None, rstd, offset, counted)
+    dy, flat = (tensor.reshape(-1, x.shape[-1]).contiguous() for tensor in (dy, x))
+    if cpu.AVAILABLE and not counted:
+        dx = cpu.norm_backward(dy, flat, weight + offset if offset else weight, rstd)
+        return new_rows(x, 0), dx.view(x.shape)
+    values = flat.float()
+    weighted = dy.float() * (weight.float() + offset)
     factor = (weighted * values).sum(-1).div_(x.shape[-1]).mul_(rstd.square())
-    return weighted.addcmul_(values, factor[:, None], value=-1).mul_(rstd[:, None]).to(x.dtype)
+    acc = weighted.addcmul_(values, factor[:, None], value=-1).mul_(rstd[:, None])
+    (dx,), rows = rounded([acc], x.dtype, counted)
+    return rows, dx.view(x.shape)
 
 
-_backward = torch.library.custom_op("lora_train::rms_norm_backward", _compute_backward, mutates_args=())
+def _fake_forward(x, weight, eps, offset, slot=None):
+    rows = new_rows(x, 0 if slot is None else 1)
+    return x.new_empty(x.shape), rows, x.new_empty(x.shape[:-1].numel(), dtype=torch.float32)
 
 
-@_backward.register_fake
-def _(dy: Tensor, x: Tensor, weight: Tensor, rstd: Tensor) -> Tensor:
-    return torch.empty_like(x)
+def _fake_backward(dy, x, weight, rstd, offset, counted):
+    return new_rows(x, int(counted)), x.new_empty(x.shape)
 
 
-def _keep(ctx, inputs, output) -> None:
-    x, weight, _ = inputs
-    ctx.save_for_backward(x, weight, output[1])
-    ctx.mark_non_differentiable(output[1])
-
-
-def _differentiate(ctx, dy: Tensor, _):
-    return _backward(dy, *ctx.saved_tensors), None, None
-
-
-_forward.register_autograd(_differentiate, setup_context=_keep)
-
-
-class _Directly(torch.autograd.Function):
-    """The same without the dispatcher, and without views that autograd sees."""
-
-    @staticmethod
-    def forward(ctx, x, weight, eps):
-        rows = x.reshape(-1, x.shape[-1])
-        y, rstd = _compute(rows, weight, eps)
-        ctx.save_for_backward(rows, weight, rstd)
-        return y.view(x.shape)
-
-    @staticmethod
-    def backward(ctx, dy):  # type: ignore[reportIncompatibleMethodOverride]
-        rows, weight, rstd = ctx.saved_tensors
-        return _compute_backward(dy.reshape(rows.shape), rows, weight, rstd).view(dy.shape), None, None
+_rms_norm = operator(
+    "rms_norm",
+    _forward,
+    _backward,
+    lambda x, weight, eps, offset, y, rows, rstd: ([x, weight, rstd], (offset,)),
+    _fake_forward,
+    _fake_backward,
+)

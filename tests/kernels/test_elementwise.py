@@ -8,7 +8,7 @@ from typing import ClassVar
 import pytest
 import torch
 from lora_train.kernels import cpu
-from lora_train.kernels.gated import gated_silu, gated_silu_reference
+from lora_train.kernels.gated import gated, gated_reference
 from lora_train.kernels.lora_linear import lora_linear
 from lora_train.kernels.rms_norm import rms_norm, rms_norm_reference
 from lora_train.kernels.rotary import rotary, rotary_reference
@@ -58,7 +58,7 @@ def test_rms_norm(path, dtype, shape):
 @pytest.mark.parametrize("shape", [(3, 431), (1,), (0, 4), (64, 1536)])
 def test_gated_silu(path, dtype, shape):
     torch.manual_seed(0)
-    compare(gated_silu, gated_silu_reference, (4 * torch.randn(shape)).to(dtype), torch.randn(shape).to(dtype))
+    compare(gated, gated_reference, (4 * torch.randn(shape)).to(dtype), torch.randn(shape).to(dtype))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -87,8 +87,8 @@ def test_what_is_not_finite_stays_so_where_it_is(path, bad):
     x[2, 3] = bad
     ones = torch.ones(4, 16)
     assert torch.equal((~rms_norm(x, torch.ones(16), 1e-5).isfinite()).any(-1), torch.tensor([0, 0, 1, 0]).bool())
-    assert (~gated_silu(x, ones).isfinite()).nonzero().tolist() == [[2, 3]]
-    assert (~gated_silu(ones, x).isfinite()).nonzero().tolist() == [[2, 3]]
+    assert (~gated(x, ones).isfinite()).nonzero().tolist() == [[2, 3]]
+    assert (~gated(ones, x).isfinite()).nonzero().tolist() == [[2, 3]]
     turned = rotary(x.view(1, 1, 4, 16), torch.ones(1, 4, 16), torch.full((1, 4, 16), 0.5))
     assert (~turned.isfinite()).nonzero()[:, 2:].tolist() == [[2, 3], [2, 11]]
 
@@ -96,7 +96,7 @@ def test_what_is_not_finite_stays_so_where_it_is(path, bad):
 def test_a_gate_far_from_zero(path):
     """silu is the identity far above zero and nothing far below; its slope is one and zero."""
     g = torch.tensor([200.0, 88.0, -88.0, -200.0], requires_grad=True)
-    y = gated_silu(g, torch.full((4,), 2.0))
+    y = gated(g, torch.full((4,), 2.0))
     y.sum().backward()
     torch.testing.assert_close(y, torch.tensor([400.0, 176.0, 0.0, 0.0]), atol=1e-33, rtol=1e-6)
     assert g.grad is not None
@@ -104,7 +104,7 @@ def test_a_gate_far_from_zero(path):
 
 
 def test_a_product_too_large_for_fp16_is_infinite(path):
-    y = gated_silu(torch.full((3,), 300.0).half(), torch.tensor([200.0, 218.3, 219.0]).half())
+    y = gated(torch.full((3,), 300.0).half(), torch.tensor([200.0, 218.3, 219.0]).half())
     assert y.isinf().tolist() == [False, False, True]
 
 
@@ -133,10 +133,10 @@ def test_every_variant_gives_the_same_bits(monkeypatch):
 def test_operators_are_as_torch_wants_them():
     x = torch.randn(3, 8, requires_grad=True)
     cos = torch.randn(1, 5, 4)
-    torch.library.opcheck(torch.ops.lora_train.rms_norm.default, (x, torch.randn(8), 1e-5))
-    torch.library.opcheck(torch.ops.lora_train.gated_silu.default, (x, torch.randn(3, 8, requires_grad=True)))
+    torch.library.opcheck(torch.ops.lora_train.rms_norm.default, (x, torch.randn(8), 1e-5, 0.0))
+    torch.library.opcheck(torch.ops.lora_train.gated.default, (x, torch.randn(3, 8, requires_grad=True), "silu"))
     heads = torch.randn(2, 3, 5, 6, requires_grad=True)
-    torch.library.opcheck(torch.ops.lora_train.rotary.default, (heads, cos, cos, False))
+    torch.library.opcheck(torch.ops.lora_train.rotary.default, (heads, cos, cos))
 
 
 def test_under_a_dispatch_mode_the_same_is_an_operator():
@@ -153,7 +153,7 @@ def test_under_a_dispatch_mode_the_same_is_an_operator():
         torch.manual_seed(0)
         x, u, weight, A, B = (torch.randn(s, requires_grad=True) for s in ((6, 16), (6, 16), (8, 16), (2, 16), (8, 2)))
         cos, slot = torch.randn(1, 6, 4), torch.zeros(6, 9, dtype=torch.float64)
-        y = gated_silu(rms_norm(x, torch.ones(16), 1e-5), u)
+        y = gated(rms_norm(x, torch.ones(16), 1e-5), u)
         y = rotary(y.view(1, 6, 4, 4).transpose(1, 2), cos, cos).transpose(1, 2).reshape(6, 16)
         (y,) = lora_linear(y, [weight.detach()], [A], [B], [2.0], dropout_p=0.5, seed=torch.tensor([3]), slot=slot)
         y.square().sum().backward()
@@ -166,4 +166,4 @@ def test_under_a_dispatch_mode_the_same_is_an_operator():
     for ours, theirs in zip(direct, seen, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=0, equal_nan=True)
     operators = {name.split(".")[1] for name in Seen.names if name.startswith("lora_train.")}
-    assert {"rms_norm", "gated_silu", "rotary", "lora_linear", "lora_linear_backward"} <= operators
+    assert {"rms_norm", "gated", "rotary", "lora_linear", "lora_linear_backward"} <= operators
