@@ -47,6 +47,11 @@ def cdiv(n: int, block: int) -> int:
     return -(-n // block)
 
 
+def uses_triton_on(device: torch.device) -> bool:
+    """`uses_triton` of any tensor there."""
+    return device.type == "cuda" or _cpu_tensors_use_triton
+
+
 def is_gpu(device: torch.device) -> bool:
     """Whether it works behind the host's back: copies to it want pinned memory, and reading from it is a wait."""
     return device.type == "cuda" or _stand_in is not None

@@ -158,10 +158,8 @@ def _tile_for(n_cols: int, counted: bool) -> tuple[dict[str, int], int]:
     block = triton.next_power_of_2(max(1, n_cols))
     if block > MAX_BLOCK:
         block = LOOP_BLOCK
-    n_blocks = max(1, triton.cdiv(n_cols, block))
-    return {"ROWS": max(1, TILE // block), "BLOCK": block, "N_BLOCKS": n_blocks}, max(
-        4, block // (1024 if counted else 512)
-    )
+    tile = {"ROWS": max(1, TILE // block), "BLOCK": block, "N_BLOCKS": max(1, triton.cdiv(n_cols, block))}
+    return tile, max(4, block // (1024 if counted else 512))
 
 
 def norm(

@@ -23,15 +23,19 @@ def _count(total, acc, stored, mask):
     return add_partials(total, tile_partials(acc, stored, mask, True, stored.dtype != tl.float32))
 
 
-@jit(do_not_specialize=["n_units", "n_positions", "batch_stride", "head_stride", "angle_rows", "units_per_program"])
+@jit(
+    do_not_specialize=[
+        "n_units", "n_positions", "batch_stride", "head_stride", "position_stride", "angle_rows", "units_per_program",
+    ]
+)  # fmt: skip
 def _rotary_kernel(
     x_ptr, cos_ptr, sin_ptr, y_ptr, partials_ptr,
     n_units, n_positions, batch_stride, head_stride, position_stride, angle_rows, units_per_program,
     n_heads, n_cols, half,
     BACK: tl.constexpr, UNIT: tl.constexpr, HEADS: tl.constexpr, HALF: tl.constexpr, REST: tl.constexpr,
 ):  # fmt: skip
-    """x by strides, in UNITs of values: those that depend on the number of tokens are not specialised, and the
-    compiler still sees that they keep rows aligned. y [B, S, heads, D], dense.
+    """x by strides in UNITs of values: they depend on the number of tokens and so are not specialised, and the compiler
+    still sees that rows are aligned. y [B, S, heads, D], dense.
 
     Args:
         n_units: tokens times blocks of heads.
@@ -98,7 +102,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor, back: bool, counted: bool) -> tu
     programs, units_per_program = share(n_units, counted)
     partials = new_partials(x, 1, programs, counted)
     strides = x.stride()[:3]
-    unit = 1 if any(stride % ALIGNED for stride in strides) else ALIGNED
+    unit = 1 if any(stride % ALIGNED for stride, n in zip(strides, x.shape, strict=False) if n > 1) else ALIGNED
     if x.numel():
         _rotary_kernel[(programs,)](
             x, cos, sin, y, partials, n_units, n_positions, *(stride // unit for stride in strides),

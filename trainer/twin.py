@@ -101,8 +101,7 @@ def make_twin(config: Config, device: torch.device) -> Twin:
             kept = config.quantization.llm_int8_skip_modules or get_keys_to_not_convert(base)
             replace_with_bnb_linear(base, kept, quantization_of(config))  # in place
     base = frozen(base)
-    if device.type == "cpu":  # Liger-Kernel's do not run on fake tensors
-        take_fast_path(base, device)
+    take_fast_path(base, device)
     with torch.device("meta"):
         model = add_lora(base, config)
     mode = FakeTensorMode(allow_non_fake_inputs=True)
