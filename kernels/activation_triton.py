@@ -35,7 +35,7 @@ def _share_of(g, ACT: tl.constexpr):
     if ACT == "gelu":
         return 0.5 * (1.0 + tl.erf(g * _SQRT_HALF))
     elif ACT == "gelu_tanh":
-        return 1.0 / (1.0 + tl.exp(-_SLOPE * g * (1.0 + _CUBE * g * g)))
+        return 1.0 / (1.0 + tl.exp(-(g * _SLOPE) * (1.0 + g * g * _CUBE)))
     else:
         return 1.0 / (1.0 + tl.exp(-g))
 
@@ -46,7 +46,7 @@ def _slope(g, share, ACT: tl.constexpr):
     if ACT == "gelu":
         return share + g * tl.exp(-0.5 * g * g) * _DENSITY
     elif ACT == "gelu_tanh":
-        return share + g * share * (1.0 - share) * _SLOPE * (1.0 + 3.0 * _CUBE * g * g)
+        return share + g * share * (1.0 - share) * _SLOPE * (1.0 + g * g * (3.0 * _CUBE))
     else:
         return share + g * share * (1.0 - share)
 

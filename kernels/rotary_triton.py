@@ -52,14 +52,14 @@ def _rotary_kernel(
         token = unit // n_blocks
         heads = (unit % n_blocks) * HEADS + tl.arange(0, HEADS)
         batch, position = (token // n_positions).to(tl.int64), (token % n_positions).to(tl.int64)
-        there = (heads < n_heads) & (unit < n_units)
+        there = heads < tl.where(unit < n_units, n_heads, 0)
         x_row = (batch * batch_stride + position * position_stride + heads.to(tl.int64) * head_stride) * UNIT
         y_row = (token.to(tl.int64) * n_heads + heads) * n_cols
         mask = there[:, None] & (cols < half)[None, :]
         low = tl.load(x_ptr + x_row[:, None] + cols[None, :], mask=mask, other=0.0).to(tl.float32)
         high = tl.load(x_ptr + x_row[:, None] + half + cols[None, :], mask=mask, other=0.0).to(tl.float32)
         angle = (batch * angle_rows + position) * 2 * half + cols
-        known = (cols < half) & (unit < n_units)
+        known = cols < tl.where(unit < n_units, half, 0)
         cos_low = tl.load(cos_ptr + angle, mask=known, other=0.0).to(tl.float32)[None, :]
         cos_high = tl.load(cos_ptr + angle + half, mask=known, other=0.0).to(tl.float32)[None, :]
         sin_low = tl.load(sin_ptr + angle, mask=known, other=0.0).to(tl.float32)[None, :]
