@@ -54,6 +54,7 @@ def take_fast_path(base: nn.Module, device: torch.device | None = None) -> FastP
     with_triton = uses_triton_on(device)
     if device.type != "cpu" and not with_triton:
         return found
+    inside = "."
     for name, module in base.named_modules():
         if (offset := _norm_offset(module)) is not None:
             module.forward = _rms_norm_forward(module, offset)
@@ -64,7 +65,8 @@ def take_fast_path(base: nn.Module, device: torch.device | None = None) -> FastP
         elif act := _gate(module, list(ACTIVATIONS) if with_triton else ["silu"]):
             module.forward = _gated_forward(module, act)
             found.gated.append(name)
-        elif with_triton and (act := _gelu(module)):
+            inside = f"{name}."  # its activation is no longer called
+        elif with_triton and not name.startswith(inside) and (act := _gelu(module)):
             module.forward = _gelu_forward(module, act)
             found.gelus.append(name)
     found.rotary = _replace_rotary(sys.modules[type(base).__module__])
