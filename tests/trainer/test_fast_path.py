@@ -121,21 +121,26 @@ def test_a_run_has_the_losses_and_statistics_of_the_reference_path(tiny_models, 
             torch.testing.assert_close(values, expected_rows[name], rtol=2e-4, atol=1e-12, equal_nan=True, msg=name)
 
 
-@pytest.mark.parametrize("name", ["llama", "gpt_neox"])
-def test_triton_gives_the_loss_and_gradients_of_the_architectures_own(tiny_models, monkeypatch, own_rotary, name):
-    changes = {"data.cutoff_len": 40, "instrument.enabled": False}
-    config = with_settings(make_config(tiny_models[name], per_device_train_batch_size=1), changes)
+@pytest.mark.parametrize(
+    ("name", "targets"), [("llama", ["v_proj", "down_proj"]), ("gpt_neox", ["query_key_value", "dense_4h_to_h"])]
+)
+def test_triton_gives_the_loss_and_gradients_of_the_architectures_own(
+    tiny_models, monkeypatch, own_rotary, name, targets
+):
+    changes = {"data.cutoff_len": 40, "data.padding_free": False, "instrument.enabled": False}
+    config = make_config(tiny_models[name], per_device_train_batch_size=1)
+    config = with_settings(config, {**changes, "lora.target_modules": targets})
 
     def loss_and_gradients() -> dict[str, torch.Tensor]:
-        with triton_on_cpu():
-            parts = make_parts(config)
-            loss = parts.loss(collate(parts.plan.step(1)[0], parts.pad_token_id))[0]
-            loss.backward()
+        parts = make_parts(config)
+        loss = parts.loss(collate(parts.plan.step(1)[0], parts.pad_token_id))[0]
+        loss.backward()
         found = {name: p.grad for name, p in parts.model.named_parameters() if p.grad is not None}
-        assert found
+        assert len(found) == 2 * 2 * len(targets)
         return {"loss": loss.detach(), **found}
 
-    fast = loss_and_gradients()
+    with triton_on_cpu():
+        fast = loss_and_gradients()
     monkeypatch.setattr("lora_train.trainer.parts.take_fast_path", lambda base: None)
     architecture = importlib.import_module(f"transformers.models.{name}.modeling_{name}")
     monkeypatch.setattr(architecture, fast_path.ROTARY, architecture.apply_rotary_pos_emb.replaces)
