@@ -10,11 +10,10 @@ since (1 + tanh(z / 2)) / 2 is s(z). Everything in fp32, rounded once. Arguments
 """
 
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
 
-from .backend import AotVariant, jit
+from .backend import AotVariant, cdiv, jit
 from .rounding import new_partials, rows_of, share
 from .tile_stats import add_partials, no_partials, tile_partials, write_partials
 
@@ -122,7 +121,7 @@ def activation(g: Tensor, u: Tensor | None, act: str, counted: bool) -> tuple[Te
     """y in the shape and dtype of g, and rows [1, 9] or [0, 9]."""
     g, u = g.contiguous(), None if u is None else u.contiguous()
     y = torch.empty_like(g)
-    programs, tiles_per_program = share(triton.cdiv(g.numel(), BLOCK), counted)
+    programs, tiles_per_program = share(cdiv(g.numel(), BLOCK), counted)
     partials = new_partials(g, 1, programs, counted)
     if g.numel():
         n_cols = g.shape[-1] if g.ndim else 1
@@ -139,7 +138,7 @@ def activation_backward(
     """Rows of the gradients or [0, 9], dg, and du if there is a u."""
     dy, g, u = dy.contiguous(), g.contiguous(), None if u is None else u.contiguous()
     dg, du = torch.empty_like(g), None if u is None else torch.empty_like(g)
-    programs, tiles_per_program = share(triton.cdiv(g.numel(), BLOCK), counted)
+    programs, tiles_per_program = share(cdiv(g.numel(), BLOCK), counted)
     partials = new_partials(g, 1 if u is None else 2, programs, counted)
     if g.numel():
         n_cols = g.shape[-1] if g.ndim else 1

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .backend import AotVariant, jit
+from .backend import AotVariant, cdiv, jit
 from .rounding import new_partials, rows_of, share
 from .tile_stats import add_partials, no_partials, tile_partials, write_partials
 
@@ -158,7 +158,7 @@ def _tile_for(n_cols: int, counted: bool) -> tuple[dict[str, int], int]:
     block = triton.next_power_of_2(max(1, n_cols))
     if block > MAX_BLOCK:
         block = LOOP_BLOCK
-    tile = {"ROWS": max(1, TILE // block), "BLOCK": block, "N_BLOCKS": max(1, triton.cdiv(n_cols, block))}
+    tile = {"ROWS": max(1, TILE // block), "BLOCK": block, "N_BLOCKS": max(1, cdiv(n_cols, block))}
     return tile, max(4, block // (1024 if counted else 512))
 
 
@@ -173,7 +173,7 @@ def norm(
     rstd = x.new_empty(n_rows, dtype=torch.float32)
     mean = torch.empty_like(rstd) if centred else None
     tile, num_warps = _tile_for(n_cols, counted)
-    programs, tiles_per_program = share(triton.cdiv(n_rows, tile["ROWS"]), counted)
+    programs, tiles_per_program = share(cdiv(n_rows, tile["ROWS"]), counted)
     partials = new_partials(x, 1, programs, counted)
     if x.numel():
         _norm_kernel[(programs,)](
@@ -191,7 +191,7 @@ def norm_backward(
     n_rows = x.numel() // max(1, n_cols)
     dy, x, dx = dy.contiguous(), x.contiguous(), x.new_empty(x.shape)
     tile, num_warps = _tile_for(n_cols, counted)
-    programs, tiles_per_program = share(triton.cdiv(n_rows, tile["ROWS"]), counted)
+    programs, tiles_per_program = share(cdiv(n_rows, tile["ROWS"]), counted)
     partials = new_partials(x, 1, programs, counted)
     if x.numel():
         _norm_backward_kernel[(programs,)](

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .backend import AotVariant, jit
+from .backend import AotVariant, cdiv, jit
 from .rounding import new_partials, rows_of, share
 from .tile_stats import add_partials, no_partials, tile_partials, write_partials
 
@@ -101,7 +101,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor, back: bool, counted: bool) -> tu
     y = x.new_empty(batch, n_positions, n_heads, n_cols).transpose(1, 2)
     half, n_rows = cos.shape[-1] // 2, batch * n_positions * n_heads
     tile = _tile_for(n_heads, n_cols, half)
-    programs, tiles_per_program = share(triton.cdiv(n_rows, tile["ROWS"]), counted)
+    programs, tiles_per_program = share(cdiv(n_rows, tile["ROWS"]), counted)
     partials = new_partials(x, 1, programs, counted)
     strides = x.stride()[:3]
     unit = 1 if any(stride % ALIGNED for stride, n in zip(strides, x.shape, strict=False) if n > 1) else ALIGNED

@@ -7,9 +7,9 @@ partial per result. Without counting every tile is a program of its own and noth
 """
 
 import torch
-import triton
 from torch import Tensor
 
+from .backend import cdiv
 from .reduce import N_FIELDS, N_PARTIALS, reduce_partials
 from .tensor_stats_aten import round_with_stats_cpu
 from .tile_stats import MAX_PROGRAMS
@@ -17,8 +17,8 @@ from .tile_stats import MAX_PROGRAMS
 
 def share(n_tiles: int, counted: bool) -> tuple[int, int]:
     """Programs, and consecutive tiles for each."""
-    tiles_per_program = max(1, triton.cdiv(n_tiles, MAX_PROGRAMS)) if counted else 1
-    return triton.cdiv(n_tiles, tiles_per_program), tiles_per_program
+    tiles_per_program = max(1, cdiv(n_tiles, MAX_PROGRAMS)) if counted else 1
+    return cdiv(n_tiles, tiles_per_program), tiles_per_program
 
 
 def new_partials(like: Tensor, n_results: int, n_programs: int, counted: bool) -> Tensor | None:
