@@ -13,7 +13,7 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
-from .backend import AotVariant, cdiv, jit
+from .backend import AotVariant, cdiv, jit, on_device
 from .rounding import new_partials, rows_of, share
 from .tile_stats import add_partials, no_partials, tile_partials, write_partials
 
@@ -124,11 +124,12 @@ def activation(g: Tensor, u: Tensor | None, act: str, counted: bool) -> tuple[Te
     programs, tiles_per_program = share(cdiv(g.numel(), BLOCK), counted)
     partials = new_partials(g, 1, programs, counted)
     if g.numel():
-        n_cols = g.shape[-1] if g.ndim else 1
-        _activation_kernel[(programs,)](
-            g, u, y, partials, g.numel() // n_cols, n_cols, tiles_per_program,
-            ACT=act, BLOCK=BLOCK, num_warps=NUM_WARPS, enable_fp_fusion=False,
-        )  # fmt: skip
+        with on_device(g):
+            n_cols = g.shape[-1] if g.ndim else 1
+            _activation_kernel[(programs,)](
+                g, u, y, partials, g.numel() // n_cols, n_cols, tiles_per_program,
+                ACT=act, BLOCK=BLOCK, num_warps=NUM_WARPS, enable_fp_fusion=False,
+            )  # fmt: skip
     return y, rows_of(y, partials)
 
 
@@ -141,11 +142,12 @@ def activation_backward(
     programs, tiles_per_program = share(cdiv(g.numel(), BLOCK), counted)
     partials = new_partials(g, 1 if u is None else 2, programs, counted)
     if g.numel():
-        n_cols = g.shape[-1] if g.ndim else 1
-        _activation_backward_kernel[(programs,)](
-            dy, g, u, dg, du, partials, g.numel() // n_cols, n_cols, tiles_per_program,
-            ACT=act, BLOCK=BLOCK, num_warps=NUM_WARPS, enable_fp_fusion=False,
-        )  # fmt: skip
+        with on_device(g):
+            n_cols = g.shape[-1] if g.ndim else 1
+            _activation_backward_kernel[(programs,)](
+                dy, g, u, dg, du, partials, g.numel() // n_cols, n_cols, tiles_per_program,
+                ACT=act, BLOCK=BLOCK, num_warps=NUM_WARPS, enable_fp_fusion=False,
+            )  # fmt: skip
     return rows_of(dg, partials), dg, du
 
 

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .backend import AotVariant, cdiv, jit
+from .backend import AotVariant, cdiv, jit, on_device
 from .rounding import new_partials, rows_of, share
 from .tile_stats import add_partials, no_partials, tile_partials, write_partials
 
@@ -176,10 +176,11 @@ def norm(
     programs, tiles_per_program = share(cdiv(n_rows, tile["ROWS"]), counted)
     partials = new_partials(x, 1, programs, counted)
     if x.numel():
-        _norm_kernel[(programs,)](
-            x, weight.contiguous(), bias if bias is None else bias.contiguous(), y, mean, rstd, partials,
-            n_rows, n_cols, tiles_per_program, eps, offset, **tile, num_warps=num_warps, enable_fp_fusion=False,
-        )  # fmt: skip
+        with on_device(x):
+            _norm_kernel[(programs,)](
+                x, weight.contiguous(), bias if bias is None else bias.contiguous(), y, mean, rstd, partials,
+                n_rows, n_cols, tiles_per_program, eps, offset, **tile, num_warps=num_warps, enable_fp_fusion=False,
+            )  # fmt: skip
     return y, rows_of(y, partials), mean, rstd
 
 
@@ -194,10 +195,11 @@ def norm_backward(
     programs, tiles_per_program = share(cdiv(n_rows, tile["ROWS"]), counted)
     partials = new_partials(x, 1, programs, counted)
     if x.numel():
-        _norm_backward_kernel[(programs,)](
-            dy, x, weight.contiguous(), mean, rstd, dx, partials,
-            n_rows, n_cols, tiles_per_program, offset, **tile, num_warps=num_warps, enable_fp_fusion=False,
-        )  # fmt: skip
+        with on_device(x):
+            _norm_backward_kernel[(programs,)](
+                dy, x, weight.contiguous(), mean, rstd, dx, partials,
+                n_rows, n_cols, tiles_per_program, offset, **tile, num_warps=num_warps, enable_fp_fusion=False,
+            )  # fmt: skip
     return rows_of(dx, partials), dx
 
 

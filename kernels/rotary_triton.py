@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .backend import AotVariant, cdiv, jit
+from .backend import AotVariant, cdiv, jit, on_device
 from .rounding import new_partials, rows_of, share
 from .tile_stats import add_partials, no_partials, tile_partials, write_partials
 
@@ -106,11 +106,12 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor, back: bool, counted: bool) -> tu
     strides = x.stride()[:3]
     unit = 1 if any(stride % ALIGNED for stride, n in zip(strides, x.shape, strict=False) if n > 1) else ALIGNED
     if x.numel():
-        _rotary_kernel[(programs,)](
-            x, cos, sin, y, partials, n_rows, n_positions, *(stride // unit for stride in strides),
-            n_positions if cos.shape[0] > 1 else 0, tiles_per_program, n_cols, half,
-            BACK=back, UNIT=unit, **tile, num_warps=NUM_WARPS, enable_fp_fusion=False,
-        )  # fmt: skip
+        with on_device(x):
+            _rotary_kernel[(programs,)](
+                x, cos, sin, y, partials, n_rows, n_positions, *(stride // unit for stride in strides),
+                n_positions if cos.shape[0] > 1 else 0, tiles_per_program, n_cols, half,
+                BACK=back, UNIT=unit, **tile, num_warps=NUM_WARPS, enable_fp_fusion=False,
+            )  # fmt: skip
     return y, rows_of(y, partials)
 
 
