@@ -1,11 +1,13 @@
 """Compiles every Triton kernel for seven chips, without a GPU, and prints what the compiler made of it.
 
-    python -m benchmarks.compile_kernels [--all] [--json] [--kernel SUBSTRING] [--chip 80]
+    python -m benchmarks.compile_kernels [--all] [--json] [--instructions] [--kernel SUBSTRING] [--chip 80]
 
 Per chip, kernel and rank bucket: registers per thread, stack bytes (0, or values are spilled to memory), shared memory
-of a block, and how many tensor-core and 16-byte copy instructions its PTX has. Kernels are listed by `aot_variants()`
-of the files that hold them. Without --all, as the tests run it, a kernel that has rank buckets is compiled for one of
-them per chip, another on the next: half the time. Not under TRITON_INTERPRET=1, which replaces the compiler.
+of a block, and how many tensor-core and 16-byte copy instructions its PTX has. Then what statistics cost the LoRA
+kernels in instructions, read from the machine code (instructions.py); --instructions prints that alone. Kernels are
+listed by `aot_variants()` of the files that hold them. Without --all, as the tests run it, a kernel that has rank
+buckets is compiled for one of them per chip, another on the next: half the time. Not under TRITON_INTERPRET=1, which
+replaces the compiler.
 
 This file is not called kernels.py: scripts beside it would hide Hugging Face's library of that name.
 """
@@ -39,6 +41,8 @@ from lora_train.kernels.backend import AotVariant
 from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+
+from . import instructions
 
 FILES = (
     lora_linear_launch, cross_entropy, tensor_stats, multi_tensor, exponents, reduce, nf4,
@@ -75,8 +79,8 @@ class Compiled:
     wants_tensor_cores: bool
 
 
-def compile_variant(variant: AotVariant, chip: int) -> Compiled:
-    """Compiles one variant for one chip and reads its resources from the binary."""
+def machine_code(variant: AotVariant, chip: int) -> Any:
+    """Triton's compiled kernel of one variant for one chip."""
     names: list[str] = list(variant.fn.arg_names)
     signature = {name: variant.signature.get(name, "constexpr") for name in names}
     attrs = {(names.index(name),): [["tt.divisibility", 16]] for name in variant.aligned}
@@ -86,7 +90,12 @@ def compile_variant(variant: AotVariant, chip: int) -> Compiled:
         "num_stages": variant.num_stages,
         "enable_fp_fusion": False,
     }
-    compiled: Any = triton.compile(source, target=GPUTarget("cuda", chip, 32), options=options)
+    return triton.compile(source, target=GPUTarget("cuda", chip, 32), options=options)
+
+
+def compile_variant(variant: AotVariant, chip: int) -> Compiled:
+    """Compiles one variant for one chip and reads its resources from the binary."""
+    compiled = machine_code(variant, chip)
     usage = resource_usage(compiled.asm["cubin"])
     ptx = compiled.asm["ptx"]
     return Compiled(
@@ -99,6 +108,28 @@ def compile_variant(variant: AotVariant, chip: int) -> Compiled:
         tensor_core_instructions=len(TENSOR_CORES.findall(ptx)),
         copies_16_bytes=len(COPIES_16_BYTES.findall(ptx)),
         wants_tensor_cores=variant.tensor_cores and chip >= 80,
+    )
+
+
+def cost_of_statistics(variant: AotVariant, chip: int) -> instructions.Cost:
+    """Compiles one variant with statistics and without, and compares their main loops."""
+    loops, kernels = [], []
+    for statistics in (True, False):
+        switched = instructions.switched(variant, statistics)
+        kernels.append(machine_code(switched, chip))
+        loops.append(instructions.count(switched, kernels[-1].asm["cubin"], kernels[-1].asm["ptx"]))
+    registers = resource_usage(kernels[0].asm["cubin"])["REG"]
+    blocks = instructions.blocks_per_sm(chip, registers, kernels[0].metadata.shared, variant.num_warps)
+    return instructions.Cost(
+        chip=chip,
+        kernel=variant.name,
+        with_statistics=loops[0],
+        without=loops[1],
+        ratio=loops[0].per_value / loops[1].per_value,
+        bar=instructions.bar(variant, chip),
+        registers=registers,
+        blocks_per_sm=blocks,
+        warps_per_sm=blocks * variant.num_warps,
     )
 
 
@@ -120,15 +151,13 @@ def is_sampled(variant: AotVariant, chip: int, names: list[str]) -> bool:
     return n_buckets == 1 or variant.constexprs["RANK"] == SAMPLED_RANK[chip]
 
 
-def compile_all(
-    kernel: str = "", chips: tuple[int, ...] = tuple(SHARED_LIMIT_KIB), every_rank: bool = True
-) -> list[Compiled]:
-    """Every shipped variant whose name contains `kernel`, on every one of `chips` it is shipped for.
+Chips = tuple[int, ...]
 
-    One process per core: about 320 compilations take one to four seconds each. Triton caches them.
-    """
+
+def tasks_for(kernel: str, chips: Chips, every_rank: bool) -> list[tuple[int, int, int]]:
+    """File, variant in it, and chip of all that is to be compiled: a kernel cannot be sent to another process."""
     names = [variant.name for file in FILES for variant in file.aot_variants()]
-    tasks = [
+    return [
         (file, index, chip)
         for file in range(len(FILES))
         for index, variant in enumerate(FILES[file].aot_variants())
@@ -136,14 +165,33 @@ def compile_all(
         if kernel in variant.name and chip in variant.chips
         if every_rank or is_sampled(variant, chip, names)
     ]
+
+
+def compile_all(kernel: str = "", chips: Chips = tuple(SHARED_LIMIT_KIB), every_rank: bool = True) -> list[Compiled]:
+    """Every shipped variant whose name contains `kernel`, on every one of `chips` it is shipped for.
+
+    One process per core: about 320 compilations take one to four seconds each. Triton caches them.
+    """
     with multiprocessing.get_context("spawn").Pool(os.cpu_count()) as pool:
-        return pool.map(_compile_task, tasks, chunksize=4)
+        return pool.map(_compile_task, tasks_for(kernel, chips, every_rank), chunksize=4)
+
+
+def costs_of_statistics(kernel: str, chips: Chips, every_rank: bool) -> list[instructions.Cost]:
+    """What statistics cost in every variant that can be compiled without."""
+    tasks = tasks_for(kernel, chips, every_rank)
+    counted = [task for task in tasks if instructions.is_counted(FILES[task[0]].aot_variants()[task[1]], task[2])]
+    with multiprocessing.get_context("spawn").Pool(os.cpu_count()) as pool:
+        return pool.map(_cost_task, counted, chunksize=4)
 
 
 def _compile_task(task: tuple[int, int, int]) -> Compiled:
-    """A kernel cannot be sent to another process, its place in the list can."""
     file, index, chip = task
     return compile_variant(FILES[file].aot_variants()[index], chip)
+
+
+def _cost_task(task: tuple[int, int, int]) -> instructions.Cost:
+    file, index, chip = task
+    return cost_of_statistics(FILES[file].aot_variants()[index], chip)
 
 
 def print_table(results: list[Compiled]) -> None:
@@ -158,16 +206,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--all", action="store_true", help="every rank bucket on every chip")
     parser.add_argument("--json", action="store_true", help="print a list of records instead of a table")
+    parser.add_argument("--instructions", action="store_true", help="only what statistics cost in instructions")
     parser.add_argument("--kernel", default="", help="only kernels whose name contains this")
     parser.add_argument("--chip", type=int, action="append", choices=SHARED_LIMIT_KIB, help="only this chip")
     arguments = parser.parse_args()
     if knobs.runtime.interpret:
         sys.exit("error: TRITON_INTERPRET=1 replaces the compiler\nhint: unset it")
-    results = compile_all(arguments.kernel, tuple(arguments.chip or SHARED_LIMIT_KIB), arguments.all)
+    wanted = arguments.kernel, tuple(arguments.chip or SHARED_LIMIT_KIB), arguments.all
+    results = [] if arguments.instructions else compile_all(*wanted)
+    costs = costs_of_statistics(*wanted) if arguments.instructions or not arguments.json else []
     if arguments.json:
-        json.dump([dataclasses.asdict(result) for result in results], sys.stdout)
-    else:
+        json.dump([dataclasses.asdict(result) for result in results or costs], sys.stdout)
+        return
+    if results:
         print_table(results)
+    instructions.print_costs(costs)
 
 
 if __name__ == "__main__":

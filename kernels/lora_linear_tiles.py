@@ -1,7 +1,8 @@
 """Tiles of the LoRA kernels, and what is compiled of them ahead of time.
 
 One table serves every chip. Each tile was the first tried that all of sm_80 to sm_120 compile without spills,
-within the 99 KiB of shared memory of the smallest; none has been timed.
+within the 99 KiB of shared memory of the smallest; of `grad`, the first of which every SM holds two blocks, with
+all that they keep in registers. None has been timed.
 """
 
 import re
@@ -40,15 +41,15 @@ class Tile:
 TILES = {
     ("down", 16): Tile(32, 64, 4, 3), ("down", 32): Tile(32, 64, 4, 3), ("down", 64): Tile(32, 64, 8, 2),
     ("up", 16): Tile(32, 64, 4, 1), ("up", 32): Tile(32, 128, 8, 1), ("up", 64): Tile(64, 64, 8, 1),
-    ("grad", 16): Tile(32, 256, 8, 2), ("grad", 32): Tile(32, 128, 8, 2), ("grad", 64): Tile(32, 128, 8, 2),
+    ("grad", 16): Tile(32, 256, 4, 2), ("grad", 32): Tile(32, 128, 4, 2), ("grad", 64): Tile(32, 64, 4, 2),
     ("dA", 16): Tile(32, 128, 4, 2), ("dA", 32): Tile(32, 128, 8, 2), ("dA", 64): Tile(32, 128, 8, 2),
 }
 """By kernel and padded rank, for 16-bit X."""
 
 FP32_TILES = {
-    ("down", 16): Tile(32, 32, 4, 2), ("down", 32): Tile(32, 32, 4, 2), ("down", 64): Tile(32, 32, 8, 2),
+    ("down", 16): Tile(32, 32, 4, 2), ("down", 32): Tile(32, 32, 4, 2), ("down", 64): Tile(32, 32, 4, 2),
     ("up", 16): Tile(32, 64, 4, 1), ("up", 32): Tile(32, 64, 8, 1), ("up", 64): Tile(32, 64, 8, 1),
-    ("grad", 16): Tile(32, 64, 8, 2), ("grad", 32): Tile(32, 64, 8, 2), ("grad", 64): Tile(32, 32, 8, 2),
+    ("grad", 16): Tile(32, 64, 4, 2), ("grad", 32): Tile(32, 64, 4, 2), ("grad", 64): Tile(32, 32, 4, 2),
     ("dA", 16): Tile(32, 64, 4, 2), ("dA", 32): Tile(32, 64, 8, 2), ("dA", 64): Tile(32, 64, 8, 2),
 }
 """For fp32 X, whose products are three TF32 products: twice the bytes and three times the registers."""

@@ -26,7 +26,8 @@ import triton.language as tl
 from .backend import jit
 from .projections import locate, of_projection, products
 from .reduce import FIELDS, N_PARTIALS
-from .tile_stats import add_partials, no_partials, tile_partials, write_partials
+from .tile_stats import recount, write_partials
+from .tile_sums import add_tile, matrix_partials, only_tile_partials, start_sums
 
 _N_PARTIALS = tl.constexpr(N_PARTIALS)
 _N_NAN = tl.constexpr(FIELDS.index("n_nan"))
@@ -61,6 +62,12 @@ def _operand(x, PRECISION: tl.constexpr):
         return x
 
 
+@jit
+def _has_non_finite(x):
+    """Whether an fp32 tile holds NaN or infinity: 0 times it is NaN then, and so is the sum."""
+    return tl.sum(x * 0.0) != 0.0
+
+
 @jit(do_not_specialize=["n_rows", "blocks_per_split"])
 def _down_kernel(
     x_ptr, a_ptr, h_ptr, seed_ptr, partials_ptr, n_cols, rank, n_rows, blocks_per_split, p,
@@ -77,18 +84,17 @@ def _down_kernel(
     first = split * blocks_per_split
     last = tl.minimum(first + blocks_per_split, tl.cdiv(n_cols, BLOCK_C))
     acc = tl.zeros((BLOCK_M, RANK), dtype=tl.float32)
-    n_nan = tl.zeros((BLOCK_M,), dtype=tl.int32)
-    n_inf = tl.zeros((BLOCK_M,), dtype=tl.int32)
+    sums = start_sums()
     for block in range(first, last):
         start = block * BLOCK_C
         cols = start + tl.arange(0, BLOCK_C)
         col_mask = cols < n_cols
         mask = row_mask[:, None] & col_mask[None, :]
-        x = tl.load(x_ptr + rows[:, None] * n_cols + cols[None, :], mask=mask, other=0.0).to(tl.float32)
-        if STATS:
-            n_nan += tl.sum((x != x).to(tl.int32), axis=1)
-            n_inf += tl.sum((tl.abs(x) == float("inf")).to(tl.int32), axis=1)
+        stored = tl.load(x_ptr + rows[:, None] * n_cols + cols[None, :], mask=mask, other=0.0)
+        x = stored.to(tl.float32)
         if DROPOUT:
+            if STATS:
+                sums = add_tile(sums, stored, stored, False, False)
             x = tl.where(keep_tile(seed_ptr, rows, start, n_cols, p, BLOCK_M, BLOCK_C), x, 0.0)
         a_mask = col_mask[:, None] & rank_mask[None, :]
         a = tl.load(a_ptr + ranks[None, :] * n_cols + cols[:, None], mask=a_mask, other=0.0)
@@ -97,7 +103,14 @@ def _down_kernel(
     tl.store(h_ptrs, acc, mask=row_mask[:, None] & rank_mask[None, :])
     if STATS and chunk == 0:
         null = tl.full((), float("nan"), tl.float64)
-        nans, infs = tl.sum(n_nan).to(tl.float64), tl.sum(n_inf).to(tl.float64)
+        nans, infs = tl.full((), 0.0, tl.float64), tl.full((), 0.0, tl.float64)
+        # NaN or infinity in x makes its row of acc so, whatever it is multiplied with, unless it was dropped.
+        if _has_non_finite(sums[0] if DROPOUT else acc):
+            last_row, last_col = tl.minimum((row_block + 1) * BLOCK_M, n_rows), tl.minimum(last * BLOCK_C, n_cols)
+            found = recount(
+                x_ptr, row_block * BLOCK_M, last_row, first * BLOCK_C, last_col, n_cols, False, False, BLOCK_M, BLOCK_C
+            )
+            nans, infs = found[2], found[3]
         program = row_block * tl.num_programs(1) + split
         write_partials(partials_ptr, program, (null, null, nans, infs, null, null, null, null))
 
@@ -132,7 +145,7 @@ def _up_kernel(
     n_rows = tl.cast(n_rows, tl.int64)
     rows = row_block * BLOCK_M + tl.arange(0, BLOCK_M).to(tl.int64)
     row_mask = rows < n_rows
-    total = no_partials(ROUNDED, COUNT_SMALL)
+    sums = start_sums()
     for tile in range(tiles_per_program):
         start = (own_block * tiles_per_program + tile) * BLOCK_C
         cols = start + tl.arange(0, BLOCK_C)
@@ -167,8 +180,15 @@ def _up_kernel(
         z = (z.to(tl.float32) + scale * acc).to(z.dtype)
         tl.store(z_ptr + offsets, z, mask=mask)
         if STATS:
-            total = add_partials(total, tile_partials(z, z, mask, ROUNDED, COUNT_SMALL))
+            sums = add_tile(sums, z, z, ROUNDED, COUNT_SMALL)
     if STATS:
+        first_col = own_block * tiles_per_program * BLOCK_C
+        last_row = tl.minimum((row_block + 1) * BLOCK_M, n_rows)
+        last_col = tl.minimum(first_col + tiles_per_program * BLOCK_C, n_cols)
+        total = matrix_partials(
+            sums, tiles_per_program, z_ptr, row_block * BLOCK_M, last_row, first_col, last_col, n_cols,
+            ROUNDED, COUNT_SMALL, BLOCK_M, BLOCK_C,
+        )  # fmt: skip
         write_partials(partials_ptr, tl.cast(col_block, tl.int64) * tl.num_programs(0) + row_block, total)
 
 
@@ -210,9 +230,7 @@ def _grad_kernel(
     if DOWN:
         right = tl.load(r_ptr + cols[:, None] * rank + ranks[None, :], mask=right_mask, other=0.0)
         right = _operand(right, PRECISION)
-    total = no_partials(False, COUNT_SMALL)
-    l_nan = tl.zeros((BLOCK_M,), dtype=tl.int32)
-    l_inf = tl.zeros((BLOCK_M,), dtype=tl.int32)
+    sums = start_sums()
     for start in range(first, last, BLOCK_M):
         rows = start + tl.arange(0, BLOCK_M).to(tl.int64)
         row_mask = rows < last
@@ -231,10 +249,8 @@ def _grad_kernel(
             tl.store(down_ptrs, down, mask=left_mask, eviction_policy="evict_last")
         outer = tl.dot(tl.trans(z), _operand(left, PRECISION), outer, input_precision=PRECISION)
         if STATS:
-            total = add_partials(total, tile_partials(stored, stored, mask, False, COUNT_SMALL))
-            if own_strip == 0:
-                l_nan += tl.sum((left != left).to(tl.int32), axis=1)
-                l_inf += tl.sum((tl.abs(left) == float("inf")).to(tl.int32), axis=1)
+            sums = add_tile(sums, stored, stored, False, COUNT_SMALL)
+    suspicious = _has_non_finite(outer) if STATS else False
     outer *= scale
     outer_ptrs = outer_ptr + split * outer_size + outer_first
     if DOWN:
@@ -244,10 +260,25 @@ def _grad_kernel(
     tl.store(outer_ptrs, outer, mask=right_mask)
     if STATS:
         if own_strip == 0:
+            l_nan = tl.zeros((BLOCK_M,), dtype=tl.int32)
+            l_inf = tl.zeros((BLOCK_M,), dtype=tl.int32)
+            if suspicious:  # else l has none: NaN and infinity times anything are not finite, times 0 neither
+                for start in range(first, last, BLOCK_M):
+                    rows = start + tl.arange(0, BLOCK_M).to(tl.int64)
+                    left_mask = (rows < last)[:, None] & rank_mask[None, :]
+                    l_offsets = rows[:, None] * l_row_stride + l_first + ranks[None, :]
+                    left = tl.load(l_ptr + l_offsets, mask=left_mask, other=0.0)
+                    l_nan += tl.sum((left != left).to(tl.int32), axis=1)
+                    l_inf += tl.sum((tl.abs(left) == float("inf")).to(tl.int32), axis=1)
             program = first_bad + (index * tl.num_programs(1) + split) * tl.num_programs(2) + chunk
             tl.store(partials_ptr + program * _N_PARTIALS + _N_NAN, tl.sum(l_nan).to(tl.float64))
             tl.store(partials_ptr + program * _N_PARTIALS + _N_INF, tl.sum(l_inf).to(tl.float64))
         if chunk == 0:
+            first_col, last_col = own_strip * BLOCK_C, tl.minimum((own_strip + 1) * BLOCK_C, n_cols)
+            total = matrix_partials(
+                sums, tl.cdiv(last - first, BLOCK_M), z_ptr, first, last, first_col, last_col, n_cols,
+                False, COUNT_SMALL, BLOCK_M, BLOCK_C,
+            )  # fmt: skip
             write_partials(partials_ptr, tl.cast(strip, tl.int64) * tl.num_programs(1) + split, total)
 
 
@@ -272,7 +303,9 @@ def _widen_kernel(
     tl.store(out_ptr + offsets, z, mask=mask)
     if STATS:
         program = row_block * tl.num_programs(1) + col_block
-        write_partials(partials_ptr, program, tile_partials(stored, stored, mask, False, COUNT_SMALL))
+        n_valid = tl.minimum(n_rows - row_block * BLOCK_M, BLOCK_M) * tl.minimum(n_cols - start, BLOCK_C)
+        partials = only_tile_partials(stored, stored, mask, BLOCK_M * BLOCK_C - n_valid, False, COUNT_SMALL)
+        write_partials(partials_ptr, program, partials)
 
 
 @jit(do_not_specialize=["n"])
@@ -286,4 +319,5 @@ def _cast_kernel(x_ptr, out_ptr, partials_ptr, n, ALIGNED: tl.constexpr, BLOCK: 
     acc = tl.load(x_ptr + offsets, mask=mask, other=0.0).to(tl.float32)
     out = acc.to(out_ptr.dtype.element_ty)
     tl.store(out_ptr + offsets, out, mask=mask)
-    write_partials(partials_ptr, program, tile_partials(acc, out, mask, True, True))
+    n_padding = BLOCK - tl.minimum(n - program * BLOCK, BLOCK)
+    write_partials(partials_ptr, program, only_tile_partials(acc, out, mask, n_padding, True, True))

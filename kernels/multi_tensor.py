@@ -12,7 +12,8 @@ import triton.language as tl
 from .backend import AotVariant, is_gpu, jit, on_device, uses_triton
 from .reduce import N_FIELDS, N_PARTIALS, reduce_ragged_partials
 from .tensor_stats_aten import tensor_stats_cpu
-from .tile_stats import BLOCK, MAX_PROGRAMS, NUM_WARPS, add_partials, no_partials, split, tile_partials, write_partials
+from .tile_stats import BLOCK, MAX_PROGRAMS, NUM_WARPS, split, write_partials
+from .tile_sums import flat_partials
 
 
 @jit
@@ -36,13 +37,7 @@ def _multi_stats_kernel(
         n = tl.multiple_of(n, 4)
     tiles_per_program = tl.cdiv(tl.cdiv(n, BLOCK), MAX_PROGRAMS)
     start = (program - tl.load(first_ptr + tensor)) * tiles_per_program
-    total = no_partials(False, False)
-    for tile in range(tiles_per_program):
-        offsets = (start + tile) * BLOCK + tl.arange(0, BLOCK)
-        mask = offsets < n
-        x = tl.load(x_ptr + offsets, mask=mask, other=0.0)
-        total = add_partials(total, tile_partials(x, x, mask, False, False))
-    write_partials(partials_ptr, program, total)
+    write_partials(partials_ptr, program, flat_partials(x_ptr, start, tiles_per_program, n, False, BLOCK))
 
 
 @functools.lru_cache(maxsize=16)

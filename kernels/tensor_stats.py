@@ -45,6 +45,7 @@ from .tile_stats import (
     tile_partials,
     write_partials,
 )
+from .tile_sums import flat_partials
 
 __all__ = [
     "FIELDS",
@@ -80,12 +81,7 @@ def _stats_kernel(
     program = tl.program_id(0).to(tl.int64)
     if ALIGNED:
         n = tl.multiple_of(n, 16)
-    total = no_partials(False, COUNT_SMALL)
-    for tile in range(tiles_per_program):
-        offsets = (program * tiles_per_program + tile) * BLOCK + tl.arange(0, BLOCK)
-        mask = offsets < n
-        x = tl.load(x_ptr + offsets, mask=mask, other=0.0)
-        total = add_partials(total, tile_partials(x, x, mask, False, COUNT_SMALL))
+    total = flat_partials(x_ptr, program * tiles_per_program, tiles_per_program, n, COUNT_SMALL, BLOCK)
     write_partials(partials_ptr, program, total)
 
 

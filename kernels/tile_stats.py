@@ -1,10 +1,13 @@
-"""Statistics of what a kernel holds in registers, for every kernel that has a tile. Meanings: tensor_stats.py.
+"""Statistics of a tile that a kernel holds in registers. Meanings: tensor_stats.py.
 
-A kernel calls `tile_partials`, adds tiles with `add_partials` if it loops, and ends with `write_partials`;
-`reduce.write_row` or `reduce.reduce_partials` makes the row. Counts are int32 inside a tile and float64 after
-it: exact integers. Sums of squares are fp32 inside a tile and float64 after it: the relative error of a norm
-stays under 1e-6. A bf16 or fp32 tile is scaled by a power of two first, since its squares may leave the fp32
-range; squares of fp16 (2^-48 to 2^32) never do.
+`tile_partials` is right for every tile, and costs several reductions over the block. A kernel that lives on the
+memory's speed counts with tile_sums.py instead, which turns to `recount` here for NaN, infinity and squares outside the
+fp32 range. Partials are added with `add_partials`, and stored with `write_partials`; `reduce.write_row` or
+`reduce.reduce_partials` makes the row.
+
+Counts are int32 inside a tile and float64 after it: exact integers. Sums of squares are fp32 inside a tile and
+float64 after it: the relative error of a norm stays under 1e-6. A bf16 or fp32 tile is scaled by a power of two
+first, since its squares may leave the fp32 range; squares of fp16 (2^-48 to 2^32) never do.
 
 A flat tensor [n] is shared by `split(n)` programs of consecutive tiles of BLOCK values.
 """
@@ -128,6 +131,24 @@ def add_partials(a, b):
         a[6] + b[6],
         a[7] + b[7],
     )
+
+
+@jit
+def recount(
+    x_ptr, first_row, last_row, first_col, last_col, row_stride,
+    ROUNDED: tl.constexpr, COUNT_SMALL: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """Partials of a part of a matrix, read again from memory. ROUNDED, of fp32 alone: nothing was rounded."""
+    tl.debug_barrier()  # other threads of the block may just have stored it
+    total = no_partials(ROUNDED, COUNT_SMALL)
+    for row in range(first_row, last_row, BLOCK_M):
+        rows = row + tl.arange(0, BLOCK_M).to(tl.int64)
+        for col in range(first_col, last_col, BLOCK_C):
+            cols = col + tl.arange(0, BLOCK_C).to(tl.int64)
+            mask = (rows < last_row)[:, None] & (cols < last_col)[None, :]
+            x = tl.load(x_ptr + rows[:, None] * row_stride + cols[None, :], mask=mask, other=0.0)
+            total = add_partials(total, tile_partials(x, x, mask, ROUNDED, COUNT_SMALL))
+    return total
 
 
 @jit
