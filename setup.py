@@ -11,12 +11,12 @@ FOLDERS = (
     "instrument.report", "trainer",
 )  # fmt: skip
 
-HEADERS = ("attention_tiles", "dropout", "halves", "low_rank_tiles", "planes", "statistics", "threads")
+HEADERS = ("attention_tiles", "dispatch", "dropout", "halves", "low_rank_tiles", "planes", "statistics", "threads")
 # Whether a product and a sum may be rounded together: what has a chip's own bits may.
 FUSES = {"stats": False, "elementwise": False, "low_rank": True, "attention": True, "product": False}
 
 # Optional: without a compiler the package installs and works, and ATen computes what they would have.
-# No -march=native: each holds variants for AVX-512, for AVX2 and for any chip, and picks one at run time.
+# No -march=native: each holds variants for AVX-512, for AVX2 and for any chip; LORA_TRAIN_CPU chooses.
 compiled = [
     Extension(
         f"lora_train.kernels.cpu._{name}",

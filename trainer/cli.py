@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from ..instrument.messages import LANGUAGES, language, say
+from ..kernels.cpu_level import VARIABLE, LevelError
 from .errors import UserError, problem
 
 EXIT_USER_ERROR = 2
@@ -253,6 +254,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         if "--debug" in argv:
             raise
         print(error, file=sys.stderr)
+        return EXIT_USER_ERROR
+    except LevelError as error:  # when the kernels are imported
+        if "--debug" in argv:
+            raise
+        sentence = problem("cli.cpu_level", variable=VARIABLE, asked=error.asked, has=", ".join(error.has))
+        print(sentence, file=sys.stderr)
         return EXIT_USER_ERROR
     except KeyboardInterrupt:  # before training, or a second time: nothing was being written
         print(say("cli.interrupted" if verb is None else "cli.verb_interrupted"), file=sys.stderr)

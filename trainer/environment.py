@@ -45,7 +45,8 @@ CPU_FLAGS = (
 )  # fmt: skip
 VARIABLES = (
     "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF", "TRITON_INTERPRET",
-    "BNB_CUDA_VERSION", "HF_HUB_OFFLINE", "LORA_TRAIN_LANG", "LANG",
+    "LORA_TRAIN_CPU", "ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS", "BNB_CUDA_VERSION",
+    "HF_HUB_OFFLINE", "LORA_TRAIN_LANG", "LANG",
 )  # fmt: skip
 NVIDIA_SMI = ("nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader")
 
@@ -199,13 +200,15 @@ def bitsandbytes_backend() -> dict[str, Any]:
 
 
 def kernels() -> dict[str, Any]:
-    """Which of this package's kernels serve: the C statistics on the CPU, Triton on a GPU."""
+    """Which of this package's kernels serve: the C loops on the CPU and the best this chip has, Triton on a GPU."""
     import torch
 
     from ..kernels import cpu as cpu_kernels
 
     return {
         "cpu_statistics": "C extension" if cpu_kernels.AVAILABLE else "ATen (the C extension was not compiled)",
+        "cpu_loops": cpu_kernels.LEVEL,
+        "cpu_best": cpu_kernels.BEST,
         "lora_linear": "Triton" if torch.cuda.is_available() else "CPU",
     }
 

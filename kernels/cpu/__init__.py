@@ -1,13 +1,15 @@
 """The CPU's compiled loops, the C files of this folder, where setup.py could compile them; else ATen serves.
 
 Row layout and meaning of statistics are those of `tensor_stats.py`, the formulas of the rest those of `rms_norm.py`,
-`rotary.py`, `gated.py`, `lora_passes.py` and `attention.py`; this file only turns tensors into addresses. `portable`
-keeps to what every chip can run; except in `read`, `update` and `attention` that gives the same bits.
+`rotary.py`, `gated.py`, `lora_passes.py` and `attention.py`; this file only turns tensors into addresses. Which
+loops run is decided once, by `cpu_level.py`; all give the same bits, but for `read`, `update`, `attention`, `product`.
 """
 
 from collections.abc import Sequence
 
 import torch
+
+from ..cpu_level import LEVELS, chosen_level
 
 try:
     from . import _attention, _elementwise, _low_rank, _product, _stats  # type: ignore[reportAttributeAccessIssue]
@@ -15,20 +17,32 @@ except ImportError:  # no compiler when the package was installed
     _attention = _elementwise = _low_rank = _product = _stats = None
 
 AVAILABLE = _stats is not None
-TILES = _product is not None and _product.available()  # whether `product` has a chip for it
+BEST = LEVELS[_stats.best_level()] if _stats is not None else None  # what chip, system and compiler allow
 DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}  # as in stats.c
 
 
-def stats(x: torch.Tensor, count_small: bool, portable: bool = False) -> torch.Tensor:
+def use(level: str) -> None:
+    """Runs the loops of this level, of at most `BEST`, from now on."""
+    for module in (_attention, _elementwise, _low_rank, _product, _stats):
+        module.use_level(LEVELS.index(level))
+
+
+LEVEL = None if BEST is None else chosen_level(BEST)
+if LEVEL is not None:
+    use(LEVEL)
+TILES = LEVEL == "amx"  # whether `product` has a chip for it
+
+
+def stats(x: torch.Tensor, count_small: bool) -> torch.Tensor:
     """Row of a contiguous fp32, fp16 or bf16 tensor, overflow and underflow null."""
     assert _stats is not None
     row = torch.empty(9, dtype=torch.float64)
     threads = torch.get_num_threads()
-    _stats.stats(x.data_ptr(), x.numel(), DTYPES[x.dtype], count_small, 0, row.data_ptr(), threads, portable)
+    _stats.stats(x.data_ptr(), x.numel(), DTYPES[x.dtype], count_small, 0, row.data_ptr(), threads)
     return row
 
 
-def round_with_stats(acc: torch.Tensor, stored: torch.Tensor, portable: bool = False) -> torch.Tensor:
+def round_with_stats(acc: torch.Tensor, stored: torch.Tensor) -> torch.Tensor:
     """Rounds a contiguous fp32 tensor into `stored` (fp16 or bf16, contiguous); the row of `stored`."""
     assert _stats is not None
     row = torch.empty(9, dtype=torch.float64)
@@ -40,7 +54,6 @@ def round_with_stats(acc: torch.Tensor, stored: torch.Tensor, portable: bool = F
         stored.data_ptr(),
         row.data_ptr(),
         torch.get_num_threads(),
-        portable,
     )
     if not acc.numel():  # no values have no address, and stats.c takes no address for nothing to round into
         row[4:6] = 0
@@ -55,53 +68,45 @@ def exponents(x: torch.Tensor) -> torch.Tensor:
     return counts
 
 
-def norm(
-    x: torch.Tensor, weight: torch.Tensor, eps: float, portable: bool = False
-) -> tuple[torch.Tensor, torch.Tensor]:
+def norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> tuple[torch.Tensor, torch.Tensor]:
     """RMSNorm of the rows of a contiguous x [M, K], rounded once to its dtype; 1 / sqrt(mean + eps) of each [M]."""
     assert _elementwise is not None
     rows, cols = x.shape
     y, rstd = torch.empty_like(x), torch.empty(rows)
     weight, dtype = weight.float().contiguous(), DTYPES[x.dtype]
     addresses = (x.data_ptr(), weight.data_ptr(), y.data_ptr(), rstd.data_ptr())
-    _elementwise.norm(*addresses, rows, cols, eps, dtype, torch.get_num_threads(), portable)
+    _elementwise.norm(*addresses, rows, cols, eps, dtype, torch.get_num_threads())
     return y, rstd
 
 
-def norm_backward(
-    dy: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, rstd: torch.Tensor, portable: bool = False
-) -> torch.Tensor:
+def norm_backward(dy: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, rstd: torch.Tensor) -> torch.Tensor:
     """Gradient of `norm` with respect to x; dy and x contiguous [M, K] of one dtype."""
     assert _elementwise is not None
     dx, weight, dtype = torch.empty_like(x), weight.float().contiguous(), DTYPES[x.dtype]
     addresses = (dy.data_ptr(), x.data_ptr(), weight.data_ptr(), rstd.data_ptr(), dx.data_ptr())
-    _elementwise.norm_backward(*addresses, *x.shape, dtype, torch.get_num_threads(), portable)
+    _elementwise.norm_backward(*addresses, *x.shape, dtype, torch.get_num_threads())
     return dx
 
 
-def gate(g: torch.Tensor, u: torch.Tensor, portable: bool = False) -> torch.Tensor:
+def gate(g: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
     """silu(g) u of contiguous tensors of one dtype, rounded once to it."""
     assert _elementwise is not None
     y = torch.empty_like(g)
     addresses = (g.data_ptr(), u.data_ptr(), y.data_ptr())
-    _elementwise.gate(*addresses, g.numel(), DTYPES[g.dtype], torch.get_num_threads(), portable)
+    _elementwise.gate(*addresses, g.numel(), DTYPES[g.dtype], torch.get_num_threads())
     return y
 
 
-def gate_backward(
-    dy: torch.Tensor, g: torch.Tensor, u: torch.Tensor, portable: bool = False
-) -> tuple[torch.Tensor, torch.Tensor]:
+def gate_backward(dy: torch.Tensor, g: torch.Tensor, u: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Gradients of `gate` with respect to g and u; all contiguous."""
     assert _elementwise is not None
     dg, du = torch.empty_like(g), torch.empty_like(g)
     addresses = (dy.data_ptr(), g.data_ptr(), u.data_ptr(), dg.data_ptr(), du.data_ptr())
-    _elementwise.gate_backward(*addresses, g.numel(), DTYPES[g.dtype], torch.get_num_threads(), portable)
+    _elementwise.gate_backward(*addresses, g.numel(), DTYPES[g.dtype], torch.get_num_threads())
     return dg, du
 
 
-def rotate(
-    x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, backward: bool, portable: bool = False
-) -> torch.Tensor:
+def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, backward: bool) -> torch.Tensor:
     """Rotates the first R values of every head, or takes that back.
 
     Args:
@@ -125,7 +130,6 @@ def rotate(
         backward,
         DTYPES[x.dtype],
         torch.get_num_threads(),
-        portable,
     )
     return y.transpose(1, 2)
 
@@ -141,7 +145,6 @@ def read(
     wide: torch.Tensor | None = None,
     row: int = 0,
     dropout: tuple[int, float] = (0, 0.0),
-    portable: bool = False,
 ) -> bool:
     """One pass over a contiguous x [M, C] in fp32, fp16 or bf16; `low_rank.c` has the formulas.
 
@@ -165,7 +168,7 @@ def read(
         tuple([(matrix.data_ptr(), matrix.shape[side], factor, 0) for matrix, factor in right]),
         _address(left), _rows_apart(left), _address(to), _rows_apart(to),
         tuple([(matrix.data_ptr(), matrix.shape[side], 1.0, address) for matrix, address in outer]),
-        0 if wide is x else _address(wide), row, *dropout, torch.get_num_threads(), portable,
+        0 if wide is x else _address(wide), row, *dropout, torch.get_num_threads(),
     )  # fmt: skip
 
 
@@ -178,7 +181,6 @@ def update(
     across: bool = False,
     row: int = 0,
     dropout: tuple[int, float] = (0, 0.0),
-    portable: bool = False,
 ) -> None:
     """Adds left R to a contiguous fp32 x [M, C] and rounds it into `stored`, which is x where that is fp32.
 
@@ -194,7 +196,7 @@ def update(
     _low_rank.update(
         x.data_ptr(), x.shape, across, left.data_ptr(), _rows_apart(left),
         tuple([(matrix.data_ptr(), matrix.shape[side], 1.0, 0) for matrix in right]),
-        0 if stored is x else stored.data_ptr(), DTYPES[stored.dtype], row, *dropout, torch.get_num_threads(), portable,
+        0 if stored is x else stored.data_ptr(), DTYPES[stored.dtype], row, *dropout, torch.get_num_threads(),
     )  # fmt: skip
 
 
@@ -206,7 +208,6 @@ def attention(
     lse: torch.Tensor,
     scale: float,
     backward: tuple[torch.Tensor, ...] = (),
-    portable: bool = False,
 ) -> None:
     """Causal attention into `out` and `lse`, or with them its gradients; `attention.py` has the formulas.
 
@@ -221,7 +222,7 @@ def attention(
     tensors = tuple((x.data_ptr(), *x.stride()[:3]) for x in (query, key, value, out, *backward))
     threads = torch.get_num_threads()
     dtype = DTYPES[query.dtype]
-    _attention.attention(dtype, shape, scale, lse.data_ptr(), tensors, bool(backward), threads, portable)
+    _attention.attention(dtype, shape, scale, lse.data_ptr(), tensors, bool(backward), threads)
 
 
 def product(

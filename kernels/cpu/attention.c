@@ -73,7 +73,7 @@ typedef unsigned long long Address;
 
 static void *pointer(Address address) { return (void *)(uintptr_t)address; }
 
-/* attention(dtype, (batch, heads, kv_heads, rows, cols), scale, lse, tensors, is_backward, n_threads, portable):
+/* attention(dtype, (batch, heads, kv_heads, rows, cols), scale, lse, tensors, is_backward, n_threads):
    `tensors` are q, k, v, out and in a backward pass dout, dq, dk, dv, each (address, stride, stride, stride). */
 static PyObject *py_attention(PyObject *self, PyObject *args) {
     (void)self;
@@ -81,9 +81,9 @@ static PyObject *py_attention(PyObject *self, PyObject *args) {
     PyObject *tensors;
     Address lse;
     long long batch, heads, kv_heads, rows, cols;
-    int n_threads, portable;
-    if (!PyArg_ParseTuple(args, "i(LLLLL)fKO!pip", &job.dtype, &batch, &heads, &kv_heads, &rows, &cols, &job.scale,
-                          &lse, &PyTuple_Type, &tensors, &job.is_backward, &n_threads, &portable))
+    int n_threads;
+    if (!PyArg_ParseTuple(args, "i(LLLLL)fKO!pi", &job.dtype, &batch, &heads, &kv_heads, &rows, &cols, &job.scale,
+                          &lse, &PyTuple_Type, &tensors, &job.is_backward, &n_threads))
         return NULL;
     Heads *places[] = {&job.q, &job.k, &job.v, &job.out, &job.dout, &job.dq, &job.dk, &job.dv};
     for (Py_ssize_t i = 0; i < (job.is_backward ? 8 : 4); i++) {
@@ -96,10 +96,7 @@ static PyObject *py_attention(PyObject *self, PyObject *args) {
     }
     job.n_batch = batch, job.n_heads = heads, job.n_kv_heads = kv_heads, job.rows = rows, job.cols = cols;
     job.lse = pointer(lse);
-    job.walk = walk_portable;
-#ifdef HAS_AVX2_VARIANT
-    if (!portable && has_avx2()) job.walk = has_avx512() ? walk_avx512 : walk_avx2;
-#endif
+    job.walk = AT_LEVEL(walk);
     Py_BEGIN_ALLOW_THREADS
     run_shares(share, &job, batch * kv_heads, n_threads);
     Py_END_ALLOW_THREADS
@@ -108,6 +105,7 @@ static PyObject *py_attention(PyObject *self, PyObject *args) {
 
 static PyMethodDef methods[] = {
     {"attention", py_attention, METH_VARARGS, "See attention.py."},
+    LEVEL_METHODS,
     {NULL, NULL, 0, NULL},
 };
 

@@ -216,13 +216,8 @@ static void share(void *argument, int64_t number) {
     job->walk(job, start, stop < job->n ? stop : job->n);
 }
 
-static PyObject *run(Job *job, int64_t values_per_row, int n_threads, int portable) {
-    job->walk = walk_portable;
-#ifdef HAS_AVX2_VARIANT
-    if (!portable && has_avx2()) job->walk = has_avx512() ? walk_avx512 : walk_avx2;
-#else
-    (void)portable;
-#endif
+static PyObject *run(Job *job, int64_t values_per_row, int n_threads) {
+    job->walk = AT_LEVEL(walk);
     int64_t rows = ROWS_BYTES / 4 / (values_per_row ? values_per_row : 1);
     job->rows_per_share = rows > 0 ? rows : 1;
     Py_BEGIN_ALLOW_THREADS
@@ -235,83 +230,83 @@ typedef unsigned long long Address;
 
 static void *pointer(Address address) { return (void *)(uintptr_t)address; }
 
-/* norm(x, weight, y, rstd, rows, cols, eps, dtype, n_threads, portable) */
+/* norm(x, weight, y, rstd, rows, cols, eps, dtype, n_threads) */
 static PyObject *py_norm(PyObject *self, PyObject *args) {
     (void)self;
     Job job = {.kind = NORM};
     Address x, weight, y, rstd;
     long long rows;
-    int n_threads, portable;
-    if (!PyArg_ParseTuple(args, "KKKKLifiip", &x, &weight, &y, &rstd, &rows, &job.cols, &job.eps, &job.dtype,
-                          &n_threads, &portable))
+    int n_threads;
+    if (!PyArg_ParseTuple(args, "KKKKLifii", &x, &weight, &y, &rstd, &rows, &job.cols, &job.eps, &job.dtype,
+                          &n_threads))
         return NULL;
     job.in[0] = pointer(x), job.weight = pointer(weight), job.out[0] = pointer(y), job.rstd = pointer(rstd);
     job.n = rows;
-    return run(&job, job.cols, n_threads, portable);
+    return run(&job, job.cols, n_threads);
 }
 
-/* norm_backward(dy, x, weight, rstd, dx, rows, cols, dtype, n_threads, portable) */
+/* norm_backward(dy, x, weight, rstd, dx, rows, cols, dtype, n_threads) */
 static PyObject *py_norm_backward(PyObject *self, PyObject *args) {
     (void)self;
     Job job = {.kind = NORM_BACKWARD};
     Address dy, x, weight, rstd, dx;
     long long rows;
-    int n_threads, portable;
-    if (!PyArg_ParseTuple(args, "KKKKKLiiip", &dy, &x, &weight, &rstd, &dx, &rows, &job.cols, &job.dtype,
-                          &n_threads, &portable))
+    int n_threads;
+    if (!PyArg_ParseTuple(args, "KKKKKLiii", &dy, &x, &weight, &rstd, &dx, &rows, &job.cols, &job.dtype,
+                          &n_threads))
         return NULL;
     job.in[0] = pointer(dy), job.in[1] = pointer(x), job.weight = pointer(weight), job.rstd = pointer(rstd);
     job.out[0] = pointer(dx);
     job.n = rows;
-    return run(&job, job.cols, n_threads, portable);
+    return run(&job, job.cols, n_threads);
 }
 
-/* gate(g, u, y, n, dtype, n_threads, portable) */
+/* gate(g, u, y, n, dtype, n_threads) */
 static PyObject *py_gate(PyObject *self, PyObject *args) {
     (void)self;
     Job job = {.kind = GATE};
     Address g, u, y;
     long long n;
-    int n_threads, portable;
-    if (!PyArg_ParseTuple(args, "KKKLiip", &g, &u, &y, &n, &job.dtype, &n_threads, &portable)) return NULL;
+    int n_threads;
+    if (!PyArg_ParseTuple(args, "KKKLii", &g, &u, &y, &n, &job.dtype, &n_threads)) return NULL;
     job.in[0] = pointer(g), job.in[1] = pointer(u), job.out[0] = pointer(y);
     job.n = n;
-    return run(&job, 1, n_threads, portable);
+    return run(&job, 1, n_threads);
 }
 
-/* gate_backward(dy, g, u, dg, du, n, dtype, n_threads, portable) */
+/* gate_backward(dy, g, u, dg, du, n, dtype, n_threads) */
 static PyObject *py_gate_backward(PyObject *self, PyObject *args) {
     (void)self;
     Job job = {.kind = GATE_BACKWARD};
     Address dy, g, u, dg, du;
     long long n;
-    int n_threads, portable;
-    if (!PyArg_ParseTuple(args, "KKKKKLiip", &dy, &g, &u, &dg, &du, &n, &job.dtype, &n_threads, &portable))
+    int n_threads;
+    if (!PyArg_ParseTuple(args, "KKKKKLii", &dy, &g, &u, &dg, &du, &n, &job.dtype, &n_threads))
         return NULL;
     job.in[0] = pointer(g), job.in[1] = pointer(u), job.in[2] = pointer(dy);
     job.out[0] = pointer(dg), job.out[1] = pointer(du);
     job.n = n;
-    return run(&job, 1, n_threads, portable);
+    return run(&job, 1, n_threads);
 }
 
 /* rotate(x, cos, sin, y, (batch, heads, positions, cols), strides of the first three, rotated, stride of the angles
-   from batch to batch, backward, dtype, n_threads, portable); y is [batch, positions, heads, cols]. */
+   from batch to batch, backward, dtype, n_threads); y is [batch, positions, heads, cols]. */
 static PyObject *py_rotate(PyObject *self, PyObject *args) {
     (void)self;
     Job job = {0};
     Address x, cos, sin, y;
     long long batch, heads, positions, strides[3], angle_stride;
-    int backward, n_threads, portable;
-    if (!PyArg_ParseTuple(args, "KKKK(LLLi)(LLL)iLpiip", &x, &cos, &sin, &y, &batch, &heads, &positions, &job.cols,
+    int backward, n_threads;
+    if (!PyArg_ParseTuple(args, "KKKK(LLLi)(LLL)iLpii", &x, &cos, &sin, &y, &batch, &heads, &positions, &job.cols,
                           &strides[0], &strides[1], &strides[2], &job.rotated, &angle_stride, &backward, &job.dtype,
-                          &n_threads, &portable))
+                          &n_threads))
         return NULL;
     job.kind = backward ? ROTATE_BACKWARD : ROTATE;
     job.in[0] = pointer(x), job.cos = pointer(cos), job.sin = pointer(sin), job.out[0] = pointer(y);
     job.n = batch * positions, job.n_positions = positions, job.n_heads = heads;
     for (int i = 0; i < 3; i++) job.strides[i] = strides[i];
     job.angle_stride = angle_stride;
-    return run(&job, heads * job.cols, n_threads, portable);
+    return run(&job, heads * job.cols, n_threads);
 }
 
 static PyMethodDef methods[] = {
@@ -320,6 +315,7 @@ static PyMethodDef methods[] = {
     {"gate", py_gate, METH_VARARGS, "See gated.py."},
     {"gate_backward", py_gate_backward, METH_VARARGS, "See gated.py."},
     {"rotate", py_rotate, METH_VARARGS, "See rotary.py."},
+    LEVEL_METHODS,
     {NULL, NULL, 0, NULL},
 };
 

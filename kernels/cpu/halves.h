@@ -6,35 +6,13 @@
 #include <stdint.h>
 #include <string.h>
 
-#ifdef __x86_64__
-#include <immintrin.h>
-#define HAS_AVX2_VARIANT 1
-#define AVX2 __attribute__((target("avx2,f16c,fma")))
-#define AVX512 __attribute__((target("avx512f,avx512dq,avx512bw,avx512vl,f16c,fma,prefer-vector-width=512")))
-#endif
+#include "dispatch.h"
 
 #define INLINE static inline __attribute__((always_inline))
 
 enum { FP32 = 0, FP16 = 1, BF16 = 2 };
 
 static const uint32_t ABS_MASK = 0x7FFFFFFFu, INF_BITS = 0x7F800000u, FP16_MIN_NORMAL = 0x38800000u;
-
-static inline int has_avx512(void) {
-#ifdef HAS_AVX2_VARIANT
-    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
-           __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
-#else
-    return 0;
-#endif
-}
-
-static inline int has_avx2(void) {
-#ifdef HAS_AVX2_VARIANT
-    return __builtin_cpu_supports("avx2"); /* every chip with AVX2 has F16C and FMA */
-#else
-    return 0;
-#endif
-}
 
 /* |x| of an fp16 as the bits of an fp32. */
 INLINE uint32_t half_to_bits(uint16_t half) {

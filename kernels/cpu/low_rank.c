@@ -107,19 +107,6 @@ INLINE Four sum_each(const Four v[4]) {
 #include "low_rank_tiles.h"
 #endif
 
-static void choose(Job *job, int is_update, int portable) {
-    job->walk = is_update ? update_portable : read_rows_portable;
-    job->count_floats = count_floats_portable;
-#ifdef HAS_AVX2_VARIANT
-    if (portable || !has_avx2()) return;
-    int wide = has_avx512();
-    job->walk = is_update ? (wide ? update_avx512 : update_avx2) : (wide ? read_rows_avx512 : read_rows_avx2);
-    job->count_floats = wide ? count_floats_avx512 : count_floats_avx2;
-#else
-    (void)portable;
-#endif
-}
-
 static void share(void *argument, int64_t number) {
     Job *job = argument;
     int64_t start = number * job->rows_per_share, stop = start + job->rows_per_share;
@@ -185,8 +172,9 @@ static int left_is_finite(const Job *job) {
 static float *floats(int64_t count) { return malloc(sizeof(float) * (size_t)(count > 0 ? count : 1)); }
 
 /* Whether L is finite, or NULL after an error. */
-static PyObject *run(Job *job, int is_update, int n_threads, int portable) {
-    choose(job, is_update, portable);
+static PyObject *run(Job *job, int is_update, int n_threads) {
+    job->walk = is_update ? AT_LEVEL(update) : AT_LEVEL(read_rows);
+    job->count_floats = AT_LEVEL(count_floats);
     int64_t n_shares = cut(job), n = job->rank * job->cols;
     int finite = 1, is_16_bit = job->dtype != FP32;
     job->partials = malloc(sizeof(Partial) * (size_t)(n_shares ? n_shares : 1));
@@ -239,7 +227,7 @@ static PyObject *failed(Job *job) {
     return NULL;
 }
 
-/* read(x, dtype, (rows, cols), across, R, L, its stride, T, its stride, G, wide, row, seed, p, n_threads, portable):
+/* read(x, dtype, (rows, cols), across, R, L, its stride, T, its stride, G, wide, row, seed, p, n_threads):
    addresses as int, 0 for what is not there; R and G tuples of blocks. Returns whether L is finite. */
 static PyObject *py_read(PyObject *self, PyObject *args) {
     (void)self;
@@ -249,10 +237,10 @@ static PyObject *py_read(PyObject *self, PyObject *args) {
     long long rows, cols, left_stride, to_stride;
     unsigned long long seed;
     double p;
-    int n_threads, portable;
-    if (!PyArg_ParseTuple(args, "Ki(LL)pO!KLKLO!KKKdip", &x, &job.dtype, &rows, &cols, &job.across, &PyTuple_Type,
+    int n_threads;
+    if (!PyArg_ParseTuple(args, "Ki(LL)pO!KLKLO!KKKdi", &x, &job.dtype, &rows, &cols, &job.across, &PyTuple_Type,
                           &rights, &left, &left_stride, &to, &to_stride, &PyTuple_Type, &outers, &wide, &row, &seed, &p,
-                          &n_threads, &portable))
+                          &n_threads))
         return NULL;
     if (!parse_blocks(rights, &job.rights, &job.n_rights, &job.rank)) return failed(&job);
     if (!parse_blocks(outers, &job.outers, &job.n_outers, &job.rank)) return failed(&job);
@@ -260,10 +248,10 @@ static PyObject *py_read(PyObject *self, PyObject *args) {
     job.row = pointer(row);
     job.rows = rows, job.cols = cols, job.left_stride = left_stride, job.to_stride = to_stride;
     job.dropout = dropout_of(seed, p, cols);
-    return run(&job, 0, n_threads, portable);
+    return run(&job, 0, n_threads);
 }
 
-/* update(x, (rows, cols), across, L, its stride, R, stored, its dtype, row, seed, p, n_threads, portable) */
+/* update(x, (rows, cols), across, L, its stride, R, stored, its dtype, row, seed, p, n_threads) */
 static PyObject *py_update(PyObject *self, PyObject *args) {
     (void)self;
     Job job = {0};
@@ -272,20 +260,21 @@ static PyObject *py_update(PyObject *self, PyObject *args) {
     long long rows, cols, left_stride;
     unsigned long long seed;
     double p;
-    int n_threads, portable;
-    if (!PyArg_ParseTuple(args, "K(LL)pKLO!KiKKdip", &x, &rows, &cols, &job.across, &left, &left_stride, &PyTuple_Type,
-                          &rights, &stored, &job.dtype, &row, &seed, &p, &n_threads, &portable))
+    int n_threads;
+    if (!PyArg_ParseTuple(args, "K(LL)pKLO!KiKKdi", &x, &rows, &cols, &job.across, &left, &left_stride, &PyTuple_Type,
+                          &rights, &stored, &job.dtype, &row, &seed, &p, &n_threads))
         return NULL;
     if (!parse_blocks(rights, &job.rights, &job.n_rights, &job.rank)) return failed(&job);
     job.x = pointer(x), job.left = pointer(left), job.stored = pointer(stored), job.row = pointer(row);
     job.rows = rows, job.cols = cols, job.left_stride = left_stride;
     job.dropout = dropout_of(seed, p, cols);
-    return run(&job, 1, n_threads, portable);
+    return run(&job, 1, n_threads);
 }
 
 static PyMethodDef methods[] = {
     {"read", py_read, METH_VARARGS, "See lora_passes.py."},
     {"update", py_update, METH_VARARGS, "See lora_passes.py."},
+    LEVEL_METHODS,
     {NULL, NULL, 0, NULL},
 };
 

@@ -5,8 +5,7 @@
 
 #include "halves.h"
 
-#if defined(__x86_64__) && defined(__linux__) && (defined(__clang__) || __GNUC__ >= 11)
-#define HAS_TILES 1
+#ifdef HAS_TILES
 #define TILES __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,amx-tile,amx-bf16")))
 
 enum { SIDE = 16, DEPTH = 32, PAIR = 2 * SIDE, TILE = SIDE * DEPTH }; /* a tile: sixteen rows of 32 bf16, 1 KiB */

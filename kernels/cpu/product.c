@@ -21,13 +21,9 @@
 #include "threads.h"
 
 #ifdef HAS_TILES
-#include <sys/syscall.h>
-#include <unistd.h>
-
 enum { MAX_ROWS = 1024, MAX_DEPTH = 1024, MAX_PAIRS = 4 };
 enum { X_PLANES = MAX_ROWS * MAX_DEPTH * MAX_PLANES };         /* values: four megabytes */
 enum { W_PLANES = MAX_PAIRS * PAIR * MAX_DEPTH * MAX_PLANES }; /* of one share: half a megabyte, a part of its L2 */
-enum { REQUEST_PERMISSION = 0x1023, TILE_DATA = 18 };          /* of arch_prctl(2) */
 
 typedef struct Job {
     Matrix x, w; /* the blocks at hand */
@@ -179,14 +175,6 @@ static void multiply_blocks(const Job *whole, uint16_t *space) {
         }
 }
 
-static int ask_for_tiles(void) {
-    if (!has_avx512()) return 0;
-    unsigned a = 7, b, c = 0, d;
-    __asm__ volatile("cpuid" : "+a"(a), "=b"(b), "+c"(c), "=d"(d));
-    if (!(d >> 22 & 1) || !(d >> 24 & 1)) return 0; /* AMX-BF16, AMX-TILE */
-    return syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA) == 0;
-}
-
 /* Memory for planes that stays with the process: a fresh block would be faulted in at every product. Two products at
    once have no room for both: the second takes a block of its own. */
 static struct {
@@ -218,16 +206,6 @@ typedef unsigned long long Address;
 
 static void *pointer(Address address) { return (void *)(uintptr_t)address; }
 
-/* available(): whether this chip has tiles and the system lets this process use them. */
-static PyObject *py_available(PyObject *self, PyObject *args) {
-    (void)self, (void)args;
-#ifdef HAS_TILES
-    return PyBool_FromLong(ask_for_tiles());
-#else
-    Py_RETURN_FALSE;
-#endif
-}
-
 /* product(x, x_dtype, x_stride, w, w_dtype, w_stride, transposed, bias, out, out_stride, add, (M, N, C), n_planes,
    n_threads): False, and OUT as it was, if X has values that cannot be cut. */
 static PyObject *py_product(PyObject *self, PyObject *args) {
@@ -256,8 +234,8 @@ static PyObject *py_product(PyObject *self, PyObject *args) {
 }
 
 static PyMethodDef methods[] = {
-    {"available", py_available, METH_NOARGS, "Whether products can be made here."},
     {"product", py_product, METH_VARARGS, "See product.c."},
+    LEVEL_METHODS,
     {NULL, NULL, 0, NULL},
 };
 

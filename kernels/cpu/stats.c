@@ -52,24 +52,21 @@ static void share_of_job(void *argument, int64_t number) {
     job->partials[number] = p;
 }
 
-/* stats(x, n, dtype, count_small, stored, row, n_threads, portable): addresses as int. With `stored`, x is fp32 and is
-   rounded to it; else x has the dtype and is only counted. `portable` keeps to the variant every chip can run. */
+/* stats(x, n, dtype, count_small, stored, row, n_threads): addresses as int. With `stored`, x is fp32 and is rounded to
+   it; else x has the dtype and is only counted. */
 static PyObject *py_stats(PyObject *self, PyObject *args) {
     (void)self;
     long long n;
     unsigned long long x, stored, row;
-    int n_threads, portable;
+    int n_threads;
     Job job;
-    if (!PyArg_ParseTuple(args, "KLiiKKip", &x, &n, &job.dtype, &job.count_small, &stored, &row, &n_threads, &portable))
+    if (!PyArg_ParseTuple(args, "KLiiKKi", &x, &n, &job.dtype, &job.count_small, &stored, &row, &n_threads))
         return NULL;
     job.x = (const void *)(uintptr_t)x;
     job.stored = (void *)(uintptr_t)stored;
     job.n = n;
     job.n_shares = (n + SHARE - 1) / SHARE;
-    job.walk = share_portable;
-#ifdef HAS_AVX2_VARIANT
-    if (!portable && has_avx2()) job.walk = has_avx512() ? share_avx512 : share_avx2;
-#endif
+    job.walk = AT_LEVEL(share);
     job.partials = malloc(sizeof(Partial) * (size_t)(job.n_shares ? job.n_shares : 1));
     if (!job.partials) return PyErr_NoMemory();
     Py_BEGIN_ALLOW_THREADS
@@ -110,6 +107,7 @@ static PyObject *py_exponents(PyObject *self, PyObject *args) {
 static PyMethodDef methods[] = {
     {"stats", py_stats, METH_VARARGS, "One row of statistics; see tensor_stats.py."},
     {"exponents", py_exponents, METH_VARARGS, "Counts of binary exponents; see tensor_stats.py."},
+    LEVEL_METHODS,
     {NULL, NULL, 0, NULL},
 };
 

@@ -1,11 +1,31 @@
 """Values with known trouble, and the comparison of rows, for the tests of everything that makes a row."""
 
+import contextlib
 import math
+from collections.abc import Iterator
 
 import torch
+from lora_train.kernels import cpu
+from lora_train.kernels.cpu_level import LEVELS
 
 INF, NAN = math.inf, math.nan
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+def levels_here() -> tuple[str, ...]:
+    """The levels of the CPU's loops that this chip has."""
+    return LEVELS[: LEVELS.index(cpu.BEST) + 1] if cpu.BEST else ()
+
+
+@contextlib.contextmanager
+def at_level(level: str) -> Iterator[None]:
+    """The C loops at this level; not what torch's libraries run."""
+    assert cpu.LEVEL is not None
+    cpu.use(level)
+    try:
+        yield
+    finally:
+        cpu.use(cpu.LEVEL)
 
 
 def assert_row(row: torch.Tensor, expected: torch.Tensor) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import ClassVar
 
@@ -17,6 +18,8 @@ from lora_train.kernels.rotary import rotary, rotary_reference
 from lora_train.kernels.tensor_stats_aten import round_with_stats_reference
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from .helpers import at_level, levels_here
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 TOLERANCE = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
@@ -182,7 +185,7 @@ def test_a_product_too_large_for_fp16_is_infinite(path):
     assert y.isinf().tolist() == [False, False, True]
 
 
-def test_every_variant_gives_the_same_bits(monkeypatch):
+def test_all_instructions_give_the_same_bits(monkeypatch):
     if not cpu.AVAILABLE:
         pytest.skip("no compiler when the package was installed")
     torch.manual_seed(0)
@@ -191,17 +194,17 @@ def test_every_variant_gives_the_same_bits(monkeypatch):
         weight, cos = torch.randn(1000), torch.randn(1, 301, 30)
         heads = x.view(1, 301, 10, 100).transpose(1, 2)
 
-        def results(portable: bool, x=x, dy=dy, weight=weight, cos=cos, heads=heads) -> list[Tensor]:
-            y, rstd = cpu.norm(x, weight, 1e-5, portable)
-            gate = (cpu.gate(x, dy, portable), *cpu.gate_backward(dy, x, dy, portable))
-            turned = [cpu.rotate(heads, cos, cos, backward, portable) for backward in (False, True)]
-            return [y, rstd, cpu.norm_backward(dy, x, weight, rstd, portable), *gate, *turned]
+        def results(x=x, dy=dy, weight=weight, cos=cos, heads=heads) -> list[Tensor]:
+            y, rstd = cpu.norm(x, weight, 1e-5)
+            gate = (cpu.gate(x, dy), *cpu.gate_backward(dy, x, dy))
+            turned = [cpu.rotate(heads, cos, cos, backward) for backward in (False, True)]
+            return [y, rstd, cpu.norm_backward(dy, x, weight, rstd), *gate, *turned]
 
-        expected = results(portable=True)
-        for threads in (1, 3):
+        expected = results()
+        for threads, level in itertools.product((1, 3), levels_here()):
             monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
-            for found, wanted in zip(results(portable=False), expected, strict=True):
-                assert torch.equal(found, wanted)
+            with at_level(level):
+                assert all(torch.equal(*pair) for pair in zip(results(), expected, strict=True)), level
 
 
 def test_operators_are_as_torch_wants_them():

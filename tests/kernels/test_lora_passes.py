@@ -1,4 +1,4 @@
-"""The passes of the CPU's LoRA linear against fp64: every shape, dtype, instruction set and number of threads."""
+"""The passes of the CPU's LoRA linear against fp64: every shape, dtype and number of threads."""
 
 import numpy
 import pytest
@@ -16,17 +16,13 @@ SHAPES = [(0, 5, 3), (1, 1, 1), (7, 15, 4), (9, 33, 8), (64, 48, 24), (131, 71, 
 SEED, P = torch.tensor([11]), 0.3
 
 
-@pytest.fixture(params=["aten", "portable", "chosen"])
+@pytest.fixture(params=["aten", "compiled"])
 def variant(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """ATen, the loops for any chip, and those that this chip gets."""
+    """ATen, and the compiled loops."""
     if request.param == "aten":
         monkeypatch.setattr(cpu, "AVAILABLE", False)
     elif not cpu.AVAILABLE:
         pytest.skip("the C extension was not built")
-    elif request.param == "portable":
-        for name in ("read", "update"):
-            compiled = getattr(cpu, name)
-            monkeypatch.setattr(cpu, name, lambda *a, compiled=compiled, **k: compiled(*a, **k, portable=True))
     return request.param
 
 

@@ -19,16 +19,15 @@ SIZES = (0, 1, 15, 63, 123, 431, 512, 8191, 8193, 20_001)
 Stats = Callable[[torch.Tensor, bool], torch.Tensor]
 
 
-@pytest.fixture(params=["aten", "c", "c-portable", "interpreter", pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.fixture(params=["aten", "c", "interpreter", pytest.param("cuda", marks=pytest.mark.gpu)])
 def stats(request: pytest.FixtureRequest) -> Stats:
     """One implementation of `tensor_stats(x, full)`."""
     if request.param == "aten":
         return tensor_stats.tensor_stats_aten
-    if request.param.startswith("c-") or request.param == "c":
+    if request.param == "c":
         if not cpu.AVAILABLE:
             pytest.skip("the C extension was not built")
-        portable = request.param == "c-portable"
-        return lambda x, full: cpu.stats(flat(x), counts_small(x.dtype, full), portable)
+        return lambda x, full: cpu.stats(flat(x), counts_small(x.dtype, full))
     if request.param == "cuda":
         return lambda x, full: tensor_stats.tensor_stats_triton(x.cuda(), full).cpu()
 

@@ -7,7 +7,7 @@ from lora_train.kernels.exponents import exponent_histogram, exponent_histogram_
 from lora_train.kernels.tensor_stats import tensor_stats
 from lora_train.kernels.tensor_stats_aten import tensor_stats_reference
 
-from .helpers import DTYPES, accumulator, assert_row, random
+from .helpers import DTYPES, accumulator, assert_row, at_level, levels_here, random
 
 
 def test_aten_serves_without_the_extension(monkeypatch: pytest.MonkeyPatch):
@@ -22,38 +22,38 @@ def test_aten_serves_without_the_extension(monkeypatch: pytest.MonkeyPatch):
 
 
 @pytest.mark.skipif(not cpu.AVAILABLE, reason="the C extension was not built")
-def test_threads_do_not_change_the_bits():
+def test_threads_and_instructions_do_not_change_the_bits():
     x = random(3 * 2**18 + 431, torch.float32)
     threads = torch.get_num_threads()
+    rows = []
     try:
-        rows = []
         for n in (1, 2, 3, 64):
             torch.set_num_threads(n)
-            rows += [cpu.stats(x, True), cpu.stats(x, True, portable=True)]
+            for level in levels_here():
+                with at_level(level):
+                    rows.append(cpu.stats(x, True))
     finally:
         torch.set_num_threads(threads)
     assert all(torch.equal(row[:4], rows[0][:4]) for row in rows)
     assert_row(rows[0], tensor_stats_reference(x))
 
 
-@pytest.mark.parametrize("portable", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("shape", [(1, 14), (7, 9), (123, 63), (2, 2**18 + 1)])
-def test_c_counts_overflow_and_underflow(shape: tuple[int, int], dtype: torch.dtype, portable: bool):
+def test_c_counts_overflow_and_underflow(shape: tuple[int, int], dtype: torch.dtype):
     if not cpu.AVAILABLE:
         pytest.skip("the C extension was not built")
     acc, n_overflow, n_underflow = accumulator(dtype, *shape)
     stored = torch.empty_like(acc, dtype=dtype)
-    row = cpu.round_with_stats(acc, stored, portable)
+    row = cpu.round_with_stats(acc, stored)
     expected, expected_row = tensor_stats_aten.round_with_stats_reference(acc, dtype)
     assert row[4:6].tolist() == [n_overflow, n_underflow]
     torch.testing.assert_close(stored, expected, rtol=0, atol=0, equal_nan=True)
     assert_row(row, expected_row)
 
 
-@pytest.mark.parametrize("portable", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_c_rounds_every_magnitude_as_torch_does(dtype: torch.dtype, portable: bool):
+def test_c_rounds_every_magnitude_as_torch_does(dtype: torch.dtype):
     if not cpu.AVAILABLE:
         pytest.skip("the C extension was not built")
     generator = torch.Generator().manual_seed(3)
@@ -63,7 +63,7 @@ def test_c_rounds_every_magnitude_as_torch_does(dtype: torch.dtype, portable: bo
     bits = torch.cat((random_bits, ties, fp16_ties.flatten()))
     acc = bits.to(torch.int32).view(torch.float32)
     stored = torch.empty_like(acc, dtype=dtype)
-    row = cpu.round_with_stats(acc, stored, portable)
+    row = cpu.round_with_stats(acc, stored)
     expected, expected_row = tensor_stats_aten.round_with_stats_reference(acc, dtype)
     finite = ~expected.isnan()
     assert torch.equal(stored.isnan(), expected.isnan())

@@ -32,6 +32,7 @@ def test_versions_and_hardware_are_those_of_this_process(facts):
     assert ("avx2" in facts["cpu"]["capabilities"]) == ("AVX" in facts["torch"]["cpu_capability"])
     assert len(facts["gpus"]) == torch.cuda.device_count()
     assert facts["kernels"]["cpu_statistics"].startswith("C extension" if cpu_kernels.AVAILABLE else "ATen")
+    assert (facts["kernels"]["cpu_loops"], facts["kernels"]["cpu_best"]) == (cpu_kernels.LEVEL, cpu_kernels.BEST)
     assert facts["bitsandbytes"]["backend"] in ("CPU", "CUDA", "ROCm", "XPU")
     assert 0 < facts["memory"]["available_gib"] <= facts["memory"]["total_gib"]
 
@@ -105,6 +106,22 @@ def test_nvidia_smi_is_asked_where_it_exists(monkeypatch, tmp_path):
     tool.write_text("#!/bin/sh\necho 'NVIDIA T4, 550.54, 15360 MiB'\n")
     tool.chmod(0o755)
     assert environment.nvidia_smi() == ["NVIDIA T4, 550.54, 15360 MiB"]
+
+
+def test_the_loops_in_use_stand_beside_the_best_there_are(cli):
+    result = cli("env", env={"LORA_TRAIN_CPU": "portable"})
+    assert (result.returncode, result.stderr) == (0, "")
+    used = "portable" if cpu_kernels.AVAILABLE else "none"
+    assert f"cpu_loops {used}, cpu_best {cpu_kernels.BEST or 'none'}," in result.stdout
+    assert "\nvariables      " in result.stdout
+    assert "LORA_TRAIN_CPU portable" in result.stdout
+
+
+@pytest.mark.skipif(not cpu_kernels.AVAILABLE, reason="the C extension was not built")
+def test_loops_that_do_not_exist_are_a_line_of_it(cli):
+    result = cli("env", env={"LORA_TRAIN_CPU": "avx9"})
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "kernels        error LevelError: LORA_TRAIN_CPU=avx9: the CPU loops that run on" in result.stdout
 
 
 def test_the_real_command_line_prints_json(cli):
