@@ -36,7 +36,9 @@ CPU_LIBRARIES = 110 * MIB
 # Gaps in glibc's heap, which serves blocks of up to 32 MiB and gives little back in between: at most so many bytes, and
 # so many times the step's own; without and with gradient checkpointing, which takes and frees a layer's tensors once
 # more. Fitted to the runs of benchmarks/memory.py: 20 to 180 MiB in four, 210 to 375 in the two with checkpointing.
-# With MALLOC_MMAP_THRESHOLD_=262144 there are none. The CPU alone: CUDA's allocator counts live bytes.
+# Where gaps come to lie depends on when threads free, so on what else the machine does; with
+# MALLOC_MMAP_THRESHOLD_=262144 there are none, and a run takes the same bytes again to 0.2%. The CPU alone: CUDA's
+# allocator counts live bytes.
 HEAP_GAPS = {False: (170 * MIB, 1.4), True: (310 * MIB, 2.9)}
 # cuBLAS's workspace, which comes from torch's allocator: 32 MiB from Hopper on, 8.1 before.
 CUDA_WORKSPACE = {True: 32 * MIB, False: 8 * MIB + (128 << 10)}
@@ -232,9 +234,16 @@ def optimizer_bytes(name: str, trained: Sequence[torch.Size]) -> int:
 def overhead(twin: Twin, step: Step) -> int:
     """Bytes that libraries and allocator take on the device beside the tensors."""
     if twin.device.type != "cuda":
-        most, share = HEAP_GAPS[twin.config.training.gradient_checkpointing]
-        return CPU_LIBRARIES + min(most, int(share * step.peak))
+        return CPU_LIBRARIES + heap_gaps(twin, step)
     return CUDA_WORKSPACE[torch.cuda.get_device_capability(twin.device) >= (9, 0)]
+
+
+def heap_gaps(twin: Twin, step: Step) -> int:
+    """Bytes of the CPU's heap that no tensor is in at the peak, 0 on CUDA; HEAP_GAPS says why."""
+    if twin.device.type == "cuda":
+        return 0
+    most, share = HEAP_GAPS[twin.config.training.gradient_checkpointing]
+    return min(most, int(share * step.peak))
 
 
 def available(device: torch.device) -> int:

@@ -1,4 +1,8 @@
-"""Predictions against the resident set of real runs, each in a process of its own."""
+"""Predictions against the resident set of real runs, each in a process of its own.
+
+Without the gaps of the heap, which a busy machine changes: 638 to 679 MiB with them in three runs beside others, 551 to
+552 without.
+"""
 
 import pytest
 
@@ -14,5 +18,5 @@ def folder(tmp_path_factory):
 
 @pytest.mark.parametrize("case", ["llama-nf4"])  # the benchmark prints the others, half a minute each
 def test_prediction_is_within_15_percent_of_the_measured_peak(case, folder):
-    row = compared(case, folder)
+    row = compared(case, folder, gaps=False)
     assert abs(row.error) < LIMIT, row
