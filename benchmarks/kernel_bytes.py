@@ -9,7 +9,6 @@ Which bytes reach HBM is one rule for both (traffic.py). Base GEMMs are in every
 """
 
 import argparse
-import logging
 import os
 import sys
 from collections.abc import Iterable
@@ -17,6 +16,7 @@ from dataclasses import dataclass, replace
 from unittest import mock
 
 import torch
+from lora_train.instrument.quiet import quiet_notes
 
 from .fused_traffic import Linear, backward, forward, grad, lower_bound
 from .pass_traffic import cross_entropy, nf4_decode, stats
@@ -235,8 +235,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dropout", type=int, choices=(0, 1), default=1, help="0: as with lora_dropout: 0")
     dropout = bool(parser.parse_args().dropout)
-    # It looks for a CPU kernel in Hugging Face's library, which nothing here uses.
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    quiet_notes()
     if os.environ.get("TRITON_INTERPRET") != "1":
         sys.exit("error: bytes are counted in Triton's interpreter\nhint: TRITON_INTERPRET=1")
     print(f"predicted bytes of one forward and backward, M = {N_TOKENS} tokens, fp16, lora_dropout "

@@ -11,6 +11,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from .quiet import quiet_notes
+
 if TYPE_CHECKING:
     from .attach import Instrument
     from .callback import InstrumentCallback
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
 __all__ = ["Instrument", "InstrumentCallback", "load_run", "watch"]
 
 _HOME = {"Instrument": ".attach", "InstrumentCallback": ".callback", "load_run": ".load", "watch": ".recorder"}
+
+quiet_notes()
 
 
 def __getattr__(name: str) -> Any:

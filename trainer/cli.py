@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import difflib
 import importlib.metadata
-import logging
 import math
 import os
 import sys
@@ -304,8 +303,6 @@ def _number(text: str, kind: Callable[[str], int | float], allowed: Callable[[fl
 
 def quiet_libraries() -> None:
     """Keeps other libraries' notes for their developers out of the log of a run; errors still show."""
-    # offers an optional 4-bit CPU kernel from the hub; training does not use it
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     # transformers 5.2x renames these; peft and older releases know the old names only
     warnings.filterwarnings("ignore", message="`(is_)?gradient_checkpointing(_enable)?` is deprecated")
     # said in the banner where it matters

@@ -24,6 +24,7 @@ DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}  # as in stats.
 def use(level: str) -> None:
     """Runs the loops of this level, of at most `BEST`, from now on."""
     for module in (_attention, _elementwise, _low_rank, _product, _stats):
+        assert module is not None
         module.use_level(LEVELS.index(level))
 
 
