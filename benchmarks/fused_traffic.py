@@ -14,6 +14,7 @@ in Triton's interpreter, byte for byte. Products that cuBLAS makes are counted a
 One projection, forward and backward, from sm_80 on (on sm_75 cuBLAS makes the rank products).
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -131,11 +132,12 @@ def up(layer: Linear, z: str, left: str, right: str, n_cols: int, dropout: bool)
     parts = _down_shape(layer)[1] if left == "H" else 1
     z_bytes, left_bytes, right_bytes = m * n_cols * layer.dtype.itemsize, m * r * 4, n_cols * r * 4
     name = left if parts == 1 else f"{left} parts"
+    reads = tiles if layer.rank > padded_rank(layer.rank) else col_blocks  # ranks in chunks are read for every tile
     launch = Launch(
         f"up {z}",
         {
             "z0_ptr": Access(z, z_bytes, loaded=z_bytes, stored=z_bytes),
-            "l_ptr": Access(name, parts * left_bytes, loaded=tiles * parts * left_bytes),
+            "l_ptr": Access(name, parts * left_bytes, loaded=reads * parts * left_bytes),
             "r0_ptr": Access(right, right_bytes, loaded=row_blocks * right_bytes),
         },
     )
@@ -245,17 +247,11 @@ def forward(layer: Linear) -> list[Launch]:
     """The launches of one forward, in order."""
     launches = cast_x(layer) if layer.autocast_x else []
     launches += [down(layer), product("GEMM Y", layer, "X", "W", "Y")]
-    launches.append(up(layer, "Y", "H", "B", layer.n_out, False))
-    if layer.statistics:
-        row_blocks, splits = _down_shape(layer)
-        n_in, (rows, cols, _) = row_blocks * splits, _up_shape(layer, layer.n_out)
-        counts = [(n_in, 0, 0), (rows * cols, n_in, 0)]
-        launches.append(_rows(counts, (n_in + rows * cols) * PARTIAL_BYTES))
-    return launches
+    return [*launches, up(layer, "Y", "H", "B", layer.n_out, False)]
 
 
 def backward(layer: Linear) -> list[Launch]:
-    """The launches of one backward, in order."""
+    """The launches of one backward, in order, and the one that writes the rows of forward and backward."""
     launches = [product("GEMM dX", layer, "dY", "W", "dX"), *grad(layer), da(layer), total_gradients(layer)]
     launches.append(up(layer, "dX", "G", "A", layer.n_in, layer.dropout))
     if layer.autocast_x:
@@ -266,9 +262,12 @@ def backward(layer: Linear) -> list[Launch]:
         strips, splits, chunks = _read_shape(layer, "grad")
         dy, bad = strips * splits, splits * chunks
         a, b = (triton.cdiv(n * layer.rank, TOTAL_BLOCK) for n in (layer.n_in, layer.n_out))
-        rows, cols, _ = _up_shape(layer, layer.n_in)
-        counts = [(dy, 0, 0), (a, dy, bad), (b, dy, bad), (rows * cols, dy, 0)]
-        launches.append(_rows(counts, (dy + a + b + rows * cols) * PARTIAL_BYTES + bad * BAD_BYTES))
+        x, y, dx = (
+            math.prod(_down_shape(layer)),
+            *(math.prod(_up_shape(layer, n)[:2]) for n in (layer.n_out, layer.n_in)),
+        )
+        counts = [(x, 0, 0), (y, x, 0), (dy, 0, 0), (a, dy, bad), (b, dy, bad), (dx, dy, 0)]
+        launches.append(_rows(counts, (x + y + dy + a + b + dx) * PARTIAL_BYTES + bad * BAD_BYTES))
     return launches
 
 

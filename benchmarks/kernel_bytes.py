@@ -93,7 +93,6 @@ def count_fused(layer: Linear) -> list[Launch]:
         pending, slot = PendingRows(), torch.empty(6, 9, dtype=torch.float64)
         rows = [Rows(part, pending) if layer.statistics else None for part in (slot[:2], slot[2:])]
         _, h = launch.forward(x, [weight], [bias], lora_A, lora_B, seed, [2.0], p, rows[0])
-        pending.flush()
         launch.backward([dy], x, h, [weight], lora_A, lora_B, seed, [2.0], p, True, rows[1])
         pending.flush()
     return launches

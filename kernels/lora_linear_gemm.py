@@ -70,7 +70,7 @@ def _add(
         kernels._up_kernel, (*grid, 1),
         (*four([z]), *four([delta]), delta, delta, delta, z if seed is None else seed, found),
         (*four([n_cols]), *four([1]), 1), (n_rows, 1, first_row, 1, *four([scale]), p),
-        (1, False, p > 0, with_stats, is_wide, not is_wide, "tf32", 0, tile.block_m, tile.block_c),
+        (1, False, False, p > 0, with_stats, is_wide, not is_wide, "tf32", 0, tile.block_m, tile.block_c),
         num_warps=tile.num_warps, num_stages=tile.num_stages, enable_fp_fusion=False,
     )  # fmt: skip
     return found

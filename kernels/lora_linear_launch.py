@@ -111,7 +111,8 @@ def up(
         kernels._up_kernel, (row_blocks, sum(col_blocks), 1),
         (*four(zs), *four(rights), left, total, left, z if seed is None else seed, found),
         (*four(cols), *four(ranks), left.stride(1)), (n_rows, n_parts, 0, tiles, *four(scales), p),
-        (len(zs), across, p > 0, with_stats, is_wide, not is_wide, precision(z), padded, tile.block_m, tile.block_c),
+        (len(zs), across, max(ranks) > padded, p > 0, with_stats, is_wide, not is_wide, precision(z), padded,
+         tile.block_m, tile.block_c),
         num_warps=tile.num_warps, num_stages=tile.num_stages, enable_fp_fusion=False,
     )  # fmt: skip
     return total, regions(found, [n * row_blocks for n in col_blocks], with_stats)

@@ -41,7 +41,7 @@ class Tile:
 TILES = {
     ("down", 16): Tile(32, 64, 4, 3), ("down", 32): Tile(32, 64, 4, 3), ("down", 64): Tile(32, 64, 8, 2),
     ("up", 16): Tile(32, 64, 4, 1), ("up", 32): Tile(32, 128, 8, 1), ("up", 64): Tile(64, 64, 8, 1),
-    ("grad", 16): Tile(32, 256, 4, 2), ("grad", 32): Tile(32, 128, 4, 2), ("grad", 64): Tile(32, 64, 4, 2),
+    ("grad", 16): Tile(32, 128, 4, 2), ("grad", 32): Tile(32, 128, 4, 2), ("grad", 64): Tile(32, 64, 4, 2),
     ("dA", 16): Tile(32, 128, 4, 2), ("dA", 32): Tile(32, 128, 8, 2), ("dA", 64): Tile(32, 128, 8, 2),
 }
 """By kernel and padded rank, for 16-bit X."""
@@ -91,7 +91,11 @@ def aot_variants() -> list[AotVariant]:
             base = {"DROPOUT": True, "STATS": True, "PRECISION": precise, "RANK": rank}
             for name, fn, extra in (
                 ("down", kernels._down_kernel, {}),
-                ("up", kernels._up_kernel, {**small, "GROUP": 1, "ACROSS": False, "ROUNDED": dtype == "fp32"}),
+                (
+                    "up",
+                    kernels._up_kernel,
+                    {**small, "GROUP": 1, "ACROSS": False, "CHUNKED": False, "ROUNDED": dtype == "fp32"},
+                ),
                 ("grad", kernels._grad_kernel, {**small, "GROUP": 3, "DOWN": True, "DROPOUT": False}),
                 ("dA", kernels._grad_kernel, {**small, "GROUP": 1, "DOWN": False, "STATS": False}),
             ):
@@ -100,7 +104,7 @@ def aot_variants() -> list[AotVariant]:
                 add(f"lora {name} {dtype} r{rank}", fn, tile, {**base, **extra, **shape}, True, dtype)
     common = {"DROPOUT": True, "STATS": True, "COUNT_SMALL": True}
     shape = {"BLOCK_M": ADD_TILE.block_m, "BLOCK_C": ADD_TILE.block_c}
-    alone = {"GROUP": 1, "ACROSS": False, "ROUNDED": False, "RANK": 0, "PRECISION": "tf32"}
+    alone = {"GROUP": 1, "ACROSS": False, "CHUNKED": False, "ROUNDED": False, "RANK": 0, "PRECISION": "tf32"}
     add("lora add fp16", kernels._up_kernel, ADD_TILE, {**common, **alone, **shape}, False)
     shape = {"BLOCK_M": WIDEN_TILE.block_m, "BLOCK_C": WIDEN_TILE.block_c}
     add("lora widen fp16", kernels._widen_kernel, WIDEN_TILE, {**common, **shape}, False)

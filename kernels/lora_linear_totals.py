@@ -7,7 +7,8 @@ import triton.language as tl
 
 from .backend import jit
 from .projections import nth, of_projection
-from .tile_stats import tile_partials, write_partials
+from .tile_stats import write_partials
+from .tile_sums import only_tile_partials
 
 
 @jit(do_not_specialize=["n_rows"])
@@ -90,4 +91,4 @@ def _total_gradients_kernel(
         acc += tl.load(parts_ptr + part * size + own_part + offsets, mask=mask, other=0.0)
     tl.store(out_ptr + own_out + offsets, acc, mask=mask)
     if STATS:
-        write_partials(partials_ptr, block, tile_partials(acc, acc, mask, True, False))
+        write_partials(partials_ptr, block, only_tile_partials(acc, acc, mask, 0, True, False))

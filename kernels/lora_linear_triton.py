@@ -115,19 +115,42 @@ def _down_kernel(
         write_partials(partials_ptr, program, (null, null, nans, infs, null, null, null, null))
 
 
+@jit
+def _sum_of_parts(l_ptr, out_ptr, rows, columns, mask, n_rows, row_stride, n_parts, keeps):
+    """The sum of l [parts, M, row_stride] at these rows and columns; stored if `keeps` and there are several parts."""
+    offsets = rows[:, None] * row_stride + columns[None, :]
+    total = tl.load(l_ptr + offsets, mask=mask, other=0.0)
+    for part in range(1, n_parts):
+        total += tl.load(l_ptr + part * n_rows * row_stride + offsets, mask=mask, other=0.0)
+    if (n_parts > 1) & keeps:
+        tl.store(out_ptr + offsets, total, mask=mask)
+    return total
+
+
+@jit
+def _rights(r_ptr, ranks, cols, rank, n_cols, ACROSS: tl.constexpr):
+    """A tile of r [ranks, columns]."""
+    if ACROSS:
+        pointers = r_ptr + cols[None, :] * rank + ranks[:, None]
+    else:
+        pointers = r_ptr + ranks[:, None] * n_cols + cols[None, :]
+    return tl.load(pointers, mask=(ranks < rank)[:, None] & (cols < n_cols)[None, :], other=0.0)
+
+
 @jit(do_not_specialize=["n_rows", "n_l_parts", "first_row", "tiles_per_program"])
 def _up_kernel(
     z0_ptr, z1_ptr, z2_ptr, z3_ptr, r0_ptr, r1_ptr, r2_ptr, r3_ptr,
     l_ptr, l_out_ptr, delta_ptr, seed_ptr, partials_ptr, c0, c1, c2, c3, k0, k1, k2, k3, l_row_stride,
     n_rows, n_l_parts, first_row, tiles_per_program, s0, s1, s2, s3, p,
-    GROUP: tl.constexpr, ACROSS: tl.constexpr, DROPOUT: tl.constexpr, STATS: tl.constexpr, ROUNDED: tl.constexpr,
-    COUNT_SMALL: tl.constexpr, PRECISION: tl.constexpr, RANK: tl.constexpr, BLOCK_M: tl.constexpr,
-    BLOCK_C: tl.constexpr,
+    GROUP: tl.constexpr, ACROSS: tl.constexpr, CHUNKED: tl.constexpr, DROPOUT: tl.constexpr, STATS: tl.constexpr,
+    ROUNDED: tl.constexpr, COUNT_SMALL: tl.constexpr, PRECISION: tl.constexpr, RANK: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """z_i [M, c_i] += s_i keep(l_i r_i), in place, for one block of rows and some tiles of columns of a projection.
 
     l [parts, M, k0 + k1 + ...] is added up here, and what comes out is left in l_out by the programs of each
-    projection's first columns, if there was something to add. r_i is [k_i, c_i], or [c_i, k_i] if ACROSS.
+    projection's first columns, if there was something to add. r_i is [k_i, c_i], or [c_i, k_i] if ACROSS. CHUNKED where
+    a rank is more than RANK: then l is read again for every tile.
 
     RANK = 0 adds scale keep(delta) instead, delta [M, C] fp32 a product that cuBLAS made (sm_75). ROUNDED where z is
     fp32: nothing is rounded then, and overflow and underflow are 0. Into 16 bits they are null, since whoever
@@ -146,6 +169,13 @@ def _up_kernel(
     rows = row_block * BLOCK_M + tl.arange(0, BLOCK_M).to(tl.int64)
     row_mask = rows < n_rows
     sums = start_sums()
+    if RANK > 0 and not CHUNKED:
+        ranks = tl.arange(0, RANK).to(tl.int64)
+        left = _sum_of_parts(
+            l_ptr, l_out_ptr, rows, l_first + ranks, row_mask[:, None] & (ranks < rank)[None, :], n_rows, l_row_stride,
+            n_l_parts, own_block == 0,
+        )  # fmt: skip
+        left = _operand(left, PRECISION)
     for tile in range(tiles_per_program):
         start = (own_block * tiles_per_program + tile) * BLOCK_C
         cols = start + tl.arange(0, BLOCK_C)
@@ -154,23 +184,18 @@ def _up_kernel(
         offsets = rows[:, None] * n_cols + cols[None, :]
         if RANK == 0:
             acc = tl.load(delta_ptr + offsets, mask=mask, other=0.0)
+        elif not CHUNKED:
+            right = _rights(r_ptr, ranks, cols, rank, n_cols, ACROSS)
+            acc = tl.dot(left, _operand(right, PRECISION), input_precision=PRECISION)
         else:
             acc = tl.zeros((BLOCK_M, BLOCK_C), dtype=tl.float32)
             for chunk in range(0, rank, RANK):
                 ranks = chunk + tl.arange(0, RANK).to(tl.int64)
-                rank_mask = ranks < rank
-                l_mask = row_mask[:, None] & rank_mask[None, :]
-                l_offsets = rows[:, None] * l_row_stride + l_first + ranks[None, :]
-                left = tl.load(l_ptr + l_offsets, mask=l_mask, other=0.0)
-                for part in range(1, n_l_parts):
-                    left += tl.load(l_ptr + part * n_rows * l_row_stride + l_offsets, mask=l_mask, other=0.0)
-                if (n_l_parts > 1) & (start == 0):
-                    tl.store(l_out_ptr + l_offsets, left, mask=l_mask)
-                if ACROSS:
-                    r_ptrs = r_ptr + cols[None, :] * rank + ranks[:, None]
-                else:
-                    r_ptrs = r_ptr + ranks[:, None] * n_cols + cols[None, :]
-                right = tl.load(r_ptrs, mask=rank_mask[:, None] & col_mask[None, :], other=0.0)
+                left = _sum_of_parts(
+                    l_ptr, l_out_ptr, rows, l_first + ranks, row_mask[:, None] & (ranks < rank)[None, :], n_rows,
+                    l_row_stride, n_l_parts, start == 0,
+                )  # fmt: skip
+                right = _rights(r_ptr, ranks, cols, rank, n_cols, ACROSS)
                 left, right = _operand(left, PRECISION), _operand(right, PRECISION)
                 acc = tl.dot(left, right, acc, input_precision=PRECISION)
         if DROPOUT:
@@ -231,22 +256,26 @@ def _grad_kernel(
         right = tl.load(r_ptr + cols[:, None] * rank + ranks[None, :], mask=right_mask, other=0.0)
         right = _operand(right, PRECISION)
     sums = start_sums()
+    # offsets in a tile fit in 32 bits; what does not goes into the address of the tile
+    in_tile = tl.arange(0, BLOCK_M)
+    z_offsets = in_tile[:, None] * tl.cast(n_cols, tl.int32) + tl.arange(0, BLOCK_C)[None, :]
+    l_offsets = in_tile[:, None] * l_row_stride + tl.arange(0, RANK)[None, :]
+    strip_ptr = z_ptr + own_strip * BLOCK_C
+    l_first += chunk * RANK
     for start in range(first, last, BLOCK_M):
-        rows = start + tl.arange(0, BLOCK_M).to(tl.int64)
-        row_mask = rows < last
+        row_mask = in_tile < last - start
         mask = row_mask[:, None] & col_mask[None, :]
-        z_ptrs = z_ptr + rows[:, None] * n_cols + cols[None, :]
-        stored = tl.load(z_ptrs, mask=mask, other=0.0, eviction_policy="evict_first")
+        stored = tl.load(strip_ptr + start * n_cols + z_offsets, mask=mask, other=0.0, eviction_policy="evict_first")
         z = stored.to(tl.float32)
         left_mask = row_mask[:, None] & rank_mask[None, :]
-        l_offsets = rows[:, None] * l_row_stride + l_first + ranks[None, :]
-        left = tl.load(l_ptr + l_offsets, mask=left_mask, other=0.0)
+        left = tl.load(l_ptr + (start * l_row_stride + l_first) + l_offsets, mask=left_mask, other=0.0)
         if DROPOUT:
+            rows = start + in_tile.to(tl.int64)
             z = tl.where(keep_tile(seed_ptr, rows, own_strip * BLOCK_C, n_cols, p, BLOCK_M, BLOCK_C), z, 0.0)
         if DOWN:
             down = tl.dot(z, right, input_precision=PRECISION) * scale
-            down_ptrs = down_ptr + own_strip * n_rows * l_row_stride + l_offsets
-            tl.store(down_ptrs, down, mask=left_mask, eviction_policy="evict_last")
+            tile_ptr = down_ptr + ((own_strip * n_rows + start) * l_row_stride + l_first)
+            tl.store(tile_ptr + l_offsets, down, mask=left_mask, eviction_policy="evict_last")
         outer = tl.dot(tl.trans(z), _operand(left, PRECISION), outer, input_precision=PRECISION)
         if STATS:
             sums = add_tile(sums, stored, stored, False, COUNT_SMALL)
@@ -264,10 +293,8 @@ def _grad_kernel(
             l_inf = tl.zeros((BLOCK_M,), dtype=tl.int32)
             if suspicious:  # else l has none: NaN and infinity times anything are not finite, times 0 neither
                 for start in range(first, last, BLOCK_M):
-                    rows = start + tl.arange(0, BLOCK_M).to(tl.int64)
-                    left_mask = (rows < last)[:, None] & rank_mask[None, :]
-                    l_offsets = rows[:, None] * l_row_stride + l_first + ranks[None, :]
-                    left = tl.load(l_ptr + l_offsets, mask=left_mask, other=0.0)
+                    left_mask = (in_tile < last - start)[:, None] & rank_mask[None, :]
+                    left = tl.load(l_ptr + (start * l_row_stride + l_first) + l_offsets, mask=left_mask, other=0.0)
                     l_nan += tl.sum((left != left).to(tl.int32), axis=1)
                     l_inf += tl.sum((tl.abs(left) == float("inf")).to(tl.int32), axis=1)
             program = first_bad + (index * tl.num_programs(1) + split) * tl.num_programs(2) + chunk
