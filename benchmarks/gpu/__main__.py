@@ -1,7 +1,7 @@
 """Runs the GPU path part by part and prints one table: `python -m benchmarks.gpu [--out DIR] [--dry] [PART...]`.
 
-Needs a machine with an NVIDIA GPU, Python 3.11 or later, torch, transformers, peft and accelerate; no network. What else
-is missing there comes from the folder .wheels, which `make gpu-wheels` fills where there is a network. Nothing is
+Needs a machine with an NVIDIA GPU, Python 3.11 or later, torch, transformers, peft and accelerate; no network. What
+else is missing there comes from the folder .wheels, which `make gpu-wheels` fills where there is a network. Nothing is
 installed into the system. A part that fails or hangs does not keep the others from running.
 """
 

@@ -6,8 +6,9 @@ import statistics
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
+from unittest.mock import patch
 
 import torch
 
@@ -48,15 +49,18 @@ def _once(work: Callable[[], Any]) -> float:
 
 
 @contextmanager
-def launches_only() -> Iterator[Any]:
-    """CPU tensors through the Triton launchers, launching nothing, where there is no GPU; nothing where there is."""
-    if HAS_CUDA:
-        yield None
-        return
+def launching_nothing(chip: int) -> Iterator[Any]:
+    """CPU tensors stand for those of a chip: yields the driver that sees their launches. Only where there is no GPU."""
     from ..fake_cuda import fake_cuda
 
-    with fake_cuda(DRY_CHIP) as driver:
+    # pinned memory needs a driver that is real
+    with fake_cuda(chip) as driver, patch.object(torch.Tensor, "pin_memory", lambda tensor, *_: tensor):
         yield driver
+
+
+def on_device() -> AbstractContextManager[Any]:
+    """In a dry run the fake driver takes the launches of CPU tensors; with a GPU nothing is to be done."""
+    return nullcontext() if HAS_CUDA else launching_nothing(DRY_CHIP)
 
 
 def kernel_milliseconds(work: Callable[[], Any], repeats: int = 10) -> dict[str, tuple[int, float]]:
@@ -64,10 +68,10 @@ def kernel_milliseconds(work: Callable[[], Any], repeats: int = 10) -> dict[str,
 
     By torch's profiler. Without a GPU the launches are those that the fake driver counts and the times mean nothing.
     """
-    work()
-    synchronize()
     if not HAS_CUDA:
         return _counted(work)
+    work()
+    synchronize()
     from torch.profiler import ProfilerActivity, profile
 
     with profile(activities=[ProfilerActivity.CUDA], acc_events=True) as taken:
@@ -82,7 +86,7 @@ def kernel_milliseconds(work: Callable[[], Any], repeats: int = 10) -> dict[str,
 
 
 def _counted(work: Callable[[], Any]) -> dict[str, tuple[int, float]]:
-    with launches_only() as driver:
+    with launching_nothing(DRY_CHIP) as driver:
         before, started = Counter(driver.launches), time.perf_counter()
         work()
         taken, spent = driver.launches - before, 1e3 * (time.perf_counter() - started)

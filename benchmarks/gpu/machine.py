@@ -36,7 +36,7 @@ def machine() -> dict[str, str]:
 
 def versions(site: Path) -> dict[str, str]:
     """Installed packages; those in `site` come first."""
-    found = {name: "missing" for name in PACKAGES}
+    found: dict[str, str] = dict.fromkeys(PACKAGES, "missing")
     for name in PACKAGES:
         inside = importlib.metadata.distributions(name=name, path=[str(site)])
         for distribution in (*inside, *importlib.metadata.distributions(name=name)):

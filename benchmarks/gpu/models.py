@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,8 +37,10 @@ WIDE = Size(4096, 4, 32, 8, 14336)
 """Four layers of LLaMA-8B."""
 
 FAMILIES = ("llama", "gpt_neox")
+TRAINED = ("fp16", "bf16", "nf4")
 # what a run computes in -> its settings
 PRECISIONS: dict[str, Settings] = {
+    "fp32": {},
     "fp16": {"training": {"fp16": True}},
     "bf16": {"training": {"bf16": True}},
     "nf4": {
@@ -46,10 +50,19 @@ PRECISIONS: dict[str, Settings] = {
 }
 
 
-def write_model(folder: Path, family: str, size: Size, dtype: str = "float32") -> Path:
-    """Writes a random model and a byte-level BPE tokenizer of the examples; keeps what is there already."""
-    if (folder / "config.json").exists():
-        return folder
+def model_folder(work: Path, family: str, size: Size, dtype: str = "float32") -> Path:
+    """The folder of a random model under `work`, which all parts share; written when it is first asked for."""
+    folder = work / f"{family}-{size.hidden}-{dtype}"
+    if not folder.exists():
+        fresh = folder.with_name(f"{folder.name}.{os.getpid()}")
+        write_model(fresh, family, size, dtype)
+        with contextlib.suppress(OSError):  # another process was faster
+            fresh.rename(folder)
+    return folder
+
+
+def write_model(folder: Path, family: str, size: Size, dtype: str) -> None:
+    """Writes a random model and a byte-level BPE tokenizer of the examples."""
     import torch
     from tokenizers import ByteLevelBPETokenizer
     from transformers import AutoModelForCausalLM, GPTNeoXConfig, LlamaConfig, PreTrainedTokenizerFast
@@ -74,13 +87,12 @@ def write_model(folder: Path, family: str, size: Size, dtype: str = "float32") -
     with torch.device(DEVICE):
         model = AutoModelForCausalLM.from_config(config)
     model.to(getattr(torch, dtype)).save_pretrained(folder)
-    return folder
 
 
-def settings(model: Path, out: Path, precision: str, **sections: Mapping[str, Any]) -> Settings:
+def settings(folder: Path, out: Path, precision: str, /, **sections: Mapping[str, Any]) -> Settings:
     """A run's configuration: LoRA on all linears of a model, rows of the examples."""
     found: Settings = {
-        "model": {"name_or_path": str(model)},
+        "model": {"name_or_path": str(folder)},
         "lora": {"r": 8, "lora_alpha": 16, "lora_dropout": 0.05},
         "data": {"train": str(DATA), "eval": str(EVAL_DATA), "cutoff_len": 128, "format": "koalpaca"},
         "training": {"output_dir": str(out), "per_device_train_batch_size": 4, "learning_rate": 5e-3},

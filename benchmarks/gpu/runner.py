@@ -7,6 +7,7 @@ its middle left out where it is long) and table.txt, each below 16 MiB.
 from __future__ import annotations
 
 import collections
+import contextlib
 import json
 import os
 import signal
@@ -191,10 +192,8 @@ def execute(words: Sequence[str], variables: dict[str, str], limit: float) -> tu
 
 def kill_group(process: subprocess.Popen) -> None:
     """Kills the process and whatever it started and left behind."""
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
     process.wait()
 
 

@@ -13,8 +13,9 @@ import re
 import shutil
 import subprocess
 import sys
-import tomllib  # pyright: ignore[reportMissingImports] # this package starts on 3.11
 from pathlib import Path
+
+import tomllib  # pyright: ignore[reportMissingImports] # this package starts on 3.11
 
 from .child import ROOT, Context
 from .wheels import FOLDER

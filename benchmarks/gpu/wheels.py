@@ -24,9 +24,10 @@ FOLDER = ROOT / ".wheels"
 LIMIT_MIB = 60.0
 PYTHON = "3.12"
 # pip matches N of manylinux_2_N exactly
-PLATFORMS = tuple(f"manylinux_2_{minor}_x86_64" for minor in (5, 12, 17, 24, 26, 27, 28, 31, 34, 35)) + (
-    "manylinux1_x86_64", "manylinux2010_x86_64", "manylinux2014_x86_64",
-)  # fmt: skip
+PLATFORMS = (
+    *(f"manylinux_2_{minor}_x86_64" for minor in (5, 12, 17, 24, 26, 27, 28, 31, 34, 35)),
+    *(f"manylinux{year}_x86_64" for year in (1, 2010, 2014)),
+)
 
 # What lora-train needs, and what that needs, without what comes with torch and transformers; then what the tests need.
 WANTED = (
