@@ -1,13 +1,13 @@
 """The stock side: transformers.Trainer and peft on the same model, rows and order, three times.
 
-    python -m benchmarks.collapse.stock CONFIG OUT
+    python -m benchmarks.collapse.stock CONFIG OUT [ROW ...]
 
 Row 1 of the table "from symptom to cause" has paged_adamw_8bit under a loss scaler, row 2 no scaler, row 3 fused AdamW
 under a scaler. Frozen weights float16, adapters float32 (peft's default), compute under float16 autocast.
 
-The Trainer has no loss scaling on a CPU; `as_fp16` attaches torch's own, which is what accelerate does on a GPU. What
-is printed after each mark `== n` is the Trainer's own log. `Observed` reads the loss that the log filters and copies
-the adapter; it changes nothing.
+The Trainer has no loss scaling on a CPU; `as_fp16` attaches torch's own, which is what fp16=True does on a GPU. What is
+printed after each mark `== n` is the Trainer's own log. `Observed` reads the loss that the log filters and copies the
+adapter; it changes nothing.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ from lora_train.trainer.model import load_tokenizer, pad_token_id
 from lora_train.trainer.read_config import read_config
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
+
+ON_GPU = torch.cuda.is_available()
 
 
 @dataclass(frozen=True)
@@ -93,13 +95,17 @@ def adapter(model: Any) -> dict[str, torch.Tensor]:
     return {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
 
 
-def as_fp16(trainer: Trainer, enabled: bool) -> torch.amp.GradScaler:
+def as_fp16(trainer: Trainer, enabled: bool) -> None:
     """What accelerate sets up for fp16=True on a GPU: autocast, and torch's loss scaler unless it is not enabled."""
-    scaler = torch.amp.GradScaler("cpu", enabled=enabled)
+    scaler = torch.amp.GradScaler("cuda" if ON_GPU else "cpu", enabled=enabled)
     trainer.accelerator.scaler = scaler  # pyright: ignore[reportAttributeAccessIssue] # declared as CUDA's
     trainer.accelerator.native_amp = True
     trainer.accelerator.state._mixed_precision = "fp16"
-    return scaler
+
+
+def loss_scaler(trainer: Trainer) -> Any:
+    """What scales the loss."""
+    return trainer.accelerator.scaler
 
 
 def collator(pad_id: int) -> Any:
@@ -134,7 +140,8 @@ def arguments_of(config: Config, row: Row, out: Path) -> TrainingArguments:
         report_to=[],
         remove_unused_columns=False,
         disable_tqdm=True,
-        use_cpu=True,
+        use_cpu=not ON_GPU,
+        fp16=ON_GPU,
     )
 
 
@@ -155,7 +162,8 @@ def train(config: Config, row: Row, plan: Plan, pad_id: int, out: Path) -> Outco
     )
     trainer.order = [place[row] for batch in batches(plan, training.max_steps) for row in batch]
     trainer.losses = []
-    scaler = as_fp16(trainer, row.scaler)
+    if not (ON_GPU and row.scaler):
+        as_fp16(trainer, row.scaler)
     trainer.train()
     trainer.save_state()
 
@@ -168,7 +176,7 @@ def train(config: Config, row: Row, plan: Plan, pad_id: int, out: Path) -> Outco
         n_values=sum(weight.numel() for weight in end.values()),
         n_nonfinite=sum(int((~torch.isfinite(weight)).sum()) for weight in end.values()),
         unchanged=all(torch.equal(weight, before.get(name, torch.empty(0))) for name, weight in end.items()),
-        loss_scale=scaler.get_scale() if row.scaler else None,
+        loss_scale=loss_scaler(trainer).get_scale() if row.scaler else None,
     )
 
 
@@ -200,7 +208,8 @@ def main() -> None:
     data = load_examples(config.data.train, config.data, tokenizer, config.data.limit)
     plan = Plan(data, training.per_device_train_batch_size, training.gradient_accumulation_steps, training.seed)
     outcomes = []
-    for row in ROWS:
+    wanted = {int(number) for number in sys.argv[3:]} or {row.number for row in ROWS}
+    for row in (row for row in ROWS if row.number in wanted):
         print(f"== {row.number}", flush=True)
         outcomes.append(without_nan(asdict(train(config, row, plan, pad_token_id(tokenizer), out))))
     written = {"rows": outcomes, "batches": batches(plan, training.max_steps)}

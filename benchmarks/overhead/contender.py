@@ -5,6 +5,7 @@ of JSON on standard output: what was measured, the loss, and the number of super
 contender's own loop, with all that happens between two of them.
 
     stock        transformers.Trainer and peft
+    liger        the same with Liger-Kernel, as TrainingArguments.use_liger_kernel applies it
     items, histograms, debug, foreach
                  the same with what people use today to see every layer's numbers (watchers.py)
     unsloth, axolotl, lorafusion
@@ -38,7 +39,7 @@ OURS: dict[str, dict[str, Any]] = {
     "heavy": {"histogram_every": 1, "probe_every": 1},
 }
 WITHOUT_EXTENSION = ("plain_aten", "aten")
-WITH_STOCK = ("stock", "items", "histograms", "debug", "foreach", "unsloth", "axolotl", "lorafusion")
+WITH_STOCK = ("stock", "liger", "items", "histograms", "debug", "foreach", "unsloth", "axolotl", "lorafusion")
 CONTENDERS = (*WITH_STOCK, *OURS, "floor")
 METERS: dict[str, Callable[[], Any]] = {"go": Clock, "count": Counts, "profile": Kinds}
 

@@ -32,7 +32,7 @@ def train(settings: dict[str, Any], name: str, gate: Any) -> None:
 
     Args:
         settings: the configuration of work.py.
-        name: "stock", a name of WATCHERS, or one of RIVALS.
+        name: "stock", "liger", a name of WATCHERS, or one of RIVALS.
     """
     config = Config.model_validate(settings)
     logging.set_verbosity_error()
@@ -46,7 +46,7 @@ def train(settings: dict[str, Any], name: str, gate: Any) -> None:
     after_backward = WATCHERS[name](model, log) if name in WATCHERS else None
     trainer = InOrder(
         model=model,
-        args=arguments_of(config),
+        args=arguments_of(config, liger=name == "liger"),
         train_dataset=rows,  # pyright: ignore[reportArgumentType]
         data_collator=DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=IGNORE_INDEX),
     )
@@ -107,7 +107,7 @@ def build(config: Config) -> Any:
     )
 
 
-def arguments_of(config: Config) -> TrainingArguments:
+def arguments_of(config: Config, liger: bool = False) -> TrainingArguments:
     """The same training in the Trainer's words."""
     training, on_gpu = config.training, torch.cuda.is_available()
     return TrainingArguments(
@@ -118,6 +118,8 @@ def arguments_of(config: Config) -> TrainingArguments:
         optim=training.optim,
         logging_steps=int(training.logging_steps),
         fp16=training.fp16 and on_gpu,
+        bf16=training.bf16,
+        use_liger_kernel=liger,
         seed=training.seed,
         report_to=[],
         save_strategy="no",

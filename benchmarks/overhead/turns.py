@@ -11,7 +11,7 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -51,31 +51,54 @@ def measure(work: Work, contenders: Sequence[str], n_steps: Mapping[str, int]) -
     Raises:
         RuntimeError: a contender died, or they did not see the same rows.
     """
+    with tempfile.TemporaryDirectory(prefix="overhead-") as name:
+        folder = Path(name)
+        model = prepare(work, folder / "model")
+        running: dict[str, Process] = {}
+        try:
+            for contender, process in start(work, contenders, n_steps, model, folder):
+                running[contender] = process
+                process.wait()  # loading one at a time
+            return take_turns(work, running, n_steps)
+        finally:
+            for process in running.values():
+                process.kill()
+
+
+def start(
+    work: Work, contenders: Sequence[str], n_steps: Mapping[str, int], model: Path, folder: Path
+) -> Iterator[tuple[str, Process]]:
+    """Writes the rows and starts the contenders, each when it is asked for.
+
+    Args:
+        model: what `prepare` made.
+        folder: for rows, settings and logs.
+    """
     from lora_train.trainer.config import Config
     from lora_train.trainer.model import load_tokenizer
 
     total = work.warm_up + max(n_steps.values()) + N_EXTRA + 1
-    with tempfile.TemporaryDirectory(prefix="overhead-") as name:
-        folder = Path(name)
-        model = prepare(work, folder / "model")
-        settings = configuration(work, model, folder / "rows.jsonl", folder, total)
-        write_rows(folder / "rows.jsonl", work, work.batch * total, load_tokenizer(Config.model_validate(settings)))
-        running: dict[str, Process] = {}
-        try:
-            for contender in contenders:  # loading one at a time
-                settings = configuration(work, model, folder / "rows.jsonl", folder / contender, total)
-                running[contender] = Process(contender, settings, folder)
-            taken = {contender: Taken(process.ready["device"]) for contender, process in running.items()}
-            for names in rounds({contender: work.warm_up + n_steps[contender] for contender in contenders}):
-                for contender in names:
-                    taken[contender].steps.append(running[contender].answer("go"))
-                    if len(taken[contender].steps) == work.warm_up + n_steps[contender]:
-                        finish(contender, taken[contender], running.pop(contender))
-        finally:
-            for process in running.values():
-                process.kill()
+    rows = folder / "rows.jsonl"
+    settings = configuration(work, model, rows, folder, total)
+    write_rows(rows, work, work.batch * total, load_tokenizer(Config.model_validate(settings)))
     for contender in contenders:
-        del taken[contender].steps[: work.warm_up]
+        yield contender, Process(contender, configuration(work, model, rows, folder / contender, total), folder)
+
+
+def take_turns(work: Work, running: dict[str, Process], n_steps: Mapping[str, int]) -> dict[str, Taken]:
+    """Lets loaded contenders take their steps. Whoever has taken all of them is ended and taken out of `running`.
+
+    Raises:
+        RuntimeError: a contender died, or they did not see the same rows.
+    """
+    taken = {contender: Taken(process.ready["device"]) for contender, process in running.items()}
+    for names in rounds({contender: work.warm_up + n_steps[contender] for contender in running}):
+        for contender in names:
+            taken[contender].steps.append(running[contender].answer("go"))
+            if len(taken[contender].steps) == work.warm_up + n_steps[contender]:
+                finish(contender, taken[contender], running.pop(contender))
+    for found in taken.values():
+        del found.steps[: work.warm_up]
     same_rows(taken)
     return taken
 
@@ -128,6 +151,14 @@ class Process:
             self._process = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, cwd=ROOT
             )
+        self.ready: dict[str, Any] = {}
+
+    def wait(self) -> None:
+        """Until it is loaded.
+
+        Raises:
+            RuntimeError: it died; the end of what it printed is in the message.
+        """
         self.ready = self._line()
 
     def answer(self, order: str) -> dict[str, Any]:

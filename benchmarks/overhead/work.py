@@ -25,6 +25,7 @@ class Work:
         answers_only: rows have the lengths of rows.py instead, and only their answers are supervised.
         nf4: whether the frozen weights are 4-bit.
         fp16: whether float16 with loss scaling is computed in, instead of float32.
+        bf16: whether bfloat16 is.
         bar: largest step time of the instrumented trainer over the stock Trainer's that is aimed at.
         speed_bar: smallest number of supervised tokens a second over the stock Trainer's.
         peak_bar: largest peak memory over the stock Trainer's.
@@ -40,6 +41,7 @@ class Work:
     answers_only: bool = False
     nf4: bool = False
     fp16: bool = False
+    bf16: bool = False
     bar: float | None = None
     speed_bar: float | None = None
     peak_bar: float | None = None
@@ -50,7 +52,8 @@ class Work:
     @property
     def title(self) -> str:
         """What is trained on what, in words."""
-        base = "NF4 base" if self.nf4 else "float16, loss scaling" if self.fp16 else "float32 base"
+        wide = "bfloat16" if self.bf16 else "float32 base"
+        base = "NF4 base" if self.nf4 else "float16, loss scaling" if self.fp16 else wide
         rows = f"{self.batch} rows of 20 to 400 tokens, answers supervised"
         tokens = rows if self.answers_only else f"{self.batch} x {self.length} tokens"
         return f"{self.name}: {TITLES[self.model]}, {base}, {tokens}, LoRA r={self.r} on all linears"
@@ -60,7 +63,13 @@ class Work:
         return min(self.steps, N_FEW) if contender in FEW else self.steps
 
 
-TITLES = {"smollm2": "SmolLM2-135M", "neox-160m": "GPT-NeoX 160M (random)", "tiny": "two layers of LLaMA (random)"}
+TITLES = {
+    "smollm2": "SmolLM2-135M",
+    "neox-160m": "GPT-NeoX 160M (random)",
+    "llama-1b": "LLaMA 1B (random)",
+    "neox-1b": "GPT-NeoX 1B (random)",
+    "tiny": "two layers of LLaMA (random)",
+}
 
 PAIR = ("stock", "instrumented")
 FULL = ("stock", *WATCHED, "plain", "instrumented", "plain_aten", "aten", "heavy", "floor")
@@ -121,5 +130,6 @@ def configuration(work: Work, model: Path, rows: Path, out: Path, n_steps: int) 
             "save_strategy": "no",
             "logging_steps": 10,
             "fp16": work.fp16,
+            "bf16": work.bf16,
         },
     }
