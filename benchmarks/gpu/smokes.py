@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from unittest import mock
 
 import torch
-from lora_train.kernels import lora_linear_launch
+from lora_train.kernels import lora_linear_gemm, lora_linear_launch
 from lora_train.kernels.backend import triton_on_cpu
 from lora_train.kernels.lora_linear import lora_linear
 from lora_train.kernels.lora_linear_reference import lora_linear_reference, slot_reference
@@ -132,9 +132,9 @@ def chip_of(layer: Layer) -> Iterator[None]:
     if not layer.old:
         yield
         return
-    block = lora_linear_launch.GEMM_BLOCK if layer.ns[0] > 1024 else 32 * layer.ns[0]
+    block = lora_linear_gemm.BLOCK if layer.ns[0] > 1024 else 32 * layer.ns[0]
     without = mock.patch.object(lora_linear_launch, "has_tensor_cores", return_value=False)
-    with without, mock.patch.object(lora_linear_launch, "GEMM_BLOCK", block):
+    with without, mock.patch.object(lora_linear_gemm, "BLOCK", block):
         yield
 
 
