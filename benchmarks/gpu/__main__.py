@@ -14,9 +14,9 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from .child import ROOT
+from .context import ROOT
 from .machine import has_gpu, machine, versions
-from .parts import PARTS, TOTAL_SECONDS
+from .parts import DRY_TOTAL_SECONDS, PARTS, TOTAL_SECONDS
 from .runner import Runner, write_line
 
 
@@ -59,12 +59,14 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "gpu", metavar="DIR", help="default: runs/gpu")
     parser.add_argument("--dry", action="store_true", help="without a GPU, on tiny sizes: executes, measures nothing")
     parser.add_argument(
-        "--deadline", type=float, default=TOTAL_SECONDS, metavar="SECONDS",
-        help="parts that cannot start before it are printed as not run (default %(default).0f)",
+        "--deadline", type=float, metavar="SECONDS",
+        help=f"parts that cannot start before it are printed as not run (default {TOTAL_SECONDS:.0f})",
     )  # fmt: skip
     options = parser.parse_args(arguments)
     if unknown := sorted(set(options.parts) - {part.name for part in PARTS}):
         parser.error(f"unknown: {' '.join(unknown)}; parts are {', '.join(part.name for part in PARTS)}")
+    if options.deadline is None:
+        options.deadline = DRY_TOTAL_SECONDS if options.dry else TOTAL_SECONDS
     return options
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from .child import Context
+from .context import Context
 from .device import DEVICE, milliseconds
 
 

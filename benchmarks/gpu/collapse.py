@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 
 from ..collapse.model import MODULE, write_work
-from .child import ROOT, Context
+from .context import ROOT, Context
 from .runs import CLI
 
 STOCK_ROW = "3"

@@ -16,7 +16,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from .child import ROOT, Context
+from .context import ROOT, Context
 
 DRY_VARIANTS = 6
 """Compiled in a dry run: other tests compile all of them."""

@@ -17,7 +17,7 @@ from lora_train.kernels.tensor_stats import tensor_stats
 from ..fused_traffic import Linear, backward, forward
 from ..pass_traffic import stats
 from ..traffic import Launch, traffic_of_each
-from .child import Context
+from .context import Context
 from .device import DEVICE, HAS_CUDA, kernel_milliseconds
 
 N_TOKENS, DRY_TOKENS = 2048, 32

@@ -5,7 +5,7 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 
 from ..memory import CASES, compared, write_model
-from .child import Context
+from .context import Context
 
 DRY_CASES = ("llama-fp16-checkpointing",)
 BAR = 0.15

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .child import ROOT
+from .context import ROOT
 from .device import DEVICE
 
 DATA = ROOT / "examples" / "data" / "koalpaca_mini.jsonl"

@@ -16,7 +16,7 @@ from ..overhead.models import prepare
 from ..overhead.rivals import installed
 from ..overhead.turns import Process, Taken, start, take_turns
 from ..overhead.work import CORE, Work
-from .child import Context
+from .context import Context
 
 LENGTHS = (256, 1024)
 STEPS, WARM_UP = 12, 4

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from .child import ROOT, SKIPPED
+from .context import ROOT, SKIPPED
 from .parts import DRY_SECONDS, Part
 
 HEAD, TAIL = 64 << 10, 448 << 10
@@ -107,10 +107,7 @@ class Runner:
         before, started = compiled(self.work), time.monotonic()
         status, text = execute(command(part, self.work, limit, self.dry), environment(part, self.work, self.dry), limit)
         seconds = time.monotonic() - started
-        if not self.dry:
-            left = part.seconds - seconds
-            self._spare[False] += left
-            self._spare[True] += left if part.correctness else 0.0
+        self.spend(part, seconds)
         path = self.work / f"{part.name}.json"
         told: Result = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
         if status == "timeout":
@@ -119,6 +116,12 @@ class Runner:
             told["row"] = "; ".join(told.get("failures", [])) or last_line(text)
         told.setdefault("numbers", {})["compiled"] = compiled(self.work) - before
         self._keep(part, {"status": status, "seconds": round(seconds, 1), "limit": round(limit, 1), **told}, text)
+
+    def spend(self, part: Part, seconds: float) -> None:
+        """What a part left over is for those after it; of a part of correctness for the others of that kind as well."""
+        self._spare[False] += part.seconds - seconds
+        if part.correctness:
+            self._spare[True] += part.seconds - seconds
 
     def _limit(self, part: Part) -> float:
         left = self.deadline - (time.monotonic() - self._started)

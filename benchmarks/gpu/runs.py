@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .child import ROOT, Context
+from .context import ROOT, Context
 from .models import FAMILIES, SMALL, TINY, TRAINED, Settings, model_folder, settings, write_settings
 from .parts import SAME_PRODUCTS
 

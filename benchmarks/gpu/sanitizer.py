@@ -12,7 +12,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from .child import ROOT, Context, Skip
+from .context import ROOT, Context, Skip
 
 TOOLS = ("memcheck", "racecheck")
 ERROR = 99

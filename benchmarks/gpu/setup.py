@@ -17,7 +17,7 @@ from pathlib import Path
 
 import tomllib  # pyright: ignore[reportMissingImports] # this package starts on 3.11
 
-from .child import ROOT, Context
+from .context import ROOT, Context
 from .wheels import FOLDER
 
 PIP = (sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "--no-index", "--no-deps", "--no-compile")

@@ -25,7 +25,7 @@ from lora_train.kernels.reduce import FIELDS
 from torch import Tensor
 
 from . import smokes_passes
-from .child import Context
+from .context import Context
 from .device import DEVICE, HAS_CUDA, synchronize
 
 ROUNDING = {torch.float32: 2e-6, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}

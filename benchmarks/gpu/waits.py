@@ -20,7 +20,7 @@ import torch
 
 from ..overhead.meter import Counts
 from ..overhead.rows import TEXT, excerpt
-from .child import Context
+from .context import Context
 from .device import HAS_CUDA, kernel_milliseconds, on_device, synchronize
 from .models import TINY, WIDE, Settings, model_folder, parts_of, settings
 from .runner import write_line

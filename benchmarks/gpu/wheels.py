@@ -18,7 +18,7 @@ import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from .child import ROOT
+from .context import ROOT
 
 FOLDER = ROOT / ".wheels"
 LIMIT_MIB = 60.0
