@@ -4,7 +4,7 @@
 PYTHON ?= python3
 RUN := .venv/bin/python
 
-.PHONY: demo test lint kernels collapse bench faults clean
+.PHONY: demo test lint kernels collapse bench faults gpu gpu-dry gpu-wheels clean
 
 demo: .venv/ready
 	$(RUN) examples/demo.py
@@ -38,6 +38,18 @@ bench: .venv/ready
 # SEED=7 draws other faults.
 faults: .venv/ready
 	$(RUN) -m benchmarks.faults --seed $(or $(SEED),0)
+
+# Proves the GPU path on a bare machine with a GPU, torch, transformers and peft, in under 8 minutes and without a network;
+# PART="smokes waits" runs some. gpu-wheels fills .wheels beforehand with what such a machine may lack, where there is a
+# network. gpu-dry executes every part without a GPU, on tiny sizes.
+gpu:
+	$(PYTHON) -m benchmarks.gpu $(PART)
+
+gpu-dry: .venv/ready
+	$(RUN) -m benchmarks.gpu --dry $(PART)
+
+gpu-wheels:
+	$(PYTHON) -m benchmarks.gpu.wheels
 
 # torch goes first: a CUDA build brings its own triton, a CPU build brings none.
 .venv/ready: constraints.txt pyproject.toml setup.py $(wildcard kernels/cpu/*.c kernels/cpu/*.h)

@@ -12,14 +12,12 @@ from unittest.mock import patch
 
 import torch
 
+from .machine import DRY_CHIP
+
 HAS_CUDA = torch.cuda.is_available()
 DEVICE = "cuda" if HAS_CUDA else "cpu"
-DRY_CHIP = 90
-
-
-def capability() -> int:
-    """90 for sm_90; of the fake driver where there is no GPU."""
-    return int("".join(map(str, torch.cuda.get_device_capability()))) if HAS_CUDA else DRY_CHIP
+NO_KERNELS = ("Memcpy", "Memset", "Optimizer.")
+"""Beginnings of the names of what else a device does, or of a range that a library marks."""
 
 
 def synchronize() -> None:
@@ -80,7 +78,7 @@ def kernel_milliseconds(work: Callable[[], Any], repeats: int = 10) -> dict[str,
         synchronize()
     times: dict[str, list[float]] = defaultdict(list)
     for event in taken.profiler.kineto_results.events():  # pyright: ignore[reportOptionalMemberAccess]
-        if event.device_type() == torch.autograd.DeviceType.CUDA and not event.name().startswith(("Memcpy", "Memset")):
+        if event.device_type() == torch.autograd.DeviceType.CUDA and not event.name().startswith(NO_KERNELS):
             times[event.name()].append(event.duration_ns() / 1e6)
     return {name: (round(len(each) / repeats), statistics.median(each)) for name, each in times.items()}
 

@@ -15,6 +15,10 @@ PACKAGES = (
 )  # fmt: skip
 
 
+DRY_CHIP = 90
+"""Compute capability of the chip that is stood in for where there is none."""
+
+
 def has_gpu() -> bool:
     """Whether an NVIDIA card is there."""
     return shutil.which("nvidia-smi") is not None or Path("/dev/nvidia0").exists()

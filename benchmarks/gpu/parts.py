@@ -37,17 +37,17 @@ DRY_SECONDS, DRY_TOTAL_SECONDS = 600.0, 1800.0
 SAME_PRODUCTS = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
 
 PARTS = (
-    Part("setup", "installs the wheels that are missing, and lora-train, into a folder of its own", 30),
+    Part("setup", "installs the wheels that are missing, and lora-train, into a folder of its own", 45),
     Part("compile", "compiles what the launchers launch, on all cores, into the cache that all parts share", 35),
     Part("ceilings", "what the card can do: copy bandwidth, an 8192^3 product", 15),
     Part("smokes", "every launcher against float64, outputs poisoned, one row, sm_75's path", 30, True, True,
          SAME_PRODUCTS),
     Part("sanitizer", "the smokes under compute-sanitizer's memcheck and racecheck", 40, True, True, SAME_PRODUCTS),
-    Part("pytest", "the tests that need a GPU", 75, True, module="gpu_tests"),
+    Part("pytest", "the tests that need a GPU", 75, True, False, SAME_PRODUCTS, "gpu_tests"),
     Part("runs", "training through the command line: fp16, bf16, NF4, evaluation, SIGKILL, --resume auto", 60, True),
     Part("collapse", "a planted collapse: stopped, healed, replayed, and the stock Trainer's loss 0", 35, True),
     Part("waits", "waits and launches of a step, host milliseconds beside GPU milliseconds", 25),
-    Part("overhead", "a step beside the stock Trainer's, 1B models", 85),
+    Part("overhead", "a step beside the stock Trainer's, 1B models", 75),
     Part("kernels", "kernel times beside the bytes they must move", 15),
-    Part("memory", "peak memory beside the dry run's prediction", 25),
+    Part("memory", "peak memory beside the dry run's prediction", 20),
 )  # fmt: skip

@@ -15,8 +15,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import tomllib  # pyright: ignore[reportMissingImports] # this package starts on 3.11
-
 from .context import ROOT, Context
 from .wheels import FOLDER
 
@@ -102,8 +100,9 @@ def pip(*words: str, folder: Path = ROOT, variables: dict[str, str] | None = Non
 
 def dependencies() -> list[str]:
     """Names of what pyproject.toml requires."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    return [re.split(r"[^A-Za-z0-9_.-]", text)[0] for text in project["dependencies"]]
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    listed = text.partition("\ndependencies = [\n")[2].partition("\n]")[0]
+    return re.findall(r'^ *"([A-Za-z0-9_-]+)', listed, re.MULTILINE)
 
 
 def version_of(name: str, site: Path) -> str | None:
