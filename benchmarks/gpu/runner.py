@@ -27,6 +27,7 @@ from .parts import DRY_SECONDS, Part
 HEAD, TAIL = 64 << 10, 448 << 10
 """Bytes of a part's output that are kept; a dozen parts stay far below 16 MiB."""
 LOG_TAIL = 2000  # characters in results.jsonl
+ROW_WIDTH, N_FAILURES = 160, 3  # of what the table says of a failed part
 NOT_RUN = "not run"
 LEAST_SECONDS = 5.0
 """A part is not started for less."""
@@ -113,7 +114,7 @@ class Runner:
         if status == "timeout":
             told["row"] = f"killed after {limit:.0f} s"
         elif status == "failed":
-            told["row"] = "; ".join(told.get("failures", [])) or last_line(text)
+            told["row"] = shortened(told.get("failures", [])) or last_line(text)
         told.setdefault("numbers", {})["compiled"] = compiled(self.work) - before
         self._keep(part, {"status": status, "seconds": round(seconds, 1), "limit": round(limit, 1), **told}, text)
 
@@ -210,6 +211,12 @@ def rows_of(result: Result) -> list[str]:
     """The table's lines of a part."""
     row = f"{result['part']:<10} {result['status']:<8} {result['seconds']:>6.1f} s  {result.get('row', '')}"
     return [row.rstrip(), *(f"{'':<30}{line}" for line in result.get("lines", []))]
+
+
+def shortened(failures: Sequence[str]) -> str:
+    """The first failures; all of them are in results.jsonl."""
+    words = [failure[:ROW_WIDTH] for failure in failures[:N_FAILURES]]
+    return "; ".join(words) + (f"; and {len(failures) - N_FAILURES} more" if len(failures) > N_FAILURES else "")
 
 
 def indented(text: str) -> str:
