@@ -22,6 +22,19 @@ from .machine import DRY_CHIP, said
 DRY_VARIANTS = 6
 """Compiled in a dry run: other tests compile all of them."""
 
+N_STEPS = 3
+"""The second counts histograms and is followed by an evaluation, the third looks at every module."""
+
+PRECISIONS: dict[str, dict[str, Any]] = {
+    "fp16": {},
+    "bf16": {"training.fp16": "false", "training.bf16": "true"},
+    "nf4": {
+        "quantization.load_in_4bit": "true",
+        "quantization.bnb_4bit_use_double_quant": "true",
+        "training.gradient_checkpointing": "true",
+    },
+}
+
 _variants: list[Any] = []
 
 
@@ -72,35 +85,22 @@ def main() -> None:
 
 
 def launched(chip: int, work: Path) -> list[Any]:
-    """Every variant that a run of each family and precision launches, and that the smokes launch."""
+    """Every variant that a run of each family and precision launches, with an evaluation, and that the smokes launch."""
+    from ..fake_cuda import fake_cuda
+    from ..fake_cuda.runs import FAMILIES, train
     from . import smokes
-    from .device import launching_nothing
-    from .models import FAMILIES, TINY, TRAINED, model_folder, settings
 
-    with launching_nothing(chip) as driver:
-        for family in FAMILIES:
-            model = model_folder(work, family, TINY)
-            for precision in TRAINED:
-                take_steps(settings(model, work / "never", precision))
+    distinct: dict[str, Any] = {}
+    for family in FAMILIES:
+        for precision, overrides in PRECISIONS.items():
+            folder = work / f"launched-{family}-{precision}"
+            seen = train(folder, chip, family, N_STEPS, watch=False, **overrides)
+            assert seen.code == 0, seen.output
+            distinct |= {variant.key(): variant for variant in seen.driver.variants}
+    with fake_cuda(chip) as driver:
         smokes.launch()
-    distinct = {variant.key(): variant for variant in driver.variants}
+    distinct |= {variant.key(): variant for variant in driver.variants}
     return list(distinct.values())
-
-
-def take_steps(values: Any) -> None:
-    """Two steps with everything on that a run does now and then, and an evaluation."""
-    from lora_train.trainer.evaluate import evaluate
-    from lora_train.trainer.loop import train_step
-
-    from .models import parts_of
-
-    values["training"] |= {"eval_strategy": "steps", "eval_steps": 1, "max_steps": 2}
-    values["instrument"] = {"histogram_every": 2, "probe_every": 2}
-    parts = parts_of(values)
-    with parts.recorder.active():
-        for step in (1, 2):
-            train_step(parts, step)
-    evaluate(parts.model, parts.loss, parts.eval_data, parts.config, parts.engine, parts.pad_token_id)
 
 
 def compile_one(index: int) -> str:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import statistics
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
-from unittest.mock import patch
 
 import torch
 
@@ -46,19 +45,13 @@ def _once(work: Callable[[], Any]) -> float:
     return before.elapsed_time(after)
 
 
-@contextmanager
-def launching_nothing(chip: int) -> Iterator[Any]:
-    """CPU tensors stand for those of a chip: yields the driver that sees their launches. Only where there is no GPU."""
-    from ..fake_cuda import fake_cuda
-
-    # pinned memory needs a driver that is real
-    with fake_cuda(chip) as driver, patch.object(torch.Tensor, "pin_memory", lambda tensor, *_: tensor):
-        yield driver
-
-
 def on_device() -> AbstractContextManager[Any]:
     """In a dry run the fake driver takes the launches of CPU tensors; with a GPU nothing is to be done."""
-    return nullcontext() if HAS_CUDA else launching_nothing(DRY_CHIP)
+    if HAS_CUDA:
+        return nullcontext()
+    from ..fake_cuda import fake_cuda
+
+    return fake_cuda(DRY_CHIP)
 
 
 def kernel_milliseconds(work: Callable[[], Any], repeats: int = 10) -> dict[str, tuple[int, float]]:
@@ -84,7 +77,7 @@ def kernel_milliseconds(work: Callable[[], Any], repeats: int = 10) -> dict[str,
 
 
 def _counted(work: Callable[[], Any]) -> dict[str, tuple[int, float]]:
-    with launching_nothing(DRY_CHIP) as driver:
+    with on_device() as driver:
         before, started = Counter(driver.launches), time.perf_counter()
         work()
         taken, spent = driver.launches - before, 1e3 * (time.perf_counter() - started)
