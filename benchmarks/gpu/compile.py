@@ -85,7 +85,7 @@ def main() -> None:
 
 
 def launched(chip: int, work: Path) -> list[Any]:
-    """Every variant that a run of each family and precision launches, with an evaluation, and that the smokes launch."""
+    """Every variant that a run of each family and precision launches, evaluation included, and what the smokes do."""
     from ..fake_cuda import fake_cuda
     from ..fake_cuda.runs import FAMILIES, train
     from . import smokes
