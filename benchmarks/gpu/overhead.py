@@ -74,7 +74,11 @@ def group(context: Context, works: list[Work]) -> int:
             loaded.append((work, dict(start(work, work.contenders, quota, model, folder))))
         for work, running in loaded:
             names = [name for name in running if ready(context, work, name, running[name])]
-            taken = take_turns(work, {name: running[name] for name in names}, dict.fromkeys(names, work.steps))
+            others = [name for name in names if name not in CORE]
+            quota = dict.fromkeys(names, work.steps)
+            taken = take_turns(work, {name: running[name] for name in names}, quota, may_die=others)
+            for name in set(others) - taken.keys():
+                context.line(f"{work.name:<24} {name} died; its last words are in the log")
             tell(context, work, taken)
             done += len(taken)
     finally:

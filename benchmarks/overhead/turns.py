@@ -11,7 +11,7 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -85,18 +85,30 @@ def start(
         yield contender, Process(contender, configuration(work, model, rows, folder / contender, total), folder)
 
 
-def take_turns(work: Work, running: dict[str, Process], n_steps: Mapping[str, int]) -> dict[str, Taken]:
+def take_turns(
+    work: Work, running: dict[str, Process], n_steps: Mapping[str, int], may_die: Collection[str] = ()
+) -> dict[str, Taken]:
     """Lets loaded contenders take their steps. Whoever has taken all of them is ended and taken out of `running`.
 
+    Args:
+        may_die: contenders that are left out of the result if they die.
+
     Raises:
-        RuntimeError: a contender died, or they did not see the same rows.
+        RuntimeError: another one died, or they did not see the same rows.
     """
     taken = {contender: Taken(process.ready["device"]) for contender, process in running.items()}
     for names in rounds({contender: work.warm_up + n_steps[contender] for contender in running}):
-        for contender in names:
-            taken[contender].steps.append(running[contender].answer("go"))
-            if len(taken[contender].steps) == work.warm_up + n_steps[contender]:
-                finish(contender, taken[contender], running.pop(contender))
+        for contender in (name for name in names if name in running):
+            try:
+                taken[contender].steps.append(running[contender].answer("go"))
+                if len(taken[contender].steps) == work.warm_up + n_steps[contender]:
+                    finish(contender, taken[contender], running[contender])
+                    del running[contender]
+            except RuntimeError as error:
+                if contender not in may_die:
+                    raise
+                print(error, flush=True)
+                del running[contender], taken[contender]
     for found in taken.values():
         del found.steps[: work.warm_up]
     same_rows(taken)
