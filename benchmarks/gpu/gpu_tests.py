@@ -9,7 +9,7 @@ import xml.etree.ElementTree as ElementTree
 
 from .context import ROOT, Context
 
-NEEDS_GPU = re.compile(r"marks?\.gpu|triton_device")
+NEEDS_GPU = re.compile(r"marks?\.gpu|\b(triton_)?device\b")
 HANG_SECONDS = 40  # then every thread's stack goes to the log
 WORKERS = 8
 NOTHING_COLLECTED = 5
