@@ -40,8 +40,8 @@ faults: .venv/ready
 	$(RUN) -m benchmarks.faults --seed $(or $(SEED),0)
 
 # Proves the GPU path on a bare machine with a GPU, torch, transformers and peft, in under 8 minutes and without a
-# network; PART="smokes waits" runs some. gpu-wheels fills .wheels beforehand, where there is a network, with what such a
-# machine may lack. gpu-dry executes every part without a GPU, on tiny sizes.
+# network; PART="smokes waits" runs some. gpu-wheels fills .wheels beforehand, where there is a network, with what
+# such a machine may lack. gpu-dry executes every part without a GPU, on tiny sizes.
 gpu:
 	$(PYTHON) -m benchmarks.gpu $(PART)
 

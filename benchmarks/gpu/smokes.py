@@ -2,7 +2,8 @@
 
     lora_linear      forward, backward and every row of statistics: M rows from 1 on, groups, dropout, three dtypes, and
                      the path of chips without tensor cores, where a block of rows may be one row long
-    the others       statistics, histogram, loss, NF4 decode (smokes_passes.py)
+    the others       statistics, histogram, loss, NF4 decode (smokes_passes.py), norms, activations, rotary
+                     (smokes_elementwise.py)
 
 ||a - b|| <= tolerance ||b||: a 16-bit result is rounded once or twice by half a unit in its last place, TF32 operands
 by 2^-11 each; the roundings of a float32 sum of n terms walk at random, to 2^-24 sqrt(n), at least 2e-6. Without a GPU
@@ -25,7 +26,7 @@ from lora_train.kernels.lora_linear_reference import lora_linear_reference, slot
 from lora_train.kernels.reduce import FIELDS
 from torch import Tensor
 
-from . import smokes_passes
+from . import smokes_elementwise, smokes_passes
 from .context import Context
 from .device import DEVICE, HAS_CUDA, synchronize
 
@@ -89,7 +90,7 @@ def attempt(small: bool, check: Callable[[bool, str], None]) -> int:
     cases: list[tuple[str, Callable[[], str]]] = [
         (layer.name, lambda layer=layer: wrong(layer)) for layer in layers(small)
     ]
-    cases += smokes_passes.cases(small)
+    cases += smokes_passes.cases(small) + smokes_elementwise.cases(small)
     for name, case in cases:
         with poisoned(), contextlib.nullcontext() if HAS_CUDA else triton_on_cpu():
             try:
@@ -112,7 +113,7 @@ def launch() -> None:
     for layer in layers(False):
         n = layer.ns[0] if layer.ns[0] < 1024 else 512
         Inputs(replace(layer, m=min(layer.m, 33), k=min(layer.k, 512), ns=(n, *layer.ns[1:]))).results()
-    for _, case in smokes_passes.cases(True):
+    for _, case in smokes_passes.cases(True) + smokes_elementwise.cases(True):
         case()
 
 
