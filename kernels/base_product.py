@@ -10,13 +10,14 @@ from torch import Tensor
 from .backend import is_gpu
 
 
-def base_product(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """x [M, C] weight^T + bias in the dtype of x; fp32 accumulation, one rounding. `bias` may be empty."""
+def base_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """x [M, C] weight^T + bias in the dtype of x; fp32 accumulation, one rounding. An empty bias is none."""
+    bias = bias if bias is not None and bias.numel() else None
     if not is_gpu(x.device):  # the interpreter: the CPU's 16-bit GEMM is another algorithm
         product = x.float() @ weight.float().t()
-        return (product + bias.float() if bias.numel() else product).to(x.dtype)
-    weight = weight.to(x.dtype)
-    return torch.addmm(bias.to(x.dtype), x, weight.t()) if bias.numel() else torch.mm(x, weight.t())
+        return (product if bias is None else product + bias.float()).to(x.dtype)
+    weight = weight if weight.dtype == x.dtype else weight.to(x.dtype)
+    return torch.nn.functional.linear(x, weight, None if bias is None else bias.to(x.dtype))
 
 
 def base_grad(dy: Tensor, weight: Tensor, dx: Tensor | None) -> Tensor:
@@ -24,5 +25,5 @@ def base_grad(dy: Tensor, weight: Tensor, dx: Tensor | None) -> Tensor:
     if not is_gpu(dy.device):
         product = dy.float() @ weight.float()
         return product.to(dy.dtype) if dx is None else dx.copy_(dx.float() + product)
-    weight = weight.to(dy.dtype)
+    weight = weight if weight.dtype == dy.dtype else weight.to(dy.dtype)
     return torch.mm(dy, weight) if dx is None else dx.addmm_(dy, weight)

@@ -3,12 +3,13 @@
 Triton binds and looks at every argument at each launch to find which variant it wants: 13 to 33 us, more than most of
 these kernels take on the device. Kernels whose arguments stand in this order need none of that:
 
-    tensors     a variant knows their dtypes, and that their addresses are multiples of 16
+    tensors     a variant knows their dtypes, which follow from those of the first two and the constants, and that their
+                addresses are multiples of 16
     sizes       ints of the model: a variant may know that one is 1 or a multiple of 16
     free        ints and floats that Triton does not specialise: whatever depends on the number of tokens
     constants   the constexprs
 
-A variant is kept by its dtypes, sizes and constants, and launched as Triton's tutorial on persistent softmax does it.
+A variant is kept by dtypes, sizes and constants, and launched as Triton's tutorial on persistent softmax does it.
 """
 
 from __future__ import annotations
@@ -41,31 +42,29 @@ def launch(
         tensors: on one device.
         options: num_warps, num_stages and so on; always the same for the same constants.
     """
-    with backend.on_device(tensors[0]):
-        _launch(kernel, grid, tensors, sizes, free, constants, options)
-
-
-def _launch(
-    kernel: Any,
-    grid: tuple[int, int, int],
-    tensors: tuple[torch.Tensor, ...],
-    sizes: tuple[int, ...],
-    free: tuple[int | float, ...],
-    constants: tuple[Any, ...],
-    options: dict[str, Any],
-) -> None:
-    key = (id(kernel), tensors[0].device, sizes, constants, *[tensor.dtype for tensor in tensors])
+    first = tensors[0]
+    key = (id(kernel), first.device, first.dtype, tensors[1].dtype, sizes, constants)
     variant = _variants.get(key)
     addresses = 0
     for tensor in tensors:
         addresses |= tensor.data_ptr()
     usual = addresses % _ALIGNED == 0 and (not free or max(free) < _INT32)
-    if variant is not None and usual:
-        variant[grid](*tensors, *sizes, *free, *constants)
-        return
-    variant = kernel[grid](*tensors, *sizes, *free, *constants, **options)
-    if usual and variant is not None:  # the interpreter has none
-        _variants[key] = variant
+    with backend.on_device(first):
+        if variant is not None and usual:
+            variant[grid](*tensors, *sizes, *free, *constants)
+            return
+        _check(kernel, len(tensors) + len(sizes), free)
+        variant = kernel[grid](*tensors, *sizes, *free, *constants, **options)
+        if usual and variant is not None:  # the interpreter has none
+            _variants[key] = variant
+
+
+def _check(kernel: Any, first: int, free: tuple[int | float, ...]) -> None:
+    """What is kept of one launch must hold for the next, whatever its free arguments are."""
+    parameters = getattr(kernel, "params", ())  # the interpreter specialises nothing
+    for parameter, value in zip(parameters[first:], free, strict=False):
+        if isinstance(value, int) and not parameter.do_not_specialize:
+            raise TypeError(f"{kernel.__name__}: {parameter.name} varies with the batch; name it in do_not_specialize")
 
 
 backend.forget_at_another_gpu(_variants)

@@ -41,7 +41,7 @@ import torch
 from torch import Tensor
 
 from .backend import runs_directly
-from .lora_linear_ops import Directly, cast_with_stats, lora_linear_op, store
+from .lora_linear_ops import Call, Directly, cast_with_stats, lora_linear_op, store
 from .pending_rows import PendingRows
 
 __all__ = ["NF4Weight", "lora_linear", "site_names"]
@@ -119,13 +119,13 @@ def lora_linear(
     assert all(a.dtype == b.dtype == torch.float32 for a, b in zip(lora_A, lora_B, strict=True)), "LoRA is fp32"
     group = len(lora_A)
     flat_weights, formats = _flatten(weights)
-    nothing = lora_A[0].new_empty(0)
-    flat_biases = [nothing] * group if biases is None else [nothing if b is None else b for b in biases]
+    flat_biases = [None] * group if biases is None else list(biases)
     seed = seed if dropout_p > 0 else None
     if runs_directly(x):
-        how = pending, slot, formats, list(scalings), dropout_p, _compute_dtype(x)
-        tensors = (*flat_weights, *flat_biases, *lora_A, *lora_B)
-        return list(Directly.apply((len(flat_weights), group), *how, x, seed, *tensors))
+        how = formats, list(scalings), dropout_p, _compute_dtype(x), slot, pending
+        return list(Directly.apply(Call(flat_weights, flat_biases, seed, *how), x, *lora_A, *lora_B))
+    nothing = lora_A[0].new_empty(0)
+    flat_biases = [nothing if bias is None else bias for bias in flat_biases]
     dtype, cast_row = _compute_dtype(x), None
     if dtype != x.dtype and slot is not None:
         x, cast_row = cast_with_stats(x, dtype)

@@ -58,7 +58,7 @@ class _Rows:
 def forward(
     x: Tensor,
     weights: Iterable[Tensor],
-    biases: Sequence[Tensor],
+    biases: Sequence[Tensor | None],
     lora_A: Sequence[Tensor],
     lora_B: Sequence[Tensor],
     seed: Tensor | None,
@@ -72,7 +72,7 @@ def forward(
     group = len(lora_A)
     ys, rows = [], _Rows(1 + group, with_stats)
     for i, (weight, bias, b, h_i) in enumerate(zip(weights, biases, lora_B, _columns(h, lora_A), strict=True)):
-        acc = project(wide, weight, bias if bias.numel() else None)
+        acc = project(wide, weight, None if bias is None or not bias.numel() else bias)
         ys.append(lora_passes.up(acc, h_i, [b], x.dtype, rows.at(1 + i), across=True))
     if with_stats:
         rows.input(x, y_index=1)

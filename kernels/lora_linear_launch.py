@@ -12,6 +12,7 @@ rank products are cuBLAS's too: lora_linear_gemm.py.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Iterator, Sequence
 
 import torch
@@ -166,6 +167,19 @@ def total_down(parts: Tensor, out: Tensor, cols: Sequence[int], ranks: Sequence[
     )  # fmt: skip
 
 
+@functools.lru_cache(maxsize=1024)
+def _gradients_shape(shapes: tuple[torch.Size, ...]) -> tuple[list[int], list[int], int, tuple[int, ...], bool]:
+    """Of every dA and dB in a row: blocks, places, values with what lies between, sizes for the kernel, aligned."""
+    sizes = [rows * cols for rows, cols in shapes]
+    places, end = [], 0
+    for size in sizes:
+        places.append(end)
+        end += cdiv(size, GRADIENT_ALIGN) * GRADIENT_ALIGN
+    half = len(shapes) // 2
+    arguments = (shapes[0][1], *four([rows for rows, _ in shapes[half:]]), *four([rows for rows, _ in shapes[:half]]))
+    return [cdiv(size, TOTAL_BLOCK) for size in sizes], places, end, arguments, not any(size % 4 for size in sizes)
+
+
 def total_gradients(
     a_parts: Tensor, b_parts: Tensor, lora_A: Sequence[Tensor], lora_B: Sequence[Tensor], with_stats: bool
 ) -> tuple[list[Tensor], list[Partials]]:
@@ -175,23 +189,17 @@ def total_gradients(
         a_parts: fp32 [parts, sum of r_i, K].
         b_parts: fp32 [parts, sum of N_i r_i].
     """
-    like = [*lora_A, *lora_B]
-    sizes = [tensor.numel() for tensor in like]
-    blocks = [cdiv(size, TOTAL_BLOCK) for size in sizes]
-    places, end = [], 0
-    for size in sizes:
-        places.append(end)
-        end += cdiv(size, GRADIENT_ALIGN) * GRADIENT_ALIGN
+    shapes = tuple([tensor.shape for tensor in (*lora_A, *lora_B)])
+    blocks, places, end, sizes, aligned = _gradients_shape(shapes)
+    n_blocks = sum(blocks)
     out = a_parts.new_empty(end)
-    found = room(out, sum(blocks), with_stats)
-    aligned = not any(size % 4 for size in sizes)
+    found = room(out, n_blocks, with_stats)
     launch(
-        totals._total_gradients_kernel, (sum(blocks), 1, 1), (a_parts, b_parts, out, found),
-        (lora_A[0].shape[1], *four([b.shape[0] for b in lora_B]), *four([a.shape[0] for a in lora_A])),
+        totals._total_gradients_kernel, (n_blocks, 1, 1), (a_parts, b_parts, out, found), sizes,
         (a_parts.shape[0], b_parts.shape[0]), (len(lora_A), with_stats, aligned, TOTAL_BLOCK, GRADIENT_ALIGN),
         num_warps=4, enable_fp_fusion=False,
     )  # fmt: skip
-    gradients = [out.as_strided(t.shape, (t.shape[1], 1), place) for t, place in zip(like, places, strict=True)]
+    gradients = [out.as_strided(shape, (shape[1], 1), place) for shape, place in zip(shapes, places, strict=True)]
     return gradients, regions(found, blocks, with_stats)
 
 
@@ -219,7 +227,7 @@ def _stacked(lora: Sequence[Tensor]) -> Tensor:
 def forward(
     x: Tensor,
     weights: Iterable[Tensor],
-    biases: Sequence[Tensor],
+    biases: Sequence[Tensor | None],
     lora_A: Sequence[Tensor],
     lora_B: Sequence[Tensor],
     seed: Tensor | None,
@@ -333,4 +341,7 @@ def _add_rows(
         add(rows, group, NOTHING, 0, NULL)
         return
     ranges = [Partials(dy[0].buffer, dy[0].address, sum(site.count for site in dy)) for dy, _ in passes]
+    if len(ranges) > 2:
+        joined = torch.cat([found.buffer[: found.count] for found in ranges])
+        ranges = regions(joined, [joined.shape[0]], True)
     add(rows, group, dx_site[0], activations[-1].numel(), AFTER_PRODUCT, *ranges)

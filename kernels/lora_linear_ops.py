@@ -4,19 +4,23 @@ The operators are for whoever has to see them: torch.compile, fake tensors, a di
 `Directly`.
 """
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from . import lora_linear_aten as aten
 from . import lora_linear_launch as launch
-from .backend import uses_triton
+from .backend import has_tensor_cores, is_gpu, uses_triton
 from .nf4 import decode
 from .pending_rows import Partials, PendingRows, Rows
 from .reduce import N_FIELDS, reduce_partials
 from .tensor_stats_aten import round_with_stats_cpu
+
+_NOTHING = nullcontext()
 
 
 def _cast_now(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -73,7 +77,7 @@ def _(slot: Tensor, rows: Tensor) -> None:
 
 
 def _run(
-    x: Tensor, weights: list[Tensor], biases: list[Tensor], lora_A: list[Tensor], lora_B: list[Tensor],
+    x: Tensor, weights: list[Tensor], biases: Sequence[Tensor | None], lora_A: list[Tensor], lora_B: list[Tensor],
     seed: Tensor | None, formats: list[int], scalings: list[float], dropout_p: float, rows: Rows | None,
 ) -> tuple[list[Tensor], Tensor]:  # fmt: skip
     """Outputs, and H [M, sum of ranks] in fp32 for backward; statistics go to `rows` [1 + g, 9]."""
@@ -84,7 +88,7 @@ def _run(
             return launch.forward(*how, rows)
         ys, h, found = aten.forward(*how, rows is not None)
     if rows is not None:
-        rows.slot.copy_(found)
+        rows.assign(found)
     return ys, h
 
 
@@ -101,25 +105,15 @@ def _run_backward(
             return launch.backward(*how, rows)
         dx, dA, dB, found = aten.backward(*how, rows is not None)
     if rows is not None:
-        rows.slot.copy_(found)
+        rows.assign(found)
     return dx, dA, dB
 
 
 def _without_autocast(x: Tensor) -> AbstractContextManager:
-    device = x.device.type
-    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
-
-
-@contextmanager
-def _rows(into: Tensor | None, pending: PendingRows | None) -> Iterator[Rows | None]:
-    """Where a call leaves its rows; they are written at its end if nobody else flushes them."""
-    if into is None:
-        yield None
-        return
-    rows = Rows(into, pending or PendingRows())
-    yield rows
-    if pending is None:
-        rows.pending.flush()
+    """No autocast where products in fp32 are meant. On tensor cores there are none but Triton's, and it costs 10 us."""
+    device = x.device
+    casts = torch.is_autocast_enabled(device.type) and not (is_gpu(device) and has_tensor_cores(device))
+    return torch.autocast(device.type, enabled=False) if casts else _NOTHING
 
 
 def _compute(
@@ -136,8 +130,10 @@ def _compute(
 ) -> tuple[list[Tensor], Tensor, Tensor]:
     """Outputs, H [M, sum of ranks] in fp32 for backward, rows [1 + g, 9] or [0, 9]."""
     found = x.new_empty(0 if slot is None else 1 + len(lora_A), N_FIELDS, dtype=torch.float64)
-    with _rows(None if slot is None else found, None) as rows:
-        ys, h = _run(x, weights, biases, lora_A, lora_B, seed, formats, scalings, dropout_p, rows)
+    rows = None if slot is None else Rows(found)
+    ys, h = _run(x, weights, biases, lora_A, lora_B, seed, formats, scalings, dropout_p, rows)
+    if rows is not None:
+        rows.end()
     return ys, h, found
 
 
@@ -169,8 +165,10 @@ def _compute_backward(
     """dX ([0] if not needed), every dA, every dB, rows [1 + 3 g, 9] or [0, 9]."""
     found = x.new_empty(1 + 3 * len(lora_A) if with_stats else 0, N_FIELDS, dtype=torch.float64)
     how = seed, formats, scalings, dropout_p, needs_dx
-    with _rows(found if with_stats else None, None) as rows:
-        dx, dA, dB = _run_backward(grads, x, h, weights, lora_A, lora_B, *how, rows)
+    rows = Rows(found) if with_stats else None
+    dx, dA, dB = _run_backward(grads, x, h, weights, lora_A, lora_B, *how, rows)
+    if rows is not None:
+        rows.end()
     return dx, dA, dB, found
 
 
@@ -185,86 +183,101 @@ def _(grads, x, h, weights, lora_A, lora_B, seed, formats, scalings, dropout_p, 
     return dx, [torch.empty_like(a) for a in lora_A], [torch.empty_like(b) for b in lora_B], rows
 
 
-def _keep(ctx, x, h, seed, weights, lora_A, lora_B, slot, formats, scalings, dropout_p) -> None:
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(x, h, seed, *weights, *lora_A, *lora_B)
-    # Not among the saved tensors: those may not be written to before backward reads them.
-    ctx.slot = slot
-    ctx.n_weights, ctx.group = len(weights), len(lora_A)
-    ctx.formats, ctx.scalings, ctx.dropout_p = formats, scalings, dropout_p
-
-
-def _saved(ctx, grad_ys) -> tuple:
-    """Gradients of the outputs, X, H, weights, every A, every B, seed."""
-    x, h, seed, *rest = ctx.saved_tensors
-    g, n = ctx.group, ctx.n_weights
-    weights, lora_A, lora_B = rest[:n], rest[n : n + g], rest[n + g :]
-    grads = [
-        x.new_zeros(x.shape[0], b.shape[0]) if grad is None else grad for grad, b in zip(grad_ys, lora_B, strict=True)
+def _or_zeros(grads, x: Tensor, lora_B: Sequence[Tensor]) -> list[Tensor]:
+    """The gradient of every output; zeros where it took no part."""
+    return [
+        x.new_zeros(x.shape[0], b.shape[0]) if grad is None else grad for grad, b in zip(grads, lora_B, strict=True)
     ]
-    return grads, x, h, weights, lora_A, lora_B, seed
 
 
 def _setup_context(ctx, inputs, output) -> None:
-    x, weights, biases, lora_A, lora_B, seed, *how = inputs
+    x, weights, biases, lora_A, lora_B, seed, *ctx.how = inputs
     _, h, rows = output
+    ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(h, rows)
-    ctx.n_biases = len(biases)
-    _keep(ctx, x, h, seed, weights, lora_A, lora_B, *how)
+    ctx.save_for_backward(x, h, seed, *weights, *lora_A, *lora_B)
+    ctx.counts = len(weights), len(biases), len(lora_A)
 
 
 def _differentiate(ctx, grad_ys, _grad_h, _grad_rows):
+    # the slot is not among the saved tensors: those may not be written to before backward reads them
+    slot, *how = ctx.how
+    n, n_biases, g = ctx.counts
+    x, h, seed, *rest = ctx.saved_tensors
+    weights, lora_A, lora_B = rest[:n], rest[n : n + g], rest[n + g :]
     needs_dx = ctx.needs_input_grad[0]
-    how = ctx.formats, ctx.scalings, ctx.dropout_p, needs_dx, ctx.slot is not None
-    dx, dA, dB, rows = _backward(*_saved(ctx, grad_ys), *how)
-    if ctx.slot is not None:
-        store(ctx.slot[1 + ctx.group :], rows)
-    dx = dx if needs_dx else None
-    return dx, [None] * ctx.n_weights, [None] * ctx.n_biases, dA, dB, None, None, None, None, None
+    grads = _or_zeros(grad_ys, x, lora_B)
+    dx, dA, dB, rows = _backward(grads, x, h, weights, lora_A, lora_B, seed, *how, needs_dx, slot is not None)
+    if slot is not None:
+        store(slot[1 + g :], rows)
+    return dx if needs_dx else None, [None] * n, [None] * n_biases, dA, dB, None, None, None, None, None
 
 
 lora_linear_op.register_autograd(_differentiate, setup_context=_setup_context)
 
 
-def _set_input_row(rows: Rows, found: Partials | Tensor, n: int) -> None:
-    """Row 0 is that of autocast's rounding, where there was one."""
-    if isinstance(found, Partials):
-        rows.pending.add(rows, 0, found, n)
-    else:
-        rows.slot[0].copy_(found)
+class Call(NamedTuple):
+    """What a call of `Directly` takes beside X, A and B: nothing of it has a gradient."""
+
+    weights: list[Tensor]
+    biases: Sequence[Tensor | None]
+    seed: Tensor | None
+    formats: list[int]
+    scalings: list[float]
+    dropout_p: float
+    dtype: torch.dtype
+    slot: Tensor | None
+    pending: PendingRows | None
 
 
 class Directly(torch.autograd.Function):
     """The same without the dispatcher, whose layers of Python cost a call more than a small product takes; for any
     leading dimensions, because a view that autograd sees costs two more calls. Autocast's rounding is part of it.
+
+    autograd is handed as few arguments as there can be: it looks at each.
     """
 
     @staticmethod
-    def forward(ctx, sizes, pending, slot, formats, scalings, dropout_p, dtype, x, seed, *tensors):
-        n, g = sizes
-        weights, biases = list(tensors[:n]), list(tensors[n : n + g])
-        lora_A, lora_B = list(tensors[n + g : n + 2 * g]), list(tensors[n + 2 * g :])
-        ctx.leading, ctx.dtype, ctx.pending = x.shape[:-1], x.dtype, pending
+    def forward(ctx, call: Call, x, *lora):
+        g = len(lora) // 2
+        lora_A, lora_B = list(lora[:g]), list(lora[g:])
+        weights, biases, seed, formats, scalings, dropout_p, dtype, slot, pending = call
+        ctx.call, ctx.leading, ctx.dtype = call, x.shape[:-1], x.dtype
         x = x.reshape(-1, x.shape[-1])
-        with _rows(None if slot is None else slot[: 1 + g], pending) as rows:
-            is_cast, found = dtype != x.dtype, None
-            if is_cast and rows is not None:
+        rows = None if slot is None else Rows(slot, pending, 0, 1 + g)
+        found = None
+        if dtype != x.dtype:
+            if rows is None:
+                x = x.to(dtype)
+            else:
                 x, found = launch.cast(x, dtype) if uses_triton(x) else round_with_stats_cpu(x.float(), dtype)
-            x = x.to(dtype)
-            ys, h = _run(x, weights, biases, lora_A, lora_B, seed, formats, scalings, dropout_p, rows)
-            if rows is not None and found is not None:
-                _set_input_row(rows, found, x.numel())
-        _keep(ctx, x, h, seed, weights, lora_A, lora_B, slot, formats, scalings, dropout_p)
+        ys, h = _run(x, weights, biases, lora_A, lora_B, seed, formats, scalings, dropout_p, rows)
+        if rows is not None:
+            if isinstance(found, Partials):  # row 0 is that of autocast's rounding, where there was one
+                rows.pending.add(rows, 0, found, x.numel())
+            elif found is not None:
+                rows.slot[0].copy_(found)
+            rows.end()
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(x, h, *lora)
         return tuple([y.view(*ctx.leading, y.shape[-1]) for y in ys])
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, *grad_ys):  # type: ignore[reportIncompatibleMethodOverride]
-        needs_dx = ctx.needs_input_grad[7]
-        with torch.no_grad():
-            grad_ys = [None if grad is None else grad.reshape(-1, grad.shape[-1]) for grad in grad_ys]
-            into = None if ctx.slot is None else ctx.slot[1 + ctx.group :]
-            how = ctx.formats, ctx.scalings, ctx.dropout_p, needs_dx
-            with _rows(into, ctx.pending) as rows:
-                dx, dA, dB = _run_backward(*_saved(ctx, grad_ys), *how, rows)
-            dx = dx.to(ctx.dtype).view(*ctx.leading, dx.shape[-1]) if needs_dx else None
-        return *[None] * 7, dx, None, *[None] * (ctx.n_weights + ctx.group), *dA, *dB
+        weights, _, seed, formats, scalings, dropout_p, _, slot, pending = ctx.call
+        x, h, *lora = ctx.saved_tensors
+        g = len(lora) // 2
+        lora_A, lora_B = lora[:g], lora[g:]
+        needs_dx = ctx.needs_input_grad[1]
+        grads = [None if grad is None else grad.reshape(-1, grad.shape[-1]) for grad in grad_ys]
+        grads = _or_zeros(grads, x, lora_B)
+        rows = None if slot is None else Rows(slot, pending, 1 + g, 1 + 3 * g)
+        how = seed, formats, scalings, dropout_p, needs_dx, rows
+        dx, dA, dB = _run_backward(grads, x, h, weights, lora_A, lora_B, *how)
+        if rows is not None:
+            rows.end()
+        if not needs_dx:
+            return None, None, *dA, *dB
+        dx = dx if dx.dtype == ctx.dtype else dx.to(ctx.dtype)
+        return None, dx.view(*ctx.leading, dx.shape[-1]), *dA, *dB

@@ -40,7 +40,7 @@ class Tile:
 # fmt: off
 TILES = {
     ("down", 16): Tile(32, 64, 4, 3), ("down", 32): Tile(32, 64, 4, 3), ("down", 64): Tile(32, 64, 8, 2),
-    ("up", 16): Tile(32, 64, 4, 1), ("up", 32): Tile(32, 128, 8, 1), ("up", 64): Tile(64, 64, 8, 1),
+    ("up", 16): Tile(32, 64, 4, 2), ("up", 32): Tile(32, 128, 8, 1), ("up", 64): Tile(64, 64, 8, 1),
     ("grad", 16): Tile(32, 128, 4, 2), ("grad", 32): Tile(32, 128, 4, 2), ("grad", 64): Tile(32, 64, 4, 2),
     ("dA", 16): Tile(32, 128, 4, 2), ("dA", 32): Tile(32, 128, 8, 2), ("dA", 64): Tile(32, 128, 8, 2),
 }
@@ -79,7 +79,7 @@ def aot_variants() -> list[AotVariant]:
         pointer |= {name: "*fp64" for name in names if name in ("partials_ptr", "l_bad_ptr")}
         kinds = {"seed_ptr": "*i64", "p": "fp32", **{f"s{i}": "fp32" for i in range(MAX_GROUP)}, **overrides}
         signature = {name: kinds.get(name, pointer.get(name, "i32")) for name in names}
-        widths = ("n_cols", "n_in", *(f"c{i}" for i in range(MAX_GROUP)))
+        widths = ("n_cols", "n_in", "width", "out_stride", *(f"c{i}" for i in range(MAX_GROUP)))
         chips = CHIPS_WITH_TENSOR_CORES if dot else (75, *CHIPS_WITH_TENSOR_CORES)
         aligned = tuple(name for name in names if name in pointer or name in widths)
         how = tile.num_warps, tile.num_stages, chips, dot

@@ -38,7 +38,8 @@ def _total_down_kernel(
         most = tl.maximum(most, tl.cdiv(c3, STRIP))
     acc = tl.zeros((BLOCK,), dtype=tl.float32)
     for strip in range(most):
-        acc += tl.load(parts_ptr + strip * size + offsets, mask=mask & (strip < n_strips), other=0.0)
+        part = tl.load(parts_ptr + strip * size + offsets, mask=mask, other=0.0)
+        acc += tl.where(strip < n_strips, part, 0.0)  # what nobody wrote is read, for a mask by column reads one by one
     tl.store(out_ptr + offsets // width * out_stride + column, acc, mask=mask)
 
 

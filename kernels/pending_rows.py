@@ -21,8 +21,7 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
-from .backend import AotVariant, is_gpu, jit
-from .launcher import launch
+from .backend import AotVariant, is_gpu, jit, on_device
 from .reduce import BLOCK_P, FIELDS, N_FIELDS, N_PARTIALS, add_programs, store_row
 
 ONLY_COUNTS, AFTER_PRODUCT, NULL = 1, 2, 3
@@ -102,7 +101,8 @@ class PendingRows:
         table = torch.tensor(list({line[0]: line for line in self._table}.values()))
         if is_gpu(device):
             table = table.pin_memory().to(device, non_blocking=True)  # torch keeps the memory until the copy is over
-        launch(_pending_rows_kernel, (len(table), 1, 1), (table,), (), (), (), num_warps=4, enable_fp_fusion=False)
+        with on_device(table):
+            _pending_rows_kernel[(len(table),)](table, num_warps=4, enable_fp_fusion=False)
         self.clear()
 
     def clear(self) -> None:
@@ -119,8 +119,24 @@ class Rows:
         address: of the first row.
     """
 
-    def __init__(self, slot: Tensor, pending: PendingRows):
-        self.slot, self.pending, self.address = slot, pending, slot.data_ptr()
+    def __init__(self, slot: Tensor, pending: PendingRows | None = None, first: int = 0, count: int | None = None):
+        """
+        Args:
+            pending: of somebody who flushes it; None: `end` writes the rows.
+            first, count: which rows of the slot; all of them.
+        """
+        self.slot, self.address = slot, slot.data_ptr() + first * ROW_BYTES
+        self.pending, self._is_own = pending or PendingRows(), pending is None
+        self._first, self._count = first, slot.shape[0] if count is None else count
+
+    def assign(self, rows: Tensor) -> None:
+        """Writes all of them now."""
+        self.slot[self._first : self._first + self._count].copy_(rows)
+
+    def end(self) -> None:
+        """Writes what was added, if nobody else will."""
+        if self._is_own:
+            self.pending.flush()
 
 
 @jit

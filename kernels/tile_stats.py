@@ -138,13 +138,18 @@ def recount(
     x_ptr, first_row, last_row, first_col, last_col, row_stride,
     ROUNDED: tl.constexpr, COUNT_SMALL: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """Partials of a part of a matrix, read again from memory. ROUNDED, of fp32 alone: nothing was rounded."""
+    """Partials of a part of a matrix, read again from memory. ROUNDED, of fp32 alone: nothing was rounded.
+
+    By quarters of a tile, for this must not take more registers than what the kernel is for.
+    """
+    M: tl.constexpr = max(BLOCK_M // 4, 1)  # type: ignore[reportAssignmentType]
+    C: tl.constexpr = BLOCK_C if BLOCK_M >= 4 else BLOCK_C // 4
     tl.debug_barrier()  # other threads of the block may just have stored it
     total = no_partials(ROUNDED, COUNT_SMALL)
-    for row in range(first_row, last_row, BLOCK_M):
-        rows = row + tl.arange(0, BLOCK_M).to(tl.int64)
-        for col in range(first_col, last_col, BLOCK_C):
-            cols = col + tl.arange(0, BLOCK_C).to(tl.int64)
+    for row in range(first_row, last_row, M):
+        rows = row + tl.arange(0, M).to(tl.int64)
+        for col in range(first_col, last_col, C):
+            cols = col + tl.arange(0, C).to(tl.int64)
             mask = (rows < last_row)[:, None] & (cols < last_col)[None, :]
             x = tl.load(x_ptr + rows[:, None] * row_stride + cols[None, :], mask=mask, other=0.0)
             total = add_partials(total, tile_partials(x, x, mask, ROUNDED, COUNT_SMALL))

@@ -16,6 +16,7 @@ import random
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -64,8 +65,8 @@ class Result:
 
     run: str
     chip: int
-    seen: Seen
-    seconds: float
+    seen: Seen | None = None
+    seconds: float = 0.0
     problems: list[str] = field(default_factory=list)
 
 
@@ -102,9 +103,26 @@ def launches_of_a_linear(chip: int) -> int:
     return driver.launches.total()
 
 
-def check(result: Result) -> list[str]:
+def check_launches(chip: int) -> list[str]:
+    """Prints what a layer and a linear launch; what is wrong with it."""
+    try:
+        counts = launches_of_a_layer(chip)
+    except Exception as error:
+        return [described(error)]
+    print(f"launches of a LLaMA layer of 7 LoRA linears, sm_{chip}: {counts['layer']} (at most {LAYER_BUDGET})")
+    print(f"launches of one LoRA linear, sm_{chip}: {counts['linear']} (at most {LINEAR_BUDGET})")
+    exceeded = counts["layer"] > LAYER_BUDGET or counts["linear"] > LINEAR_BUDGET
+    return [f"more launches than the budget: {counts}"] if exceeded else []
+
+
+def described(error: Exception) -> str:
+    line = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__}: {error} ({Path(line.filename).name}:{line.lineno})"
+
+
+def check(seen: Seen) -> list[str]:
     """What is wrong with a run."""
-    seen, problems = result.seen, []
+    problems = []
     if seen.code != 0:
         problems.append(f"exit code {seen.code}: {seen.output[-400:]}")
     if len(seen.driver.variants) > VARIANTS_BUDGET:
@@ -142,11 +160,27 @@ def _compile(index: int) -> str:
 def run_one(name: str, chip: int) -> Result:
     """One run on one chip; an exception in it is a problem like others."""
     started = time.process_time()
-    with tempfile.TemporaryDirectory() as folder:
-        result = Result(name, chip, RUNS[name](Path(folder), chip), 0.0)
+    result = Result(name, chip)
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            result.seen = RUNS[name](Path(folder), chip)
+        result.problems = check(result.seen)
+    except Exception as error:
+        result.problems = [described(error)]
     result.seconds = time.process_time() - started
-    result.problems = check(result)
     return result
+
+
+def print_row(result: Result) -> None:
+    """One line of the table."""
+    seen = result.seen
+    cells = ["", "", "", "", ""]
+    if seen is not None:
+        most = max((step.launches.total() for step in seen.steps), default=0)
+        cells = [len(seen.steps), most, len(seen.driver.variants), len(seen.late), len(seen.faults)]
+    steps, launches, n_variants, late, waits = cells
+    row = f"{result.run:<20}{f'sm_{result.chip}':>6}{steps:>7}{launches:>15}{n_variants:>10}{late:>6}{waits:>7}"
+    print(f"{row}{result.seconds:>8.0f}", flush=True)
 
 
 def main() -> None:
@@ -157,28 +191,21 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="also write what was seen to a file")
     arguments = parser.parse_args()
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    found, problems = [], []
+    variants, problems = [], []
     print(f"{'run':<20}{'chip':>6}{'steps':>7}{'launches/step':>15}{'variants':>10}{'late':>6}{'waits':>7}{'CPU s':>8}")
     for chip in arguments.chip or CHIPS:
         for name in arguments.run or RUNS:
             if chip not in ONLY_ON.get(name, (chip,)):
                 continue
             result = run_one(name, chip)
-            seen = result.seen
-            most = max((step.launches.total() for step in seen.steps), default=0)
-            row = f"{name:<20}{f'sm_{chip}':>6}{len(seen.steps):>7}{most:>15}{len(seen.driver.variants):>10}"
-            print(f"{row}{len(seen.late):>6}{len(seen.faults):>7}{result.seconds:>8.0f}", flush=True)
-            found.append(result)
+            print_row(result)
+            if result.seen is not None:
+                variants += result.seen.driver.variants
             problems += [f"{name}, sm_{chip}: {problem}" for problem in result.problems]
     chip = max(c for c in (arguments.chip or CHIPS))
     if chip >= 80:
-        counts = launches_of_a_layer(chip)
-        print(f"launches of a LLaMA layer of 7 LoRA linears, sm_{chip}: {counts['layer']} (at most {LAYER_BUDGET})")
-        print(f"launches of one LoRA linear, sm_{chip}: {counts['linear']} (at most {LINEAR_BUDGET})")
-        if counts["layer"] > LAYER_BUDGET or counts["linear"] > LINEAR_BUDGET:
-            problems.append(f"more launches than the budget: {counts}")
+        problems += check_launches(chip)
     if arguments.compile:
-        variants = [variant for result in found for variant in result.seen.driver.variants]
         started = time.perf_counter()
         problems += compile_all(variants, os.cpu_count() or 1)
         n_variants = len({(variant.chip, variant.key()) for variant in variants})

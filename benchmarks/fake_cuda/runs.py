@@ -24,8 +24,8 @@ import torch
 from .driver import FakeDriver, Variant, fake_cuda
 from .waits import Waits, watched
 
-LENGTHS = (2, 17, 273, 274, 820, 1025)
-"""Tokens of the rows: what an edge of a block, a row alone in its block and a power of two and one are."""
+LENGTHS = (2, 17, 48, 273, 274, 820, 1025)
+"""Tokens of the rows: an edge of a block, a row alone in its block, a power of two and one, a multiple of sixteen."""
 
 FAMILIES = ("llama", "gpt_neox")
 

@@ -172,5 +172,5 @@ def _where() -> str:
     for frame in reversed(traceback.extract_stack()):
         path = Path(frame.filename)
         if path.is_relative_to(ROOT) and Path(__file__).parent not in path.parents and ".venv" not in path.parts:
-            return f"{path.relative_to(ROOT)}:{frame.lineno}"
+            return f"{path.relative_to(ROOT)}:{frame.lineno}".removeprefix("lora_train/")
     return "outside the repository"
