@@ -1,4 +1,4 @@
-# `make demo` fine-tunes a real model, `make test` runs everything CI runs, `make kernels` shows the kernels,
+# `make demo` fine-tunes a real model, `make test` tests everything a CPU can, `make kernels` shows the kernels,
 # `make collapse` the collapse this project is about, `make faults` how planted faults are found, `make bench` what a
 # step costs beside the stock Trainer.
 PYTHON ?= python3

@@ -1,7 +1,7 @@
 """Launches a kernel that has been launched with such arguments before without asking Triton for it again.
 
-Triton binds and looks at every argument at each launch to find which variant it wants: 13 to 33 us, more than most of
-these kernels take on the device. Kernels whose arguments stand in this order need none of that:
+Triton binds and looks at every argument at each launch, in Python, to find which variant it wants. Kernels whose
+arguments stand in this order need none of that:
 
     tensors     a variant knows their dtypes, which follow from those of the first two and the constants, and that their
                 addresses are multiples of 16

@@ -1,7 +1,7 @@
 """Launches of the kernels in lora_linear_triton.py, and the order in which forward and backward make them.
 
-Formulas, shapes and rows are those of lora_linear.py. Base products are torch's, that is cuBLAS. A launch costs the
-host more than a small product takes the device, so a group of up to four projections makes seven, however many it has:
+Formulas, shapes and rows are those of lora_linear.py. Base products are torch's, that is cuBLAS. A launch
+costs the host the same however little it computes, so a group of up to four projections makes seven in all:
 
     forward     down, up of every Y
     backward    grad of every dY, total of G, grad of X for dA, total of every dA and dB, up of dX

@@ -6,7 +6,7 @@
     dx = rstd (g - n mean(g n) - mean(g))       without mean(g) for RMSNorm
 
 A program has ROWS rows. A row of at most MAX_BLOCK columns stays in registers; a longer one is read again, block by
-block, from the cache that just held it. Formulas and arguments: rms_norm.py and layer_norm.py.
+block. Formulas and arguments: rms_norm.py and layer_norm.py.
 """
 
 import torch

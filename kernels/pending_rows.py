@@ -1,7 +1,7 @@
 """Rows of statistics that wait until one launch writes them all: the second stage of a whole micro-batch.
 
 A kernel that counts leaves partials [P, 8] (reduce.py), and the row they belong to is known; what is missing is one
-small sum, and a launch costs more than that. So calls add their sites here, and `flush` makes every row at once: one
+small sum, which is not worth a launch. So calls add their sites here, and `flush` makes every row at once: one
 program a row, which reads a line of a table of addresses.
 
     row[f] = sum over the partials              as reduce.py, in the same order

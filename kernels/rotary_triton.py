@@ -1,6 +1,6 @@
 """Triton kernel of the rotation in rotary.py, and with the sines' signs exchanged of the one that takes it back.
 
-A program turns ROWS heads, of one token or several; those of one token read the same angles, from the cache.
+A program turns ROWS heads, of one token or several; those of one token read the same angles.
 """
 
 import triton

@@ -4,8 +4,8 @@
 
 torch holds two kernels that are told where rows begin, both with a backward: FlashAttention (arXiv 2307.08691; fp16
 and bf16 from sm_80) and the memory-efficient one (arXiv 2112.05682; fp32 too, and fp16 on older chips). They are
-called as torch's own layers over them call them (torch/nested/_internal/sdpa.py, torch/nn/attention/varlen.py): those
-cost more time in Python than one row's attention, and the public one does not know every torch from 2.8 on.
+called as torch's own layers over them call them (torch/nested/_internal/sdpa.py, torch/nn/attention/varlen.py): the
+public one of those is not in every torch from 2.8 on.
 
 Shapes: Q [S, heads, D], K and V [S, kv_heads, D], starts int32 [rows + 1] -> O [S, heads, D].
 """
@@ -72,7 +72,7 @@ def kernel_for(chip: Chip | None, dtype: torch.dtype, head_dim: int) -> str | No
 def rows_attention(
     query: Tensor, key: Tensor, value: Tensor, starts: Tensor, longest: int, scale: float, kernel: str
 ) -> Tensor:
-    """Every position's attention to itself and those before it in its row; the host waits for nothing.
+    """Every position's attention to itself and those before it in its row.
 
     Args:
         query: [S, heads, D] in a dtype that `kernel` takes.

@@ -182,7 +182,7 @@ class TrainingSection(Section):
         "sgd",
         "adafactor",
     ] = "adamw_torch_fused"
-    """Optimizer. All but adamw_torch_fused and sgd make the host wait for the device once a step."""
+    """Optimizer. All but adamw_torch_fused and sgd make the host wait for the device in every step."""
     weight_decay: float = Field(default=0.0, ge=0)
     """Decoupled weight decay of matrices (not of biases and norms)."""
     adam_beta1: float = Field(default=0.9, ge=0, lt=1)

@@ -1,7 +1,7 @@
 """Devices and processes, on Accelerate with its mixed precision off: precision and loss scaling are ours.
 
-The model is not wrapped. LoRA gradients are a few megabytes, so one flat all-reduce a step is cheaper than
-bucketing them, sums in a fixed order and leaves every micro-batch's own gradient visible before it.
+The model is not wrapped. LoRA gradients are a few megabytes: one flat all-reduce a step sums them in a fixed
+order and leaves every micro-batch's own gradient visible before it.
 """
 
 from __future__ import annotations

@@ -3,9 +3,9 @@
     divisor = loss_scale * max(1, (grad_norm + 1e-6) / max_grad_norm)
     skip if any gradient is not finite, else apply gradient / divisor with lr_table[updates]
 
-With adamw_torch_fused and sgd all of this stays on the device. The other optimizers take a host-side learning rate
-and decision, so they wait for the device once a step. Stepping never counts attempts: `updates` counts what was
-applied, and the schedule follows it.
+With adamw_torch_fused and sgd all of this stays on the device. The other optimizers take the learning rate and the
+decision from the host, which waits for the device; bitsandbytes' do so again after every parameter. Stepping never
+counts attempts: `updates` counts what was applied, and the schedule follows it.
 """
 
 from __future__ import annotations
@@ -137,7 +137,7 @@ class Optimizer:
         self._inner.step()
 
     def _step_on_host(self, divisor: torch.Tensor, found_inf: torch.Tensor) -> None:
-        if found_inf.item():  # the step's one wait for the device
+        if found_inf.item():  # waits for the device
             return
         torch._foreach_div_(self.gradients, divisor)
         for group in self._inner.param_groups:

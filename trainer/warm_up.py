@@ -1,8 +1,8 @@
 """Compiles what a run will launch before its first step, by a step and an evaluation of one row that leave no trace.
 
-A kernel is compiled where it is first launched: without this a first step, a first evaluation and a first histogram
-would each take seconds, or minutes on a machine that has never run them, and be counted as training. No kernel is
-specialised on anything a batch decides, so a row of four tokens compiles what every row takes.
+A kernel is compiled where it is first launched: without this the first step, evaluation and histogram would compile
+what they launch, and that time would be counted as training. No kernel is specialised on anything a batch decides, so a
+row of four tokens compiles what every row takes.
 """
 
 from __future__ import annotations
