@@ -30,8 +30,8 @@ _MAX_TILE = tl.constexpr(32768)
 # 32 values per thread: few enough to stay in registers, and a sequential fp32 sum this short keeps 1e-6.
 BLOCK = 8192
 NUM_WARPS = 8
-# 1024 programs fill every chip (H100 holds 132 x 8 such blocks at once), and their 64 KiB of partials are one
-# short second stage. Fixed, not the SM count: the bits of a sum do not depend on the chip.
+# An H100 has room for 132 x 8 such blocks at once; the 64 KiB of partials of 1024 are one short second stage.
+# Fixed, not the SM count: the bits of a sum do not depend on the chip.
 MAX_PROGRAMS = 1024
 
 FAST_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
