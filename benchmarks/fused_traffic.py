@@ -19,8 +19,8 @@ from dataclasses import dataclass
 
 import torch
 import triton
-from lora_train.kernels.lora_linear_launch import MAX_PARTIALS, _shares
-from lora_train.kernels.lora_linear_tiles import CAST_BLOCK, TOTAL_BLOCK, padded_rank, tile_for
+from lora_train.kernels.lora_linear_shapes import MAX_PARTIALS, shares
+from lora_train.kernels.lora_linear_tiles import CAST_BLOCK, TOTAL_BLOCK, chunk_of, padded_rank, tile_for
 from lora_train.kernels.pending_rows import N_COLUMNS
 from lora_train.kernels.reduce import N_FIELDS, N_PARTIALS
 
@@ -66,7 +66,7 @@ def _down_shape(layer: Linear) -> tuple[int, int]:
     """Row blocks and splits of H's launch."""
     row_blocks = triton.cdiv(layer.n_tokens, tile_for("down", layer.dtype, padded_rank(layer.rank)).block_m)
     block = tile_for("down", layer.dtype, padded_rank(layer.rank)).block_c
-    return row_blocks, _shares(layer.n_in, block, 2 * layer.n_multiprocessors // row_blocks)[0]
+    return row_blocks, shares(layer.n_in, block, 2 * layer.n_multiprocessors // row_blocks)[0]
 
 
 def down(layer: Linear) -> Launch:
@@ -121,7 +121,7 @@ def _up_shape(layer: Linear, n_cols: int) -> tuple[int, int, int]:
     """Row blocks, blocks of columns, and tiles of an up launch."""
     tile = tile_for("up", layer.dtype, padded_rank(layer.rank))
     row_blocks = triton.cdiv(layer.n_tokens, tile.block_m)
-    col_blocks, length = _shares(n_cols, tile.block_c, MAX_PARTIALS // row_blocks)
+    col_blocks, length = shares(n_cols, tile.block_c, MAX_PARTIALS // row_blocks)
     return row_blocks, col_blocks, col_blocks * length // tile.block_c
 
 
@@ -172,17 +172,17 @@ def da(layer: Linear) -> Launch:
 
 def _read_shape(layer: Linear, kernel: str) -> tuple[int, int, int]:
     """Strips of columns, splits of rows and chunks of the rank."""
-    padded = padded_rank(layer.rank)
+    padded = chunk_of(kernel, layer.dtype, layer.rank)
     tile = tile_for(kernel, layer.dtype, padded)
     strips = triton.cdiv(layer.n_out if kernel == "grad" else layer.n_in, tile.block_c)
-    splits, _ = _shares(layer.n_tokens, tile.block_m, layer.n_multiprocessors // strips)
+    splits, _ = shares(layer.n_tokens, tile.block_m, layer.n_multiprocessors // strips)
     return strips, splits, triton.cdiv(layer.rank, padded)
 
 
 def _read(layer: Linear, kernel: str, z: str, left: str, outer: str, n_cols: int, dropout: bool) -> Launch:
     m, r = layer.n_tokens, layer.rank
     strips, splits, chunks = _read_shape(layer, kernel)
-    block_m = tile_for(kernel, layer.dtype, padded_rank(r)).block_m
+    block_m = tile_for(kernel, layer.dtype, chunk_of(kernel, layer.dtype, r)).block_m
     z_bytes, left_bytes, outer_bytes = m * n_cols * layer.dtype.itemsize, m * r * 4, splits * n_cols * r * 4
     launch = Launch(
         kernel,

@@ -12,7 +12,6 @@ rank products are cuBLAS's too: lora_linear_gemm.py.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterable, Iterator, Sequence
 
 import torch
@@ -24,14 +23,11 @@ from . import lora_linear_triton as kernels
 from .backend import cdiv, has_tensor_cores, n_multiprocessors
 from .base_product import base_grad, base_product
 from .launcher import launch
-from .lora_linear_tiles import CAST_BLOCK, GRADIENT_ALIGN, TOTAL_BLOCK, padded_rank, tile_for
+from .lora_linear_shapes import down_shape, gradients_shape, read_shape, up_shape
+from .lora_linear_tiles import CAST_BLOCK, GRADIENT_ALIGN, TOTAL_BLOCK, chunk_of, tile_for
 from .lora_linear_tiles import aot_variants as aot_variants
 from .pending_rows import AFTER_PRODUCT, NOTHING, NULL, ONLY_COUNTS, Partials, Rows, regions, room
 from .projections import MAX_GROUP, four
-
-MAX_PARTIALS = 512
-"""Programs of one launch that leave statistics, for a projection: one program adds them up, and they live as long as a
-micro-batch. Four blocks on each multiprocessor of the largest chip."""
 
 
 def precision(x: Tensor) -> str:
@@ -39,43 +35,18 @@ def precision(x: Tensor) -> str:
     return "tf32x3" if x.dtype == torch.float32 else "tf32"
 
 
-def _shares(n: int, block: int, wanted: int) -> tuple[int, int]:
-    """Splits `n` in about `wanted` parts of whole blocks: how many parts, and the length of one."""
-    blocks = max(1, cdiv(n, block))
-    per_part = cdiv(blocks, max(1, min(wanted, blocks)))
-    return cdiv(blocks, per_part), per_part * block
-
-
-def down_shape(m: int, k: int, rank: int, dtype: torch.dtype, device: torch.device) -> tuple[int, int, int]:
-    """Row blocks, splits of the columns of X, and the length of one."""
-    tile = tile_for("down", dtype, padded_rank(rank))
-    row_blocks = max(1, cdiv(m, tile.block_m))
-    return row_blocks, *_shares(k, tile.block_c, 2 * n_multiprocessors(device) // row_blocks)
-
-
-def read_shape(
-    kernel: str, m: int, cols: Sequence[int], ranks: Sequence[int], dtype: torch.dtype, device: torch.device
-) -> tuple[list[int], int, int]:
-    """Strips of each z_i, splits of the rows, and the length of one; `kernel` is grad or dA."""
-    tile = tile_for(kernel, dtype, padded_rank(max(ranks)))
-    strips = [cdiv(n, tile.block_c) for n in cols]
-    return strips, *_shares(m, tile.block_m, n_multiprocessors(device) // sum(strips))
-
-
 def down(x: Tensor, a: Tensor, seed: Tensor | None, p: float, with_stats: bool) -> tuple[Tensor, Tensor]:
     """H = keep(x) a^T in parts [S, M, R] fp32, and partials: non-finite counts of x."""
     if not has_tensor_cores(x.device):
         return gemm.down(x, a, seed, p, with_stats)
     n_rows, n_cols, rank = *x.shape, a.shape[0]
-    padded = padded_rank(rank)
-    tile = tile_for("down", x.dtype, padded)
-    row_blocks, splits, length = down_shape(n_rows, n_cols, rank, x.dtype, x.device)
-    h = x.new_empty((splits, n_rows, rank), dtype=torch.float32)
-    found = room(h, row_blocks * splits, with_stats)
+    shape = down_shape(n_rows, n_cols, rank, x.dtype, n_multiprocessors(x.device))
+    tile = shape.tile
+    h = x.new_empty((shape.splits, n_rows, rank), dtype=torch.float32)
+    found = room(h, shape.n_programs, with_stats)
     launch(
-        kernels._down_kernel, (row_blocks, splits, cdiv(rank, padded)),
-        (x, a, h, x if seed is None else seed, found), (n_cols, rank), (n_rows, length // tile.block_c, p),
-        (p > 0, with_stats, precision(x), padded, tile.block_m, tile.block_c),
+        kernels._down_kernel, shape.grid, (x, a, h, x if seed is None else seed, found), (n_cols, rank),
+        (n_rows, shape.blocks, p), (p > 0, with_stats, precision(x), shape.padded, tile.block_m, tile.block_c),
         num_warps=tile.num_warps, num_stages=tile.num_stages, enable_fp_fusion=False,
     )  # fmt: skip
     return h, found
@@ -98,25 +69,22 @@ def up(
     z, (n_parts, n_rows) = zs[0], left.shape[:2]
     if not has_tensor_cores(z.device):
         return left[0], gemm.up(zs, left[0], rights, scales, seed, p, with_stats, across)
-    ranks = [right.shape[1 if across else 0] for right in rights]
-    cols = [z.shape[1] for z in zs]
-    padded = padded_rank(max(ranks))
-    tile = tile_for("up", z.dtype, padded)
-    row_blocks = max(1, cdiv(n_rows, tile.block_m))
-    tiles = _shares(max(cols), tile.block_c, MAX_PARTIALS // row_blocks)[1] // tile.block_c
-    col_blocks = [cdiv(n, tiles * tile.block_c) for n in cols]
-    found = room(left, row_blocks * sum(col_blocks), with_stats)
+    side = 1 if across else 0
+    ranks = tuple([right.shape[side] for right in rights])
+    shape = up_shape(n_rows, tuple([z.shape[1] for z in zs]), ranks, z.dtype)
+    tile = shape.tile
+    found = room(left, shape.grid[0] * shape.grid[1], with_stats)
     total = left.new_empty(left.shape[1:]) if n_parts > 1 else left[0]
     is_wide = z.dtype == torch.float32
     launch(
-        kernels._up_kernel, (row_blocks, sum(col_blocks), 1),
+        kernels._up_kernel, shape.grid,
         (*four(zs), *four(rights), left, total, left, z if seed is None else seed, found),
-        (*four(cols), *four(ranks), left.stride(1)), (n_rows, n_parts, 0, tiles, *four(scales), p),
-        (len(zs), across, max(ranks) > padded, p > 0, with_stats, is_wide, not is_wide, precision(z), padded,
+        (*shape.sizes, left.stride(1)), (n_rows, n_parts, 0, shape.tiles, *four(scales), p),
+        (len(zs), across, shape.chunked, p > 0, with_stats, is_wide, not is_wide, precision(z), shape.padded,
          tile.block_m, tile.block_c),
         num_warps=tile.num_warps, num_stages=tile.num_stages, enable_fp_fusion=False,
     )  # fmt: skip
-    return total, regions(found, [n * row_blocks for n in col_blocks], with_stats)
+    return total, regions(found, shape.n_programs, with_stats)
 
 
 def read(
@@ -135,26 +103,25 @@ def read(
         with the non-finite counts of each l_i.
     """
     z, n_rows = zs[0], zs[0].shape[0]
-    ranks = [left.shape[1]] if rights is None else [right.shape[1] for right in rights]
-    cols = [z.shape[1] for z in zs]
-    padded, kernel = padded_rank(max(ranks)), "dA" if rights is None else "grad"
-    tile, chunks = tile_for(kernel, z.dtype, padded), cdiv(max(ranks), padded)
-    strips, splits, length = read_shape(kernel, n_rows, cols, ranks, z.dtype, z.device)
-    outer = left.new_empty((splits, sum(n * rank for n, rank in zip(cols, ranks, strict=True))))
-    down = None if rights is None else left.new_empty((max(strips), n_rows, sum(ranks)))
-    n_found, n_bad = splits * sum(strips), splits * chunks
-    found = room(left, n_found + n_bad * len(zs), with_stats)
+    ranks = (left.shape[1],) if rights is None else tuple([right.shape[1] for right in rights])
+    cols, kernel = tuple([z.shape[1] for z in zs]), "dA" if rights is None else "grad"
+    shape = read_shape(kernel, n_rows, cols, ranks, z.dtype, n_multiprocessors(z.device))
+    tile = shape.tile
+    outer = left.new_empty((shape.splits, shape.n_outer))
+    down = None if rights is None else left.new_empty((shape.n_strips, n_rows, sum(ranks)))
+    n_found = shape.grid[0] * shape.splits
+    found = room(left, n_found + shape.n_left * len(zs), with_stats)
     launch(
-        kernels._grad_kernel, (sum(strips), splits, chunks),
+        kernels._grad_kernel, shape.grid,
         (*four(zs), *four(zs if rights is None else rights), left, outer if down is None else down, outer,
          z if seed is None else seed, found),
-        (*four(cols), *four(ranks), left.stride(0)), (n_rows, length, n_found, *four(scales), p),
-        (len(zs), p > 0, rights is not None, with_stats, z.dtype != torch.float32, precision(z), padded,
+        (*shape.sizes, left.stride(0)), (n_rows, shape.length, n_found, *four(scales), p),
+        (len(zs), p > 0, rights is not None, with_stats, z.dtype != torch.float32, precision(z), shape.padded,
          tile.block_m, tile.block_c),
         num_warps=tile.num_warps, num_stages=tile.num_stages, enable_fp_fusion=False,
     )  # fmt: skip
-    bad = regions(found, [n_bad] * len(zs), with_stats, n_found)
-    return down, outer, regions(found, [n * splits for n in strips], with_stats), bad
+    bad = regions(found, [shape.n_left] * len(zs), with_stats, n_found)
+    return down, outer, regions(found, shape.n_programs, with_stats), bad
 
 
 def total_down(parts: Tensor, out: Tensor, cols: Sequence[int], ranks: Sequence[int], strip: int) -> None:
@@ -167,19 +134,6 @@ def total_down(parts: Tensor, out: Tensor, cols: Sequence[int], ranks: Sequence[
     )  # fmt: skip
 
 
-@functools.lru_cache(maxsize=1024)
-def _gradients_shape(shapes: tuple[torch.Size, ...]) -> tuple[list[int], list[int], int, tuple[int, ...], bool]:
-    """Of every dA and dB in a row: blocks, places, values with what lies between, sizes for the kernel, aligned."""
-    sizes = [rows * cols for rows, cols in shapes]
-    places, end = [], 0
-    for size in sizes:
-        places.append(end)
-        end += cdiv(size, GRADIENT_ALIGN) * GRADIENT_ALIGN
-    half = len(shapes) // 2
-    arguments = (shapes[0][1], *four([rows for rows, _ in shapes[half:]]), *four([rows for rows, _ in shapes[:half]]))
-    return [cdiv(size, TOTAL_BLOCK) for size in sizes], places, end, arguments, not any(size % 4 for size in sizes)
-
-
 def total_gradients(
     a_parts: Tensor, b_parts: Tensor, lora_A: Sequence[Tensor], lora_B: Sequence[Tensor], with_stats: bool
 ) -> tuple[list[Tensor], list[Partials]]:
@@ -190,17 +144,17 @@ def total_gradients(
         b_parts: fp32 [parts, sum of N_i r_i].
     """
     shapes = tuple([tensor.shape for tensor in (*lora_A, *lora_B)])
-    blocks, places, end, sizes, aligned = _gradients_shape(shapes)
-    n_blocks = sum(blocks)
-    out = a_parts.new_empty(end)
+    shape = gradients_shape(shapes)
+    n_blocks = sum(shape.n_programs)
+    out = a_parts.new_empty(shape.n)
     found = room(out, n_blocks, with_stats)
     launch(
-        totals._total_gradients_kernel, (n_blocks, 1, 1), (a_parts, b_parts, out, found), sizes,
-        (a_parts.shape[0], b_parts.shape[0]), (len(lora_A), with_stats, aligned, TOTAL_BLOCK, GRADIENT_ALIGN),
+        totals._total_gradients_kernel, (n_blocks, 1, 1), (a_parts, b_parts, out, found), shape.sizes,
+        (a_parts.shape[0], b_parts.shape[0]), (len(lora_A), with_stats, shape.aligned, TOTAL_BLOCK, GRADIENT_ALIGN),
         num_warps=4, enable_fp_fusion=False,
     )  # fmt: skip
-    gradients = [out.as_strided(shape, (shape[1], 1), place) for shape, place in zip(shapes, places, strict=True)]
-    return gradients, regions(found, blocks, with_stats)
+    gradients = [out.as_strided(size, (size[1], 1), place) for size, place in zip(shapes, shape.places, strict=True)]
+    return gradients, regions(found, shape.n_programs, with_stats)
 
 
 def cast(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Partials]:
@@ -306,7 +260,8 @@ def _grad(
     parts, outer, sites, bad = read(grads, h, right, scales, None, 0.0, with_stats)
     assert parts is not None
     ranks = [b.shape[1] for b in right]
-    strip = tile_for("grad", grads[0].dtype, padded_rank(max(ranks))).block_c
+    dtype = grads[0].dtype
+    strip = tile_for("grad", dtype, chunk_of("grad", dtype, max(ranks))).block_c
     total_down(parts, g, [dy.shape[1] for dy in grads], ranks, strip)
     return outer, sites, bad
 

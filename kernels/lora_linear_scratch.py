@@ -10,9 +10,9 @@ from collections.abc import Sequence
 
 import torch
 
-from .backend import has_tensor_cores
+from .backend import has_tensor_cores, n_multiprocessors
 from .lora_linear_gemm import BLOCK
-from .lora_linear_launch import down_shape, read_shape
+from .lora_linear_shapes import down_shape, read_shape
 from .projections import MAX_GROUP
 
 FLOAT = 4
@@ -22,7 +22,7 @@ def forward_scratch(m: int, k: int, rank: int, dtype: torch.dtype, device: torch
     """The parts of H where it is split; on sm_75 blocks of X and of a LoRA part in fp32."""
     if not has_tensor_cores(device):
         return 2 * FLOAT * min(BLOCK, m * k)
-    splits = down_shape(m, k, rank, dtype, device)[1]
+    splits = down_shape(m, k, rank, dtype, n_multiprocessors(device)).splits
     return FLOAT * splits * m * rank if splits > 1 else 0
 
 
@@ -39,13 +39,14 @@ def backward_scratch(
     most = 0
     for start in range(0, len(shapes), MAX_GROUP):
         some = shapes[start : start + MAX_GROUP]
-        cols, ranks = [n for n, _ in some], [rank for _, rank in some]
+        cols, ranks = tuple(n for n, _ in some), tuple(rank for _, rank in some)
         n_db = sum(n * rank for n, rank in some)
         if not has_tensor_cores(device):
             most = max(most, FLOAT * (n_db + sum(ranks) * k + 2 * min(BLOCK, m * max(*cols, k))))
             continue
-        strips, splits, _ = read_shape("grad", m, cols, ranks, dtype, device)
-        of_b = splits * n_db
-        of_a = read_shape("dA", m, [k], [sum(ranks)], dtype, device)[1] * sum(ranks) * k
-        most = max(most, FLOAT * (max(strips) * m * sum(ranks) + of_b), FLOAT * (of_b + of_a))
+        n_sm = n_multiprocessors(device)
+        grad = read_shape("grad", m, cols, ranks, dtype, n_sm)
+        of_b = grad.splits * n_db
+        of_a = read_shape("dA", m, (k,), (sum(ranks),), dtype, n_sm).splits * sum(ranks) * k
+        most = max(most, FLOAT * (grad.n_strips * m * sum(ranks) + of_b), FLOAT * (of_b + of_a))
     return g + most

@@ -40,8 +40,8 @@ class Tile:
 # fmt: off
 TILES = {
     ("down", 16): Tile(32, 64, 4, 3), ("down", 32): Tile(32, 64, 4, 3), ("down", 64): Tile(32, 64, 8, 2),
-    ("up", 16): Tile(32, 64, 4, 2), ("up", 32): Tile(32, 128, 8, 1), ("up", 64): Tile(64, 64, 8, 1),
-    ("grad", 16): Tile(32, 128, 4, 2), ("grad", 32): Tile(32, 128, 4, 2), ("grad", 64): Tile(32, 64, 4, 2),
+    ("up", 16): Tile(32, 64, 4, 2), ("up", 32): Tile(32, 64, 4, 2), ("up", 64): Tile(64, 64, 8, 1),
+    ("grad", 16): Tile(32, 128, 4, 2), ("grad", 32): Tile(32, 64, 4, 2), ("grad", 64): Tile(16, 64, 4, 2),
     ("dA", 16): Tile(32, 128, 4, 2), ("dA", 32): Tile(32, 128, 8, 2), ("dA", 64): Tile(32, 128, 8, 2),
 }
 """By kernel and padded rank, for 16-bit X."""
@@ -49,7 +49,7 @@ TILES = {
 FP32_TILES = {
     ("down", 16): Tile(32, 32, 4, 2), ("down", 32): Tile(32, 32, 4, 2), ("down", 64): Tile(32, 32, 4, 2),
     ("up", 16): Tile(32, 64, 4, 1), ("up", 32): Tile(32, 64, 8, 1), ("up", 64): Tile(32, 64, 8, 1),
-    ("grad", 16): Tile(32, 64, 4, 2), ("grad", 32): Tile(32, 64, 4, 2), ("grad", 64): Tile(32, 32, 4, 2),
+    ("grad", 16): Tile(16, 64, 4, 2), ("grad", 32): Tile(32, 64, 8, 1),
     ("dA", 16): Tile(32, 64, 4, 2), ("dA", 32): Tile(32, 64, 8, 2), ("dA", 64): Tile(32, 64, 8, 2),
 }
 """For fp32 X, whose products are three TF32 products: twice the bytes and three times the registers."""
@@ -66,6 +66,12 @@ def tile_for(kernel: str, dtype: torch.dtype, padded: int) -> Tile:
 def padded_rank(rank: int) -> int:
     """Rank of a kernel's tiles: the smallest of 16, 32, 64 that holds it, 64 if none does."""
     return 16 if rank <= 16 else 32 if rank <= 32 else MAX_CHUNK
+
+
+def chunk_of(kernel: str, dtype: torch.dtype, rank: int) -> int:
+    """Ranks of one pass of `kernel`: grad has no registers for 64 of fp32."""
+    padded = padded_rank(rank)
+    return min(padded, 32) if kernel == "grad" and dtype == torch.float32 else padded
 
 
 def aot_variants() -> list[AotVariant]:
@@ -99,7 +105,9 @@ def aot_variants() -> list[AotVariant]:
                 ("grad", kernels._grad_kernel, {**small, "GROUP": 3, "DOWN": True, "DROPOUT": False}),
                 ("dA", kernels._grad_kernel, {**small, "GROUP": 1, "DOWN": False, "STATS": False}),
             ):
-                tile = (FP32_TILES if dtype == "fp32" else TILES)[name, rank]
+                tile = (FP32_TILES if dtype == "fp32" else TILES).get((name, rank))
+                if tile is None:
+                    continue
                 shape = {"BLOCK_M": tile.block_m, "BLOCK_C": tile.block_c}
                 add(f"lora {name} {dtype} r{rank}", fn, tile, {**base, **extra, **shape}, True, dtype)
     common = {"DROPOUT": True, "STATS": True, "COUNT_SMALL": True}
