@@ -22,7 +22,7 @@ lint: .venv/ready
 
 # What the compiler makes of every kernel on seven chips, then the bytes the fused LoRA linear moves. Needs no GPU.
 kernels: .venv/ready
-	$(RUN) -m benchmarks.compile_kernels --all
+	$(RUN) -m benchmarks.compile_kernels --all --seen
 	@echo
 	TRITON_INTERPRET=1 $(RUN) -m benchmarks.kernel_bytes
 

@@ -1,6 +1,6 @@
 """Compiles every Triton kernel for seven chips, without a GPU, and prints what the compiler made of it.
 
-    python -m benchmarks.compile_kernels [--all] [--json] [--instructions] [--kernel SUBSTRING] [--chip 80]
+    python -m benchmarks.compile_kernels [--all] [--seen] [--json] [--instructions] [--kernel SUBSTRING] [--chip 80]
 
 Per chip, kernel and rank bucket: registers per thread, stack bytes (0, or values are spilled to memory), shared memory
 of a block, and how many tensor-core and 16-byte copy instructions its PTX has. Then what statistics cost the LoRA
@@ -176,6 +176,34 @@ def compile_all(kernel: str = "", chips: Chips = tuple(SHARED_LIMIT_KIB), every_
         return pool.map(_compile_task, tasks_for(kernel, chips, every_rank), chunksize=4)
 
 
+def compile_seen(chips: Chips) -> list[Compiled]:
+    """What whole runs under the fake driver would have launched (fake_cuda), on every chip that launches the same."""
+    from .fake_cuda.__main__ import RUNS, run_one
+
+    global _seen
+    _seen = []
+    for fake, real in ((75, (75,)), (90, tuple(chip for chip in SHARED_LIMIT_KIB if chip >= 80))):
+        found = [run_one(name, fake).seen for name in RUNS if name != "200 micro-batches"]
+        variants = {v.key(): v for seen in found if seen is not None for v in seen.driver.variants}
+        _seen += [(variant, chip) for variant in variants.values() for chip in real if chip in chips]
+    with multiprocessing.get_context("fork").Pool(os.cpu_count()) as pool:  # a variant cannot be sent, only inherited
+        return pool.map(_seen_task, range(len(_seen)), chunksize=1)
+
+
+_seen: list[tuple[Any, int]] = []
+
+
+def _seen_task(index: int) -> Compiled:
+    variant, chip = _seen[index]
+    code = variant.compile(chip)
+    usage = resource_usage(code.asm["cubin"])
+    ptx = code.asm["ptx"]
+    name = f"seen {variant.name.strip('_').removesuffix('_kernel')} {index}"
+    counts = len(TENSOR_CORES.findall(ptx)), len(COPIES_16_BYTES.findall(ptx))
+    stack, limit = usage["STACK"] + usage["LOCAL"], SHARED_LIMIT_KIB[chip] * 1024
+    return Compiled(chip, name, usage["REG"], stack, code.metadata.shared, limit, *counts, False)
+
+
 def costs_of_statistics(kernel: str, chips: Chips, every_rank: bool) -> list[instructions.Cost]:
     """What statistics cost in every variant that can be compiled without."""
     tasks = tasks_for(kernel, chips, every_rank)
@@ -206,6 +234,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--all", action="store_true", help="every rank bucket on every chip")
     parser.add_argument("--json", action="store_true", help="print a list of records instead of a table")
+    parser.add_argument("--seen", action="store_true", help="also what whole runs under the fake driver would launch")
     parser.add_argument("--instructions", action="store_true", help="only what statistics cost in instructions")
     parser.add_argument("--kernel", default="", help="only kernels whose name contains this")
     parser.add_argument("--chip", type=int, action="append", choices=SHARED_LIMIT_KIB, help="only this chip")
@@ -214,6 +243,7 @@ def main() -> None:
         sys.exit("error: TRITON_INTERPRET=1 replaces the compiler\nhint: unset it")
     wanted = arguments.kernel, tuple(arguments.chip or SHARED_LIMIT_KIB), arguments.all
     results = [] if arguments.instructions else compile_all(*wanted)
+    results += compile_seen(wanted[1]) if arguments.seen else []
     costs = costs_of_statistics(*wanted) if arguments.instructions or not arguments.json else []
     if arguments.json:
         json.dump([dataclasses.asdict(result) for result in results or costs], sys.stdout)

@@ -39,19 +39,45 @@ def many_lengths(n: int) -> list[int]:
     return [draw.randrange(2, 400) for _ in range(n)]
 
 
+def edges(_folder: Path, chip: int) -> Seen:
+    """One of everything: one row, one column, one rank, one token, one value."""
+    import torch
+    from lora_train.kernels.cross_entropy import linear_cross_entropy
+    from lora_train.kernels.exponents import exponent_histogram
+    from lora_train.kernels.lora_linear import lora_linear
+    from lora_train.kernels.multi_tensor import multi_tensor_stats
+    from lora_train.kernels.tensor_stats import tensor_stats
+
+    with fake_cuda(chip) as driver:
+        for m, k, n, rank in ((1, 64, 64, 4), (1, 1, 1, 1), (17, 1, 64, 1), (17, 64, 1, 1), (2, 64, 64, 1)):
+            x = torch.zeros(m, k, dtype=torch.float16, requires_grad=True)
+            a, b = torch.zeros(rank, k, requires_grad=True), torch.zeros(n, rank, requires_grad=True)
+            slot, seed = torch.zeros(6, 9, dtype=torch.float64), torch.zeros(1, dtype=torch.int64)
+            weight = torch.zeros(n, k, dtype=torch.float16)
+            (y,) = lora_linear(x, [weight], [a], [b], [1.0], dropout_p=0.1, seed=seed, slot=slot)
+            y.backward(torch.ones_like(y))
+            hidden = torch.zeros(m, k, dtype=torch.float16, requires_grad=True)
+            linear_cross_entropy(hidden, weight, torch.zeros(m, dtype=torch.int64))[0].backward()
+            exponent_histogram(x)
+            tensor_stats(x)
+            multi_tensor_stats([a.detach(), b.detach()])
+    return Seen(driver, code=0, n_after_first_step=len(driver.variants))
+
+
 RUNS: dict[str, Callable[[Path, int], Seen]] = {
     "llama": lambda folder, chip: runs.train(folder, chip, "llama", 6),
     "gpt_neox nf4": lambda folder, chip: runs.train(
         folder, chip, "gpt_neox", 4,
-        **{"quantization.load_in_4bit": "true", "training.gradient_checkpointing": "true"},
+        overrides={"quantization.load_in_4bit": "true", "training.gradient_checkpointing": "true"},
     ),
     "llama rolls back": lambda folder, chip: runs.train(
         folder, chip, "llama", 4, bad_row=2, watch=False, verbs={"replay": ["--step", "2"]},
-        **{"precision.on_collapse": "rollback"},
+        overrides={"precision.on_collapse": "rollback"},
     ),
     "callback": lambda folder, chip: attached.train(folder, chip, "llama", 4),
+    "one of everything": edges,
     "200 micro-batches": lambda folder, chip: runs.train(
-        folder, chip, "llama", 100, many_lengths(200), watch=False, **{"training.eval_steps": 25}
+        folder, chip, "llama", 100, many_lengths(200), watch=False, overrides={"training.eval_steps": 25}
     ),
 }  # fmt: skip
 
@@ -77,7 +103,7 @@ def launches_of_a_layer(chip: int) -> dict[str, int]:
         for n_layers in (2, 3):
             runs.write_model(Path(folder) / str(n_layers) / "llama", "llama", num_hidden_layers=n_layers)
             how: dict[str, Any] = {"training.gradient_accumulation_steps": 1, "training.eval_strategy": "no"}
-            seen = runs.train(Path(folder) / str(n_layers), chip, "llama", 1, (64,), watch=False, **how)
+            seen = runs.train(Path(folder) / str(n_layers), chip, "llama", 1, (64,), watch=False, overrides=how)
             counts.append(sum(n for name, n in seen.steps[0].launches.items() if name in LORA_KERNELS))
     return {"layer": counts[1] - counts[0], "linear": launches_of_a_linear(chip)}
 
@@ -125,7 +151,7 @@ def check(seen: Seen) -> list[str]:
     problems = []
     if seen.code != 0:
         problems.append(f"exit code {seen.code}: {seen.output[-400:]}")
-    if len(seen.driver.variants) > VARIANTS_BUDGET:
+    if seen.steps and len(seen.driver.variants) > VARIANTS_BUDGET:
         problems.append(f"{len(seen.driver.variants)} variants, more than {VARIANTS_BUDGET}")
     problems += [f"compiled after the first step: {variant.key()[:300]}" for variant in seen.late]
     problems += [f"waits: {fault}" for fault in seen.faults]

@@ -98,7 +98,7 @@ def write_rows(path: Path, lengths: Sequence[int]) -> Path:
     return path
 
 
-def settings(folder: Path, family: str, n_steps: int, **overrides: Any) -> list[str]:
+def settings(folder: Path, family: str, n_steps: int, overrides: Mapping[str, Any]) -> list[str]:
     """Arguments of a run with everything on: fp16, dropout, accumulation, evaluation, statistics of every kind."""
     values = {
         "data.train": folder / "train.jsonl",
@@ -139,7 +139,7 @@ def train(
     watch: bool = True,
     compile: bool = False,
     verbs: Mapping[str, Sequence[str]] | None = None,
-    **overrides: Any,
+    overrides: Mapping[str, Any] | None = None,
 ) -> Seen:
     """Runs `lora-train` in this process on a GPU that is not there.
 
@@ -157,7 +157,7 @@ def train(
         write_model(folder / family, family)
     write_rows(folder / "train.jsonl", lengths)
     write_rows(folder / "eval.jsonl", eval_lengths)
-    values = settings(folder, family, n_steps, **overrides)
+    values = settings(folder, family, n_steps, overrides or {})
     (folder / "config.yaml").write_text(f"model: {{name_or_path: {json.dumps(str(folder / family))}}}\n")
     arguments = ["--config", str(folder / "config.yaml"), *values]
     output = StringIO()

@@ -94,7 +94,7 @@ def launched(chip: int, work: Path) -> list[Any]:
     for family in FAMILIES:
         for precision, overrides in PRECISIONS.items():
             folder = work / f"launched-{family}-{precision}"
-            seen = train(folder, chip, family, N_STEPS, watch=False, **overrides)
+            seen = train(folder, chip, family, N_STEPS, watch=False, overrides=overrides)
             assert seen.code == 0, seen.output
             distinct |= {variant.key(): variant for variant in seen.driver.variants}
     with fake_cuda(chip) as driver:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 
-from ..memory import CASES, Row, measured, predicted, write_model
+from ..memory import CASES, compared, write_model
 from .context import Context
 
 DRY_CASES = ("llama-fp16-checkpointing",)
@@ -18,11 +18,7 @@ def run(context: Context) -> str:
     for arch in sorted({CASES[case][0] for case in cases}):
         write_model(context.folder / arch, arch)
     with ThreadPoolExecutor(1 if context.dry else len(cases)) as pool:
-        peaks = list(pool.map(lambda case: measured(case, context.folder / CASES[case][0]), cases))
-    rows = [
-        Row(case, peak, predicted(case, context.folder / CASES[case][0]))
-        for case, peak in zip(cases, peaks, strict=True)
-    ]
+        rows = list(pool.map(lambda case: compared(case, context.folder), cases))
     for row in rows:
         context.number(**{row.case: {"measured": row.measured, "predicted": row.predicted}})
         context.line(f"{row.case:<26} measured {row.measured >> 20:,} MiB, predicted {row.predicted >> 20:,} MiB, "
