@@ -60,7 +60,7 @@ def up(
 
     Args:
         zs: [M, c_i], contiguous.
-        left: fp32 [parts, M, sum of k_i], a slice of columns; its parts are added.
+        left: fp32 [parts, M, sum of k_i], whose parts are added; if it is one, it may be a slice of columns.
         rights: fp32 [k_i, c_i], contiguous; [c_i, k_i] if `across`.
 
     Returns:
@@ -95,7 +95,7 @@ def read(
 
     Args:
         zs: [M, c_i], contiguous.
-        left: fp32 [M, sum of k_i], a slice of columns.
+        left: fp32 [M, sum of k_i]; contiguous if there are rights.
         rights: [c_i, k_i], contiguous. Without them there is no `down`, and one z with the ranks of `left`.
 
     Returns:
@@ -192,13 +192,15 @@ def forward(
     """Outputs and H. `rows` gets those of in and of each out."""
     h_parts, in_found = down(x, _stacked(lora_A), seed, dropout_p, rows is not None)
     ys = [base_product(x, weight, bias) for weight, bias in zip(weights, biases, strict=True)]
-    scales, right, sites, hs = [s / (1 - dropout_p) for s in scalings], [b.contiguous() for b in lora_B], [], []
+    if len(ys) > MAX_GROUP:  # several launches read slices of it, and would leave slices
+        h_parts = h_parts.sum(0, keepdim=True)
+    scales, right, sites, h = [s / (1 - dropout_p) for s in scalings], [b.contiguous() for b in lora_B], [], h_parts[0]
     first = 0
     for some in _chunks(len(ys)):
         end = first + sum(a.shape[0] for a in lora_A[some])
         left = h_parts if len(ys) <= MAX_GROUP else h_parts[..., first:end]
-        h, found = up(ys[some], left, right[some], scales[some], None, 0.0, rows is not None, True)
-        hs.append(h)
+        total, found = up(ys[some], left, right[some], scales[some], None, 0.0, rows is not None, True)
+        h = total if len(ys) <= MAX_GROUP else h
         sites += found
         first = end
     if rows is not None:
@@ -206,7 +208,7 @@ def forward(
         rows.pending.add(rows, 0, inputs, x.numel(), ONLY_COUNTS)
         for i, (y, site) in enumerate(zip(ys, sites, strict=True)):
             rows.pending.add(rows, 1 + i, site, y.numel(), AFTER_PRODUCT, inputs)
-    return ys, hs[0] if len(hs) == 1 else torch.cat(hs, dim=1)
+    return ys, h
 
 
 def backward(
@@ -237,7 +239,9 @@ def backward(
         ranks = [matrix.shape[0] for matrix in a]
         columns = slice(first, first + sum(ranks))
         first = columns.stop
-        how = (grads[some], h[:, columns], b, scales[some], g[:, columns], with_stats)
+        # G's parts are as wide as the rows of what is read beside them
+        own_h = h if len(grads) <= MAX_GROUP else h[:, columns].contiguous()
+        how = (grads[some], own_h, b, scales[some], g[:, columns], with_stats)
         b_parts, *found = (_grad if has_tensor_cores(x.device) else gemm.grad)(*how)
         a_parts = _da(x, g[:, columns], seed, dropout_p)
         both, sites = total_gradients(a_parts.view(a_parts.shape[0], sum(ranks), -1), b_parts, a, b, with_stats)
