@@ -111,16 +111,14 @@ class Instrument:
                 model=model,
                 probe_every=probe_every,
             )
-        if is_gpu(device):
-            _compile_ahead(self.recorder.sites, device)
+        _compile_ahead(self.recorder.sites, device)
         self.run_dir = _free_folder(Path(run_dir))
         self._begin_folder(settings or {})
         self._metrics, self._stats = MetricsLog(self.run_dir, 0), StatsWriter(self.run_dir, 0, len(self.recorder.sites))
         self._detectors = Detectors(self.recorder.sites, fp16)
         self.n_micro_batches, self._stops = gradient_accumulation_steps, stops
         self._n_steps = self._updates = n_steps
-        self._skips = self._n_diagnosed = 0
-        self._eval_seconds = 0.0
+        self._skips = self._n_diagnosed = self._eval_seconds = 0
         self._stack = contextlib.ExitStack()
 
     def _begin_folder(self, settings: Mapping[str, Mapping[str, Any]]) -> None:
@@ -323,6 +321,8 @@ def _host_memory() -> float:
 
 def _compile_ahead(sites: Sequence[Site], device: torch.device) -> None:
     """Compiles what histograms and probes launch: the step that is the first to take one would wait for it."""
+    if not is_gpu(device):
+        return
     for dtype in {torch.float32, *(getattr(torch, site.dtype) for site in sites if hasattr(torch, site.dtype))}:
         for width in (16, 3):  # kernels know whether 16 divides the width
             values = torch.zeros(2, width, dtype=dtype, device=device)
