@@ -110,12 +110,13 @@ def read(
     outer = left.new_empty((shape.splits, shape.n_outer))
     down = None if rights is None else left.new_empty((shape.n_strips, n_rows, sum(ranks)))
     n_found = shape.grid[0] * shape.splits
+    row_stride = left.stride(0) if n_rows > 1 else left.shape[1]  # one row of a slice counts as contiguous
     found = room(left, n_found + shape.n_left * len(zs), with_stats)
     launch(
         kernels._grad_kernel, shape.grid,
         (*four(zs), *four(zs if rights is None else rights), left, outer if down is None else down, outer,
          z if seed is None else seed, found),
-        (*shape.sizes, left.stride(0)), (n_rows, shape.length, n_found, *four(scales), p),
+        (*shape.sizes, row_stride), (n_rows, shape.length, n_found, *four(scales), p),
         (len(zs), p > 0, rights is not None, with_stats, z.dtype != torch.float32, precision(z), shape.padded,
          tile.block_m, tile.block_c),
         num_warps=tile.num_warps, num_stages=tile.num_stages, enable_fp_fusion=False,
