@@ -1,10 +1,16 @@
 """Fixtures of the kernel tests: where Triton runs, and memory that shows what a kernel forgot to write."""
 
+from __future__ import annotations
+
 import functools
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
+
+if TYPE_CHECKING:
+    from .lora_layer import Backend
 
 
 @pytest.fixture(
@@ -16,6 +22,23 @@ import torch
 def triton_device(request: pytest.FixtureRequest) -> str:
     """The device whose tensors a Triton launcher takes: `cpu` is the interpreter (tests/conftest.py)."""
     return request.param
+
+
+@pytest.fixture(
+    params=[
+        "cpu",
+        "cpu in tiles",
+        "cpu without C",
+        "interpreter",
+        "interpreter sm_75",
+        pytest.param("cuda", marks=pytest.mark.gpu),
+    ]
+)
+def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Backend:
+    """Where a fused LoRA linear runs."""
+    from .lora_layer import on_backend  # imports triton: after tests/conftest.py's choice
+
+    return on_backend(request.param, monkeypatch)
 
 
 @pytest.fixture(autouse=True)

@@ -3,6 +3,7 @@
 import contextlib
 import math
 from collections.abc import Iterator
+from random import Random
 
 import torch
 from lora_train.kernels import cpu
@@ -10,6 +11,12 @@ from lora_train.kernels.cpu_level import LEVELS
 
 INF, NAN = math.inf, math.nan
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+def random_shapes(count: int, *most: int) -> list[tuple[int, ...]]:
+    """`count` shapes, the same every time: each length at most `most`, and a 1 in one of three."""
+    draw = Random(count + sum(most))
+    return [tuple(draw.choice([1, draw.randint(1, n), draw.randint(1, n)]) for n in most) for _ in range(count)]
 
 
 def levels_here() -> tuple[str, ...]:

@@ -19,6 +19,8 @@ from lora_train.kernels.cross_entropy import (
 )
 from torch import Tensor
 
+from .helpers import random_shapes
+
 # ||a - b|| / ||b|| of the gradient: fp32 products of 130 terms; one rounding to the stored dtype, and on CUDA
 # one of softmax - onehot to 16 bits.
 TOLERANCE = {torch.float32: 2e-6, torch.float16: 2**-11 + 2**-12, torch.bfloat16: 2**-8 + 2**-9}
@@ -42,13 +44,15 @@ def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     return request.param.split()[0], contextlib.nullcontext
 
 
-def make(n_tokens: int, dtype: torch.dtype, bias: bool) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+def make(
+    n_tokens: int, dtype: torch.dtype, bias: bool, width: int = 48, words: int = 130
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     generator = torch.Generator().manual_seed(n_tokens)
-    hidden = torch.randn(n_tokens, 48, generator=generator).to(dtype)
-    weight = (torch.randn(130, 48, generator=generator) / 4).to(dtype)
-    labels = torch.randint(130, (n_tokens,), generator=generator)
+    hidden = torch.randn(n_tokens, width, generator=generator).to(dtype)
+    weight = (torch.randn(words, width, generator=generator) / 4).to(dtype)
+    labels = torch.randint(words, (n_tokens,), generator=generator)
     labels[5::7] = -100
-    return hidden, weight, labels, torch.randn(130, generator=generator).to(dtype) if bias else None
+    return hidden, weight, labels, torch.randn(words, generator=generator).to(dtype) if bias else None
 
 
 def run(
@@ -91,6 +95,29 @@ def test_against_fp64(backend: Backend, case: tuple[int, float, bool], dtype: to
     # Values below the smallest normal of fp16 have an absolute rounding error, not a relative one.
     slack = 2.0**-25 * math.sqrt(grad.numel()) if dtype == torch.float16 else 0.0
     assert (grad.double() - want_grad).norm() <= TOLERANCE[dtype] * want_grad.norm() + slack
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=["fp32", "fp16"])
+@pytest.mark.parametrize("shape", random_shapes(12, 90, 90, 200), ids=str)
+def test_random_shapes(backend: Backend, shape: tuple[int, int, int], dtype: torch.dtype):
+    """A gradient of a few terms may be far smaller than they are; of one word it is 0."""
+    n_tokens, width, words = shape
+    hidden, weight, labels, bias = make(n_tokens, dtype, words % 2 == 0, width, words)
+    loss, n_correct, grad = run(backend, hidden, weight, labels, bias, 16.0)
+    exact, wide_bias = hidden.double().requires_grad_(), None if bias is None else bias.double()
+    want, want_correct = linear_cross_entropy_reference(exact, weight.double(), labels, wide_bias)
+    (want_grad,) = torch.autograd.grad(want, exact, torch.tensor(16.0, dtype=torch.float64))
+    # each logit is good to so much; a loss and every factor of a gradient change by at most twice that
+    logits = hidden.double().abs() @ weight.double().abs().t() + (0 if wide_bias is None else wide_bias.abs())
+    error = 2 * logits.max() * width * 2**-24 + words * 2**-24
+    assert abs(loss - want) <= 2 * error * (labels >= 0).sum()
+    assert n_correct == want_correct
+    kept = labels >= 0
+    chances = torch.nn.functional.linear(hidden.double(), weight.double(), wide_bias).softmax(1)
+    onehot = torch.zeros_like(chances).scatter_(1, labels.clamp(min=0)[:, None], 1.0)
+    terms = 16 * (chances + onehot) @ weight.double().abs() * kept[:, None]
+    rounded = 2 * torch.finfo(dtype).eps + 2 * error
+    assert ((grad.double() - want_grad).abs() <= rounded * terms + torch.finfo(dtype).tiny).all()
 
 
 def test_a_small_gradient_does_not_underflow_before_it_is_scaled(backend: Backend):

@@ -23,7 +23,7 @@ from lora_train.kernels.rotary import rotary
 from lora_train.kernels.tensor_stats import tensor_stats_reference
 from torch import Tensor
 
-from .helpers import DTYPES, INF, NAN, assert_row
+from .helpers import DTYPES, INF, NAN, assert_row, random_shapes
 
 ROOT = Path(__file__).parents[2]
 # One rounding, of at most half a unit in the last place, or of one in bf16, which the interpreter truncates; and
@@ -38,6 +38,12 @@ ACTS: dict[str, Callable[[Tensor], Tensor]] = {
 # About the mean square of the inputs: the gradient of a row of one value is then no difference of equal numbers.
 EPSILON = 10.0
 NORM_SHAPES = [(1, 1), (1, 7), (3, 1), (5, 7, 63), (33, 64), (0, 8), (1, 576), (2, 5120), (3, 8193), (1, 16384)]
+# batch, positions, heads, values of a head, of them turned (an even number), angles
+TURNS = [
+    (batch, positions, heads, 2 * half + rest, 2 * half, draw % 2 * (batch - 1) + 1)
+    for draw, (batch, positions, heads, half, rest) in enumerate(random_shapes(6, 3, 20, 6, 40, 9))
+]
+NORM_SHAPES += random_shapes(8, 5, 40, 700)
 
 
 @pytest.fixture
@@ -119,7 +125,7 @@ def test_layer_norm_of_values_far_from_zero(device):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("shape", [(1,), (1, 1), (3, 431), (0, 4), (2, 3, 4097)])
+@pytest.mark.parametrize("shape", [(1,), (1, 1), (3, 431), (0, 4), (2, 3, 4097), *random_shapes(4, 90, 900)])
 @pytest.mark.parametrize("act", ACTS)
 def test_activations(device, dtype, shape, act):
     g, u = (4 * normal(*shape)).to(dtype), normal(*shape, seed=1).to(dtype)
@@ -157,7 +163,14 @@ def as_heads(layout: str, x: Tensor) -> Tensor:
 @pytest.mark.parametrize("layout", ["positions first", "heads first", "one of three"])
 @pytest.mark.parametrize(
     ("batch", "positions", "heads", "width", "rotated", "angles"),
-    [(1, 1, 1, 2, 2, 1), (2, 6, 4, 20, 12, 2), (3, 5, 3, 16, 16, 1), (1, 4, 40, 128, 32, 1), (2, 1, 5, 48, 32, 2)],
+    [
+        (1, 1, 1, 2, 2, 1),
+        (2, 6, 4, 20, 12, 2),
+        (3, 5, 3, 16, 16, 1),
+        (1, 4, 40, 128, 32, 1),
+        (2, 1, 5, 48, 32, 2),
+        *TURNS,
+    ],
 )
 def test_rotary(device, dtype, layout, batch, positions, heads, width, rotated, angles):
     cos, sin = (normal(angles, positions, rotated, seed=seed).to(dtype) for seed in (1, 2))

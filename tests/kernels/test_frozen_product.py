@@ -9,7 +9,7 @@ from lora_train.kernels import cpu, frozen_product
 from lora_train.kernels.frozen_product import multiplies_in_tiles, project, project_back
 from torch import Tensor
 
-from .helpers import DTYPES
+from .helpers import DTYPES, random_shapes
 
 INF, NAN = math.inf, math.nan
 needs_tiles = pytest.mark.skipif(not cpu.TILES, reason="this chip multiplies no bf16 in tiles")
@@ -21,6 +21,7 @@ LEFT_OUT = {torch.float16: 2**-16, torch.float32: 2**-14, torch.bfloat16: 0.0}
 
 # M, C, N: below, at and above tiles of 16, depths of 32, pairs of 32, shares of 128; blocks of 1,024 rows and terms.
 SHAPES = [(1, 1, 1), (5, 33, 17), (16, 32, 32), (33, 31, 129), (70, 1100, 40), (1061, 40, 257), (40, 2050, 33)]
+SHAPES += random_shapes(8, 90, 200, 90)
 
 
 @pytest.fixture(params=["library", pytest.param("tiles", marks=needs_tiles)])

@@ -8,9 +8,11 @@ import pytest
 import torch
 from lora_train.kernels import nf4
 
+from .helpers import random_shapes
+
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 # Last block full, partial, or the only one; odd counts; more than one program and more than one nested block.
-SHAPES = ((64, 64), (63, 123), (431,), (1, 1), (3, 4099), (40, 576))
+SHAPES = ((64, 64), (63, 123), (431,), (1, 1), (3, 4099), (40, 576), *random_shapes(3, 60, 300))
 
 
 def quantized(shape: tuple[int, ...], blocksize: int, nested: bool) -> tuple[torch.Tensor, Any]:
