@@ -8,6 +8,7 @@ LIMIT_MIB.
 
 from __future__ import annotations
 
+import argparse
 import base64
 import fnmatch
 import hashlib
@@ -44,6 +45,7 @@ KEPT_LIBRARIES = (CUDA_LIBRARY, "libbitsandbytes_cpu.so")
 
 def main() -> int:
     """Downloads, reduces, and checks the sizes; 1 if they are too large."""
+    argparse.ArgumentParser(prog="python -m benchmarks.gpu.wheels", description=__doc__.partition("\n")[0]).parse_args()
     FOLDER.mkdir(exist_ok=True)
     for old in FOLDER.glob("*.whl"):
         old.unlink()
