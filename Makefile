@@ -4,7 +4,7 @@
 PYTHON ?= python3
 RUN := .venv/bin/python
 
-.PHONY: demo test lint kernels collapse bench faults gpu gpu-dry gpu-wheels clean
+.PHONY: demo test lint kernels collapse bench faults gpu gpu-dry gpu-wheels same clean
 
 demo: .venv/ready
 	$(RUN) examples/demo.py
@@ -38,6 +38,10 @@ bench: .venv/ready
 # SEED=7 draws other faults.
 faults: .venv/ready
 	$(RUN) -m benchmarks.faults --seed $(or $(SEED),0)
+
+# Whether four tiny trainings compute the same bits at another revision and in the working tree: make same BASE=main
+same: .venv/ready
+	$(RUN) -m benchmarks.same --base $(or $(BASE),HEAD)
 
 # Proves the GPU path on a bare machine with a GPU, torch, transformers and peft, in under 8 minutes and without a
 # network; PART="smokes waits" runs some. gpu-wheels fills .wheels beforehand, where there is a network, with what
