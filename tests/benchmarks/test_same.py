@@ -10,8 +10,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from benchmarks.same import content, differences
 from safetensors.numpy import save_file
+
+from benchmarks.same import content, differences
 
 
 @pytest.fixture
