@@ -52,7 +52,7 @@ CASES = {
 
 def main() -> int:
     """Prints what differs; 1 if anything does."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.same", description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.same", description=str(__doc__).partition("\n")[0])
     parser.add_argument("--base", required=True, metavar="REV", help="the revision to compare with")
     parser.add_argument("--head", metavar="REV", help="the other one; default: the working tree")
     arguments = parser.parse_args()

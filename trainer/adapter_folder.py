@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..instrument.store import METRICS
 from .errors import UserError, problem
+from .names import is_path
 
 if TYPE_CHECKING:
     from .config import Config
@@ -80,8 +81,6 @@ def read_adapter(path: Path, trust_remote_code: bool = False) -> Adapter:
     Raises:
         UserError: there is none, what describes it cannot be read or is not of a LoRA, or its base model is gone.
     """
-    from .read_config import is_path  # pydantic takes a third of a second, which `inspect` does without
-
     folder = find_weights(path).parent
     settings = read_settings_of(folder)
     if settings is None:

@@ -20,19 +20,6 @@ Interval = Annotated[int, Field(ge=1)] | Annotated[float, Field(gt=0, lt=1)]
 
 # Learning-rate schedules that follow the evaluations.
 METRIC_DRIVEN = ("reduce_lr_on_plateau", "greedy")
-# Trackers that accelerate drives, by their names there -> the module each needs; azure_ml speaks MLflow.
-TRACKERS = {
-    "aim": "aim",
-    "azure_ml": "azureml.mlflow",
-    "clearml": "clearml",
-    "comet_ml": "comet_ml",
-    "dvclive": "dvclive",
-    "mlflow": "mlflow",
-    "swanlab": "swanlab",
-    "tensorboard": "tensorboard",
-    "trackio": "trackio",
-    "wandb": "wandb",
-}
 
 
 class Section(BaseModel):

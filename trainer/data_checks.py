@@ -10,15 +10,15 @@ from .conversations import is_jinja
 from .data_sources import READERS, data_files, is_saved
 from .errors import Problem, problem
 from .formats import CHATS, template_fields
+from .names import is_path
 
 
-def data_problems(data: DataSection, where: Callable[[str], str], is_path: Callable[[str], bool]) -> Iterator[Problem]:
+def data_problems(data: DataSection, where: Callable[[str], str]) -> Iterator[Problem]:
     """Contradictions between the keys of the data section, and files that are not there.
 
     Args:
         data: the section.
         where: key -> the file or command line that set it.
-        is_path: whether a source means a path rather than a hub id.
     """
     for key, name in (("data.train", data.train), ("data.eval", data.eval)):
         if name is not None and is_path(name):

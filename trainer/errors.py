@@ -6,12 +6,9 @@ Raised once, with every problem found; the command line prints them and exits wi
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..instrument.messages import catalogue, say
-
-if TYPE_CHECKING:
-    from .config import Config
 
 
 @dataclass(frozen=True)
@@ -35,16 +32,6 @@ class UserError(Exception):
 
 class Stopped(Exception):
     """The run cannot go on, through no fault of its configuration; says what is kept."""
-
-
-def write_failed(config: Config, what: str, error: OSError) -> None:
-    """Ends the run where training.on_write_error says so.
-
-    Raises:
-        Stopped: it does.
-    """
-    if config.training.on_write_error == "stop":
-        raise Stopped(str(problem("run.stopped_by_disk", what=what, error=error))) from error
 
 
 def problem(key: str, /, **values: Any) -> Problem:

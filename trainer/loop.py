@@ -31,14 +31,14 @@ from .config import METRIC_DRIVEN
 from .console import Console
 from .data import Example
 from .engine import OutOfMemory, PeerLost, fits
-from .errors import Stopped, UserError, problem, write_failed
+from .errors import Stopped, UserError, problem
 from .evaluate import Evaluation, evaluate
 from .healthy import HEALTHY_EVERY, Healthy
 from .lr_schedule import lr_table
 from .model import autocast
 from .optim import has_non_finite
 from .parts import Parts
-from .run_log import ROW_FIELDS, RunLog, StepFacts
+from .run_log import ROW_FIELDS, RunLog, StepFacts, write_failed
 
 
 @dataclass

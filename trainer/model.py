@@ -18,7 +18,7 @@ from transformers.utils import logging as transformers_logging
 from ..instrument.four_bit import is_4bit_linear
 from .config import Config
 from .errors import UserError, problem
-from .read_config import is_installed
+from .names import is_installed
 
 
 def autocast(config: Config, device: torch.device) -> AbstractContextManager:

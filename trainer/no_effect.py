@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 
 from ..instrument.messages import say
 from .config import METRIC_DRIVEN, Config, sections
-from .read_config import is_path, trackers_wanted
+from .names import is_path, trackers_wanted
 
 _NO_EVALUATION = "training.eval_strategy=no"
 

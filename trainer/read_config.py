@@ -6,9 +6,6 @@ Neither torch nor transformers is imported here.
 from __future__ import annotations
 
 import difflib
-import importlib.util
-import os
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,9 +15,10 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from ..instrument.messages import catalogue, say
-from .config import METRIC_DRIVEN, TRACKERS, Config, sections
+from .config import METRIC_DRIVEN, Config, sections
 from .data_checks import data_problems
 from .errors import Problem, UserError, problem
+from .names import TRACKERS, is_installed, is_path, trackers_wanted
 
 # What other trainers call our keys; asked for by name, answered by name.
 PEER_NAMES = {
@@ -253,37 +251,6 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def is_path(name: str) -> bool:
-    """Whether a name means a file or folder on this machine rather than a hub id.
-
-    A hub id is `name` or `owner/name`; whatever exists here, starts like a path or ends in a data file's
-    extension is a path.
-    """
-    return (
-        os.path.exists(name)
-        or name.startswith((".", "/", "~", "\\"))
-        or name.endswith((".gguf", ".jsonl", ".json", ".csv", ".parquet", ".txt"))
-        or not re.fullmatch(r"[\w.\-]+(/[\w.\-]+)?", name)
-    )
-
-
-def trackers_wanted(report_to: str | list[str]) -> list[str]:
-    """The trackers that training.report_to names; `all` are those that are installed."""
-    names = [report_to] if isinstance(report_to, str) else report_to
-    names = [name for name in names if name != "none"]
-    if "all" in names:
-        names = [name for name in TRACKERS if name != "azure_ml" and is_installed(TRACKERS[name])]
-    return list(dict.fromkeys(names))
-
-
-def is_installed(module: str) -> bool:
-    """Whether a module can be imported; imports at most its parents. A folder that a tracker left here is none."""
-    try:
-        return getattr(importlib.util.find_spec(module), "origin", None) is not None
-    except ModuleNotFoundError:
-        return False
-
-
 def _tracker_problems(config: Config, where) -> Iterator[Problem]:
     file = where("training.report_to")
     for name in trackers_wanted(config.training.report_to):
@@ -341,7 +308,7 @@ def _cross_checks(config: Config, where) -> Iterator[Problem]:
         yield problem("config.polynomial_lr", file=where("training.learning_rate"), end=POLYNOMIAL_LR_END)
     if training.max_steps == 0:
         yield problem("config.zero_steps", file=where("training.max_steps"))
-    yield from data_problems(data, where, is_path)
+    yield from data_problems(data, where)
     model = config.model.name_or_path
     if is_path(model) and not Path(model).expanduser().exists():
         yield problem("config.no_model", file=where("model.name_or_path"), path=model)

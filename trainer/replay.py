@@ -43,7 +43,7 @@ from .model import load_tokenizer, pad_token_id
 from .optim import has_non_finite
 from .parts import Parts, build, loss_scale_of
 from .remedy import start_scale
-from .resume import restore
+from .restore import restore
 from .settings import Settings, with_settings
 from .what_if import what_if
 

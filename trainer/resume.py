@@ -1,21 +1,18 @@
-"""Going on from a checkpoint: which one, what it changes, and the state it restores."""
+"""Going on from a checkpoint: which one, what it changes."""
 
 from __future__ import annotations
 
 import json
 import re
-from dataclasses import replace
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
 from ..instrument.messages import say
-from .checkpoint import ADAPTER, OPTIMIZER, STATE, Progress, checkpoints, load_checkpoint
+from .checkpoint import ADAPTER, OPTIMIZER, STATE, checkpoints
 from .config import Config
 from .console import Console
 from .errors import UserError, problem
-from .loop import follow_metrics
-from .parts import Parts
 from .run_folder import family
 from .settings import with_settings
 
@@ -122,14 +119,3 @@ def changed_settings(checkpoint: Path, config: Config) -> list[str]:
 def _at(settings: dict, key: str) -> object:
     section, _, name = key.partition(".")
     return settings.get(section, {}).get(name)
-
-
-def restore(parts: Parts, checkpoint: Path) -> tuple[Parts, Progress]:
-    """Puts the state of a checkpoint into the parts; the order of the rows and the learning rate follow it.
-
-    Raises:
-        UserError: the checkpoint is torn or belongs to another model.
-    """
-    progress = load_checkpoint(checkpoint, parts.model, parts.optimizer, parts.loss_scale)
-    follow_metrics(parts, progress)
-    return replace(parts, plan=replace(parts.plan, begins_after=progress.data_begins_after)), progress

@@ -31,7 +31,8 @@ from .no_effect import without_effect
 from .parts import Parts, build
 from .preview import unit_name
 from .remedy import start_scale
-from .resume import changed_settings, find_checkpoint, restore, wanted, what_is_torn, with_heals
+from .restore import restore
+from .resume import changed_settings, find_checkpoint, wanted, what_is_torn, with_heals
 from .run_folder import family, fresh_folder, write_config, write_env
 from .run_log import RunLog
 from .trackers import Trackers

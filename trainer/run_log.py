@@ -15,8 +15,9 @@ from ..instrument.recorder import Recorder
 from ..instrument.ring import Ring
 from ..instrument.store import METRICS, STATS, MetricsLog, StatsWriter
 from .checkpoint import Progress
+from .config import Config
 from .console import Console, compact, duration
-from .errors import write_failed
+from .errors import Stopped, problem
 from .evaluate import Evaluation
 from .layer_series import LayerSeries
 from .parts import Parts
@@ -296,3 +297,13 @@ class RunLog:
             "memory_reserved_gib": torch.cuda.memory_reserved(self._device) / GIB if cuda else None,
             "host_memory_gib": psutil.Process().memory_info().rss / GIB,
         }
+
+
+def write_failed(config: Config, what: str, error: OSError) -> None:
+    """Ends the run where training.on_write_error says so.
+
+    Raises:
+        Stopped: it does.
+    """
+    if config.training.on_write_error == "stop":
+        raise Stopped(str(problem("run.stopped_by_disk", what=what, error=error))) from error

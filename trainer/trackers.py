@@ -14,7 +14,7 @@ from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
 from ..instrument.messages import say
 from .config import Config
-from .read_config import trackers_wanted
+from .names import trackers_wanted
 
 PROJECT = "lora-train"
 # What names the project instead: a tracker does not look there once it is given a name.

@@ -45,7 +45,9 @@ KEPT_LIBRARIES = (CUDA_LIBRARY, "libbitsandbytes_cpu.so")
 
 def main() -> int:
     """Downloads, reduces, and checks the sizes; 1 if they are too large."""
-    argparse.ArgumentParser(prog="python -m benchmarks.gpu.wheels", description=__doc__.partition("\n")[0]).parse_args()
+    argparse.ArgumentParser(
+        prog="python -m benchmarks.gpu.wheels", description=str(__doc__).partition("\n")[0]
+    ).parse_args()
     FOLDER.mkdir(exist_ok=True)
     for old in FOLDER.glob("*.whl"):
         old.unlink()

@@ -3,14 +3,13 @@ from __future__ import annotations
 import pytest
 from lora_train.trainer.config import DataSection
 from lora_train.trainer.data_checks import data_problems
-from lora_train.trainer.read_config import is_path
 
 from ..conftest import DATA
 
 
 def found(**changes) -> list[str]:
     data = DataSection(**{"train": str(DATA), **changes})
-    return [problem.error for problem in data_problems(data, lambda key: "FILE", is_path)]
+    return [problem.error for problem in data_problems(data, lambda key: "FILE")]
 
 
 def test_nothing_is_wrong_with_data_that_is_there(tmp_path):

@@ -9,8 +9,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from lora_train.trainer.config import Config, sections
 from lora_train.trainer.errors import Problem, UserError
+from lora_train.trainer.names import is_path
 from lora_train.trainer.no_effect import without_effect
-from lora_train.trainer.read_config import is_path, read_config
+from lora_train.trainer.read_config import read_config
 
 from ..conftest import DATA, ROOT
 

@@ -17,7 +17,7 @@ from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 from lora_train.instrument.load import load_run
 from lora_train.instrument.store import read_metrics
 from lora_train.trainer.config import Config
-from lora_train.trainer.read_config import is_installed, trackers_wanted
+from lora_train.trainer.names import is_installed, trackers_wanted
 from lora_train.trainer.trackers import Trackers, flat
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
