@@ -16,8 +16,6 @@ test: .venv/ready lint
 lint: .venv/ready
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
-	mkdir -p .venv/typing/lora_train
-	ln -sfn ../../../kernels ../../../instrument ../../../trainer .venv/typing/lora_train/
 	$(RUN) -m pyright
 
 # What the compiler makes of every kernel on seven chips, then the bytes the fused LoRA linear moves. Needs no GPU.

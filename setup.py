@@ -4,12 +4,13 @@ They are not installed as `kernels`, ...: Hugging Face has a library of that nam
 bitsandbytes import. Everything else about the distribution is in pyproject.toml.
 """
 
+from pathlib import Path
+
 from setuptools import Extension, setup
 
-FOLDERS = (
-    "kernels", "kernels.cpu", "instrument", "instrument.compare", "instrument.explain", "instrument.page",
-    "instrument.report", "trainer",
-)  # fmt: skip
+FOLDERS = sorted(
+    {".".join(path.parent.parts) for top in ("kernels", "instrument", "trainer") for path in Path(top).rglob("*.py")}
+)
 
 HEADERS = ("attention_tiles", "dispatch", "dropout", "halves", "low_rank_tiles", "planes", "statistics", "threads")
 # Whether a product and a sum may be rounded together: what has a chip's own bits may.
@@ -40,7 +41,7 @@ setup(
     package_dir={f"lora_train.{folder}": folder.replace(".", "/") for folder in FOLDERS},
     package_data={
         "lora_train.instrument": ["catalogue/*.json"],
-        "lora_train.instrument.page": ["*.html", "*.css", "*.js"],
+        "lora_train.instrument.show.page": ["*.html", "*.css", "*.js"],
         "lora_train.kernels.cpu": ["*.c", "*.h"],
     },
     ext_modules=compiled,

@@ -25,19 +25,12 @@ from pathlib import Path
 from typing import Any
 
 import triton
-from lora_train.kernels import (
-    activation_triton,
-    cross_entropy,
-    exponents,
-    lora_linear_launch,
-    multi_tensor,
-    nf4,
-    norm_triton,
-    reduce,
-    rotary_triton,
-    tensor_stats,
-)
+from lora_train.kernels import cross_entropy
 from lora_train.kernels.backend import AotVariant
+from lora_train.kernels.elementwise import activation_triton, norm_triton, rotary_triton
+from lora_train.kernels.frozen import nf4
+from lora_train.kernels.lora_linear import launch as lora_linear_launch
+from lora_train.kernels.statistics import exponents, multi_tensor, reduce, tensor_stats
 from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource

@@ -19,10 +19,10 @@ from dataclasses import dataclass
 
 import torch
 import triton
-from lora_train.kernels.lora_linear_shapes import MAX_PARTIALS, shares
-from lora_train.kernels.lora_linear_tiles import CAST_BLOCK, TOTAL_BLOCK, chunk_of, padded_rank, tile_for
-from lora_train.kernels.pending_rows import N_COLUMNS
-from lora_train.kernels.reduce import N_FIELDS, N_PARTIALS
+from lora_train.kernels.lora_linear.shapes import MAX_PARTIALS, shares
+from lora_train.kernels.lora_linear.tiles import CAST_BLOCK, TOTAL_BLOCK, chunk_of, padded_rank, tile_for
+from lora_train.kernels.statistics.pending_rows import N_COLUMNS
+from lora_train.kernels.statistics.reduce import N_FIELDS, N_PARTIALS
 
 from .traffic import THROUGH_A_TABLE, Access, Launch
 

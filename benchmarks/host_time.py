@@ -23,9 +23,9 @@ from unittest.mock import patch
 
 import torch
 import triton
-from lora_train.kernels import lora_linear_launch
+from lora_train.kernels.lora_linear import launch as lora_linear_launch
 from lora_train.kernels.lora_linear import lora_linear
-from lora_train.kernels.pending_rows import PendingRows
+from lora_train.kernels.statistics.pending_rows import PendingRows
 from peft import LoraConfig
 from peft.tuners.lora import Linear
 

@@ -2,15 +2,15 @@
 
     python -m benchmarks.compile_kernels --kernel lora
 
-Every `down`, `up`, `grad` and `add` of lora_linear_tiles.py is compiled with and without statistics, without dropout.
+Every `down`, `up`, `grad` and `add` of lora_linear/tiles.py is compiled with and without statistics, without dropout.
 
     per value = instructions of the main loop * threads / (BLOCK_M * BLOCK_C * unrolled)
 
 The main loop is the longest that holds a tensor-core instruction, or a 16-byte store in a kernel without (sm_75):
 from the target of a backward branch to the branch, without NOPs. A loop in it counts once, as it runs for a rank that
 fits one chunk. `unrolled` is how many times as many of those instructions it has as the PTX, where each stands once.
-The loops that count again after NaN or infinity hold none and are not counted (kernels/tile_sums.py says when they
-run).
+The loops that count again after NaN or infinity hold none and are not counted (kernels/statistics/tile_sums.py says
+when they run).
 
 Blocks per SM: what registers (given out by 8 a thread), threads and shared memory (1 KiB a block for the system)
 allow.

@@ -75,10 +75,10 @@ class Comparison:
 
 def count_fused(layer: Linear) -> list[Launch]:
     """The Triton launches of one forward and backward in the interpreter, with the bytes they move."""
-    from lora_train.kernels import lora_linear_launch as launch
     from lora_train.kernels.backend import triton_on_cpu
-    from lora_train.kernels.lora_linear_ops import cast_with_stats
-    from lora_train.kernels.pending_rows import PendingRows, Rows
+    from lora_train.kernels.lora_linear import launch
+    from lora_train.kernels.lora_linear.ops import cast_with_stats
+    from lora_train.kernels.statistics.pending_rows import PendingRows, Rows
 
     from .count_traffic import counted_traffic
 

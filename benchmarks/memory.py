@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lora_train.trainer.config import Config
+from lora_train.trainer.config.schema import Config
 
 VOCABULARY, WIDTH, LAYERS, LENGTH, BATCH = 4096, 512, 8, 512, 4
 N_ROWS = 2 * BATCH
@@ -110,9 +110,9 @@ def config_of(case: str, folder: Path) -> Config:
 
 def predicted(case: str, folder: Path, gaps: bool) -> int:
     """Bytes at the peak, from the model's config; with or without the heap's gaps."""
-    from lora_train.trainer.engine import Engine
-    from lora_train.trainer.memory import Shape, heap_gaps, predict
-    from lora_train.trainer.twin import make_twin
+    from lora_train.trainer.dry_run.fake_model import make_twin
+    from lora_train.trainer.dry_run.memory import Shape, heap_gaps, predict
+    from lora_train.trainer.loop.engine import Engine
 
     config = config_of(case, folder)
     n_rows = config.training.per_device_train_batch_size
@@ -135,7 +135,7 @@ def measured(case: str, folder: Path, gaps: bool) -> int:
 def _child(case: str, folder: Path) -> None:
     import torch
     from lora_train.trainer.cli import quiet_libraries
-    from lora_train.trainer.run import run
+    from lora_train.trainer.run.start import run
 
     quiet_libraries()
     before = _resident("VmRSS")

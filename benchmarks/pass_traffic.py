@@ -2,8 +2,8 @@
 
 import torch
 import triton
-from lora_train.kernels import nf4
-from lora_train.kernels.tile_stats import split
+from lora_train.kernels.frozen import nf4
+from lora_train.kernels.statistics.tile_stats import split
 
 from .fused_traffic import PARTIAL_BYTES, ROW_BYTES
 from .traffic import Access, Launch

@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from lora_train.instrument.compact import compact
-from lora_train.instrument.store import COLUMNS, MetricsLog, Site, StatsWriter, write_sites
+from lora_train.instrument.read.compact import compact
+from lora_train.instrument.read.store import COLUMNS, MetricsLog, Site, StatsWriter, write_sites
 
 TENSORS = ("in", "out", "grad_out", "grad_in", "lora_A.grad", "lora_B.grad")
 MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -130,7 +130,7 @@ def opening(page: Path) -> tuple[float | None, float | None, str]:
 
 def screenshots(folder: Path) -> None:
     """Writes report-desktop.png (English, light) and report-phone.png (Korean, dark)."""
-    from lora_train.instrument.report import write_report
+    from lora_train.instrument.show.report import write_report
     from playwright.sync_api import sync_playwright
 
     with tempfile.TemporaryDirectory() as name, sync_playwright() as driver:

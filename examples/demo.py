@@ -41,7 +41,7 @@ def train() -> Path:
     code = subprocess.run(command, check=False).returncode
     if code:
         sys.exit(code)
-    from lora_train.trainer.run_folder import family
+    from lora_train.trainer.run.folder import family
 
     return family(OUTPUT_DIR)[-1]
 
@@ -52,8 +52,8 @@ def ask(adapter: Path, question: str) -> tuple[str, str]:
 
     quiet_libraries()
     import torch
-    from lora_train.trainer.formats import koalpaca_prompt
-    from lora_train.trainer.model import resolve
+    from lora_train.trainer.data.formats import koalpaca_prompt
+    from lora_train.trainer.model.load import resolve
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils.logging import disable_progress_bar

@@ -14,14 +14,19 @@ from typing import TYPE_CHECKING, Any
 from .quiet import quiet_notes
 
 if TYPE_CHECKING:
-    from .attach import Instrument
-    from .callback import InstrumentCallback
-    from .load import load_run
-    from .recorder import watch
+    from .attach.callback import InstrumentCallback
+    from .attach.instrument import Instrument
+    from .read.load import load_run
+    from .record.recorder import watch
 
 __all__ = ["Instrument", "InstrumentCallback", "load_run", "watch"]
 
-_HOME = {"Instrument": ".attach", "InstrumentCallback": ".callback", "load_run": ".load", "watch": ".recorder"}
+_HOME = {
+    "Instrument": ".attach.instrument",
+    "InstrumentCallback": ".attach.callback",
+    "load_run": ".read.load",
+    "watch": ".record.recorder",
+}
 
 quiet_notes()
 

@@ -24,7 +24,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .backend import AotVariant, jit, on_device, uses_triton
-from .frozen_product import project, project_back
+from .frozen.product import project, project_back
 
 __all__ = [
     "linear_cross_entropy",
@@ -80,7 +80,7 @@ def linear_cross_entropy(
 
     Args:
         hidden: [T, H] in fp32, fp16 or bf16. Products take autocast's dtype where it is on, as in
-            lora_linear.py.
+            lora_linear/__init__.py.
         weight: [V, H], frozen. On the CPU fp32 weights stay fp32.
         labels: int64 [T].
         bias: [V], frozen.

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .backend import runs_directly
-from .lora_linear_ops import store
+from .lora_linear.ops import store
 
 
 def operator(

@@ -14,7 +14,12 @@ def test_wheel_maps_the_folders_and_carries_the_catalogue(tmp_path):
     subprocess.run(build, check=True, capture_output=True)
     (wheel,) = tmp_path.glob("lora_vitals-*.whl")
     names = zipfile.ZipFile(wheel).namelist()
-    for name in ("kernels/tensor_stats.py", "instrument/store.py", "trainer/cli.py", "instrument/catalogue/ko.json"):
+    for name in (
+        "kernels/statistics/reduce.py",
+        "instrument/read/store.py",
+        "trainer/cli.py",
+        "instrument/catalogue/ko.json",
+    ):
         assert f"lora_train/{name}" in names
     assert not [name for name in names if name.startswith(("kernels/", "trainer/", "tests/", "lora_train/__init__"))]
 

@@ -60,15 +60,15 @@ def _train_arguments(parser: ArgumentParser) -> None:
 
 
 def _train(arguments: Namespace) -> int:
-    from .read_config import read_config
+    from .checks.read_config import read_config
 
     config = read_config(arguments.config, arguments.overrides)
     quiet_libraries()
     if arguments.dry_run:
-        from .dry_run import dry_run
+        from .dry_run.show import dry_run
 
         return dry_run(config)
-    from .run import run  # imports torch, which takes seconds
+    from .run.start import run  # imports torch, which takes seconds
 
     return run(config, arguments.resume)
 
@@ -85,14 +85,14 @@ def _replay_arguments(parser: ArgumentParser) -> None:
 
 
 def _replay(arguments: Namespace) -> int:
-    from .read_config import read_settings
+    from .checks.read_config import read_settings
 
     config_file = arguments.run / "config.yaml"
     if not config_file.is_file():
         raise UserError(problem("replay.no_run", folder=arguments.run))
     settings = read_settings(config_file, arguments.settings)
     quiet_libraries()
-    from .replay import Request, replay  # imports torch, which takes seconds
+    from .collapse.replay import Request, replay  # imports torch, which takes seconds
 
     return replay(
         Request(arguments.run, arguments.step, settings, arguments.dump, arguments.extract, arguments.what_if)
@@ -108,8 +108,8 @@ def _merge_arguments(parser: ArgumentParser) -> None:
 
 
 def _merge(arguments: Namespace) -> int:
-    from .adapter_folder import read_adapter, require_new_folder
-    from .inspect_adapter import require_finite
+    from .verbs.adapter_folder import read_adapter, require_new_folder
+    from .verbs.inspect_adapter import require_finite
 
     run: Path = arguments.run
     adapter = read_adapter(run, arguments.trust_remote_code)
@@ -118,7 +118,7 @@ def _merge(arguments: Namespace) -> int:
     require_new_folder(output)
     require_finite(adapter.folder)
     quiet_libraries()
-    from .merge import Request, merge  # imports torch, which takes seconds
+    from .verbs.merge import Request, merge  # imports torch, which takes seconds
 
     return merge(Request(adapter, output, arguments.dtype))
 
@@ -135,13 +135,13 @@ def _chat_arguments(parser: ArgumentParser) -> None:
 
 
 def _chat(arguments: Namespace) -> int:
-    from .adapter_folder import read_adapter
-    from .inspect_adapter import require_finite
+    from .verbs.adapter_folder import read_adapter
+    from .verbs.inspect_adapter import require_finite
 
     adapter = read_adapter(arguments.run, arguments.trust_remote_code)
     require_finite(adapter.folder)
     quiet_libraries()
-    from .chat import Request, chat  # imports torch, which takes seconds
+    from .verbs.chat import Request, chat  # imports torch, which takes seconds
 
     return chat(Request(adapter, arguments.prompt, arguments.max_new_tokens, arguments.temperature, arguments.seed))
 
@@ -152,7 +152,7 @@ def _inspect_arguments(parser: ArgumentParser) -> None:
 
 
 def _inspect(arguments: Namespace) -> int:
-    from .inspect_adapter import inspect_adapter
+    from .verbs.inspect_adapter import inspect_adapter
 
     return inspect_adapter(arguments.adapter, arguments.json)
 
@@ -163,7 +163,7 @@ def _explain_arguments(parser: ArgumentParser) -> None:
 
 
 def _explain(arguments: Namespace) -> int:
-    from .read_run import explain
+    from .verbs.read_run import explain
 
     return explain(arguments.source, arguments.lang)
 
@@ -175,7 +175,7 @@ def _report_arguments(parser: ArgumentParser) -> None:
 
 
 def _report(arguments: Namespace) -> int:
-    from .read_run import report
+    from .verbs.read_run import report
 
     return report(arguments.source, arguments.output, arguments.follow)
 
@@ -187,7 +187,7 @@ def _compare_arguments(parser: ArgumentParser) -> None:
 
 
 def _compare(arguments: Namespace) -> int:
-    from .read_run import compare
+    from .verbs.read_run import compare
 
     return compare(arguments.sources, arguments.output, arguments.lang)
 
@@ -198,7 +198,7 @@ def _env_arguments(parser: ArgumentParser) -> None:
 
 def _env(arguments: Namespace) -> int:
     quiet_libraries()
-    from .environment import print_environment
+    from .verbs.environment import print_environment
 
     return print_environment(arguments.json)
 
@@ -230,7 +230,7 @@ def _parser(name: str, verb: Verb) -> ArgumentParser:
 
 
 def _train_parser() -> ArgumentParser:
-    from .config import describe
+    from .config.schema import describe
 
     verbs = "\n".join(f"  {name:<10} {say(verb.summary)}" for name, verb in VERBS.items())
     parser = _parser("", TRAIN)

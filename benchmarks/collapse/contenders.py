@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lora_train.instrument.store import read_metrics
-from lora_train.trainer.run_folder import family
+from lora_train.instrument.read.store import read_metrics
+from lora_train.trainer.run.folder import family
 
 from .model import ROOT, from_root
 

@@ -20,11 +20,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lora_train.trainer.batches import Plan, collate
-from lora_train.trainer.config import Config
-from lora_train.trainer.data import IGNORE_INDEX, Example, load_examples
-from lora_train.trainer.model import load_tokenizer, pad_token_id
-from lora_train.trainer.read_config import read_config
+from lora_train.trainer.checks.read_config import read_config
+from lora_train.trainer.config.schema import Config
+from lora_train.trainer.data.batches import Plan, collate
+from lora_train.trainer.data.examples import IGNORE_INDEX, Example, load_examples
+from lora_train.trainer.model.load import load_tokenizer, pad_token_id
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
 

@@ -43,10 +43,10 @@ def edges(_folder: Path, chip: int) -> Seen:
     """One of everything: one row, one column, one rank, one token, one value."""
     import torch
     from lora_train.kernels.cross_entropy import linear_cross_entropy
-    from lora_train.kernels.exponents import exponent_histogram
     from lora_train.kernels.lora_linear import lora_linear
-    from lora_train.kernels.multi_tensor import multi_tensor_stats
-    from lora_train.kernels.tensor_stats import tensor_stats
+    from lora_train.kernels.statistics.exponents import exponent_histogram
+    from lora_train.kernels.statistics.multi_tensor import multi_tensor_stats
+    from lora_train.kernels.statistics.tensor_stats import tensor_stats
 
     with fake_cuda(chip) as driver:
         for m, k, n, rank in ((1, 64, 64, 4), (1, 1, 1, 1), (17, 1, 64, 1), (17, 64, 1, 1), (2, 64, 64, 1)):
@@ -118,7 +118,7 @@ def launches_of_a_linear(chip: int) -> int:
     """Launches of one LoRA linear, forward and backward, that leaves its rows to whoever writes them together."""
     import torch
     from lora_train.kernels.lora_linear import lora_linear
-    from lora_train.kernels.pending_rows import PendingRows
+    from lora_train.kernels.statistics.pending_rows import PendingRows
 
     x = torch.randn(64, 64, dtype=torch.float16, requires_grad=True)
     weight, a, b = torch.randn(64, 64).half(), torch.randn(4, 64, requires_grad=True), torch.randn(64, 4)

@@ -177,8 +177,8 @@ def train(
 
 @contextmanager
 def _steps_are_seen(seen: Seen, watch: bool, bad_row: int | None) -> Iterator[None]:
-    from lora_train.trainer import loop
-    from lora_train.trainer.loss import SupervisedLoss
+    from lora_train.trainer.loop import train as loop
+    from lora_train.trainer.model.loss import SupervisedLoss
 
     run_step, evaluate, loss_of = loop.train_step, loop.evaluate, SupervisedLoss.__call__
 

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lora_train.trainer.batches import Plan
-from lora_train.trainer.run import run
-from lora_train.trainer.settings import with_settings
+from lora_train.trainer.config.settings import with_settings
+from lora_train.trainer.data.batches import Plan
+from lora_train.trainer.run.start import run
 from safetensors.torch import load_file
 
 from .draw import IN_WEIGHTS, Case

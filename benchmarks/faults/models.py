@@ -6,11 +6,11 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from lora_train.trainer.batches import Plan
-from lora_train.trainer.config import Config, DataSection
-from lora_train.trainer.data import IGNORE_INDEX, load_examples
-from lora_train.trainer.model import load_tokenizer
-from lora_train.trainer.parts import order_of
+from lora_train.trainer.config.schema import Config, DataSection
+from lora_train.trainer.data.batches import Plan
+from lora_train.trainer.data.examples import IGNORE_INDEX, load_examples
+from lora_train.trainer.loop.components import order_of
+from lora_train.trainer.model.load import load_tokenizer
 from transformers import AutoTokenizer
 
 from .draw import Case

@@ -14,14 +14,15 @@ from typing import Any
 from unittest import mock
 
 import torch
-from lora_train.instrument.detect import WINDOW
-from lora_train.instrument.latch import PATIENCE
-from lora_train.instrument.trace import traced_modules
-from lora_train.trainer import batches, loop
-from lora_train.trainer.batches import Plan
-from lora_train.trainer.config import Config
-from lora_train.trainer.lr_schedule import lr_table
-from lora_train.trainer.parts import Parts
+from lora_train.instrument.judge.detect import WINDOW
+from lora_train.instrument.record.latch import PATIENCE
+from lora_train.instrument.record.trace import traced_modules
+from lora_train.trainer.config.schema import Config
+from lora_train.trainer.data import batches
+from lora_train.trainer.data.batches import Plan
+from lora_train.trainer.loop import train as loop
+from lora_train.trainer.loop.components import Parts
+from lora_train.trainer.loop.lr_schedule import lr_table
 
 from .draw import Case
 
@@ -31,7 +32,7 @@ class Expected:
     """What is to be found.
 
     Attributes:
-        kind: as in instrument/detect.py.
+        kind: as in instrument/judge/detect.py.
         module: its name; None where any module of the model, or none, will do.
         steps: first and last step that may be named.
         bad_rows, good_rows: rows that must, and must not, be among those that alone reproduce it.

@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lora_train.trainer.batches import Plan
-from lora_train.trainer.data import Example
+from lora_train.trainer.data.batches import Plan
+from lora_train.trainer.data.examples import Example
 from torch import nn
 from transformers import AutoModelForCausalLM
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 from lora_train.kernels.lora_linear import lora_linear
-from lora_train.kernels.reduce import FIELDS
-from lora_train.kernels.tensor_stats import tensor_stats
+from lora_train.kernels.statistics.reduce import FIELDS
+from lora_train.kernels.statistics.tensor_stats import tensor_stats
 
 from ..fused_traffic import Linear, backward, forward
 from ..pass_traffic import stats
@@ -21,7 +21,7 @@ from .context import Context
 from .device import DEVICE, HAS_CUDA, kernel_milliseconds
 
 N_TOKENS, DRY_TOKENS = 2048, 32
-# kernels of lora_linear_triton.py -> the launches of fused_traffic.py that they are
+# kernels of lora_linear/kernels.py -> the launches of fused_traffic.py that they are
 LAUNCHES = {"_down_kernel": ("down",), "_up_kernel": ("up Y", "up dX"), "_grad_kernel": ("grad", "dA")}
 LAYERS = {
     "o_proj 8B": (4096, 4096),

@@ -110,12 +110,12 @@ def write_settings(path: Path, values: Settings) -> Path:
 
 def parts_of(values: Settings) -> Any:
     """Everything a step of such a run needs, built in this process."""
-    from lora_train.trainer.config import Config
+    from lora_train.trainer.config.schema import Config
     from lora_train.trainer.console import Console
-    from lora_train.trainer.engine import Engine
-    from lora_train.trainer.load_data import load_data, with_format
-    from lora_train.trainer.model import load_tokenizer, pad_token_id
-    from lora_train.trainer.parts import build
+    from lora_train.trainer.data.load import load_data, with_format
+    from lora_train.trainer.loop.components import build
+    from lora_train.trainer.loop.engine import Engine
+    from lora_train.trainer.model.load import load_tokenizer, pad_token_id
 
     config, console = Config.model_validate(values), Console(silent=True)
     tokenizer = load_tokenizer(config)

@@ -23,7 +23,7 @@ FOLDERS = ("kernels", "instrument", "trainer")
 SOURCES = (*FOLDERS, "setup.py", "pyproject.toml", "README.md", "LICENSE")
 # what other wheels want in at least the release that is carried; newer ones of these break nobody
 AT_LEAST = ("typing_extensions", "typing_inspection", "setuptools")
-IMPORTED = ("torch", "triton", "transformers", "peft", "accelerate", "bitsandbytes", "lora_train.trainer.config")
+IMPORTED = ("torch", "triton", "transformers", "peft", "accelerate", "bitsandbytes", "lora_train.trainer.config.schema")
 
 
 def run(context: Context) -> str:

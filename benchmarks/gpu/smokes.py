@@ -19,11 +19,12 @@ from dataclasses import dataclass, replace
 from unittest import mock
 
 import torch
-from lora_train.kernels import lora_linear_gemm, lora_linear_launch
 from lora_train.kernels.backend import triton_on_cpu
+from lora_train.kernels.lora_linear import gemm as lora_linear_gemm
+from lora_train.kernels.lora_linear import launch as lora_linear_launch
 from lora_train.kernels.lora_linear import lora_linear
-from lora_train.kernels.lora_linear_reference import lora_linear_reference, slot_reference
-from lora_train.kernels.reduce import FIELDS
+from lora_train.kernels.lora_linear.reference import lora_linear_reference, slot_reference
+from lora_train.kernels.statistics.reduce import FIELDS
 from torch import Tensor
 
 from . import smokes_elementwise, smokes_passes

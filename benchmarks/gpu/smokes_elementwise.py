@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
-from lora_train.kernels.gated import gated
-from lora_train.kernels.gelu import gelu
-from lora_train.kernels.layer_norm import layer_norm
-from lora_train.kernels.rms_norm import rms_norm
-from lora_train.kernels.rotary import rotary
+from lora_train.kernels.elementwise.gated import gated
+from lora_train.kernels.elementwise.gelu import gelu
+from lora_train.kernels.elementwise.layer_norm import layer_norm
+from lora_train.kernels.elementwise.rms_norm import rms_norm
+from lora_train.kernels.elementwise.rotary import rotary
 from torch import Tensor
 from torch.nn import functional
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 from lora_train.kernels.cross_entropy import linear_cross_entropy, linear_cross_entropy_reference
-from lora_train.kernels.nf4 import nf4_decode
-from lora_train.kernels.tensor_stats import (
+from lora_train.kernels.frozen.nf4 import nf4_decode
+from lora_train.kernels.statistics.tensor_stats import (
     exponent_histogram,
     exponent_histogram_reference,
     multi_tensor_stats,

@@ -57,7 +57,7 @@ def write_rows(path: Path, length: int) -> Path:
 
 def look(context: Context, way: str, values: Settings, layers: int) -> str:
     """Takes steps and an evaluation of a run apart."""
-    from lora_train.trainer.loop import train_step
+    from lora_train.trainer.loop.train import train_step
 
     parts, number = parts_of(values), iter(range(1, 100))
 
@@ -86,7 +86,7 @@ def look(context: Context, way: str, values: Settings, layers: int) -> str:
 
 def judge(parts: Any) -> None:
     """An evaluation; its one wait is for its result."""
-    from lora_train.trainer.evaluate import evaluate
+    from lora_train.trainer.loop.evaluate import evaluate
 
     evaluate(parts.model, parts.loss, parts.eval_data, parts.config, parts.engine, parts.pad_token_id)
 

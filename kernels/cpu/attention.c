@@ -1,4 +1,4 @@
-/* Causal attention on the CPU, forward and backward: kernels/attention.py says what is computed.
+/* Causal attention on the CPU, forward and backward: kernels/attention/causal.py says what is computed.
 
    A share is a row of the batch and a head of K and V. Its keys and values are made dense and fp32 once, also
    transposed, so that every product is one of broadcast factors with dense rows; scores live for a block of queries
@@ -104,7 +104,7 @@ static PyObject *py_attention(PyObject *self, PyObject *args) {
 }
 
 static PyMethodDef methods[] = {
-    {"attention", py_attention, METH_VARARGS, "See attention.py."},
+    {"attention", py_attention, METH_VARARGS, "See attention/causal.py."},
     LEVEL_METHODS,
     {NULL, NULL, 0, NULL},
 };

@@ -1,5 +1,5 @@
 /* The element-wise parts of a decoder on the CPU, forward and backward, one read and one write of memory each:
-   kernels/rms_norm.py, rotary.py and gated.py say what is computed.
+   kernels/elementwise/rms_norm.py, rotary.py and gated.py say what is computed.
 
    Everything is computed in fp32, in pieces or rows that stay in the first-level cache; a 16-bit tensor is widened
    when it is read and rounded once when it is written. The order of additions is fixed (16 lanes, lanes in order), no

@@ -1,4 +1,4 @@
-/* Passes over a tall matrix X [M, C] against factors of low rank r, for lora_passes.py: a matrix library reads X once
+/* Passes over a tall matrix X [M, C] against factors of low rank r, for lora_linear/passes.py: a matrix library reads X once
    for each of them, and once more for dropout, for widening, for rounding and for statistics.
 
        read      any of: the row of X; X in fp32; T = drop(X) R^T [M, r]; G = L^T drop(X) [r, C], and its row
@@ -272,8 +272,8 @@ static PyObject *py_update(PyObject *self, PyObject *args) {
 }
 
 static PyMethodDef methods[] = {
-    {"read", py_read, METH_VARARGS, "See lora_passes.py."},
-    {"update", py_update, METH_VARARGS, "See lora_passes.py."},
+    {"read", py_read, METH_VARARGS, "See lora_linear/passes.py."},
+    {"update", py_update, METH_VARARGS, "See lora_linear/passes.py."},
     LEVEL_METHODS,
     {NULL, NULL, 0, NULL},
 };

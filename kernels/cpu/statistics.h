@@ -1,4 +1,4 @@
-/* The counting of kernels/tensor_stats.py for one piece of a tensor that is in the first-level cache: magnitudes as the
+/* The counting of kernels/statistics/tensor_stats.py for one piece of a tensor that is in the first-level cache: magnitudes as the
    bits of an fp32, counted with integer loops that every compiler vectorises, and squared and summed in double. A
    double holds the square of any fp32 exactly, so huge and tiny values need no scaling.
 

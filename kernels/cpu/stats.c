@@ -1,4 +1,4 @@
-/* One-pass tensor statistics on the CPU: what kernels/tensor_stats.py defines, in one read of memory.
+/* One-pass tensor statistics on the CPU: what kernels/statistics/tensor_stats.py defines, in one read of memory.
 
    ATen needs a pass per statistic. Here a tensor is read once, in pieces, which statistics.h counts.
 

@@ -9,10 +9,10 @@ from xml.etree import ElementTree
 
 import pytest
 import torch
-from lora_train.instrument.store import METRICS
-from lora_train.trainer.config import Config
-from lora_train.trainer.data import load_examples
-from lora_train.trainer.model import load_tokenizer
+from lora_train.instrument.read.store import METRICS
+from lora_train.trainer.config.schema import Config
+from lora_train.trainer.data.examples import load_examples
+from lora_train.trainer.model.load import load_tokenizer
 
 from benchmarks.collapse.bars import bar_stock, bar_time, bars_heal, bars_stop
 from benchmarks.collapse.contenders import Contender, read_console, read_run

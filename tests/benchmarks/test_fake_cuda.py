@@ -45,12 +45,12 @@ PUT_BACK = {
             BY_TRITON,
             UNCHECKED,
             (
-                "kernels/lora_linear_triton.py",
+                "kernels/lora_linear/kernels.py",
                 '@jit(do_not_specialize=["n_rows", "blocks_per_split"])',
                 '@jit(do_not_specialize=["blocks_per_split"])',
             ),
             (
-                "kernels/lora_linear_triton.py",
+                "kernels/lora_linear/kernels.py",
                 "n_rows, n_cols = tl.cast(n_rows, tl.int64), tl.cast(n_cols, tl.int64)\n    row_mask, rank_mask",
                 "n_rows, n_cols = n_rows.to(tl.int64), tl.cast(n_cols, tl.int64)\n    row_mask, rank_mask",
             ),
@@ -61,31 +61,31 @@ PUT_BACK = {
     "an index that is a list": (
         [
             (
-                "trainer/optim.py",
+                "trainer/loop/optim.py",
                 "(gradient_rows[:, N_NAN] + gradient_rows[:, N_INF]).sum()",
                 "gradient_rows[:, [N_NAN, N_INF]].sum()",
             )
         ],
         ("--run", "llama"),
-        "aten::index reads a tensor of the host, [2]: trainer/optim.py",
+        "aten::index reads a tensor of the host, [2]: trainer/loop/optim.py",
     ),
     "batches that compile": (
         [
             BY_TRITON,
             UNCHECKED,
             (
-                "kernels/lora_linear_triton.py",
+                "kernels/lora_linear/kernels.py",
                 '@jit(do_not_specialize=["n_rows", "rows_per_split", "first_bad"])',
                 "@jit",
             ),
         ],
         ("--run", "llama"),
-        "compiled after the first step: lora_train.kernels.lora_linear_triton._grad_kernel",
+        "compiled after the first step: lora_train.kernels.lora_linear.kernels._grad_kernel",
     ),
     "an argument that is specialised unseen": (
         [
             (
-                "kernels/lora_linear_triton.py",
+                "kernels/lora_linear/kernels.py",
                 '@jit(do_not_specialize=["n_rows", "rows_per_split", "first_bad"])',
                 "@jit",
             ),
@@ -96,7 +96,7 @@ PUT_BACK = {
     "launches that need not be": (
         [
             (
-                "kernels/lora_linear_launch.py",
+                "kernels/lora_linear/launch.py",
                 "min(start + MAX_GROUP, n)) for start in range(0, n, MAX_GROUP)",
                 "start + 1) for start in range(n)",
             )
@@ -190,15 +190,15 @@ def test_every_kind_of_wait_is_seen_and_nothing_else():
 
 
 PLANTED_IN_A_RUN = {
-    "a step": ("trainer/loop.py", "    totals = forward_backward(parts, step)\n", "    float(totals[0])\n"),
+    "a step": ("trainer/loop/train.py", "    totals = forward_backward(parts, step)\n", "    float(totals[0])\n"),
     "an evaluation": (
-        "trainer/evaluate.py",
+        "trainer/loop/evaluate.py",
         "            loss_sum, n_correct = loss(batch)\n",
         "            float(loss_sum)\n",
     ),
-    "clipping": ("trainer/optim.py", "        divisor = loss_scale.clone()\n", "        float(divisor)\n"),
+    "clipping": ("trainer/loop/optim.py", "        divisor = loss_scale.clone()\n", "        float(divisor)\n"),
     "the callback": (
-        "instrument/attach.py",
+        "instrument/attach/instrument.py",
         "        facts = torch.stack([",
         "        float(norm)\n        facts = torch.stack([",
     ),

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from lora_train.instrument.messages import say
-from lora_train.trainer.config import Config
+from lora_train.trainer.config.schema import Config
 from transformers import AutoModelForCausalLM
 
 from benchmarks.faults import models, weights

@@ -307,10 +307,10 @@ def test_only_wheels_that_are_missing_or_too_old_are_installed(tmp_path, monkeyp
 def test_links_stand_in_for_a_product_that_cannot_be_built(tmp_path):
     (tmp_path / "site").mkdir()
     setup.link_product(tmp_path / "site")
-    code = "import lora_train.trainer.config as c, importlib.metadata as m; print(c.__file__, m.version('lora-vitals'))"
+    code = "import lora_train.trainer.cli as c, importlib.metadata as m; print(c.__file__, m.version('lora-vitals'))"
     variables = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=variables, capture_output=True, text=True)
-    assert done.stdout.split() == [f"{tmp_path}/site/lora_train/trainer/config.py", "0"], done.stderr
+    assert done.stdout.split() == [f"{tmp_path}/site/lora_train/trainer/cli.py", "0"], done.stderr
 
 
 @pytest.mark.parametrize(

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from lora_train.trainer.config import Config
-from lora_train.trainer.data import Example, load_examples
-from lora_train.trainer.model import load_tokenizer
+from lora_train.trainer.config.schema import Config
+from lora_train.trainer.data.examples import Example, load_examples
+from lora_train.trainer.model.load import load_tokenizer
 from peft import LoraConfig, get_peft_model
 
 from benchmarks.overhead import __main__ as command
@@ -206,7 +206,7 @@ def test_every_function_that_is_named_for_the_profiler_exists_and_comes_back():
     restore = [profile.named(place, name) for place, name in profile.NAMED.items()]
     for undo in restore:
         undo()
-    from lora_train.trainer.optim import Optimizer
+    from lora_train.trainer.loop.optim import Optimizer
 
     assert Optimizer.step.__name__ == "step"
 

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from lora_train.kernels import nf4
 from lora_train.kernels.backend import triton_on_cpu
 from lora_train.kernels.cross_entropy import linear_cross_entropy
-from lora_train.kernels.tensor_stats import tensor_stats_triton
+from lora_train.kernels.frozen import nf4
+from lora_train.kernels.statistics.tensor_stats import tensor_stats_triton
 
 from benchmarks import pass_traffic
 from benchmarks.count_traffic import counted_traffic

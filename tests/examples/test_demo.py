@@ -8,7 +8,7 @@ import subprocess
 import sys
 
 import pytest
-from lora_train.instrument.store import read_metrics
+from lora_train.instrument.read.store import read_metrics
 
 from ..conftest import DATA, ROOT
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-from lora_train.instrument.explain import explain, read_history
+from lora_train.instrument.judge.explain import explain, read_history
 
 from ..conftest import COMMAND_ENVIRONMENT, DATA, ROOT
 

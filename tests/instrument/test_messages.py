@@ -30,9 +30,11 @@ def test_every_key_in_the_source_exists_and_every_sentence_is_used():
     built |= {"config.invalid", "config.missing", "config.lora.target_modules", "config.precision.loss_scale"}
     built |= {"config.training.save_safetensors"}
     # the reasons why a module is not fused
-    built |= {f"patch.{reason}" for reason in re.findall(r'"([a-z_0-9]+)"', (ROOT / "instrument/patch.py").read_text())}
+    built |= {
+        f"patch.{reason}" for reason in re.findall(r'"([a-z_0-9]+)"', (ROOT / "instrument/record/patch.py").read_text())
+    }
     # and why batches are padded
-    text = (ROOT / "trainer/padding_free.py").read_text()
+    text = (ROOT / "trainer/model/padding_free.py").read_text()
     built |= {f"padding.{reason}" for reason in re.findall(r'"([a-z]+)"', text)}
     # a finding is a word in its rule, and a page asks for its own sentences without their prefix
     words = set(re.findall(r'"([a-z_]+)"', source)) | {"eval_loss_better", "eval_loss_alike"}

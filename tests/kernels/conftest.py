@@ -10,7 +10,7 @@ import pytest
 import torch
 
 if TYPE_CHECKING:
-    from .lora_layer import Backend
+    from .lora_linear.lora_layer import Backend
 
 
 @pytest.fixture(
@@ -36,7 +36,7 @@ def triton_device(request: pytest.FixtureRequest) -> str:
 )
 def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Backend:
     """Where a fused LoRA linear runs."""
-    from .lora_layer import on_backend  # imports triton: after tests/conftest.py's choice
+    from .lora_linear.lora_layer import on_backend  # imports triton: after tests/conftest.py's choice
 
     return on_backend(request.param, monkeypatch)
 

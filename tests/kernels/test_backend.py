@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 import torch
-from lora_train.kernels import backend, cross_entropy, exponents, multi_tensor, nf4, reduce, tensor_stats
+from lora_train.kernels import backend, cross_entropy
 from lora_train.kernels.backend import on_device, triton_on_cpu
+from lora_train.kernels.frozen import nf4
+from lora_train.kernels.statistics import exponents, multi_tensor, reduce, tensor_stats
 
 
 @pytest.mark.parametrize(("index", "current", "entered"), [(0, 0, []), (1, 1, []), (1, 0, [1]), (0, 1, [0])])

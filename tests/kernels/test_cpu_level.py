@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from lora_train.kernels import cpu
-from lora_train.kernels.attention import attention
+from lora_train.kernels.attention.causal import attention
 from lora_train.kernels.cpu_level import LEVELS, VARIABLE, LevelError, chosen_level
 
 from ..conftest import DATA, ROOT, Cli
@@ -30,11 +30,11 @@ LIBRARIES = {
 LIBRARY_VARIABLES = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS")
 # Everything that reaches the C loops or is compared with what the libraries compute.
 FILES = (
-    "kernels/test_attention.py", "kernels/test_cross_entropy.py", "kernels/test_elementwise.py",
-    "kernels/test_exponents.py", "kernels/test_frozen_product.py", "kernels/test_lora_linear.py",
-    "kernels/test_lora_passes.py", "kernels/test_nf4.py", "kernels/test_tensor_stats.py",
-    "kernels/test_tensor_stats_aten.py",
-    "trainer/test_merge.py::test_merged_folder_computes_what_base_and_adapter_do",
+    "kernels/attention/test_causal.py", "kernels/test_cross_entropy.py", "kernels/elementwise/test_elementwise.py",
+    "kernels/statistics/test_exponents.py", "kernels/frozen/test_product.py", "kernels/lora_linear/test_lora_linear.py",
+    "kernels/lora_linear/test_passes.py", "kernels/frozen/test_nf4.py", "kernels/statistics/test_tensor_stats.py",
+    "kernels/statistics/test_tensor_stats_aten.py",
+    "trainer/verbs/test_merge.py::test_merged_folder_computes_what_base_and_adapter_do",
     "kernels/test_cpu_level.py::test_this_process_runs_what_was_asked_for",
 )  # fmt: skip
 # Not what no level changes: Triton's interpreter, torch's checks of operators and of graphs.

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from lora_train.kernels import cpu, cross_entropy, frozen_product
+from lora_train.kernels import cpu, cross_entropy
 from lora_train.kernels.backend import triton_on_cpu
 from lora_train.kernels.cross_entropy import (
     _linear_cross_entropy,
@@ -17,6 +17,7 @@ from lora_train.kernels.cross_entropy import (
     linear_cross_entropy_reference,
     supervised_positions,
 )
+from lora_train.kernels.frozen import product as frozen_product
 from torch import Tensor
 
 from .helpers import random_shapes

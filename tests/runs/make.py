@@ -161,7 +161,7 @@ def main(names: list[str]) -> None:
 
 def write_explanations() -> None:
     """What explain says of each, in both languages."""
-    from lora_train.instrument.explain import explain, lines, read_history
+    from lora_train.instrument.judge.explain import explain, lines, read_history
 
     os.chdir(HERE)
     for run in sorted(path.name for path in HERE.iterdir() if path.is_dir() and not path.name.startswith("_")):

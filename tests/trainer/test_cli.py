@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 from lora_train.instrument import load_run
-from lora_train.instrument.store import read_metrics
+from lora_train.instrument.read.store import read_metrics
 from lora_train.trainer import cli as cli_module
 from lora_train.trainer.errors import UserError
 
@@ -156,9 +156,9 @@ print(any(name.startswith("lora_train") for name in sys.modules))
     assert subprocess.run(fresh, capture_output=True, text=True, check=True).stdout == "False\n"
 
     import torch
-    from lora_train.trainer.checkpoint import load_checkpoint
+    from lora_train.trainer.loop.checkpoint import load_checkpoint
 
-    from .test_loop import make_config, make_parts
+    from .loop.test_train import make_config, make_parts
 
     config = make_config(tiny_models["gpt_neox"])
     parts = make_parts(config.model_copy(update={"lora": config.lora.model_copy(update={"r": 4, "lora_alpha": 8.0})}))

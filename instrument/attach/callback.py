@@ -1,0 +1,185 @@
+"""The instrument inside transformers.Trainer and TRL's SFTTrainer, in two lines.
+
+    from lora_train.instrument import InstrumentCallback
+    trainer.add_callback(InstrumentCallback("runs/x"))
+
+It sees the loss that the Trainer's filter would print as 0, before the optimizer has moved anything: without a loss
+scaler the step is dropped, so that the adapter stays alive, and with one the scaler skips it. Then the run stops, or
+with stop=False goes on and every such step is recorded as what it is.
+
+The loss is the one that accelerate is given for the backward pass, whoever computed it.
+
+What is less than in lora-train: rows have no numbers, nothing is replayed or healed, and the host waits for the device
+once a step. Of several processes the first one's micro-batches and its share of the gradients are recorded, and nothing
+is stopped or dropped: the others would not know.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from .instrument import Instrument, four_tokens
+from .step import Step
+
+# What a report shows of TrainingArguments.
+SHOWN = (
+    "per_device_train_batch_size", "gradient_accumulation_steps", "learning_rate", "lr_scheduler_type", "warmup_steps",
+    "max_steps", "num_train_epochs", "max_grad_norm", "optim", "seed", "fp16", "bf16", "logging_steps", "eval_strategy",
+    "eval_steps", "save_steps", "gradient_checkpointing", "weight_decay",
+)  # fmt: skip
+
+
+class InstrumentCallback(TrainerCallback):
+    """Records a Trainer's run in a run folder.
+
+    Attributes:
+        instrument: while it trains.
+    """
+
+    def __init__(
+        self,
+        run_dir: str | Path,
+        *,
+        fuse: bool = False,
+        stop: bool = True,
+        histogram_every: int = 100,
+        probe_every: int = 100,
+    ):
+        """
+        Args:
+            run_dir: a new folder; if it holds a run, `<run_dir>-2` and so on is taken.
+            fuse: compute the LoRA linears with the fused kernels as well.
+            stop: end the training on the step that collapses.
+            histogram_every, probe_every: as instrument.* of a configuration.
+        """
+        self._run_dir, self._fuse, self._stop = run_dir, fuse, stop
+        self._histogram_every, self._probe_every = histogram_every, probe_every
+        self.instrument: Instrument | None = None
+        self._step: Step | None = None
+        self._handles: list[Any] = []
+        self._backward = Accelerator.backward
+        self._inputs: dict[str, Any] = {}
+        self._scaler: Any = None
+        self._alone = True
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Puts the instrument on the model."""
+        self._take_off()  # a training that ended with an error did not
+        if not state.is_world_process_zero:
+            return
+        model, self._alone = kwargs["model"], args.world_size == 1
+        self._scaler = getattr(kwargs.get("optimizer"), "scaler", None)
+        shown = {name: getattr(args, name, None) for name in SHOWN}
+        settings = {"training": {name: _plain(value) for name, value in shown.items()}, "attached": {"to": "Trainer"}}
+        self.instrument = Instrument(
+            model,
+            self._run_dir,
+            fuse=self._fuse,
+            fp16=self._scaler is not None,
+            stops=self._stop and self._alone,
+            n_steps=state.global_step,
+            gradient_accumulation_steps=args.gradient_accumulation_steps,
+            run_once=lambda: _under_autocast(args, model),
+            settings=settings,
+            histogram_every=self._histogram_every,
+            probe_every=self._probe_every,
+        )
+        self.instrument.__enter__()
+        self._handles = [model.register_forward_pre_hook(self._before_forward, with_kwargs=True)]
+        self._backward, Accelerator.backward = Accelerator.backward, _telling(Accelerator.backward, self._micro_batch)
+        self._started = time.perf_counter()
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Begins a step."""
+        if self.instrument is None:
+            return
+        scheduler = kwargs.get("lr_scheduler")
+        rate = scheduler.get_last_lr()[0] if scheduler is not None else None
+        scale = float(self._scaler.get_scale()) if self._scaler is not None else 1.0
+        self._step = self.instrument.begin_step(None if rate is None else float(rate), scale, state.epoch)
+
+    def _before_forward(self, model: torch.nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        if self._step is not None and model.training and torch.is_grad_enabled():
+            self._inputs = kwargs
+            self._step.begin_micro_batch()
+
+    def _micro_batch(self, loss: torch.Tensor) -> None:
+        if self._step is not None:
+            self._step.begin_micro_batch()
+            self._step.micro_batch(loss, self._inputs)
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Judges the step before it is applied."""
+        if self.instrument is None or self._step is None:
+            return
+        step, self._step = self._step, None
+        self._inputs = {}
+        trouble = self.instrument.end_step(step)
+        if not self._alone:
+            return
+        if not step.finite and self._scaler is None:
+            for parameter in kwargs["model"].parameters():
+                parameter.grad = None  # an optimizer leaves such a parameter alone
+        if trouble is not None and self._stop:
+            control.should_training_stop = True
+
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Records an evaluation."""
+        values = {k: float(v) for k, v in kwargs.get("metrics", {}).items() if isinstance(v, (int, float))}
+        if self.instrument is not None and "eval_loss" in values:
+            self.instrument.evaluation(values)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Takes the instrument off."""
+        if self.instrument is not None and state.global_step >= state.max_steps:
+            self.instrument.finished(time.perf_counter() - self._started)
+        self._take_off()
+
+    def _take_off(self) -> None:
+        if self.instrument is None:
+            return
+        Accelerator.backward = self._backward
+        for handle in self._handles:
+            handle.remove()
+        self.instrument.close()
+        self.instrument = self._step = None
+
+
+def _telling(backward: Callable[..., None], tell: Callable[[torch.Tensor], None]) -> Callable[..., None]:
+    """Accelerator.backward that first tells of the loss."""
+
+    def told(self: Accelerator, loss: torch.Tensor, **kwargs: Any) -> None:
+        tell(loss)
+        backward(self, loss, **kwargs)
+
+    return told
+
+
+def _under_autocast(args: TrainingArguments, model: torch.nn.Module) -> None:
+    device = next(model.parameters()).device
+    dtype = torch.float16 if args.fp16 else torch.bfloat16 if args.bf16 else None
+    context = torch.autocast(device.type, dtype) if dtype is not None else contextlib.nullcontext()
+    with context:
+        four_tokens(model, device)
+
+
+def _plain(value: Any) -> Any:
+    value = value.value if isinstance(value, Enum) else value
+    return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)

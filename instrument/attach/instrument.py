@@ -1,0 +1,348 @@
+"""The same instrument inside a loop that is not ours.
+
+    with Instrument(model, "runs/x") as instrument:
+        for inputs in loader:
+            with instrument.step(learning_rate=rate) as step:
+                step.begin_micro_batch()              # before the forward pass, for each micro-batch
+                loss = model(**inputs).loss
+                step.micro_batch(loss, inputs)        # before the backward pass
+                loss.backward()
+            if not step.finite: ...                   # before the optimizer moves anything
+            optimizer.step()
+
+Writes the run folder that lora-train writes: metrics.jsonl, sites.json, stats/, incidents/. Loss and gradients are
+read before anything filters, clips or unscales them. What the loop decides stays with the loop: no row numbers are
+known, nothing is skipped on the device, and looking whether a step is finite makes the host wait once a step.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import json
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import nn
+
+from ...kernels.backend import is_gpu
+from ...kernels.statistics.multi_tensor import multi_tensor_stats
+from ...kernels.statistics.tensor_stats import FIELDS, exponent_histogram, tensor_stats
+from ..judge.detect import Detectors, Diagnosis, Trouble
+from ..messages import say
+from ..read.store import METRICS, SCHEMA_VERSION, MetricsLog, Site, StatsWriter, write_sites, write_text
+from ..record.capsule import incident_folder, write_diagnosis
+from ..record.patch import Patched, on_hooks, patch, unpatch
+from ..record.recorder import Recorder
+from ..record.trace import Tracer, bad_weights
+from .step import Step
+
+SUMSQ = FIELDS.index("sumsq")
+N_NAN, N_INF = FIELDS.index("n_nan"), FIELDS.index("n_inf")
+GIB = 2**30
+# A scale that halves for the thirtieth time in a row is far below any that helps (latch.py).
+MAX_SKIPS = 30
+# A loop that goes on after a collapse shows nothing new afterwards.
+MAX_DIAGNOSES = 5
+
+
+class Instrument:
+    """Records a model in training.
+
+    Attributes:
+        run_dir: where it writes.
+        recorder: the statistics on their way.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        run_dir: str | Path,
+        *,
+        fuse: bool = False,
+        fp16: bool = False,
+        gradient_accumulation_steps: int = 1,
+        histogram_every: int = 100,
+        probe_every: int = 100,
+        stops: bool = True,
+        n_steps: int = 0,
+        run_once: Callable[[], Any] | None = None,
+        settings: Mapping[str, Mapping[str, Any]] | None = None,
+        warn: Callable[[str], None] = print,
+    ):
+        """
+        Args:
+            model: with PEFT's LoRA layers.
+            run_dir: a new folder; if it holds a run, `<run_dir>-2` and so on is taken.
+            fuse: compute the LoRA linears with the fused kernels as well.
+            fp16: whether a loss scale is at work.
+            gradient_accumulation_steps: the most micro-batches of a step.
+            histogram_every, probe_every: as instrument.* of a configuration.
+            stops: whether the loop ends on the step that collapses; for what is said of it.
+            n_steps: steps that were run before, where a run is resumed.
+            run_once: a forward pass on a few tokens, under the autocast of the loop; None for four tokens without.
+            settings: {section: {key: value}} for the report.
+            warn: takes a sentence for the user.
+
+        Raises:
+            ValueError: the model has no LoRA layer.
+        """
+        self._model, self._warn, self._fp16, self._fused = model, warn, fp16, fuse
+        self._parameters = [p for p in model.parameters() if p.requires_grad]
+        device = self._parameters[0].device if self._parameters else torch.device("cpu")
+        once = run_once or (lambda: four_tokens(model, device))
+        self._patched: Patched = patch(model, once) if fuse else on_hooks(model, once)
+        if not self._patched.groups and not self._patched.unfused:
+            raise ValueError(say("attach.no_lora"))
+        with _evaluating(model):
+            self.recorder = Recorder(
+                self._patched,
+                self._parameters,
+                once,
+                device,
+                n_micro_batches=gradient_accumulation_steps,
+                histogram_every=histogram_every,
+                model=model,
+                probe_every=probe_every,
+            )
+        _compile_ahead(self.recorder.sites, device)
+        self.run_dir = _free_folder(Path(run_dir))
+        self._begin_folder(settings or {})
+        self._metrics, self._stats = MetricsLog(self.run_dir, 0), StatsWriter(self.run_dir, 0, len(self.recorder.sites))
+        self._detectors = Detectors(self.recorder.sites, fp16)
+        self.n_micro_batches, self._stops = gradient_accumulation_steps, stops
+        self._n_steps = self._updates = n_steps
+        self._skips = self._n_diagnosed = self._eval_seconds = 0
+        self._stack = contextlib.ExitStack()
+
+    def _begin_folder(self, settings: Mapping[str, Mapping[str, Any]]) -> None:
+        write_sites(self.run_dir, self.recorder.sites)
+        write_text(self.run_dir / "config.yaml", yaml.safe_dump({k: dict(v) for k, v in settings.items()}))
+        versions = {name: importlib.metadata.version(name) for name in ("lora-vitals", "torch", "transformers", "peft")}
+        env = {"schema_version": SCHEMA_VERSION, "started": datetime.now(timezone.utc).isoformat(timespec="seconds")}
+        env |= {"versions": versions, "device": str(self._parameters[0].device), "attached": True}
+        write_text(self.run_dir / "env.json", json.dumps(env, indent=1) + "\n")
+
+    def __enter__(self) -> Instrument:
+        self._stack.enter_context(self.recorder.active())
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Writes what is on its way, ends the files and takes the hooks off the model."""
+        for step, rows, exponents in self.recorder.drain():
+            self._write_statistics(step, rows, exponents)
+        self._stack.close()
+        self._metrics.close()
+        self._stats.close()
+        if self._fused:
+            unpatch(self._patched)
+
+    @contextlib.contextmanager
+    def step(self, learning_rate: float | None = None, loss_scale: float = 1.0) -> Iterator[Step]:
+        """One optimizer step: its forward and backward passes happen inside."""
+        step = self.begin_step(learning_rate, loss_scale)
+        yield step
+        self.end_step(step)
+
+    def begin_step(
+        self, learning_rate: float | None = None, loss_scale: float = 1.0, epoch: float | None = None
+    ) -> Step:
+        """Begins a step; `end_step` must follow."""
+        self._n_steps += 1
+        self.recorder.begin_step(self._n_steps)
+        return Step(self._n_steps, learning_rate, loss_scale, epoch, self)
+
+    def gradient_rows(self) -> torch.Tensor:
+        """Statistics of the accumulated gradients as they are in memory, float64 [parameters, 9]."""
+        return multi_tensor_stats([gradient.contiguous() for gradient in self._gradients()])
+
+    def _gradients(self) -> list[torch.Tensor]:
+        return [torch.zeros_like(p) if p.grad is None else p.grad for p in self._parameters]
+
+    def end_step(self, step: Step) -> Trouble | None:
+        """Records a step after its last backward pass and before anything is applied; waits for the device once.
+
+        Returns:
+            what is wrong, if anything is; then incidents/ has a diagnosis.
+        """
+        rows = self.gradient_rows() if step._rows is None else step._rows
+        self.recorder.finish_step(rows, self._gradients())
+        weighted = _total(step._weighted, rows) if step._weighted else rows.new_full((), math.nan)
+        counts = [_total([count[i] for count in step._counts], rows) for i in (0, 1)]
+        norm, bad_values = rows[:, SUMSQ].sum().sqrt(), (rows[:, N_NAN] + rows[:, N_INF]).sum()
+        facts = torch.stack([weighted, _total(step._bad, rows), norm, bad_values, *counts])
+        loss, n_bad, norm, n_bad_values, tokens, supervised = facts.tolist()  # the step's one wait for the device
+        step.loss = math.nan if n_bad else loss / step.loss_scale
+        step.finite = not n_bad and not n_bad_values
+        self._skips = 0 if step.finite else self._skips + 1
+        self._updates += step.finite
+        norm = math.nan if n_bad_values else norm / step.loss_scale
+        self._write_line(step, int(n_bad), norm, int(tokens), int(supervised))
+        trouble = self._statistics() or self._detectors.step(step.number, step.loss)
+        stuck = not step.finite and (not self._fp16 or self._skips >= MAX_SKIPS)
+        if n_bad or stuck:
+            trouble = self._detectors.before_overflow(step.number) or Trouble(step.number)
+        if trouble is not None:
+            step.trouble = self._diagnosed(step, trouble)
+        return step.trouble
+
+    def _write_line(self, step: Step, n_bad: int, norm: float, tokens: int, supervised: int) -> None:
+        seconds = time.perf_counter() - step._started
+        cuda = self._parameters[0].device.type == "cuda"
+        self._metrics.write(
+            {
+                "step": step.number,
+                "updates": self._updates,
+                "epoch": step.epoch,
+                "loss": step.loss,
+                "learning_rate": step.learning_rate,
+                "grad_norm": norm,
+                "loss_scale": step.loss_scale,
+                "skipped": not step.finite and self._fp16,
+                "nonfinite_micro_batches": n_bad,
+                "tokens": tokens,
+                "supervised_tokens": supervised,
+                "tokens_per_second": tokens / seconds,
+                "step_seconds": seconds,
+                "max_sequence_length": max((count[2] for count in step._counts), default=0),
+                "memory_allocated_gib": torch.cuda.memory_allocated() / GIB if cuda else None,
+                "memory_reserved_gib": torch.cuda.memory_reserved() / GIB if cuda else None,
+                "host_memory_gib": _host_memory(),
+                "eval_seconds_total": self._eval_seconds,
+            }
+        )
+
+    def evaluation(self, values: Mapping[str, float]) -> None:
+        """Records an evaluation under the names of metrics.jsonl: at least eval_loss."""
+        self._eval_seconds += float(values.get("eval_runtime", 0.0))
+        self._metrics.write({"step": self._n_steps, **values})
+
+    def finished(self, seconds: float) -> None:
+        """Records that the run came to its end."""
+        self._metrics.write({"train_runtime": seconds, "train_steps_per_second": self._n_steps / max(seconds, 1e-9)})
+
+    def _statistics(self) -> Trouble | None:
+        trouble = None
+        for step, rows, exponents in self.recorder.ready():
+            self._write_statistics(step, rows, exponents)
+            found, coming = self._detectors.rows(step, rows.numpy())
+            trouble = trouble or found
+            for site, forecast in coming:
+                values = {"peak": forecast.peak, "limit": forecast.limit, "rate": forecast.per_step}
+                self._warn(say("warn.forecast", module=site.module, step=forecast.predicted_step, **values))
+        return trouble
+
+    def _write_statistics(self, step: int, rows: torch.Tensor, exponents: torch.Tensor | None) -> None:
+        self._stats.write(step, rows.numpy(), None if exponents is None else exponents.long().numpy())
+
+    def _diagnosed(self, step: Step, trouble: Trouble) -> Trouble:
+        """Names kind and module, writes diagnosis.json and says it."""
+        self._n_diagnosed += 1
+        if self._n_diagnosed > MAX_DIAGNOSES:
+            return trouble
+        kind, module, phase, evidence = trouble.kind, trouble.module, "optimizer", dict(trouble.evidence)
+        if kind is None:
+            kind, module, phase, evidence = self._blame(step)
+        action = "stop" if self._stops else "none"
+        diagnosis = Diagnosis(kind, trouble.step, module, phase, [], evidence, action=action)
+        write_diagnosis(incident_folder(self.run_dir, trouble.step, 0), diagnosis.as_json())
+        self._warn(say("attach.trouble", step=trouble.step, kind=kind, module=module or "-", run=self.run_dir))
+        return Trouble(trouble.step, kind, module, evidence)
+
+    def _blame(self, step: Step) -> tuple[str, str | None, str, dict[str, Any]]:
+        """The module that turned finite inputs into something else: the forward passes again, with hooks on all."""
+        dead = next((name for name, module in self._layers() if bad_weights(module) == "lora"), None)
+        if dead is not None:
+            return "dead_adapter", dead, "optimizer", {}
+        dtype = torch.float16 if self._fp16 else torch.float32
+        for inputs, bad in zip(step._inputs, step._bad, strict=True):
+            if not inputs or not bool(bad):
+                continue
+            tracer = Tracer(self._model, self._patched.groups, dtype)
+            with torch.no_grad(), self._quiet(), tracer.active():
+                self._model(**inputs)
+            origin = tracer.origin("forward", None)
+            if origin is not None:
+                sides = origin.trace.sides
+                evidence = {"n": sides["out"].n, "n_inf": sides["out"].n_inf, "n_nan": sides["out"].n_nan}
+                evidence |= {"input_absmax": sides["in"].absmax, "absmax": sides["out"].absmax}
+                kind = "bad_weight" if origin.weights == "base" else "forward_overflow"
+                return kind, origin.trace.name, "forward", evidence
+        if all(int(count[1]) == 0 for count in step._counts if count[1] is not None) and step._counts:
+            return "no_supervised_tokens", None, "data", {}
+        forward = any(bool(bad) for bad in step._bad)
+        return ("forward_overflow" if forward else "backward_overflow"), None, "forward" if forward else "backward", {}
+
+    def _layers(self) -> Iterator[tuple[str, nn.Module]]:
+        for group in self._patched.groups:
+            yield from zip(group.names, group.modules, strict=True)
+        yield from ((name, module) for name, module, _ in self._patched.unfused)
+
+    @contextlib.contextmanager
+    def _quiet(self) -> Iterator[None]:
+        """Nothing is recorded of what runs meanwhile."""
+        self._stack.close()
+        try:
+            yield
+        finally:
+            self._stack.enter_context(self.recorder.active())
+
+
+def four_tokens(model: nn.Module, device: torch.device) -> None:
+    """One forward pass on four tokens."""
+    with _evaluating(model), torch.no_grad():
+        model(input_ids=torch.arange(4, device=device)[None], use_cache=False)
+
+
+@contextlib.contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
+
+
+def _host_memory() -> float:
+    import psutil
+
+    return psutil.Process().memory_info().rss / GIB
+
+
+def _compile_ahead(sites: Sequence[Site], device: torch.device) -> None:
+    """Compiles what histograms and probes launch: the step that is the first to take one would wait for it."""
+    if not is_gpu(device):
+        return
+    for dtype in {torch.float32, *(getattr(torch, site.dtype) for site in sites if hasattr(torch, site.dtype))}:
+        for width in (16, 3):  # kernels know whether 16 divides the width
+            values = torch.zeros(2, width, dtype=dtype, device=device)
+            exponent_histogram(values)
+            for full in (False, True):
+                tensor_stats(values, full=full)
+
+
+def _total(values: Sequence[Any], like: torch.Tensor) -> torch.Tensor:
+    """Sum of numbers and of tensors [], float64 [] where `like` is."""
+    tensors = [value.to(like.device).double() for value in values if isinstance(value, torch.Tensor)]
+    known = float(sum(value for value in values if not isinstance(value, torch.Tensor)))
+    return torch.stack(tensors).sum() + known if tensors else like.new_full((), known)
+
+
+def _free_folder(wanted: Path) -> Path:
+    """`wanted`, or the first `wanted-2`, ... that holds no run; made."""
+    folder, number = wanted, 1
+    while (folder / METRICS).exists():
+        number += 1
+        folder = wanted.with_name(f"{wanted.name}-{number}")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder

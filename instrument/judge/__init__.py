@@ -1,0 +1,1 @@
+"""Judges a run: detectors, forecasts, explanations. Imports no torch."""

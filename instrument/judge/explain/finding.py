@@ -1,0 +1,93 @@
+"""What a rule found: a verdict, the numbers it rests on, and the key that would change it.
+
+The sentences are in the catalogue: `explain.<key>`, and what to change as `explain.<key>.hint` where there is
+something to change. Imports no torch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from ...messages import catalogue, say_in
+
+if TYPE_CHECKING:
+    import numpy as np
+
+TOPICS = ("outcome", "loss", "eval_loss", "grad_norm", "learning_rate", "loss_scale", "memory", "time")
+"""In the order a person asks."""
+VERDICTS = ("healthy", "watch", "wrong", "note")
+# Means of fewer steps still show the batch rather than the run.
+WINDOW = 12
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One judgement.
+
+    Attributes:
+        topic: one of TOPICS.
+        verdict: one of VERDICTS; a note is a fact or advice and judges nothing.
+        key: `explain.<key>` in the catalogue.
+        values: for its placeholders.
+        family: what its keys begin with.
+    """
+
+    topic: str
+    verdict: str
+    key: str
+    values: dict[str, Any] = field(default_factory=dict)
+    family: str = "explain"
+
+    def sentence(self, lang: str) -> str:
+        """The judgement with its evidence."""
+        return say_in(lang, f"{self.family}.{self.key}", **self.values)
+
+    def hint(self, lang: str) -> str | None:
+        """What to change, if anything."""
+        key = f"{self.family}.{self.key}.hint"
+        return say_in(lang, key, **self.values) if key in catalogue(lang) else None
+
+
+def median(values: Sequence[float] | np.ndarray) -> float:
+    """The median of finite values; NaN of none."""
+    import numpy as np
+
+    kept = np.asarray(values, "float64")
+    kept = kept[np.isfinite(kept)]
+    return float(np.median(kept)) if len(kept) else math.nan
+
+
+def scatter(values: Sequence[float] | np.ndarray) -> float:
+    """Their spread as a standard deviation, unmoved by single outliers: 1.4826 x the median deviation."""
+    import numpy as np
+
+    kept = np.asarray(values, "float64")
+    return 1.4826 * median(np.abs(kept - median(kept)))
+
+
+def ends(values: Sequence[float] | np.ndarray) -> tuple[float, float]:
+    """Medians of the first and the last values, `at_end` of them."""
+    n = at_end(len(values))
+    return median(values[:n]), median(values[-n:])
+
+
+def at_end(n: int) -> int:
+    """How many values stand for an end of n: WINDOW, a fifth of a short run, a twentieth of a long one."""
+    return max(1, min(max(WINDOW, n // 20), n // 5))
+
+
+def listed(numbers: Sequence[float] | np.ndarray, most: int = 5) -> str:
+    """The first few, and how many more: "3, 8, 21 (+4)"."""
+    text = ", ".join(f"{int(number):,}" for number in numbers[:most])
+    return f"{text} (+{len(numbers) - most})" if len(numbers) > most else text
+
+
+def clock(seconds: float) -> str:
+    """A time: 0:07:12; under a minute 7.2 s."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"

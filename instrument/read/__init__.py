@@ -1,0 +1,1 @@
+"""A run on disk: writes it, reads it. Imports no torch."""

@@ -1,0 +1,1 @@
+"""Records statistics while a step runs. Needs torch."""

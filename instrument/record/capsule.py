@@ -1,0 +1,54 @@
+"""An incident on disk: everything that is needed to run the step again.
+
+incidents/step-512/capsule.json           step, configuration, counters, versions, the rows of the step
+incidents/step-512/capsule.safetensors    adapter.*, optimizer.*, loss_scale.* before the step; the rows' tokens
+incidents/step-512/diagnosis.json         what was wrong and what helps (detect.Diagnosis)
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from ..read.store import SCHEMA_VERSION, write_text
+
+INCIDENTS = "incidents"
+_TENSORS, _FACTS, _DIAGNOSIS = "capsule.safetensors", "capsule.json", "diagnosis.json"
+
+
+def incident_folder(run_dir: Path, step: int, start: int) -> Path:
+    """incidents/step-<n>; if another start collapsed there already, step-<n>.start-<k>."""
+    folder = run_dir / INCIDENTS / f"step-{step}"
+    return folder.with_name(f"{folder.name}.start-{start}") if (folder / _DIAGNOSIS).exists() else folder
+
+
+def write_capsule(folder: Path, tensors: Mapping[str, torch.Tensor], facts: Mapping[str, Any]) -> None:
+    """Writes the tensors, then the facts, which make the capsule whole."""
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = folder / (_TENSORS + ".tmp")
+    save_file({name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}, partial)
+    partial.replace(folder / _TENSORS)
+    write_text(folder / _FACTS, json.dumps({"schema_version": SCHEMA_VERSION, **facts}, ensure_ascii=False) + "\n")
+
+
+def read_capsule(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
+    """Tensors and facts; None if there is no whole capsule."""
+    if not (folder / _FACTS).exists():
+        return None
+    return load_file(folder / _TENSORS), json.loads((folder / _FACTS).read_text(encoding="utf-8"))
+
+
+def write_diagnosis(folder: Path, diagnosis: Mapping[str, Any]) -> None:
+    """Writes diagnosis.json."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / _DIAGNOSIS, json.dumps(diagnosis, ensure_ascii=False, indent=1, allow_nan=False) + "\n")
+
+
+def size_mib(folder: Path) -> float:
+    """Size of an incident on disk."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 2**20

@@ -1,0 +1,346 @@
+"""Collects the statistics of a step on the device and brings them to the host without ever waiting for it.
+
+    buffer  float64 [micro-batches, sites, 9]      each kernel assigns its rows to its slot
+    step    float64 [sites, 12]                    sums over micro-batches and processes, maxima, first bad one
+
+A ring (ring.py) carries a step's rows.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from ...kernels.statistics.pending_rows import PendingRows
+from ...kernels.statistics.tensor_stats import FIELDS, N_FIELDS, exponent_histogram, tensor_stats
+from ..read.store import COLUMNS, Site
+from . import sites as site_tables
+from .patch import Group, Patched
+from .probe import Probe
+from .ring import Ring
+
+N_EXPONENTS = 256
+_SUMSQ, _ABSMAX, _N_NAN, _N_INF = (FIELDS.index(name) for name in ("sumsq", "absmax", "n_nan", "n_inf"))
+_SMALL = slice(FIELDS.index("n_subnormal"), FIELDS.index("n_zero") + 1)
+_MICRO_SUMSQ, _BAD_MICRO, _BAD_RANK = (COLUMNS.index(n) for n in ("micro_sumsq", "first_bad_micro", "first_bad_rank"))
+
+
+class Recorder:
+    """The statistics of one model in training.
+
+    Attributes:
+        sites: what is kept, in the order of the rows that `ready` and `drain` hand out.
+        dropped: steps whose rows or histograms were dropped because the host lagged behind.
+    """
+
+    def __init__(
+        self,
+        patched: Patched,
+        parameters: Sequence[nn.Parameter],
+        run_once: Callable[[], Any],
+        device: torch.device,
+        *,
+        n_micro_batches: int,
+        patterns: Sequence[str] = ("*",),
+        histogram_every: int = 0,
+        model: nn.Module | None = None,
+        probe_every: int = 0,
+        float32: Collection[str] = (),
+        gather: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    ):
+        """
+        Args:
+            patched: what `patch` returned.
+            parameters: the trained parameters, in the order of the gradient rows `finish` gets.
+            run_once: runs a forward on a few tokens, so that `watch` calls in it are found.
+            device: of the model.
+            n_micro_batches: the most micro-batches one step has on this process.
+            patterns: which sites to keep, see `sites.selected`.
+            histogram_every: every so many steps exponents are counted; 0: never.
+            model: with the modules to probe; needed if probe_every > 0.
+            probe_every: every so many steps the outputs of the modules without LoRA are looked at in the first
+                micro-batch; 0: never.
+            float32: names of modules that compute in float32 whatever autocast says, with all that is in them.
+            gather: stacks a tensor of every process, [W, ...]; None for one process.
+        """
+        self._patched, self._device, self._gather = patched, device, gather
+        self._histogram_every = histogram_every
+        self._watched: dict[str, int] = {}
+        self._discovering = False
+        self._exponents: torch.Tensor | None = None
+        self._small: torch.Tensor | None = None
+        self._micro = -1
+        self._pending = PendingRows()
+        self._probed, self._probe_every = (model if probe_every else None), probe_every
+        self._probe: Probe | None = None
+        self._index_sites(run_once, patterns, float32)
+        n_sites = len(self._all_sites)
+        self._buffer = torch.full((n_micro_batches, n_sites, N_FIELDS), torch.nan, dtype=torch.float64, device=device)
+        self._views = [
+            [self._buffer[micro, first : first + 2 + 4 * len(group.names)] for group, first in self._groups]
+            for micro in range(n_micro_batches)
+        ]
+        self._gradient_sites(parameters)
+        keep = [index for index, kept in enumerate(self._kept) if kept]
+        self._keep = torch.tensor(keep, dtype=torch.int64, device=device)
+        self.sites = [replace(self._all_sites[index], id=row) for row, index in enumerate(keep)]
+        self._ring = Ring((len(keep), len(COLUMNS)), device, may_drop=True)
+        self._exponent_ring = Ring((len(keep), N_EXPONENTS), device, n_slots=1, may_drop=True)
+
+    def _index_sites(self, run_once: Callable[[], Any], patterns: Sequence[str], float32: Collection[str]) -> None:
+        self._all_sites: list[Site] = []
+        self._groups: list[tuple[Group, int]] = []
+        order = 0
+        for order, group in enumerate(self._patched.groups):
+            self._groups.append((group, len(self._all_sites)))
+            self._all_sites += site_tables.group_sites(group, len(self._all_sites), order)
+        self._first_row = {id(group): first for group, first in self._groups}
+        self._unfused: dict[int, int] = {}
+        for name, module, _ in self._patched.unfused:
+            order += 1
+            self._unfused[id(module)] = len(self._all_sites)
+            self._all_sites += site_tables.module_sites(name, module, len(self._all_sites), order)
+        self._all_sites = [site_tables.in_float32(site, float32) for site in self._all_sites]
+        self._discovering = True
+        with torch.no_grad(), self.active():
+            run_once()
+            if self._probed is not None:
+                self._probe = Probe(self._probed, run_once, len(self._all_sites), order + 1)
+                self._all_sites += self._probe.sites
+        self._discovering = False
+        self._kept = site_tables.selected(self._all_sites, patterns)
+
+    def _gradient_sites(self, parameters: Sequence[nn.Parameter]) -> None:
+        """Pairs the sites of LoRA gradients with the positions of their parameters."""
+        position = {id(parameter): index for index, parameter in enumerate(parameters)}
+        sites, wanted = [], []
+        modules = {name: m for group, _ in self._groups for name, m in zip(group.names, group.modules, strict=True)}
+        modules |= {name: module for name, module, _ in self._patched.unfused}
+        for site in self._all_sites:
+            if site.tensor in site_tables.GRADIENTS:
+                layer: Any = modules[site.module]
+                side = layer.lora_A if site.tensor == "lora_A.grad" else layer.lora_B
+                for adapter in layer.active_adapters:
+                    if adapter in side and id(side[adapter].weight) in position:
+                        sites.append(site.id)
+                        wanted.append(position[id(side[adapter].weight)])
+                        break
+        self._gradient_pairs = list(zip(sites, wanted, strict=True))
+        self._gradient_rows = torch.tensor(sites, dtype=torch.int64, device=self._device)
+        self._gradient_parameters = torch.tensor(wanted, dtype=torch.int64, device=self._device)
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        """While it lasts, `watch` and the hooks of unfused modules record into this recorder."""
+        global _active
+        before, _active = _active, self
+        unfused = [module for _, module, _ in self._patched.unfused]
+        handles = [module.register_forward_pre_hook(self._unfused_input) for module in unfused]
+        handles += [module.register_forward_hook(self._unfused_output) for module in unfused]
+        try:
+            yield
+        finally:
+            _active = before
+            for handle in handles:
+                handle.remove()
+            if self._probe is not None:
+                self._probe.end()
+            for group, _ in self._groups:
+                group.slot = group.pending = group.observer = None
+            self._pending.flush()
+
+    def begin_step(self, step: int, look: bool = False) -> None:
+        """Clears the rows; `step` counts from 1. `look`: count exponents and probe modules whatever step it is."""
+        self._step, self._micro = step, -1
+        self._pending.clear()  # of a step that was given up
+        self._buffer.fill_(torch.nan)
+        self._exponents = self._small = None
+        self._looks = look
+        if self._histogram_every and (look or step % self._histogram_every == 0):
+            shape = self._buffer.shape[:2]
+            self._exponents = torch.zeros((*shape, N_EXPONENTS), dtype=torch.int64, device=self._device)
+            self._small = torch.full((*shape, 2), torch.nan, dtype=torch.float64, device=self._device)
+
+    def begin_micro_batch(self) -> None:
+        """Points every fused group at its rows of the next micro-batch."""
+        self._micro += 1
+        self._pending.flush()
+        observer = self if self._exponents is not None else None
+        for (group, _), view in zip(self._groups, self._views[self._micro], strict=True):
+            group.slot, group.pending, group.observer = view, self._pending, observer
+        if self._probe is not None:
+            self._probe.end()
+            if self._micro == 0 and (self._looks or self._step % self._probe_every == 0):
+                self._probe.begin(lambda row, tensor: self._assign(0, row, tensor))
+
+    def finish_step(self, gradient_rows: torch.Tensor, gradients: Sequence[torch.Tensor], keep: bool = True) -> None:
+        """Reduces the step on the device and sends it on its way; until the next one no group records.
+
+        Args:
+            gradient_rows: float64 [parameters, 9], statistics of the accumulated, all-reduced gradients.
+            gradients: those gradients, looked at on histogram steps only.
+            keep: False for a step that nobody is to read.
+        """
+        if self._probe is not None:
+            self._probe.end()
+        self._pending.flush()
+        for group, _ in self._groups:  # an evaluation would write into the rows of this step
+            group.slot = group.pending = group.observer = None
+        rows = self._reduced(self._micro + 1)
+        rows[self._gradient_rows, :N_FIELDS] = gradient_rows[self._gradient_parameters]
+        if self._exponents is not None:
+            assert self._small is not None
+            small = self._small[: self._micro + 1].sum(0)
+            rows[:, _SMALL] = torch.where(small.isnan(), rows[:, _SMALL], small)
+            exponents = self._exponents[: self._micro + 1].sum(0)
+            if self._gather is not None:
+                exponents = self._gather(exponents).sum(0)
+            for site, parameter in self._gradient_pairs:
+                exponents[site] = exponent_histogram(gradients[parameter])
+            if keep:
+                self._exponent_ring.push(self._step, exponents[self._keep].double())
+        if keep:
+            self._ring.push(self._step, rows[self._keep])
+
+    def _reduced(self, n_micro_batches: int) -> torch.Tensor:
+        """Rows [sites, 12] of this step over micro-batches and processes."""
+        rows = torch.full((len(self._all_sites), len(COLUMNS)), torch.nan, dtype=torch.float64, device=self._device)
+        rows[:, :N_FIELDS] = 0
+        if n_micro_batches:
+            micro = self._buffer[:n_micro_batches]
+            rows[:, :N_FIELDS] = micro.sum(0)
+            rows[:, _ABSMAX] = micro[..., _ABSMAX].amax(0)
+            rows[:, _BAD_MICRO] = _first(micro[..., _N_NAN] + micro[..., _N_INF] > 0)
+            if self._probe is not None and self._probe.sites:
+                probed = slice(self._probe.sites[0].id, self._probe.sites[-1].id + 1)
+                rows[probed, :N_FIELDS] = micro[0, probed]
+        rows[self._gradient_rows, _MICRO_SUMSQ] = rows[self._gradient_rows, _SUMSQ]
+        if self._gather is None:
+            rows[:, _BAD_RANK] = rows[:, _BAD_MICRO] * 0
+            return rows
+        ranks = self._gather(rows)
+        total = ranks.sum(0)
+        total[:, _ABSMAX] = ranks[..., _ABSMAX].amax(0)
+        first = ranks[..., _BAD_MICRO].nan_to_num(torch.inf)
+        total[:, _BAD_MICRO] = torch.where(first.amin(0).isinf(), torch.nan, first.amin(0))
+        total[:, _BAD_RANK] = torch.where(first.amin(0).isinf(), torch.nan, first.argmin(0).double())
+        return total
+
+    def ready(self, last: float = math.inf) -> Iterator[tuple[int, torch.Tensor, torch.Tensor | None]]:
+        """(step, rows [kept sites, 12], exponents [kept sites, 256] or None) up to `last` that have arrived."""
+        yield from self._paired(self._ring.ready(last), dict(_cloned(self._exponent_ring.ready())))
+
+    def drain(self) -> Iterator[tuple[int, torch.Tensor, torch.Tensor | None]]:
+        """The same for all rows, waiting for those on their way."""
+        yield from self._paired(self._ring.drain(), dict(_cloned(self._exponent_ring.drain())))
+
+    def _paired(self, rows: Iterator, exponents: dict[int, torch.Tensor]) -> Iterator:
+        # A step's exponents are pushed before its rows, so they have arrived when its rows have.
+        for step, values in rows:
+            exponents.update(_cloned(self._exponent_ring.ready()))
+            yield step, values, exponents.pop(step, None)
+
+    @property
+    def dropped(self) -> int:
+        return self._ring.dropped + self._exponent_ring.dropped
+
+    def watch(self, name: str, tensor: torch.Tensor) -> None:
+        """Records a tensor of the user's choice and its gradient, see `watch`."""
+        if self._discovering and name not in self._watched:
+            self._watched[name] = len(self._all_sites)
+            order = max((site.forward_order for site in self._all_sites), default=-1) + 1
+            for kind in ("out", "grad_out"):
+                dtype = str(tensor.dtype).removeprefix("torch.")
+                shape = tuple(tensor.shape[-1:])
+                self._all_sites.append(Site(len(self._all_sites), name, kind, shape, dtype, order))
+        elif self._micro >= 0 and name in self._watched:
+            self._record(self._watched[name], tensor, self._watched[name] + 1)
+
+    def _unfused_input(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        if self._micro < 0 or self._discovering:
+            return None
+        x = args[0].view_as(args[0])  # its gradient is this module's share, not the sum over all readers of x
+        at = site_tables.UNFUSED_TENSORS.index
+        self._record(self._unfused[id(module)] + at("in"), x, self._unfused[id(module)] + at("grad_in"))
+        return (x, *args[1:])
+
+    def _unfused_output(self, module: nn.Module, _args: Any, output: torch.Tensor) -> None:
+        if self._micro >= 0 and not self._discovering:
+            at = site_tables.UNFUSED_TENSORS.index
+            self._record(self._unfused[id(module)] + at("out"), output, self._unfused[id(module)] + at("grad_out"))
+
+    def _record(self, row: int, tensor: torch.Tensor, gradient_row: int) -> None:
+        """Statistics of a tensor now, and of its gradient when it comes."""
+        micro = self._micro
+        self._assign(micro, row, tensor.detach())
+        if tensor.requires_grad:
+            tensor.register_hook(lambda grad: self._assign(micro, gradient_row, grad))
+
+    def _assign(self, micro: int, row: int, tensor: torch.Tensor) -> None:
+        self._buffer[micro, row] = tensor_stats(tensor, full=self._exponents is not None)
+        if self._exponents is not None:
+            self._exponents[micro, row] = exponent_histogram(tensor)
+
+    def input(self, group: Group, x: torch.Tensor) -> torch.Tensor:
+        """Patch's observer on histogram steps: counts exponents of `in` now and of `grad_in` when it comes."""
+        first = self._first_row[id(group)]
+        x = x.view_as(x)  # its gradient is this group's share, not the sum over all readers of x
+        self._look(first, x, first + 1 + 2 * len(group.names))
+        return x
+
+    def outputs(self, group: Group, outputs: list[torch.Tensor]) -> list[torch.Tensor]:
+        """Likewise `out` and `grad_out` of each module."""
+        first = self._first_row[id(group)] + 1
+        for index, output in enumerate(outputs):
+            self._look(first + index, output, first + len(outputs) + index)
+        return outputs
+
+    def _look(self, row: int, tensor: torch.Tensor, gradient_row: int) -> None:
+        micro = self._micro
+        self._count(micro, row, tensor.detach())
+        if tensor.requires_grad:
+            tensor.register_hook(lambda grad: self._count(micro, gradient_row, grad))
+
+    def _count(self, micro: int, row: int, tensor: torch.Tensor) -> None:
+        assert self._exponents is not None
+        assert self._small is not None
+        self._exponents[micro, row] = exponent_histogram(tensor)
+        if tensor.dtype == torch.float32:
+            self._small[micro, row] = tensor_stats(tensor, full=True)[_SMALL]
+
+
+_active: Recorder | None = None
+
+
+def watch(name: str, tensor: torch.Tensor) -> torch.Tensor:
+    """Records statistics of a tensor of your own, and of its gradient, at every step.
+
+    Call it in a model's forward. Sites are fixed by the first forward pass: a name that does not appear in it is not
+    recorded. Outside a recorded run it does nothing.
+
+    Args:
+        name: what the sites are called: `<name>:out` and `<name>:grad_out`.
+        tensor: any float tensor.
+
+    Returns:
+        the tensor itself.
+    """
+    if _active is not None:
+        _active.watch(name, tensor)
+    return tensor
+
+
+def _first(bad: torch.Tensor) -> torch.Tensor:
+    """Index of the first True along dim 0 as float64, NaN where there is none."""
+    return torch.where(bad.any(0), bad.int().argmax(0).double(), torch.nan)
+
+
+def _cloned(rows: Iterator[tuple[int, torch.Tensor]]) -> Iterator[tuple[int, torch.Tensor]]:
+    for step, row in rows:
+        yield step, row.clone()

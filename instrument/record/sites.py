@@ -1,0 +1,94 @@
+"""Which tensors are watched, and their stable names: `<module>:<tensor>`.
+
+A group of modules that read the same input has one `in` and one `grad_in`, named after all of them:
+`layers.0.self_attn.q_proj+k_proj+v_proj:grad_in`. Every other site belongs to one module, named as in the base model.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+from ...kernels.lora_linear import site_names
+from ..read.store import Site
+from .patch import Group
+
+GRADIENTS = ("lora_A.grad", "lora_B.grad")
+# Of a LoRA module on PEFT's path, read by hooks.
+UNFUSED_TENSORS = ("in", "out", "grad_out", "grad_in", *GRADIENTS)
+
+
+def joined_name(names: Sequence[str]) -> str:
+    """One name for modules of a group: `a.q_proj`, `a.k_proj` -> `a.q_proj+k_proj`."""
+    parents = {name.rpartition(".")[0] for name in names}
+    if len(names) == 1 or len(parents) > 1:
+        return "+".join(names)
+    return names[0] + "".join("+" + name.rpartition(".")[2] for name in names[1:])
+
+
+def group_sites(group: Group, first_id: int, order: int) -> list[Site]:
+    """The sites of a fused group, one for each row of its slot, in that order."""
+    sites = []
+    for tensor, projection in site_names(len(group.names)):
+        module = joined_name(group.names) if projection is None else group.names[projection]
+        shape, dtype = _shape(group.modules[projection or 0], tensor)
+        sites.append(Site(first_id + len(sites), module, tensor, shape, dtype, order))
+    return sites
+
+
+def module_sites(name: str, module: nn.Module, first_id: int, order: int) -> list[Site]:
+    """The sites of a LoRA module that stays on PEFT's path."""
+    sites = []
+    for tensor in UNFUSED_TENSORS:
+        shape, dtype = _shape(module, tensor)
+        sites.append(Site(first_id + len(sites), name, tensor, shape, dtype, order))
+    return sites
+
+
+def in_float32(site: Site, modules: Collection[str]) -> Site:
+    """The site as it is if one of these modules, or what is in them, computes in float32 under autocast."""
+    wide = any(site.module == name or site.module.startswith(f"{name}.") for name in modules)
+    return replace(site, dtype="float32") if wide else site
+
+
+def _shape(layer, tensor: str) -> tuple[tuple[int, ...] | None, str]:
+    """Shape of a parameter, and of an activation its last dimension alone; dtype, where it is known beforehand."""
+    if tensor in GRADIENTS:
+        side = layer.lora_A if tensor == "lora_A.grad" else layer.lora_B
+        weight = side[layer.active_adapters[0]].weight if layer.active_adapters[0] in side else None
+        return (tuple(weight.shape), "float32") if weight is not None else (None, "float32")
+    width = layer.in_features if tensor in ("in", "grad_in") else layer.out_features
+    dtype = torch.get_autocast_dtype(_device(layer)) if torch.is_autocast_enabled(_device(layer)) else None
+    dtype = dtype or _storage(layer)
+    return (width,), str(dtype).removeprefix("torch.")
+
+
+def _device(layer) -> str:
+    return layer.get_base_layer().weight.device.type
+
+
+def _storage(layer) -> torch.dtype | None:
+    weight = layer.get_base_layer().weight
+    return weight.dtype if weight.is_floating_point() else getattr(layer.get_base_layer(), "compute_dtype", None)
+
+
+def selected(sites: Sequence[Site], patterns: Sequence[str]) -> list[bool]:
+    """Which sites the patterns choose.
+
+    Args:
+        patterns: shell patterns over `<module>:<tensor>`; one that begins with `!` excludes. The last that matches a
+            site decides; if the first pattern excludes, all sites are in to begin with.
+    """
+    begin = bool(patterns) and patterns[0].startswith("!")
+    chosen = []
+    for site in sites:
+        keep = begin
+        for pattern in patterns:
+            if fnmatch.fnmatchcase(site.name, pattern.removeprefix("!")):
+                keep = not pattern.startswith("!")
+        chosen.append(keep)
+    return chosen

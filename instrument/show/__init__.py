@@ -1,0 +1,1 @@
+"""Shows runs: pages, comparisons. Imports no torch."""

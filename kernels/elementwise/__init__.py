@@ -1,0 +1,1 @@
+"""The frozen model's norms, activations and rotation."""

@@ -1,0 +1,1 @@
+"""Products with a frozen weight, 16-bit or NF4."""

@@ -1,0 +1,253 @@
+"""NF4 decode in one launch: packed 4-bit weight to fp16, bf16 or fp32, bit-equal to bitsandbytes.
+
+A weight of n values, row-major, is cut into blocks of `blocksize`. Byte i holds value 2i in its high nibble
+and 2i + 1 in its low one; a nibble indexes the 16 values of `code`.
+
+    w[j] = code[nibble[j]] * scale[j // blocksize]                        in fp32, rounded once
+    scale[b] = absmax[b]                                                  plain
+    scale[b] = nested_code[absmax[b]] * nested_absmax[b // nested_blocksize] + offset   double quantization
+
+Bit-equality needs the product and the sum of `scale` rounded apart, as bitsandbytes does in two launches
+before a third: hence `enable_fp_fusion=False`, or the compiler makes one fused multiply-add of them.
+
+Shapes: packed uint8 [ceil(n / 2)], or a view of those bytes in another dtype; absmax [ceil(n / blocksize)],
+uint8 if nested, else fp32; code fp32 [16]; nested_absmax fp32 [ceil(blocks / nested_blocksize)]; nested_code
+fp32 [256]; offset fp32 []; result `shape`. QLoRA, arXiv 2305.14314; bytes as in bitsandbytes/functional.py.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+import triton.language as tl
+
+from ..backend import AotVariant, cdiv, jit, on_device, uses_triton
+
+# 16 bytes per thread at 8 warps: one 16-byte load, 64 bytes of fp16 to store. Two of the largest blocks.
+TILE_BYTES = 4096
+NUM_WARPS = 8
+CPU_BLOCKSIZE = 1024
+
+
+@jit
+def _nf4_decode_kernel(
+    packed_ptr,
+    absmax_ptr,
+    code_ptr,
+    nested_absmax_ptr,
+    nested_code_ptr,
+    offset_ptr,
+    out_ptr,
+    n,
+    n_bytes,
+    NESTED: tl.constexpr,
+    NESTED_BLOCKSIZE: tl.constexpr,
+    BLOCKSIZE: tl.constexpr,
+    ROWS: tl.constexpr,
+):
+    """Each program decodes ROWS blocks, one per row of its tile; a scale is decoded once per block."""
+    rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    row_mask = rows * BLOCKSIZE < n
+    if NESTED:
+        quantized = tl.load(absmax_ptr + rows, mask=row_mask, other=0).to(tl.int32)
+        nested = tl.load(nested_absmax_ptr + rows // NESTED_BLOCKSIZE, mask=row_mask, other=0.0)
+        scale = tl.load(nested_code_ptr + quantized) * nested + tl.load(offset_ptr)
+    else:
+        scale = tl.load(absmax_ptr + rows, mask=row_mask, other=0.0)
+
+    byte = rows[:, None] * (BLOCKSIZE // 2) + tl.arange(0, BLOCKSIZE // 2)[None, :]
+    packed = tl.load(packed_ptr + byte, mask=byte < n_bytes, other=0).to(tl.int32)
+    high = tl.load(code_ptr + (packed >> 4)) * scale[:, None]
+    low = tl.load(code_ptr + (packed & 15)) * scale[:, None]
+    values = tl.interleave(high, low).to(out_ptr.dtype.element_ty)
+    offsets = rows[:, None] * BLOCKSIZE + tl.arange(0, BLOCKSIZE)[None, :]
+    tl.store(out_ptr + offsets, values, mask=offsets < n)
+
+
+def nf4_decode_triton(
+    packed: torch.Tensor,
+    absmax: torch.Tensor,
+    code: torch.Tensor,
+    nested_absmax: torch.Tensor | None,
+    nested_code: torch.Tensor | None,
+    offset: torch.Tensor | None,
+    shape: Sequence[int],
+    blocksize: int,
+    nested_blocksize: int,
+    dtype: torch.dtype,
+) -> torch.Tensor:
+    """`nf4_decode` in one launch."""
+    out = torch.empty(shape, dtype=dtype, device=packed.device)
+    rows = 2 * TILE_BYTES // blocksize
+    if out.numel():
+        with on_device(out):
+            _nf4_decode_kernel[(cdiv(out.numel(), 2 * TILE_BYTES),)](
+                packed.view(torch.uint8),
+                absmax,
+                code,
+                nested_absmax,
+                nested_code,
+                offset,
+                out,
+                out.numel(),
+                cdiv(out.numel(), 2),
+                NESTED=nested_absmax is not None,
+                NESTED_BLOCKSIZE=nested_blocksize,
+                BLOCKSIZE=blocksize,
+                ROWS=rows,
+                num_warps=NUM_WARPS,
+                enable_fp_fusion=False,
+            )
+    return out
+
+
+def nf4_decode_cpu(
+    packed: torch.Tensor,
+    absmax: torch.Tensor,
+    code: torch.Tensor,
+    nested_absmax: torch.Tensor | None,
+    nested_code: torch.Tensor | None,
+    offset: torch.Tensor | None,
+    shape: Sequence[int],
+    blocksize: int,
+    nested_blocksize: int,
+    dtype: torch.dtype,
+) -> torch.Tensor:
+    """`nf4_decode` by bitsandbytes' own vectorised CPU code, which has the NF4 values built in.
+
+    Asked for the weight's own shape, its AVX-512 code takes wrong scales when a row is no multiple of the
+    block (0.50.2: `absmax_dim_1 = dim_1 / blocksize`), and it leaves blocks over 1024 and odd rows to a
+    compiled ATen fallback. So it is asked for one row per block, blocks of at most 1024 and an even count.
+    """
+    import bitsandbytes  # noqa: F401  registers the operators; nobody without NF4 weights needs it
+
+    ops = torch.ops.bitsandbytes
+    if nested_absmax is not None and offset is not None:
+        absmax = ops.dequantize_blockwise(absmax, nested_absmax, nested_code, nested_blocksize, torch.float32)
+        absmax = absmax + offset
+    if blocksize > CPU_BLOCKSIZE:
+        absmax = absmax.repeat_interleave(blocksize // CPU_BLOCKSIZE)
+        blocksize = CPU_BLOCKSIZE
+    n = math.prod(shape)
+    rows = [n // blocksize, blocksize] if n % blocksize == 0 else [n + n % 2]
+    values = ops.dequantize_4bit(packed.reshape(-1), absmax, blocksize, "nf4", rows, dtype)
+    return values.reshape(-1)[:n].clone().view(shape) if n % 2 else values.view(shape)
+
+
+def nf4_decode_reference(
+    packed: torch.Tensor,
+    absmax: torch.Tensor,
+    code: torch.Tensor,
+    nested_absmax: torch.Tensor | None,
+    nested_code: torch.Tensor | None,
+    offset: torch.Tensor | None,
+    shape: Sequence[int],
+    blocksize: int,
+    nested_blocksize: int,
+    dtype: torch.dtype,
+) -> torch.Tensor:
+    """`nf4_decode` in plain PyTorch."""
+    if nested_absmax is not None and nested_code is not None and offset is not None:
+        block = torch.arange(absmax.numel(), device=absmax.device)
+        absmax = nested_code[absmax.long()] * nested_absmax[block // nested_blocksize] + offset
+    byte = packed.reshape(-1).view(torch.uint8).int()
+    out = torch.empty(shape, dtype=dtype, device=packed.device)
+    nibble = torch.stack((byte >> 4, byte & 15), dim=-1).reshape(-1)[: out.numel()]
+    scale = absmax[torch.arange(out.numel(), device=packed.device) // blocksize]
+    return out.copy_((code[nibble] * scale).reshape(shape))
+
+
+def decode(
+    packed: torch.Tensor,
+    absmax: torch.Tensor,
+    code: torch.Tensor,
+    nested_absmax: torch.Tensor | None,
+    nested_code: torch.Tensor | None,
+    offset: torch.Tensor | None,
+    shape: Sequence[int],
+    blocksize: int,
+    nested_blocksize: int,
+    dtype: torch.dtype,
+) -> torch.Tensor:
+    """Decodes an NF4 weight, bit-equal to `bitsandbytes.functional.dequantize_4bit`.
+
+    Args:
+        packed: two values per byte; contiguous, any dtype (bitsandbytes' `quant_storage`).
+        absmax: scale of each block, uint8 if nested, else fp32.
+        code: fp32 [16], the values a nibble stands for.
+        nested_absmax, nested_code, offset: given together if `absmax` is itself quantized.
+        shape: of the weight.
+        blocksize: values per scale, a power of two from 32 to 4096.
+        nested_blocksize: scales per nested scale (bitsandbytes: 256).
+        dtype: fp16, bf16 or fp32.
+
+    Returns:
+        The weight, a new tensor.
+    """
+    implementation = nf4_decode_triton if uses_triton(packed) else nf4_decode_cpu
+    return implementation(
+        packed,
+        absmax,
+        code,
+        nested_absmax,
+        nested_code,
+        offset,
+        shape,
+        blocksize,
+        nested_blocksize,
+        dtype,
+    )
+
+
+nf4_decode = torch.library.custom_op("lora_train::nf4_decode", decode, mutates_args=())
+"""`decode` as an operator that torch knows."""
+
+
+@nf4_decode.register_fake
+def _(
+    packed: torch.Tensor,
+    absmax: torch.Tensor,
+    code: torch.Tensor,
+    nested_absmax: torch.Tensor | None,
+    nested_code: torch.Tensor | None,
+    offset: torch.Tensor | None,
+    shape: Sequence[int],
+    blocksize: int,
+    nested_blocksize: int,
+    dtype: torch.dtype,
+) -> torch.Tensor:
+    return packed.new_empty(shape, dtype=dtype)
+
+
+def aot_variants() -> list[AotVariant]:
+    """What `benchmarks/compile_kernels.py` compiles ahead of time."""
+    signature = {
+        "packed_ptr": "*u8",
+        "absmax_ptr": "*u8",
+        "code_ptr": "*fp32",
+        "nested_absmax_ptr": "*fp32",
+        "nested_code_ptr": "*fp32",
+        "offset_ptr": "*fp32",
+        "out_ptr": "*fp16",
+        "n": "i32",
+        "n_bytes": "i32",
+    }
+    variants = []
+    for dtype in ("fp16", "bf16", "fp32"):
+        for blocksize in (64, 4096):
+            variants.append(
+                AotVariant(
+                    f"nf4 decode {dtype} {blocksize}",
+                    _nf4_decode_kernel,
+                    signature | {"out_ptr": f"*{dtype}"},
+                    {
+                        "NESTED": True,
+                        "NESTED_BLOCKSIZE": 256,
+                        "BLOCKSIZE": blocksize,
+                        "ROWS": 2 * TILE_BYTES // blocksize,
+                    },
+                    tuple(signature),
+                    num_warps=NUM_WARPS,
+                )
+            )
+    return variants

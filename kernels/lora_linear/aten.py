@@ -1,0 +1,134 @@
+"""The CPU path of the fused LoRA linear. Formulas, names and rows are those of __init__.py.
+
+Everything is computed in fp32. The product of a 16-bit X or dY with W is one in fp32 (frozen/product.py), the LoRA
+part is added to it, and the sum is rounded once: the same rounding as cuBLAS's fp32 accumulator, and overflow and
+underflow in it are counted exactly.
+
+What it saves against PEFT's LoRA linear: the products with A and B, dropout, rounding and statistics share a pass
+over memory (passes.py); no dropout mask and no dropout(X) is kept; statistics of X only if an output shows that
+they are needed.
+"""
+
+from collections.abc import Iterable, Sequence
+
+import numpy
+import torch
+from torch import Tensor
+
+from ..frozen.product import multiplies_in_tiles, project, project_back
+from ..statistics.reduce import FIELDS, N_FIELDS
+from . import passes as lora_passes
+
+N_NAN, N_INF, N_OVERFLOW = (FIELDS.index(field) for field in ("n_nan", "n_inf", "n_overflow"))
+
+
+class _Rows:
+    """Rows of statistics of one call, filled one by one; null at first. Nothing in them without statistics.
+
+    In NumPy: a step has thousands of these numbers, and a tensor is slow to look at one by one.
+    """
+
+    def __init__(self, count: int, wanted: bool):
+        self._values = numpy.full((count if wanted else 0, N_FIELDS), numpy.nan)
+        self._rows = lora_passes.rows(self._values) if wanted else []
+
+    def at(self, index: int) -> lora_passes.Row | None:
+        """Row `index`, to be written; None without statistics."""
+        return self._rows[index] if self._rows else None
+
+    def finite(self, index: int) -> bool:
+        """Whether the tensor of that row is."""
+        return bool(self._values[index, N_NAN] + self._values[index, N_INF] == 0)
+
+    def input(self, x: Tensor, y_index: int) -> None:
+        """Row 0, that of X; row `y_index` is that of a Y, which has non-finite values if X has some."""
+        self._values[0, [N_NAN, N_INF, -1]] = 0, 0, x.numel()
+        if not self.finite(y_index):
+            self._values[0, [N_NAN, N_INF]] = int(x.isnan().sum()), int(x.isinf().sum())
+
+    def after_product(self, index: int, inputs_finite: bool) -> None:
+        """Applies the rule that after a product of finite inputs every infinity is an overflow."""
+        if inputs_finite:
+            self._values[index, N_OVERFLOW] = self._values[index, N_INF]
+
+    def tensor(self) -> Tensor:
+        return torch.from_numpy(self._values)
+
+
+def forward(
+    x: Tensor,
+    weights: Iterable[Tensor],
+    biases: Sequence[Tensor | None],
+    lora_A: Sequence[Tensor],
+    lora_B: Sequence[Tensor],
+    seed: Tensor | None,
+    scalings: Sequence[float],
+    dropout_p: float,
+    with_stats: bool,
+) -> tuple[list[Tensor], Tensor, Tensor]:
+    """Outputs, H, rows. H includes the factor s / (1 - p)."""
+    widen = not multiplies_in_tiles(x)
+    h, wide = lora_passes.down(x, lora_A, [s / (1 - dropout_p) for s in scalings], seed, dropout_p, widen)
+    group = len(lora_A)
+    ys, rows = [], _Rows(1 + group, with_stats)
+    for i, (weight, bias, b, h_i) in enumerate(zip(weights, biases, lora_B, _columns(h, lora_A), strict=True)):
+        acc = project(wide, weight, None if bias is None or not bias.numel() else bias)
+        ys.append(lora_passes.up(acc, h_i, [b], x.dtype, rows.at(1 + i), across=True))
+    if with_stats:
+        rows.input(x, y_index=1)
+        for i in range(group):
+            rows.after_product(1 + i, rows.finite(0))
+    return ys, h, rows.tensor()
+
+
+def backward(
+    grads: Sequence[Tensor],
+    x: Tensor,
+    h: Tensor,
+    weights: Iterable[Tensor],
+    lora_A: Sequence[Tensor],
+    lora_B: Sequence[Tensor],
+    seed: Tensor | None,
+    scalings: Sequence[float],
+    dropout_p: float,
+    needs_dx: bool,
+    with_stats: bool,
+) -> tuple[Tensor, list[Tensor], list[Tensor], Tensor]:
+    """dX, every dA, every dB, rows."""
+    group = len(lora_A)
+    rows = _Rows(1 + 3 * group, with_stats)
+    g, dBs, h_finite = torch.empty_like(h), [], True
+    acc, widen = None, needs_dx and not multiplies_in_tiles(x)
+    for i, (dy, weight, b, s, h_i, g_i) in enumerate(
+        zip(grads, weights, lora_B, scalings, _columns(h, lora_A), _columns(g, lora_A), strict=True)
+    ):
+        factor, into, db_into = s / (1 - dropout_p), rows.at(i), rows.at(1 + 2 * group + i)
+        wide, dB, finite = lora_passes.grad(dy.contiguous(), h_i, b, factor, g_i, into, db_into, widen)
+        dBs.append(dB)
+        h_finite &= finite
+        if needs_dx:
+            acc = project_back(wide, weight, acc)
+    of_dA = [rows.at(1 + group + i) for i in range(group)]
+    dAs = lora_passes.da(g, x, [a.shape[0] for a in lora_A], seed, dropout_p, of_dA)
+
+    dx = x.new_empty(0)
+    if acc is not None:
+        dx = lora_passes.up(acc, g, lora_A, x.dtype, rows.at(group), seed=seed, p=dropout_p)
+    if with_stats:
+        _count_overflow(rows, group, h_finite, needs_dx)
+    return dx, dAs, dBs, rows.tensor()
+
+
+def _columns(h: Tensor, lora_A: Sequence[Tensor]) -> Sequence[Tensor]:
+    """The columns of each projection."""
+    return [h] if len(lora_A) == 1 else h.split_with_sizes([a.shape[0] for a in lora_A], dim=1)
+
+
+def _count_overflow(rows: _Rows, group: int, h_finite: bool, needs_dx: bool) -> None:
+    """In the rows of grad_in and of the LoRA gradients; what went into these are dY and H."""
+    finite = [rows.finite(i) for i in range(group)]
+    if needs_dx:
+        rows.after_product(group, all(finite))
+    for i, ok in enumerate(finite):
+        rows.after_product(1 + group + i, ok and h_finite)
+        rows.after_product(1 + 2 * group + i, ok and h_finite)

@@ -1,0 +1,129 @@
+"""The rank products of a LoRA linear by cuBLAS, in fp32: for sm_75, where Triton has no tensor cores.
+
+By blocks of rows, so that no whole activation ever exists in fp32. Functions and their results are those of the same
+name in launch.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from ..backend import cdiv
+from ..launcher import launch
+from ..statistics.pending_rows import Partials, regions, room
+from ..statistics.reduce import FIELDS, N_PARTIALS
+from . import kernels
+from .projections import four
+from .tiles import ADD_TILE, WIDEN_TILE
+
+BLOCK = 1 << 22
+"""Values of an fp32 block: 16 MiB."""
+
+
+def _row_blocks(x: Tensor) -> Iterator[slice]:
+    step = max(1, BLOCK // x.shape[1])
+    return (slice(start, start + step) for start in range(0, max(x.shape[0], 1), step))
+
+
+def _joined(found: list[Tensor], with_stats: bool) -> Tensor:
+    return torch.cat(found) if with_stats and len(found) > 1 else found[0]
+
+
+def down(x: Tensor, a: Tensor, seed: Tensor | None, p: float, with_stats: bool) -> tuple[Tensor, Tensor]:
+    h, found = x.new_empty((x.shape[0], a.shape[0]), dtype=torch.float32), []
+    for rows in _row_blocks(x):
+        x32, partials = widen(x[rows], rows.start, seed, p, with_stats)
+        found.append(partials)
+        torch.mm(x32, a.t(), out=h[rows])
+    return h[None], _joined(found, with_stats)
+
+
+def up(
+    zs: Sequence[Tensor], left: Tensor, rights: Sequence[Tensor], scales: Sequence[float], seed: Tensor | None,
+    p: float, with_stats: bool, across: bool,
+) -> list[Partials]:  # fmt: skip
+    sites, first = [], 0
+    for z, right, scale in zip(zs, rights, scales, strict=True):
+        right = right.t() if across else right
+        own = left[:, first : first + right.shape[0]]
+        first += right.shape[0]
+        found = [_add(z[rows], own[rows] @ right, rows.start, scale, seed, p, with_stats) for rows in _row_blocks(z)]
+        if with_stats:
+            joined = _joined(found, True)
+            sites += regions(joined, [joined.shape[0]], True)
+    return sites
+
+
+def _add(
+    z: Tensor, delta: Tensor, first_row: int, scale: float, seed: Tensor | None, p: float, with_stats: bool
+) -> Tensor:
+    """z += scale keep(delta); partials of z."""
+    n_rows, n_cols = z.shape
+    tile = ADD_TILE
+    grid = (max(1, cdiv(n_rows, tile.block_m)), cdiv(n_cols, tile.block_c))
+    found = room(delta, grid[0] * grid[1], with_stats)
+    is_wide = z.dtype == torch.float32
+    launch(
+        kernels._up_kernel, (*grid, 1),
+        (*four([z]), *four([delta]), delta, delta, delta, z if seed is None else seed, found),
+        (*four([n_cols]), *four([1]), 1), (n_rows, 1, first_row, 1, *four([scale]), p),
+        (1, False, False, p > 0, with_stats, is_wide, not is_wide, "tf32", 0, tile.block_m, tile.block_c),
+        num_warps=tile.num_warps, num_stages=tile.num_stages, enable_fp_fusion=False,
+    )  # fmt: skip
+    return found
+
+
+def grad(
+    grads: Sequence[Tensor], h: Tensor, right: Sequence[Tensor], scales: Sequence[float], g: Tensor, with_stats: bool
+) -> tuple[Tensor, list[Partials], list[Partials]]:
+    """Writes G to `g`; dB in one part, partials of every dY, in one buffer, and of every H."""
+    outer = h.new_zeros((1, sum(b.numel() for b in right)))
+    found, counts, bad, first, at = [], [], [], 0, 0
+    for dy, b, scale in zip(grads, right, scales, strict=True):
+        columns = slice(first, first + b.shape[1])
+        first = columns.stop
+        db = outer[0, at : at + b.numel()].view(b.shape)
+        at += b.numel()
+        counts.append(0)
+        for rows in _row_blocks(dy):
+            dy32, partials = widen(dy[rows], rows.start, None, 0.0, with_stats)
+            found.append(partials)
+            counts[-1] += partials.shape[0]
+            g[rows, columns] = dy32 @ (b * scale)
+            db.addmm_(dy32.t(), h[rows, columns], alpha=scale)
+        if with_stats:
+            bad += regions(_bad(h[:, columns]), [1], True)
+    return outer, regions(_joined(found, with_stats), counts, with_stats), bad
+
+
+def _bad(h: Tensor) -> Tensor:
+    """Non-finite values of H, where n_inf is; which of them are NaN nobody asks."""
+    row = h.new_zeros((1, N_PARTIALS), dtype=torch.float64)
+    row[0, FIELDS.index("n_inf")] = h.isfinite().logical_not().sum()
+    return row
+
+
+def da(x: Tensor, g: Tensor, seed: Tensor | None, p: float) -> Tensor:
+    parts = g.new_zeros((1, g.shape[1] * x.shape[1]))
+    product = parts[0].view(g.shape[1], x.shape[1])
+    for rows in _row_blocks(x):
+        product.addmm_(g[rows].t(), widen(x[rows], rows.start, seed, p, False)[0])
+    return parts
+
+
+def widen(z: Tensor, first_row: int, seed: Tensor | None, p: float, with_stats: bool) -> tuple[Tensor, Tensor]:
+    """keep(z) in fp32, and partials of z."""
+    n_rows, n_cols = z.shape
+    tile = WIDEN_TILE
+    grid = (max(1, cdiv(n_rows, tile.block_m)), cdiv(n_cols, tile.block_c))
+    out = z.new_empty((n_rows, n_cols), dtype=torch.float32)
+    found = room(out, grid[0] * grid[1], with_stats)
+    launch(
+        kernels._widen_kernel, (*grid, 1), (z, out, z if seed is None else seed, found), (n_cols,),
+        (n_rows, first_row, p), (p > 0, with_stats, z.dtype != torch.float32, tile.block_m, tile.block_c),
+        num_warps=tile.num_warps, enable_fp_fusion=False,
+    )  # fmt: skip
+    return out, found

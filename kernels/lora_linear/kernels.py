@@ -1,0 +1,350 @@
+"""Triton kernels of the fused LoRA linear. What they compute together, and their rows, is in __init__.py.
+
+    down             H parts = dropout(X) A^T           reads X once     counts non-finite X
+    up               Z_i += s_i keep(L_i R_i)           in place         statistics of Z_i: Y_i (L = H, R_i = B_i^T),
+                                                                         dX (L = G, R = A)
+    grad             D_i = s_i Z_i R_i, E_i = s_i Z_i^T L_i              statistics of Z_i: dY_i gives G and dB_i
+                                                        reads Z_i once   (R_i = B_i, L = H), and X gives dA (L = G),
+                                                                         without D
+    total down       G = sum of its parts               fixed order
+    total gradients  dA_i, dB_i = sums of their parts   fixed order      statistics of dA_i and dB_i
+    widen            fp32 of keep(Z)                    for sm_75        statistics of Z
+    cast             16-bit of fp32                     autocast         statistics, overflow and underflow exact
+
+up and grad serve up to four projections in one launch: z0_ptr .. z3_ptr are their tensors, c0 .. c3 their columns,
+k0 .. k3 their ranks, s0 .. s3 their factors; those beyond GROUP are not read. What depends on the number of tokens is
+never specialised: a batch of another length must not compile anything.
+
+Shapes: X [M, K], Y_i and dY_i [M, N_i], H and G fp32 [M, sum of ranks], masks none: whether an element is kept is a
+function of (seed, row, column). Rank products run on tensor cores as TF32 where the stored side is 16-bit (11 bits like
+fp16, and no underflow of small B), as three TF32 products where it is fp32. The 1 / (1 - p) of dropout is part of s_i
+everywhere. The rank is padded to 16, 32 or 64 inside and never in memory; more than 64 go in chunks.
+"""
+
+import triton.language as tl
+
+from ..backend import jit
+from ..statistics.reduce import FIELDS, N_PARTIALS
+from ..statistics.tile_stats import recount, write_partials
+from ..statistics.tile_sums import add_tile, matrix_partials, only_tile_partials, start_sums
+from .projections import locate, of_projection, products
+
+_N_PARTIALS = tl.constexpr(N_PARTIALS)
+_N_NAN = tl.constexpr(FIELDS.index("n_nan"))
+_N_INF = tl.constexpr(FIELDS.index("n_inf"))
+
+
+@jit
+def keep_tile(seed_ptr, rows, first_col, n_cols, p, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr):
+    """Which elements of a tile dropout keeps: word (column % 4) of Philox(seed, row, column // 4).
+
+    One Philox call gives four words; a call for each element would cost more than reading it.
+    """
+    quads = first_col // 4 + tl.arange(0, BLOCK_C // 4)
+    offsets = rows[:, None] * ((n_cols + 3) // 4) + quads[None, :]
+    a, b, c, d = tl.randint4x(tl.load(seed_ptr), offsets)
+    words = tl.reshape(tl.join(tl.join(a, c), tl.join(b, d)), (BLOCK_M, BLOCK_C))
+    return tl.random.uint_to_uniform_float(words) >= p
+
+
+@jit
+def _operand(x, PRECISION: tl.constexpr):
+    """fp32 operand of a TF32 product, rounded to its 11 bits. The hardware would cut the rest off, a bias of
+    2^-12.
+
+    Halves round up; NaN and infinity stay.
+    """
+    if PRECISION == "tf32":
+        bits = x.to(tl.int32, bitcast=True)
+        rounded = (bits + 0x1000) & -0x2000
+        return tl.where((bits & 0x7F800000) == 0x7F800000, bits, rounded).to(tl.float32, bitcast=True)
+    else:
+        return x
+
+
+@jit
+def _has_non_finite(x):
+    """Whether an fp32 tile holds NaN or infinity: 0 times it is NaN then, and so is the sum."""
+    return tl.sum(x * 0.0) != 0.0
+
+
+@jit(do_not_specialize=["n_rows", "blocks_per_split"])
+def _down_kernel(
+    x_ptr, a_ptr, h_ptr, seed_ptr, partials_ptr, n_cols, rank, n_rows, blocks_per_split, p,
+    DROPOUT: tl.constexpr, STATS: tl.constexpr, PRECISION: tl.constexpr,
+    RANK: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """h[split] [M, rank] = keep(x)[:, split] a[:, split]^T, a block of rows and a chunk of the rank."""
+    row_block, split = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
+    chunk = tl.program_id(2)
+    rows = row_block * BLOCK_M + tl.arange(0, BLOCK_M).to(tl.int64)
+    ranks = chunk * RANK + tl.arange(0, RANK).to(tl.int64)
+    n_rows, n_cols = tl.cast(n_rows, tl.int64), tl.cast(n_cols, tl.int64)
+    row_mask, rank_mask = rows < n_rows, ranks < rank
+    first = split * blocks_per_split
+    last = tl.minimum(first + blocks_per_split, tl.cdiv(n_cols, BLOCK_C))
+    acc = tl.zeros((BLOCK_M, RANK), dtype=tl.float32)
+    sums = start_sums()
+    for block in range(first, last):
+        start = block * BLOCK_C
+        cols = start + tl.arange(0, BLOCK_C)
+        col_mask = cols < n_cols
+        mask = row_mask[:, None] & col_mask[None, :]
+        stored = tl.load(x_ptr + rows[:, None] * n_cols + cols[None, :], mask=mask, other=0.0)
+        x = stored.to(tl.float32)
+        if DROPOUT:
+            if STATS:
+                sums = add_tile(sums, stored, stored, False, False)
+            x = tl.where(keep_tile(seed_ptr, rows, start, n_cols, p, BLOCK_M, BLOCK_C), x, 0.0)
+        a_mask = col_mask[:, None] & rank_mask[None, :]
+        a = tl.load(a_ptr + ranks[None, :] * n_cols + cols[:, None], mask=a_mask, other=0.0)
+        acc = tl.dot(x, _operand(a, PRECISION), acc, input_precision=PRECISION)
+    h_ptrs = h_ptr + (split * n_rows + rows[:, None]) * rank + ranks[None, :]
+    tl.store(h_ptrs, acc, mask=row_mask[:, None] & rank_mask[None, :])
+    if STATS and chunk == 0:
+        null = tl.full((), float("nan"), tl.float64)
+        nans, infs = tl.full((), 0.0, tl.float64), tl.full((), 0.0, tl.float64)
+        # NaN or infinity in x makes its row of acc so, whatever it is multiplied with, unless it was dropped.
+        if _has_non_finite(sums[0] if DROPOUT else acc):
+            last_row, last_col = tl.minimum((row_block + 1) * BLOCK_M, n_rows), tl.minimum(last * BLOCK_C, n_cols)
+            found = recount(
+                x_ptr, row_block * BLOCK_M, last_row, first * BLOCK_C, last_col, n_cols, False, False, BLOCK_M, BLOCK_C
+            )
+            nans, infs = found[2], found[3]
+        program = row_block * tl.num_programs(1) + split
+        write_partials(partials_ptr, program, (null, null, nans, infs, null, null, null, null))
+
+
+@jit
+def _sum_of_parts(l_ptr, out_ptr, rows, columns, mask, n_rows, row_stride, n_parts, keeps):
+    """The sum of l [parts, M, row_stride] at these rows and columns; stored if `keeps` and there are several parts."""
+    offsets = rows[:, None] * row_stride + columns[None, :]
+    total = tl.load(l_ptr + offsets, mask=mask, other=0.0)
+    for part in range(1, n_parts):
+        total += tl.load(l_ptr + part * n_rows * row_stride + offsets, mask=mask, other=0.0)
+    if (n_parts > 1) & keeps:
+        tl.store(out_ptr + offsets, total, mask=mask)
+    return total
+
+
+@jit
+def _rights(r_ptr, ranks, cols, rank, n_cols, ACROSS: tl.constexpr):
+    """A tile of r [ranks, columns]."""
+    if ACROSS:
+        pointers = r_ptr + cols[None, :] * rank + ranks[:, None]
+    else:
+        pointers = r_ptr + ranks[:, None] * n_cols + cols[None, :]
+    return tl.load(pointers, mask=(ranks < rank)[:, None] & (cols < n_cols)[None, :], other=0.0)
+
+
+@jit(do_not_specialize=["n_rows", "n_l_parts", "first_row", "tiles_per_program"])
+def _up_kernel(
+    z0_ptr, z1_ptr, z2_ptr, z3_ptr, r0_ptr, r1_ptr, r2_ptr, r3_ptr,
+    l_ptr, l_out_ptr, delta_ptr, seed_ptr, partials_ptr, c0, c1, c2, c3, k0, k1, k2, k3, l_row_stride,
+    n_rows, n_l_parts, first_row, tiles_per_program, s0, s1, s2, s3, p,
+    GROUP: tl.constexpr, ACROSS: tl.constexpr, CHUNKED: tl.constexpr, DROPOUT: tl.constexpr, STATS: tl.constexpr,
+    ROUNDED: tl.constexpr, COUNT_SMALL: tl.constexpr, PRECISION: tl.constexpr, RANK: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """z_i [M, c_i] += s_i keep(l_i r_i), in place, for one block of rows and some tiles of columns of a projection.
+
+    l [parts, M, k0 + k1 + ...] is added up here, and what comes out is left in l_out by the programs of each
+    projection's first columns, if there was something to add. r_i is [k_i, c_i], or [c_i, k_i] if ACROSS. CHUNKED where
+    a rank is more than RANK: then l is read again for every tile.
+
+    RANK = 0 adds scale keep(delta) instead, delta [M, C] fp32 a product that cuBLAS made (sm_75). ROUNDED where z is
+    fp32: nothing is rounded then, and overflow and underflow are 0. Into 16 bits they are null, since whoever
+    made z has rounded it already.
+    """
+    row_block, col_block = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int32)
+    index, own_block = locate(col_block, tiles_per_program * BLOCK_C, c0, c1, c2, c3, GROUP)
+    own_block = tl.cast(own_block, tl.int64)
+    z_ptr = of_projection(index, z0_ptr, z1_ptr, z2_ptr, z3_ptr, GROUP)
+    r_ptr = of_projection(index, r0_ptr, r1_ptr, r2_ptr, r3_ptr, GROUP)
+    n_cols = tl.cast(of_projection(index, c0, c1, c2, c3, GROUP), tl.int64)
+    rank = tl.cast(of_projection(index, k0, k1, k2, k3, GROUP), tl.int64)
+    scale = of_projection(index, s0, s1, s2, s3, GROUP)
+    l_first = tl.cast(of_projection(index, 0, k0, k0 + k1, k0 + k1 + k2, GROUP), tl.int64)
+    n_rows = tl.cast(n_rows, tl.int64)
+    rows = row_block * BLOCK_M + tl.arange(0, BLOCK_M).to(tl.int64)
+    row_mask = rows < n_rows
+    sums = start_sums()
+    if RANK > 0 and not CHUNKED:
+        ranks = tl.arange(0, RANK).to(tl.int64)
+        left = _sum_of_parts(
+            l_ptr, l_out_ptr, rows, l_first + ranks, row_mask[:, None] & (ranks < rank)[None, :], n_rows, l_row_stride,
+            n_l_parts, own_block == 0,
+        )  # fmt: skip
+        left = _operand(left, PRECISION)
+    for tile in range(tiles_per_program):
+        start = (own_block * tiles_per_program + tile) * BLOCK_C
+        cols = start + tl.arange(0, BLOCK_C)
+        col_mask = cols < n_cols
+        mask = row_mask[:, None] & col_mask[None, :]
+        offsets = rows[:, None] * n_cols + cols[None, :]
+        if RANK == 0:
+            acc = tl.load(delta_ptr + offsets, mask=mask, other=0.0)
+        elif not CHUNKED:
+            right = _rights(r_ptr, ranks, cols, rank, n_cols, ACROSS)
+            acc = tl.dot(left, _operand(right, PRECISION), input_precision=PRECISION)
+        else:
+            acc = tl.zeros((BLOCK_M, BLOCK_C), dtype=tl.float32)
+            for chunk in range(0, rank, RANK):
+                ranks = chunk + tl.arange(0, RANK).to(tl.int64)
+                left = _sum_of_parts(
+                    l_ptr, l_out_ptr, rows, l_first + ranks, row_mask[:, None] & (ranks < rank)[None, :], n_rows,
+                    l_row_stride, n_l_parts, start == 0,
+                )  # fmt: skip
+                right = _rights(r_ptr, ranks, cols, rank, n_cols, ACROSS)
+                left, right = _operand(left, PRECISION), _operand(right, PRECISION)
+                acc = tl.dot(left, right, acc, input_precision=PRECISION)
+        if DROPOUT:
+            keep = keep_tile(seed_ptr, first_row + rows, start, n_cols, p, BLOCK_M, BLOCK_C)
+            acc = tl.where(keep, acc, 0.0)
+        z = tl.load(z_ptr + offsets, mask=mask, other=0.0)
+        z = (z.to(tl.float32) + scale * acc).to(z.dtype)
+        tl.store(z_ptr + offsets, z, mask=mask)
+        if STATS:
+            sums = add_tile(sums, z, z, ROUNDED, COUNT_SMALL)
+    if STATS:
+        first_col = own_block * tiles_per_program * BLOCK_C
+        last_row = tl.minimum((row_block + 1) * BLOCK_M, n_rows)
+        last_col = tl.minimum(first_col + tiles_per_program * BLOCK_C, n_cols)
+        total = matrix_partials(
+            sums, tiles_per_program, z_ptr, row_block * BLOCK_M, last_row, first_col, last_col, n_cols,
+            ROUNDED, COUNT_SMALL, BLOCK_M, BLOCK_C,
+        )  # fmt: skip
+        write_partials(partials_ptr, tl.cast(col_block, tl.int64) * tl.num_programs(0) + row_block, total)
+
+
+@jit(do_not_specialize=["n_rows", "rows_per_split", "first_bad"])
+def _grad_kernel(
+    z0_ptr, z1_ptr, z2_ptr, z3_ptr, r0_ptr, r1_ptr, r2_ptr, r3_ptr,
+    l_ptr, down_ptr, outer_ptr, seed_ptr, partials_ptr, c0, c1, c2, c3, k0, k1, k2, k3, l_row_stride,
+    n_rows, rows_per_split, first_bad, s0, s1, s2, s3, p,
+    GROUP: tl.constexpr, DROPOUT: tl.constexpr, DOWN: tl.constexpr, STATS: tl.constexpr, COUNT_SMALL: tl.constexpr,
+    PRECISION: tl.constexpr, RANK: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """Reads every z_i [M, c_i] once, a strip of BLOCK_C columns and some rows per program:
+
+    outer_i[split] = s_i z_i^T l_i  stays in registers;  down[strip of i] [M, own ranks of k0 + k1 + ...] = s_i z_i r_i
+    leaves with every tile. DOWN: r_i is [c_i, k_i], and outer_i [c_i, k_i] lie one behind the other in each split; else
+    outer is [k_i, c_i]. Statistics of z are followed, from `first_bad` on, by the non-finite counts of l.
+    """
+    strip, split = tl.program_id(0).to(tl.int32), tl.program_id(1).to(tl.int64)
+    chunk = tl.program_id(2)
+    index, own_strip = locate(strip, BLOCK_C, c0, c1, c2, c3, GROUP)
+    own_strip = tl.cast(own_strip, tl.int64)
+    z_ptr = of_projection(index, z0_ptr, z1_ptr, z2_ptr, z3_ptr, GROUP)
+    r_ptr = of_projection(index, r0_ptr, r1_ptr, r2_ptr, r3_ptr, GROUP)
+    n_cols = tl.cast(of_projection(index, c0, c1, c2, c3, GROUP), tl.int64)
+    rank = tl.cast(of_projection(index, k0, k1, k2, k3, GROUP), tl.int64)
+    scale = of_projection(index, s0, s1, s2, s3, GROUP)
+    l_first = tl.cast(of_projection(index, 0, k0, k0 + k1, k0 + k1 + k2, GROUP), tl.int64)
+    n0, n1, n2, n3 = products(c0, k0, c1, k1, c2, k2, c3, k3, GROUP)
+    outer_first = of_projection(index, 0, n0, n0 + n1, n0 + n1 + n2, GROUP)
+    outer_size = n0 + n1 + n2 + n3
+    n_rows = tl.cast(n_rows, tl.int64)
+    cols = own_strip * BLOCK_C + tl.arange(0, BLOCK_C)
+    ranks = chunk * RANK + tl.arange(0, RANK).to(tl.int64)
+    col_mask, rank_mask = cols < n_cols, ranks < rank
+    first = split * rows_per_split
+    last = tl.minimum(first + rows_per_split, n_rows)
+    outer = tl.zeros((BLOCK_C, RANK), dtype=tl.float32)
+    right_mask = col_mask[:, None] & rank_mask[None, :]
+    if DOWN:
+        right = tl.load(r_ptr + cols[:, None] * rank + ranks[None, :], mask=right_mask, other=0.0)
+        right = _operand(right, PRECISION)
+    sums = start_sums()
+    # offsets in a tile fit in 32 bits; what does not goes into the address of the tile
+    in_tile = tl.arange(0, BLOCK_M)
+    z_offsets = in_tile[:, None] * tl.cast(n_cols, tl.int32) + tl.arange(0, BLOCK_C)[None, :]
+    l_offsets = in_tile[:, None] * l_row_stride + tl.arange(0, RANK)[None, :]
+    strip_ptr = z_ptr + own_strip * BLOCK_C
+    l_first += chunk * RANK
+    for start in range(first, last, BLOCK_M):
+        row_mask = in_tile < last - start
+        mask = row_mask[:, None] & col_mask[None, :]
+        stored = tl.load(strip_ptr + start * n_cols + z_offsets, mask=mask, other=0.0, eviction_policy="evict_first")
+        z = stored.to(tl.float32)
+        left_mask = row_mask[:, None] & rank_mask[None, :]
+        left = tl.load(l_ptr + (start * l_row_stride + l_first) + l_offsets, mask=left_mask, other=0.0)
+        if DROPOUT:
+            rows = start + in_tile.to(tl.int64)
+            z = tl.where(keep_tile(seed_ptr, rows, own_strip * BLOCK_C, n_cols, p, BLOCK_M, BLOCK_C), z, 0.0)
+        if DOWN:
+            down = tl.dot(z, right, input_precision=PRECISION) * scale
+            tile_ptr = down_ptr + ((own_strip * n_rows + start) * l_row_stride + l_first)
+            tl.store(tile_ptr + l_offsets, down, mask=left_mask, eviction_policy="evict_last")
+        outer = tl.dot(tl.trans(z), _operand(left, PRECISION), outer, input_precision=PRECISION)
+        if STATS:
+            sums = add_tile(sums, stored, stored, False, COUNT_SMALL)
+    suspicious = _has_non_finite(outer) if STATS else False
+    outer *= scale
+    outer_ptrs = outer_ptr + split * outer_size + outer_first
+    if DOWN:
+        outer_ptrs += cols[:, None] * rank + ranks[None, :]
+    else:
+        outer_ptrs += ranks[None, :] * n_cols + cols[:, None]
+    tl.store(outer_ptrs, outer, mask=right_mask)
+    if STATS:
+        if own_strip == 0:
+            l_nan = tl.zeros((BLOCK_M,), dtype=tl.int32)
+            l_inf = tl.zeros((BLOCK_M,), dtype=tl.int32)
+            if suspicious:  # else l has none: NaN and infinity times anything are not finite, times 0 neither
+                for start in range(first, last, BLOCK_M):
+                    left_mask = (in_tile < last - start)[:, None] & rank_mask[None, :]
+                    left = tl.load(l_ptr + (start * l_row_stride + l_first) + l_offsets, mask=left_mask, other=0.0)
+                    l_nan += tl.sum((left != left).to(tl.int32), axis=1)
+                    l_inf += tl.sum((tl.abs(left) == float("inf")).to(tl.int32), axis=1)
+            program = first_bad + (index * tl.num_programs(1) + split) * tl.num_programs(2) + chunk
+            tl.store(partials_ptr + program * _N_PARTIALS + _N_NAN, tl.sum(l_nan).to(tl.float64))
+            tl.store(partials_ptr + program * _N_PARTIALS + _N_INF, tl.sum(l_inf).to(tl.float64))
+        if chunk == 0:
+            first_col, last_col = own_strip * BLOCK_C, tl.minimum((own_strip + 1) * BLOCK_C, n_cols)
+            total = matrix_partials(
+                sums, tl.cdiv(last - first, BLOCK_M), z_ptr, first, last, first_col, last_col, n_cols,
+                False, COUNT_SMALL, BLOCK_M, BLOCK_C,
+            )  # fmt: skip
+            write_partials(partials_ptr, tl.cast(strip, tl.int64) * tl.num_programs(1) + split, total)
+
+
+@jit(do_not_specialize=["n_rows", "first_row"])
+def _widen_kernel(
+    z_ptr, out_ptr, seed_ptr, partials_ptr, n_cols, n_rows, first_row, p,
+    DROPOUT: tl.constexpr, STATS: tl.constexpr, COUNT_SMALL: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """out [M, C] fp32 = keep(z), for GEMMs on chips without TF32. Rows count from `first_row`."""
+    row_block, col_block = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
+    n_cols = tl.cast(n_cols, tl.int64)
+    rows = row_block * BLOCK_M + tl.arange(0, BLOCK_M).to(tl.int64)
+    start = col_block * BLOCK_C
+    cols = start + tl.arange(0, BLOCK_C)
+    mask = (rows < n_rows)[:, None] & (cols < n_cols)[None, :]
+    offsets = rows[:, None] * n_cols + cols[None, :]
+    stored = tl.load(z_ptr + offsets, mask=mask, other=0.0)
+    z = stored.to(tl.float32)
+    if DROPOUT:
+        z = tl.where(keep_tile(seed_ptr, first_row + rows, start, n_cols, p, BLOCK_M, BLOCK_C), z, 0.0)
+    tl.store(out_ptr + offsets, z, mask=mask)
+    if STATS:
+        program = row_block * tl.num_programs(1) + col_block
+        n_valid = tl.minimum(n_rows - row_block * BLOCK_M, BLOCK_M) * tl.minimum(n_cols - start, BLOCK_C)
+        partials = only_tile_partials(stored, stored, mask, BLOCK_M * BLOCK_C - n_valid, False, COUNT_SMALL)
+        write_partials(partials_ptr, program, partials)
+
+
+@jit(do_not_specialize=["n"])
+def _cast_kernel(x_ptr, out_ptr, partials_ptr, n, ALIGNED: tl.constexpr, BLOCK: tl.constexpr):
+    """out = x rounded to out's 16-bit dtype; statistics of out, with overflow and underflow. ALIGNED: 16 divides n."""
+    program = tl.program_id(0).to(tl.int64)
+    if ALIGNED:
+        n = n // 16 * 16  # what multiple_of says of an argument is not heard
+    offsets = program * BLOCK + tl.arange(0, BLOCK)
+    mask = offsets < n
+    acc = tl.load(x_ptr + offsets, mask=mask, other=0.0).to(tl.float32)
+    out = acc.to(out_ptr.dtype.element_ty)
+    tl.store(out_ptr + offsets, out, mask=mask)
+    n_padding = BLOCK - tl.minimum(n - program * BLOCK, BLOCK)
+    write_partials(partials_ptr, program, only_tile_partials(acc, out, mask, n_padding, True, True))

@@ -1,0 +1,305 @@
+"""Launches of the kernels in kernels.py, and the order in which forward and backward make them.
+
+Formulas, shapes and rows are those of __init__.py. Base products are torch's, that is cuBLAS. A launch
+costs the host the same however little it computes, so a group of up to four projections makes seven in all:
+
+    forward     down, up of every Y
+    backward    grad of every dY, total of G, grad of X for dA, total of every dA and dB, up of dX
+
+Rows of statistics wait for a launch of all together (pending_rows.py). On sm_75, where Triton has no tensor cores, the
+rank products are cuBLAS's too: gemm.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from ..backend import cdiv, has_tensor_cores, n_multiprocessors
+from ..frozen.base_product import base_grad, base_product
+from ..launcher import launch
+from ..statistics.pending_rows import AFTER_PRODUCT, NOTHING, NULL, ONLY_COUNTS, Partials, Rows, regions, room
+from . import gemm, kernels, totals
+from .projections import MAX_GROUP, four
+from .shapes import down_shape, gradients_shape, read_shape, up_shape
+from .tiles import CAST_BLOCK, GRADIENT_ALIGN, TOTAL_BLOCK, chunk_of, tile_for
+from .tiles import aot_variants as aot_variants
+
+
+def precision(x: Tensor) -> str:
+    """How `tl.dot` multiplies where the stored side is `x`: see kernels.py."""
+    return "tf32x3" if x.dtype == torch.float32 else "tf32"
+
+
+def down(x: Tensor, a: Tensor, seed: Tensor | None, p: float, with_stats: bool) -> tuple[Tensor, Tensor]:
+    """H = keep(x) a^T in parts [S, M, R] fp32, and partials: non-finite counts of x."""
+    if not has_tensor_cores(x.device):
+        return gemm.down(x, a, seed, p, with_stats)
+    n_rows, n_cols, rank = *x.shape, a.shape[0]
+    shape = down_shape(n_rows, n_cols, rank, x.dtype, n_multiprocessors(x.device))
+    tile = shape.tile
+    h = x.new_empty((shape.splits, n_rows, rank), dtype=torch.float32)
+    found = room(h, shape.n_programs, with_stats)
+    launch(
+        kernels._down_kernel, shape.grid, (x, a, h, x if seed is None else seed, found), (n_cols, rank),
+        (n_rows, shape.blocks, p), (p > 0, with_stats, precision(x), shape.padded, tile.block_m, tile.block_c),
+        num_warps=tile.num_warps, num_stages=tile.num_stages, enable_fp_fusion=False,
+    )  # fmt: skip
+    return h, found
+
+
+def up(
+    zs: Sequence[Tensor], left: Tensor, rights: Sequence[Tensor], scales: Sequence[float], seed: Tensor | None,
+    p: float, with_stats: bool, across: bool,
+) -> tuple[Tensor, list[Partials]]:  # fmt: skip
+    """z_i += s_i keep(l_i r_i) in place, of up to four projections.
+
+    Args:
+        zs: [M, c_i], contiguous.
+        left: fp32 [parts, M, sum of k_i], whose parts are added; if it is one, it may be a slice of columns.
+        rights: fp32 [k_i, c_i], contiguous; [c_i, k_i] if `across`.
+
+    Returns:
+        left [M, sum of k_i], and where the statistics of each z_i are.
+    """
+    z, (n_parts, n_rows) = zs[0], left.shape[:2]
+    if not has_tensor_cores(z.device):
+        return left[0], gemm.up(zs, left[0], rights, scales, seed, p, with_stats, across)
+    side = 1 if across else 0
+    ranks = tuple([right.shape[side] for right in rights])
+    shape = up_shape(n_rows, tuple([z.shape[1] for z in zs]), ranks, z.dtype)
+    tile = shape.tile
+    found = room(left, shape.grid[0] * shape.grid[1], with_stats)
+    total = left.new_empty(left.shape[1:]) if n_parts > 1 else left[0]
+    is_wide = z.dtype == torch.float32
+    launch(
+        kernels._up_kernel, shape.grid,
+        (*four(zs), *four(rights), left, total, left, z if seed is None else seed, found),
+        (*shape.sizes, left.stride(1)), (n_rows, n_parts, 0, shape.tiles, *four(scales), p),
+        (len(zs), across, shape.chunked, p > 0, with_stats, is_wide, not is_wide, precision(z), shape.padded,
+         tile.block_m, tile.block_c),
+        num_warps=tile.num_warps, num_stages=tile.num_stages, enable_fp_fusion=False,
+    )  # fmt: skip
+    return total, regions(found, shape.n_programs, with_stats)
+
+
+def read(
+    zs: Sequence[Tensor], left: Tensor, rights: Sequence[Tensor] | None, scales: Sequence[float],
+    seed: Tensor | None, p: float, with_stats: bool,
+) -> tuple[Tensor | None, Tensor, list[Partials], list[Partials]]:  # fmt: skip
+    """down = s_i z_i r_i and outer_i = s_i z_i^T l_i in parts, of up to four projections.
+
+    Args:
+        zs: [M, c_i], contiguous.
+        left: fp32 [M, sum of k_i]; contiguous if there are rights.
+        rights: [c_i, k_i], contiguous. Without them there is no `down`, and one z with the ranks of `left`.
+
+    Returns:
+        down fp32 [strips, M, sum of k_i] or None; outer fp32 [splits, sum of c_i k_i]; partials of each z_i; partials
+        with the non-finite counts of each l_i.
+    """
+    z, n_rows = zs[0], zs[0].shape[0]
+    ranks = (left.shape[1],) if rights is None else tuple([right.shape[1] for right in rights])
+    cols, kernel = tuple([z.shape[1] for z in zs]), "dA" if rights is None else "grad"
+    shape = read_shape(kernel, n_rows, cols, ranks, z.dtype, n_multiprocessors(z.device))
+    tile = shape.tile
+    outer = left.new_empty((shape.splits, shape.n_outer))
+    down = None if rights is None else left.new_empty((shape.n_strips, n_rows, sum(ranks)))
+    n_found = shape.grid[0] * shape.splits
+    row_stride = left.stride(0) if n_rows > 1 else left.shape[1]  # one row of a slice counts as contiguous
+    found = room(left, n_found + shape.n_left * len(zs), with_stats)
+    launch(
+        kernels._grad_kernel, shape.grid,
+        (*four(zs), *four(zs if rights is None else rights), left, outer if down is None else down, outer,
+         z if seed is None else seed, found),
+        (*shape.sizes, row_stride), (n_rows, shape.length, n_found, *four(scales), p),
+        (len(zs), p > 0, rights is not None, with_stats, z.dtype != torch.float32, precision(z), shape.padded,
+         tile.block_m, tile.block_c),
+        num_warps=tile.num_warps, num_stages=tile.num_stages, enable_fp_fusion=False,
+    )  # fmt: skip
+    bad = regions(found, [shape.n_left] * len(zs), with_stats, n_found)
+    return down, outer, regions(found, shape.n_programs, with_stats), bad
+
+
+def total_down(parts: Tensor, out: Tensor, cols: Sequence[int], ranks: Sequence[int], strip: int) -> None:
+    """Writes the sums of parts [strips, M, sum of ranks] to `out` [M, sum of ranks], a slice of columns."""
+    _, n_rows, width = parts.shape
+    launch(
+        totals._total_down_kernel, (max(1, cdiv(n_rows * width, TOTAL_BLOCK)), 1, 1), (parts, out),
+        (*four(cols), *four(ranks), width, out.stride(0)), (n_rows,), (len(cols), strip, TOTAL_BLOCK),
+        num_warps=4, enable_fp_fusion=False,
+    )  # fmt: skip
+
+
+def total_gradients(
+    a_parts: Tensor, b_parts: Tensor, lora_A: Sequence[Tensor], lora_B: Sequence[Tensor], with_stats: bool
+) -> tuple[list[Tensor], list[Partials]]:
+    """Every dA and then every dB, and their sites, of up to four projections.
+
+    Args:
+        a_parts: fp32 [parts, sum of r_i, K].
+        b_parts: fp32 [parts, sum of N_i r_i].
+    """
+    shapes = tuple([tensor.shape for tensor in (*lora_A, *lora_B)])
+    shape = gradients_shape(shapes)
+    n_blocks = sum(shape.n_programs)
+    out = a_parts.new_empty(shape.n)
+    found = room(out, n_blocks, with_stats)
+    launch(
+        totals._total_gradients_kernel, (n_blocks, 1, 1), (a_parts, b_parts, out, found), shape.sizes,
+        (a_parts.shape[0], b_parts.shape[0]), (len(lora_A), with_stats, shape.aligned, TOTAL_BLOCK, GRADIENT_ALIGN),
+        num_warps=4, enable_fp_fusion=False,
+    )  # fmt: skip
+    gradients = [out.as_strided(size, (size[1], 1), place) for size, place in zip(shapes, shape.places, strict=True)]
+    return gradients, regions(found, shape.n_programs, with_stats)
+
+
+def cast(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Partials]:
+    """x rounded to a 16-bit dtype, and statistics of the result with overflow and underflow."""
+    x = x.contiguous()
+    out = torch.empty_like(x, dtype=dtype)
+    programs = max(1, cdiv(x.numel(), CAST_BLOCK))
+    found = room(x, programs, True)
+    launch(
+        kernels._cast_kernel, (programs, 1, 1), (x, out, found), (), (x.numel(),),
+        (x.shape[-1] % 16 == 0, CAST_BLOCK), num_warps=4, enable_fp_fusion=False,
+    )  # fmt: skip
+    return out, regions(found, [programs], True)[0]
+
+
+def _chunks(n: int) -> Iterator[slice]:
+    return (slice(start, min(start + MAX_GROUP, n)) for start in range(0, n, MAX_GROUP))
+
+
+def _stacked(lora: Sequence[Tensor]) -> Tensor:
+    return torch.cat(list(lora)) if len(lora) > 1 else lora[0].contiguous()
+
+
+def forward(
+    x: Tensor,
+    weights: Iterable[Tensor],
+    biases: Sequence[Tensor | None],
+    lora_A: Sequence[Tensor],
+    lora_B: Sequence[Tensor],
+    seed: Tensor | None,
+    scalings: Sequence[float],
+    dropout_p: float,
+    rows: Rows | None,
+) -> tuple[list[Tensor], Tensor]:
+    """Outputs and H. `rows` gets those of in and of each out."""
+    h_parts, in_found = down(x, _stacked(lora_A), seed, dropout_p, rows is not None)
+    ys = [base_product(x, weight, bias) for weight, bias in zip(weights, biases, strict=True)]
+    if len(ys) > MAX_GROUP:  # several launches read slices of it, and would leave slices
+        h_parts = h_parts.sum(0, keepdim=True)
+    scales, right, sites, h = [s / (1 - dropout_p) for s in scalings], [b.contiguous() for b in lora_B], [], h_parts[0]
+    first = 0
+    for some in _chunks(len(ys)):
+        end = first + sum(a.shape[0] for a in lora_A[some])
+        left = h_parts if len(ys) <= MAX_GROUP else h_parts[..., first:end]
+        total, found = up(ys[some], left, right[some], scales[some], None, 0.0, rows is not None, True)
+        h = total if len(ys) <= MAX_GROUP else h
+        sites += found
+        first = end
+    if rows is not None:
+        (inputs,) = regions(in_found, [in_found.shape[0]], True)
+        rows.pending.add(rows, 0, inputs, x.numel(), ONLY_COUNTS)
+        for i, (y, site) in enumerate(zip(ys, sites, strict=True)):
+            rows.pending.add(rows, 1 + i, site, y.numel(), AFTER_PRODUCT, inputs)
+    return ys, h
+
+
+def backward(
+    grads: Sequence[Tensor],
+    x: Tensor,
+    h: Tensor,
+    weights: Iterable[Tensor],
+    lora_A: Sequence[Tensor],
+    lora_B: Sequence[Tensor],
+    seed: Tensor | None,
+    scalings: Sequence[float],
+    dropout_p: float,
+    needs_dx: bool,
+    rows: Rows | None,
+) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    """dX, every dA, every dB. `rows` gets those of grad_out, grad_in, lora_A.grad and lora_B.grad."""
+    with_stats = rows is not None
+    grads = [dy.contiguous() for dy in grads]
+    scales, right = [s / (1 - dropout_p) for s in scalings], [b.contiguous() for b in lora_B]
+    g, dx = torch.empty_like(h), x.new_empty(0)
+    if needs_dx:
+        for i, (dy, weight) in enumerate(zip(grads, weights, strict=True)):
+            dx = base_grad(dy, weight, dx if i else None)
+    dAs, dBs, passes, of_gradients = [], [], [], []
+    first = 0
+    for some in _chunks(len(grads)):
+        a, b = lora_A[some], right[some]
+        ranks = [matrix.shape[0] for matrix in a]
+        columns = slice(first, first + sum(ranks))
+        first = columns.stop
+        # G's parts are as wide as the rows of what is read beside them
+        own_h = h if len(grads) <= MAX_GROUP else h[:, columns].contiguous()
+        how = (grads[some], own_h, b, scales[some], g[:, columns], with_stats)
+        b_parts, *found = (_grad if has_tensor_cores(x.device) else gemm.grad)(*how)
+        a_parts = _da(x, g[:, columns], seed, dropout_p)
+        both, sites = total_gradients(a_parts.view(a_parts.shape[0], sum(ranks), -1), b_parts, a, b, with_stats)
+        dAs += both[: len(ranks)]
+        dBs += both[len(ranks) :]
+        passes.append(found)
+        of_gradients.append(sites)
+    dx_site = None
+    if needs_dx:
+        dx_site = up([dx], g[None], [_stacked(lora_A)], [1.0], seed, dropout_p, with_stats, False)[1]
+    if rows is not None:
+        _add_rows(rows, passes, of_gradients, dx_site, [*grads, dx], [*dAs, *dBs])
+    return dx, dAs, dBs
+
+
+def _grad(
+    grads: Sequence[Tensor], h: Tensor, right: Sequence[Tensor], scales: Sequence[float], g: Tensor, with_stats: bool
+) -> tuple[Tensor, list[Partials], list[Partials]]:
+    """Writes G to `g` [M, sum of ranks], a slice of columns; dB in parts, partials of every dY and of every H."""
+    parts, outer, sites, bad = read(grads, h, right, scales, None, 0.0, with_stats)
+    assert parts is not None
+    ranks = [b.shape[1] for b in right]
+    dtype = grads[0].dtype
+    strip = tile_for("grad", dtype, chunk_of("grad", dtype, max(ranks))).block_c
+    total_down(parts, g, [dy.shape[1] for dy in grads], ranks, strip)
+    return outer, sites, bad
+
+
+def _da(x: Tensor, g: Tensor, seed: Tensor | None, p: float) -> Tensor:
+    """dA in parts, fp32 [parts, sum of ranks * K]."""
+    if not has_tensor_cores(x.device):
+        return gemm.da(x, g, seed, p)
+    return read([x], g, None, [1.0], seed, p, False)[1]
+
+
+def _add_rows(
+    rows: Rows,
+    passes: Sequence[Sequence[list[Partials]]],
+    of_gradients: Sequence[Sequence[Partials]],
+    dx_site: list[Partials] | None,
+    activations: Sequence[Tensor],
+    gradients: Sequence[Tensor],
+) -> None:
+    """Rows in the order of __init__.py's slot, from grad_out on."""
+    add = rows.pending.add
+    group = len(activations) - 1
+    i = 0
+    for found, sites in zip(passes, of_gradients, strict=True):
+        n = len(found[0])
+        for at, (site, bad) in enumerate(zip(*found, strict=True)):
+            add(rows, i, site, activations[i].numel())
+            add(rows, group + 1 + i, sites[at], gradients[i].numel(), AFTER_PRODUCT, site, bad)
+            add(rows, 2 * group + 1 + i, sites[n + at], gradients[group + i].numel(), AFTER_PRODUCT, site, bad)
+            i += 1
+    if dx_site is None:
+        add(rows, group, NOTHING, 0, NULL)
+        return
+    ranges = [Partials(dy[0].buffer, dy[0].address, sum(site.count for site in dy)) for dy, _ in passes]
+    if len(ranges) > 2:
+        joined = torch.cat([found.buffer[: found.count] for found in ranges])
+        ranges = regions(joined, [joined.shape[0]], True)
+    add(rows, group, dx_site[0], activations[-1].numel(), AFTER_PRODUCT, *ranges)

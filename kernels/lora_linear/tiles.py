@@ -1,0 +1,125 @@
+"""Tiles of the LoRA kernels, and what is compiled of them ahead of time.
+
+One table serves every chip. Each tile was the first tried that all of sm_80 to sm_120 compile without spills,
+within the 99 KiB of shared memory of the smallest; of `grad`, the first of which every SM holds two blocks, with
+all that they keep in registers. None has been timed.
+"""
+
+import re
+from dataclasses import dataclass
+
+import torch
+
+from ..backend import AotVariant
+from . import kernels, totals
+from .projections import MAX_GROUP
+
+CHIPS_WITH_TENSOR_CORES = (80, 86, 89, 90, 100, 120)
+
+MAX_CHUNK = 64
+"""Ranks per pass, for the sake of registers. Rank 128 reads dY twice; GEMMs and statistics do so thrice."""
+
+TOTAL_BLOCK = 1024
+CAST_BLOCK = 4096
+
+GRADIENT_ALIGN = 16
+"""Values at a multiple of which each gradient of a group begins in the memory they share."""
+
+
+@dataclass(frozen=True)
+class Tile:
+    """Tile of one kernel for one padded rank."""
+
+    block_m: int
+    block_c: int
+    num_warps: int
+    num_stages: int
+
+
+# fmt: off
+TILES = {
+    ("down", 16): Tile(32, 64, 4, 3), ("down", 32): Tile(32, 64, 4, 3), ("down", 64): Tile(32, 64, 8, 2),
+    ("up", 16): Tile(32, 64, 4, 2), ("up", 32): Tile(32, 64, 4, 2), ("up", 64): Tile(64, 64, 8, 1),
+    ("grad", 16): Tile(32, 128, 4, 2), ("grad", 32): Tile(32, 64, 4, 2), ("grad", 64): Tile(16, 64, 4, 2),
+    ("dA", 16): Tile(32, 128, 4, 2), ("dA", 32): Tile(32, 128, 8, 2), ("dA", 64): Tile(32, 128, 8, 2),
+}
+"""By kernel and padded rank, for 16-bit X."""
+
+FP32_TILES = {
+    ("down", 16): Tile(32, 32, 4, 2), ("down", 32): Tile(32, 32, 4, 2), ("down", 64): Tile(32, 32, 4, 2),
+    ("up", 16): Tile(32, 64, 4, 1), ("up", 32): Tile(32, 64, 8, 1), ("up", 64): Tile(32, 64, 8, 1),
+    ("grad", 16): Tile(16, 64, 4, 2), ("grad", 32): Tile(32, 64, 8, 1),
+    ("dA", 16): Tile(32, 64, 4, 2), ("dA", 32): Tile(32, 64, 8, 2), ("dA", 64): Tile(32, 64, 8, 2),
+}
+"""For fp32 X, whose products are three TF32 products: twice the bytes and three times the registers."""
+
+ADD_TILE = Tile(16, 256, 8, 1)
+WIDEN_TILE = Tile(16, 256, 8, 1)
+# fmt: on
+
+
+def tile_for(kernel: str, dtype: torch.dtype, padded: int) -> Tile:
+    return (FP32_TILES if dtype == torch.float32 else TILES)[kernel, padded]
+
+
+def padded_rank(rank: int) -> int:
+    """Rank of a kernel's tiles: the smallest of 16, 32, 64 that holds it, 64 if none does."""
+    return 16 if rank <= 16 else 32 if rank <= 32 else MAX_CHUNK
+
+
+def chunk_of(kernel: str, dtype: torch.dtype, rank: int) -> int:
+    """Ranks of one pass of `kernel`: grad has no registers for 64 of fp32."""
+    padded = padded_rank(rank)
+    return min(padded, 32) if kernel == "grad" and dtype == torch.float32 else padded
+
+
+def aot_variants() -> list[AotVariant]:
+    """What is compiled ahead of time: every tile shipped, with dropout and statistics."""
+    variants = []
+
+    def add(name: str, fn, tile: Tile, constexprs: dict, dot: bool, dtype: str = "fp16", **overrides: str) -> None:
+        names = [name for name in fn.arg_names if name not in constexprs]
+        pointer = {name: "*fp32" for name in names if name.endswith("_ptr")}
+        pointer |= {name: f"*{dtype}" for name in names if name == "x_ptr" or re.fullmatch(r"z\d?_ptr", name)}
+        pointer |= {name: "*fp64" for name in names if name in ("partials_ptr", "l_bad_ptr")}
+        kinds = {"seed_ptr": "*i64", "p": "fp32", **{f"s{i}": "fp32" for i in range(MAX_GROUP)}, **overrides}
+        signature = {name: kinds.get(name, pointer.get(name, "i32")) for name in names}
+        widths = ("n_cols", "n_in", "width", "out_stride", *(f"c{i}" for i in range(MAX_GROUP)))
+        chips = CHIPS_WITH_TENSOR_CORES if dot else (75, *CHIPS_WITH_TENSOR_CORES)
+        aligned = tuple(name for name in names if name in pointer or name in widths)
+        how = tile.num_warps, tile.num_stages, chips, dot
+        variants.append(AotVariant(name, fn, signature, constexprs, aligned, *how))
+
+    for dtype, precise in (("fp16", "tf32"), ("bf16", "tf32"), ("fp32", "tf32x3")):
+        small = {"COUNT_SMALL": dtype != "fp32"}
+        for rank in (16,) if dtype == "bf16" else (16, 32, 64):  # bf16 compiles as fp16 does
+            base = {"DROPOUT": True, "STATS": True, "PRECISION": precise, "RANK": rank}
+            for name, fn, extra in (
+                ("down", kernels._down_kernel, {}),
+                (
+                    "up",
+                    kernels._up_kernel,
+                    {**small, "GROUP": 1, "ACROSS": False, "CHUNKED": False, "ROUNDED": dtype == "fp32"},
+                ),
+                ("grad", kernels._grad_kernel, {**small, "GROUP": 3, "DOWN": True, "DROPOUT": False}),
+                ("dA", kernels._grad_kernel, {**small, "GROUP": 1, "DOWN": False, "STATS": False}),
+            ):
+                tile = (FP32_TILES if dtype == "fp32" else TILES).get((name, rank))
+                if tile is None:
+                    continue
+                shape = {"BLOCK_M": tile.block_m, "BLOCK_C": tile.block_c}
+                add(f"lora {name} {dtype} r{rank}", fn, tile, {**base, **extra, **shape}, True, dtype)
+    common = {"DROPOUT": True, "STATS": True, "COUNT_SMALL": True}
+    shape = {"BLOCK_M": ADD_TILE.block_m, "BLOCK_C": ADD_TILE.block_c}
+    alone = {"GROUP": 1, "ACROSS": False, "CHUNKED": False, "ROUNDED": False, "RANK": 0, "PRECISION": "tf32"}
+    add("lora add fp16", kernels._up_kernel, ADD_TILE, {**common, **alone, **shape}, False)
+    shape = {"BLOCK_M": WIDEN_TILE.block_m, "BLOCK_C": WIDEN_TILE.block_c}
+    add("lora widen fp16", kernels._widen_kernel, WIDEN_TILE, {**common, **shape}, False)
+    plain = Tile(0, 0, 4, 3)
+    strip = {"GROUP": 3, "STRIP": TILES["grad", 16].block_c, "BLOCK": TOTAL_BLOCK}
+    add("lora total down", totals._total_down_kernel, plain, strip, False)
+    ends = {"GROUP": 3, "STATS": True, "ALIGNED": True, "BLOCK": TOTAL_BLOCK, "ALIGN": GRADIENT_ALIGN}
+    add("lora total gradients", totals._total_gradients_kernel, plain, ends, False)
+    block = {"ALIGNED": True, "BLOCK": CAST_BLOCK}
+    add("lora cast", kernels._cast_kernel, plain, block, False, "fp32", out_ptr="*fp16")
+    return variants

@@ -1,0 +1,1 @@
+"""Statistics of a tensor, exact and reproducible, alone or inside other kernels."""

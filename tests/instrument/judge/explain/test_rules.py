@@ -1,0 +1,241 @@
+"""Each rule on a run built to trigger it and on one built not to."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from lora_train.instrument.judge.explain import (
+    evaluation,
+    explain,
+    gradients,
+    loss,
+    outcome,
+    resources,
+    schedule,
+    stock,
+)
+
+from .build import falling, history, settling
+
+NAN = float("nan")
+N = 100
+NOISE = np.random.default_rng(1).lognormal(0, 0.3, N)
+STEPS = np.arange(1, N + 1)
+NORMAL = np.random.default_rng(0).standard_normal(N)
+LATER = np.where(STEPS > 50, 1.0, 0.0)
+GREW = 8 + LATER
+LONG = np.where(STEPS == 51, 900, 300)
+EXPLODED = NOISE * np.where(STEPS > 70, 50, 1)
+GROWS = 8 + np.minimum(STEPS / 20, 1)
+PART, THRICE = np.linspace(0, 0.4, 200), np.linspace(0, 3, 200)
+
+
+def keys(found) -> list[str]:
+    return [finding.key for finding in found]
+
+
+def key(finding) -> str | None:
+    return finding.key if finding else None
+
+
+@pytest.mark.parametrize(
+    ("rule", "columns", "expected"),
+    [
+        (loss.course, {"loss": falling()}, "loss_fell"),
+        (loss.course, {"loss": falling(last=3.0)}, "loss_flat"),
+        (loss.course, {"loss": falling(last=5.0)}, "loss_rose"),
+        (loss.course, {"loss": [2.0, 1.9]}, "loss_short"),
+        (loss.course, {"loss": [2.0, 1.9, 2.1, 2.0, 2.2, 2.4]}, "loss_unclear"),
+        (loss.course, {"loss": falling(2000, first=1.5, last=1.2, noise=0.2)}, "loss_fell"),
+        (loss.nonfinite, {"loss": [2.0, NAN, 2.0], "nonfinite_micro_batches": [0, 1, 0]}, "loss_nonfinite"),
+        (loss.nonfinite, {"loss": [2.0, 2.0, 2.0], "nonfinite_micro_batches": [0, 0, 0]}, None),
+        (loss.by_heart, {"loss": 3 * np.exp(-STEPS / 15), "epoch": STEPS / 10}, "by_heart"),
+        (loss.by_heart, {"loss": 3 * np.exp(-STEPS / 15)}, "by_heart_sometime"),
+        (loss.by_heart, {"loss": falling(), "epoch": STEPS / 10}, None),
+        (loss.jagged, {"loss": falling()}, "jagged"),
+        (loss.jagged, {"loss": 2 + np.where(STEPS > 50, 1.0, 0.1) * NORMAL}, "jagged_more"),
+        (gradients.spread, {"grad_norm": NOISE}, "grad_spread"),
+        (gradients.spikes, {"grad_norm": np.where(STEPS == 40, 30.0, NOISE)}, "spikes"),
+        (gradients.spikes, {"grad_norm": NOISE}, None),
+        (gradients.exploding, {"grad_norm": EXPLODED, "loss": falling(last=4.0)}, "exploding"),
+        (gradients.exploding, {"grad_norm": EXPLODED, "loss": falling()}, None),
+        (gradients.exploding, {"grad_norm": NOISE, "loss": falling(last=4.0)}, None),
+        (gradients.vanishing, {"grad_norm": NOISE * np.where(STEPS > 70, 1e-5, 1), "loss": falling()}, "vanishing"),
+        (gradients.vanishing, {"grad_norm": NOISE * np.where(STEPS > 70, 1e-5, 1), "loss": falling(last=0.1)}, None),
+        (gradients.vanishing, {"grad_norm": NOISE, "loss": falling()}, None),
+        (gradients.clipping, {"grad_norm": 5 * NOISE}, "clipped_always"),
+        (gradients.clipping, {"grad_norm": NOISE}, "clipped_often"),
+        (gradients.clipping, {"grad_norm": 0.1 * NOISE}, "clipped_rarely"),
+        (gradients.above_one, {"grad_norm": 6 * NOISE, "loss": falling()}, "above_one"),
+        (gradients.above_one, {"grad_norm": 6 * NOISE, "loss": falling(last=3.2)}, None),
+        (gradients.above_one, {"grad_norm": 0.1 * NOISE, "loss": falling()}, None),
+        (schedule.course, {"learning_rate": np.minimum(STEPS / 10, 1) * (1 - STEPS / N)}, "rate_course"),
+        (schedule.course, {"learning_rate": STEPS / N}, "warm_up_long"),
+        (schedule.frozen, {"learning_rate": np.maximum(1 - STEPS / N, 0.6), "skipped": STEPS > 40}, "rate_frozen"),
+        (schedule.frozen, {"learning_rate": np.maximum(1 - STEPS / N, 0.6), "loss": falling()}, None),
+        (schedule.frozen, {"learning_rate": 1 - STEPS / N}, None),
+        (schedule.frozen, {"learning_rate": np.ones(N)}, None),
+        (schedule.unfinished, {"learning_rate": np.linspace(1, 0.2, N), "updates": STEPS - 20}, "rate_unfinished"),
+        (schedule.unfinished, {"learning_rate": np.linspace(1, 0.0, N), "updates": STEPS}, None),
+        (schedule.scale, {"loss_scale": np.where(STEPS < 3, 65536, 32768), "skipped": STEPS == 2}, "scale_course"),
+        (schedule.scale, {"loss_scale": np.where(STEPS < 50, 65536, 16), "skipped": STEPS == 50}, "scale_low"),
+        (schedule.scale, {"loss_scale": np.full(N, 2048.0), "skipped": STEPS % 4 == 0}, "scale_restless"),
+        (schedule.scale, {"loss_scale": np.ones(N), "skipped": np.zeros(N)}, None),
+        (resources.drift, {"step_seconds": np.ones(N), "tokens": np.full(N, 100)}, "time_steady"),
+        (resources.drift, {"step_seconds": 1 + STEPS / N, "tokens": 100 * (1 + STEPS / N)}, "time_lengths"),
+        (resources.drift, {"step_seconds": 1 + STEPS / N, "tokens": np.full(N, 100)}, "time_slower"),
+        (resources.memory, {"memory_reserved_gib": np.full(N, 8.0)}, "memory_flat"),
+        (resources.memory, {"memory_reserved_gib": 8 + STEPS / N, "eval_seconds_total": np.zeros(N)}, "memory_grows"),
+        (resources.memory, {"memory_reserved_gib": GROWS, "eval_seconds_total": np.zeros(N)}, "memory_settled"),
+        (resources.memory, {"memory_reserved_gib": GREW, "eval_seconds_total": LATER}, "memory_eval"),
+        (resources.memory, {"memory_reserved_gib": GREW, "save_seconds_total": LATER}, "memory_save"),
+        (resources.memory, {"memory_reserved_gib": 30 + 4 * LATER, "max_sequence_length": LONG}, "memory_lengths"),
+        (resources.shares, {"step_seconds": np.ones(N), "save_seconds_total": np.full(N, 1.0)}, "time_shares"),
+        (resources.shares, {"step_seconds": np.ones(N), "save_seconds_total": np.full(N, 30.0)}, "time_save"),
+    ],
+)  # fmt: skip
+def test_rule(rule, columns, expected):
+    assert key(rule(history(config={"training": {"max_grad_norm": 1.0}}, **columns))) == expected
+
+
+@pytest.mark.parametrize(
+    ("columns", "config", "expected"),
+    [
+        ({"learning_rate": np.ones(200), "epoch": PART}, {}, "plateau_first_epoch"),
+        ({"learning_rate": np.ones(200), "epoch": THRICE}, {}, "plateau"),
+        ({"learning_rate": np.ones(200), "epoch": THRICE}, {"data": {"train_on_inputs": True}}, "plateau_prompts"),
+        ({"learning_rate": np.exp(-np.arange(200) / 20), "epoch": THRICE}, {}, "plateau_rate"),
+    ],
+)  # fmt: skip
+def test_a_plateau_and_why(columns, config, expected):
+    assert key(loss.plateau(history(loss=settling(), config=config, **columns))) == expected
+    still_falling = history(loss=falling(200), config=config, **columns)
+    assert loss.plateau(still_falling) is None
+
+
+def test_stairs_at_the_borders_of_epochs():
+    epoch = np.arange(1, 121) / 40
+    noise = 0.02 * np.random.default_rng(0).standard_normal(120)
+    steps = 3 - 0.5 * np.ceil(epoch - 1e-9)
+    found = loss.stairs(history(loss=steps + noise, epoch=epoch))
+    assert found is not None
+    assert (found.key, found.values["n"]) == ("stairs", 2)
+    assert found.values["drop"] == pytest.approx(0.5, abs=0.05)
+    assert loss.stairs(history(loss=3 - 0.5 * epoch + noise, epoch=epoch)) is None
+
+
+def test_what_a_log_in_intervals_hides():
+    steep = 1 + 3 * np.exp(-np.arange(100) / 4)
+    found = loss.coarse_log(history(loss=steep, config={"training": {"logging_steps": 10}}))
+    assert found is not None
+    assert (found.key, found.values["first"], found.values["every"]) == ("coarse", 4.0, 10)
+    assert loss.coarse_log(history(loss=steep, config={"training": {"logging_steps": 1}})) is None
+    assert key(loss.coarse_log(history(loss=steep[::10], kind="trainer", coarse=10))) == "coarse_stock"
+    assert loss.coarse_log(history(loss=falling(10), kind="trainer", coarse=10)) is None
+
+
+@pytest.mark.parametrize(
+    ("norm", "rate", "expected"),
+    [
+        ([1, 1, 1, NAN, NAN, NAN], [6, 5, 4, 3, 3, 3], "zero_rate_frozen"),
+        ([1, 1, 1, NAN, NAN, NAN], [6, 5, 4, 3, 2, 1], "zero_rate_moves"),
+        ([1, 1, 1, NAN, NAN, NAN], [3, 3, 3, 3, 3, 3], "zero_unknown_rate"),
+        ([1, 1, 1, 0, 0, 0], [6, 5, 4, 3, 2, 1], "zero_no_labels"),
+        ([1, 1, 1, NAN, 1, NAN], [6, 5, 4, 3, 2, 1], "zero_other"),
+    ],
+)
+def test_what_a_loss_of_zero_means_in_a_stock_log(norm, rate, expected):
+    columns = {"loss": [2.0, 1.9, 1.8, 0, 0, 0], "grad_norm": norm, "learning_rate": rate}
+    found = stock.zero(history(kind="trainer", **columns))
+    assert found is not None
+    assert (found.key, found.verdict, found.values["step"]) == (expected, "wrong", 4)
+    assert stock.zero(history(**columns)) is None  # our own log filters nothing
+    assert key(stock.other_step(history(kind="trainer", **columns))) == "other_step_stock"
+    assert stock.other_step(history(**columns)) is None
+
+
+def test_a_loss_that_is_too_small_to_be_printed_is_no_collapse():
+    norm = [1, 0.1, 0.01, 0.01, 0.001, 0.001]
+    found = stock.zero(history(kind="log", loss=[2.0, 0.01, 0.001, 0.0001, 0, 0], grad_norm=norm))
+    assert found is not None
+    assert (found.key, found.verdict) == ("zero_rounded", "note")
+
+
+def test_the_other_rows_of_the_table_of_symptoms():
+    artefact = history(kind="log", loss=[2.0, 2.1, 1.9, 2.0, 16.0, 0, 0])
+    assert key(stock.artefact(artefact)) == "artefact"
+    assert stock.artefact(history(kind="log", loss=[2.0, 2.1, 1.9, 2.0, 0, 0])) is None
+    late = history(kind="trainer", loss=np.full(40, 2.0), grad_norm=np.where(np.arange(40) > 30, NAN, 1.0))
+    assert key(stock.backward_only(late)) == "backward"
+    early = history(kind="trainer", loss=np.full(40, 2.0), grad_norm=np.where(np.arange(40) < 3, NAN, 1.0))
+    assert key(stock.backward_only(early)) == "scale_search"
+    assert stock.backward_only(history(kind="trainer", loss=np.full(9, 2.0), grad_norm=np.ones(9))) is None
+    assert (
+        key(stock.no_gradient(history(kind="log", loss=np.full(9, 2.0), grad_norm=np.full(9, 1e-9)))) == "no_gradient"
+    )
+    assert stock.no_gradient(history(kind="log", loss=np.full(9, 2.0), grad_norm=np.ones(9))) is None
+    assert key(stock.never_logged(history(kind="log", loss=[2.0, NAN, NAN]))) == "loss_nan"
+    assert stock.never_logged(history(kind="log", loss=[2.0, 1.0, 0.0])) is None
+
+
+@pytest.mark.parametrize(
+    ("train", "evals", "rule", "expected"),
+    [
+        (falling(), [2.0, 1.8, 1.9, 2.3], evaluation.overfitting, "overfitting"),
+        (falling(), [2.0, 1.8, 1.7, 1.6], evaluation.overfitting, None),
+        (falling(last=4.0), [2.0, 1.8, 1.9, 2.3], evaluation.overfitting, None),
+        (falling(last=4.0), [2.0, 1.8, 1.9, 2.3], evaluation.trained_worse, "eval_rose"),
+        (falling(), [2.0, 1.8, 1.7, 1.6], evaluation.course, "underfitting"),
+        (falling(), [2.0, 1.8, 1.7, 1.7], evaluation.course, "eval_flat"),
+        (falling(), [2.0, 1.8, 1.9, 2.3], evaluation.course, None),
+        (falling(), [2.0, 1.8, 1.7, 1.6], evaluation.gap, "eval_gap"),
+        (falling(), [], evaluation.missing, "eval_missing"),
+        (falling(), [2.0], evaluation.missing, None),
+        (falling(), [2.0, 1.9], evaluation.too_rare, "eval_rare"),
+        (falling(), [2.0, 1.9, 1.8, 1.7, 1.6], evaluation.too_rare, None),
+    ],
+)
+def test_evaluation(train, evals, rule, expected):
+    steps = np.linspace(N / max(len(evals), 1), N, len(evals)).tolist()
+    assert key(rule(history(loss=train, evals={"step": steps, "eval_loss": evals}))) == expected
+
+
+def test_evaluations_share_of_the_time():
+    evals = {"step": [50, 100], "eval_loss": [2.0, 1.9], "eval_runtime": [30.0, 30.0]}
+    found = resources.shares(history(step_seconds=np.ones(N), evals=evals))
+    assert found is not None
+    assert (found.key, found.values["eval_percent"]) == ("time_eval", pytest.approx(37.5))
+
+
+def test_an_incident_and_why_it_is_another_step_next_time():
+    incident = {
+        "step": 13, "kind": "forward_overflow", "module": "m", "phase": "forward", "rows": [7, 9], "action": "heal",
+        "evidence": {"rows_alone": [7]}, "remedies": [{"change": "precision.fp32_modules=[m]", "verified": True}],
+    }  # fmt: skip
+    run = history(loss=falling(), incidents=[incident], config={"training": {"seed": 42}})
+    healed, *_ = outcome.incidents(run)
+    assert (healed.key, healed.verdict, healed.values["rows"]) == ("healed", "watch", "7")
+    assert "precision.fp32_modules=[m]" in healed.sentence("en")
+    again = outcome.other_step_next_time(run)
+    assert again is not None
+    assert "training.seed=42" in again.sentence("en")
+    stopped, *_ = outcome.incidents(history(loss=falling(), incidents=[{**incident, "action": "stop"}]))
+    assert (stopped.key, stopped.verdict) == ("stopped", "wrong")
+    bare = {**incident, "action": "stop", "remedies": []}
+    many = outcome.incidents(history(loss=falling(), incidents=[bare] * 7))
+    assert keys(many) == ["stopped_without_remedy"] * 5 + ["more_incidents"]
+    elsewhere = history(loss=falling(), incidents=[{**bare, "action": "none"}])
+    elsewhere.env["attached"] = True
+    assert keys(outcome.incidents(elsewhere)) == ["attached_went_on"]
+    assert outcome.other_step_next_time(history(loss=falling())) is None
+
+
+def test_a_run_without_steps_and_one_of_nan_everywhere_are_explained():
+    empty = history(loss=[1.0])
+    empty.steps = empty.steps.iloc[:0]
+    assert keys(explain(empty)) == ["no_steps"]
+    nothing = history(loss=np.full(60, NAN), grad_norm=np.full(60, NAN), nonfinite_micro_batches=np.ones(60))
+    assert "loss_nonfinite" in keys(explain(nothing))
+    for finding in explain(nothing):
+        assert finding.sentence("ko")
+        assert finding.sentence("en")

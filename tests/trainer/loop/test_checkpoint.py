@@ -1,0 +1,144 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from lora_train.trainer.errors import UserError
+from lora_train.trainer.loop.checkpoint import (
+    ADAPTER,
+    OPTIMIZER,
+    STATE,
+    NotFinite,
+    Progress,
+    checkpoints,
+    load_checkpoint,
+    save_checkpoint,
+    set_aside_after,
+)
+from lora_train.trainer.loop.train import train_step
+from lora_train.trainer.model.load import trainable
+
+from .test_train import make_config, make_parts
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_models):
+    parts = make_parts(make_config(tiny_models["gpt_neox"]))
+    for step in (1, 2):
+        train_step(parts, step)
+    return parts
+
+
+def save(parts, folder, step: int, keep: int | None = None):
+    progress = Progress(step=step, skipped=1, train_seconds=2.5)
+    return save_checkpoint(folder, parts.model, parts.optimizer, parts.loss_scale, progress, {"a": 1}, keep)
+
+
+def load(folder, parts):
+    return load_checkpoint(folder, parts.model, parts.optimizer, parts.loss_scale)
+
+
+def test_holds_safetensors_and_json_only(trained, tmp_path):
+    folder = save(trained, tmp_path, 2)
+    names = {path.name for path in folder.iterdir()}
+    assert names == {ADAPTER, "adapter_config.json", OPTIMIZER, STATE}
+    state = json.loads((folder / STATE).read_text())
+    assert (state["step"], state["schema_version"], state["config"]) == (2, 1, {"a": 1})
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_restores_adapter_optimizer_scaler_and_counters(trained, tiny_models, tmp_path, device):
+    folder = save(trained, tmp_path, 2)
+    other = make_parts(make_config(tiny_models["gpt_neox"], seed=7))
+    assert load(folder, other) == Progress(step=2, skipped=1, train_seconds=2.5)
+    for name, parameter in trainable(trained.model).items():
+        assert torch.equal(parameter, trainable(other.model)[name])
+    ours, theirs = trained.optimizer.state_dict(), other.optimizer.state_dict()
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+    assert other.optimizer.updates.item() == 2
+
+
+def test_oldest_are_dropped_only_after_the_new_one_stands(trained, tmp_path):
+    for step in (1, 2, 10, 9):
+        save(trained, tmp_path, step, keep=2)
+    assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-9", "checkpoint-10"]
+
+
+def test_unfinished_folders_are_not_checkpoints(trained, tmp_path):
+    save(trained, tmp_path, 3)
+    (tmp_path / "checkpoint-4.tmp").mkdir()
+    (tmp_path / "checkpoint-x").mkdir()
+    assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-3"]
+
+
+def test_a_non_finite_adapter_is_never_written(tiny_models, tmp_path):
+    parts = make_parts(make_config(tiny_models["gpt_neox"]))
+    save(parts, tmp_path, 1, keep=1)
+    name, parameter = next(iter(trainable(parts.model).items()))
+    with torch.no_grad():
+        parameter[0, 0] = float("inf")
+    with pytest.raises(NotFinite, match=name):
+        save(parts, tmp_path, 2, keep=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-1"]
+
+
+def test_a_non_finite_optimizer_is_never_written(tiny_models, tmp_path):
+    parts = make_parts(make_config(tiny_models["gpt_neox"]))
+    train_step(parts, 1)
+    next(iter(parts.optimizer._inner.state.values()))["exp_avg"][0, 0] = float("nan")
+    with pytest.raises(NotFinite, match="exp_avg"):
+        save(parts, tmp_path, 2)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_kill_while_a_checkpoint_is_replaced_loses_neither(trained, tmp_path):
+    folder = save(trained, tmp_path, 3)
+    folder.rename(tmp_path / "checkpoint-3.old")
+    assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-3"]
+    save(trained, tmp_path, 3)
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-3"]
+
+
+@pytest.mark.parametrize("file", [ADAPTER, OPTIMIZER, STATE])
+@pytest.mark.parametrize("damage", ["missing", "torn", "foreign"])
+def test_a_damaged_checkpoint_is_a_clear_error(trained, tiny_models, tmp_path, file, damage):
+    folder = save(trained, tmp_path, 2)
+    path = folder / file
+    if damage == "missing":
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[:-40] if damage == "torn" else b"{}")
+    with pytest.raises(UserError, match=r"is not a whole checkpoint|belongs to another"):
+        load(folder, trained)
+
+
+def test_another_models_checkpoint_is_refused(trained, tiny_models, tmp_path):
+    folder = save(trained, tmp_path, 2)
+    with pytest.raises(UserError, match="belongs to another model or adapter"):
+        load(folder, make_parts(make_config(tiny_models["llama"])))
+
+
+def test_eight_bit_adams_shared_tables_are_saved(tiny_models, tmp_path, device):
+    """r=64: matrices of 4096 values and more have 8-bit state, and bitsandbytes shares one table between them."""
+    config = make_config(tiny_models["gpt_neox"], optim="paged_adamw_8bit")
+    config = config.model_copy(update={"lora": config.lora.model_copy(update={"r": 64})})
+    parts, other = make_parts(config), make_parts(config)
+    train_step(parts, 1)
+    load(save(parts, tmp_path, 1), other)
+    assert any(value.dtype == torch.uint8 for value in parts.optimizer.state_dict().values())
+    slack = 1e-5 if device == "cuda" else 0.0  # a GPU's attention adds up its gradients in any order
+    assert train_step(parts, 2).tolist() == pytest.approx(train_step(other, 2).tolist(), rel=slack)
+    for name, parameter in trainable(parts.model).items():
+        torch.testing.assert_close(parameter, trainable(other.model)[name], rtol=slack, atol=slack)
+
+
+def test_an_abandoned_branch_is_set_aside_and_never_pruned_into(trained, tmp_path):
+    for step in (2, 4, 6):
+        save(trained, tmp_path, step)
+    set_aside_after(tmp_path, 2, start=0)
+    assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-2"]
+    save(trained, tmp_path, 3, keep=2)
+    assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-2", "checkpoint-3"]
+    assert (tmp_path / "checkpoint-6.start-0" / STATE).exists()

@@ -1,0 +1,100 @@
+"""Which checkpoint a run goes on from, and what a damaged one costs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from lora_train.trainer.config.schema import Config
+from lora_train.trainer.console import Console
+from lora_train.trainer.errors import UserError
+from lora_train.trainer.run.resume import changed_settings, find_checkpoint, wanted, with_heals
+from safetensors.numpy import save_file
+
+QUIET = Console(silent=True)
+
+
+def make_config(**training: Any) -> Config:
+    sections = {"model": {"name_or_path": "o/m"}, "data": {"train": "o/d", "format": "text"}, "training": training}
+    return Config.model_validate(sections)
+
+
+def make_run(folder: Path, *steps: int, **state: Any) -> None:
+    folder.mkdir(parents=True)
+    (folder / "metrics.jsonl").touch()
+    for step in steps:
+        checkpoint = folder / f"checkpoint-{step}"
+        checkpoint.mkdir()
+        for name in ("adapter_model", "optimizer"):
+            save_file({"x": np.zeros(4, np.float32)}, checkpoint / f"{name}.safetensors")
+        facts = {"step": step, "config": make_config().model_dump(), **state}
+        (checkpoint / "trainer_state.json").write_text(json.dumps(facts))
+
+
+def find(resume: str, output_dir: Path) -> Path | None:
+    return find_checkpoint(resume, str(output_dir), QUIET)
+
+
+def test_auto_takes_the_newest_checkpoint_of_the_newest_run(tmp_path):
+    base = tmp_path / "run"
+    assert find("auto", base) is None
+    make_run(base, 5, 10)
+    assert find("auto", base) == base / "checkpoint-10"
+    make_run(tmp_path / "run-2", 3)
+    make_run(tmp_path / "run-10")
+    make_run(tmp_path / "running", 99)
+    assert find("auto", base) == tmp_path / "run-2" / "checkpoint-3"
+
+
+def test_a_run_or_a_checkpoint_by_name(tmp_path):
+    make_run(tmp_path / "run", 5, 10)
+    assert find(str(tmp_path / "run"), tmp_path) == tmp_path / "run" / "checkpoint-10"
+    assert find(str(tmp_path / "run" / "checkpoint-5"), tmp_path) == tmp_path / "run" / "checkpoint-5"
+    with pytest.raises(UserError, match="holds no checkpoint"):
+        find(str(tmp_path / "nowhere"), tmp_path)
+
+
+def damage(checkpoint: Path, name: str, how: str) -> None:
+    path = checkpoint / name
+    if how == "missing":
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[:-9] if how == "torn" else b"[]")
+
+
+@pytest.mark.parametrize("how", ["missing", "torn", "foreign"])
+@pytest.mark.parametrize("name", ["adapter_model.safetensors", "optimizer.safetensors", "trainer_state.json"])
+def test_a_damaged_file_in_the_newest_checkpoint_costs_that_checkpoint(tmp_path, capsys, name, how):
+    make_run(tmp_path / "run", 5, 10)
+    newest = tmp_path / "run" / "checkpoint-10"
+    damage(newest, name, how)
+    assert find_checkpoint("auto", str(tmp_path / "run"), Console()) == tmp_path / "run" / "checkpoint-5"
+    assert "checkpoint-10 cannot be resumed" in capsys.readouterr().out
+    with pytest.raises(UserError, match="checkpoint-10 is not a whole checkpoint"):
+        find(str(newest), tmp_path)
+    damage(tmp_path / "run" / "checkpoint-5", name, how)
+    with pytest.raises(UserError, match="none of the 2 checkpoints"):
+        find("auto", tmp_path / "run")
+
+
+def test_the_command_line_wins_over_the_configuration():
+    assert wanted(None, make_config()) is None
+    assert wanted(None, make_config(resume_from_checkpoint=True)) == "auto"
+    assert wanted(None, make_config(resume_from_checkpoint=False)) is None
+    assert wanted(None, make_config(resume_from_checkpoint="runs/x")) == "runs/x"
+    assert wanted("auto", make_config(resume_from_checkpoint="runs/x")) == "auto"
+
+
+def test_what_healed_a_run_stays_and_what_changed_is_told(tmp_path):
+    heal = {"settings": {"data.skip_rows": [3]}, "before": {"data.skip_rows": []}}
+    make_run(tmp_path / "run", 5, heals=[heal])
+    checkpoint = tmp_path / "run" / "checkpoint-5"
+    healed = with_heals(make_config(), checkpoint)
+    assert healed.data.skip_rows == [3]
+    assert changed_settings(checkpoint, make_config(max_steps=9, logging_steps=3)) == []
+    assert changed_settings(checkpoint, make_config(learning_rate=1.0)) == ["training.learning_rate"]
+    with pytest.raises(UserError, match="its state cannot be carried over"):
+        changed_settings(checkpoint, make_config(optim="sgd"))

@@ -1,0 +1,80 @@
+"""explain, report and compare as a user calls them."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ...conftest import COMMAND_ENVIRONMENT, ROOT
+
+RUNS = ROOT / "tests" / "runs"
+
+
+def run(*arguments: object, **environment: str) -> subprocess.CompletedProcess:
+    """The command in a process that must not have imported torch when it ends."""
+    program = (
+        "import sys; from lora_train.trainer.cli import main; code = main(sys.argv[1:]); "
+        "assert 'torch' not in sys.modules, 'torch was imported'; sys.exit(code)"
+    )
+    command = [sys.executable, "-c", program, *map(str, arguments)]
+    return subprocess.run(
+        command, cwd=RUNS, env={**COMMAND_ENVIRONMENT, **environment}, capture_output=True, text=True, check=False
+    )
+
+
+def test_explain_in_both_languages_without_torch():
+    for lang in ("en", "ko"):
+        result = run("explain", "healed", "--lang", lang)
+        assert result.returncode == 0, result.stderr
+        assert result.stdout == (RUNS / "healed" / f"explain.{lang}.txt").read_text(encoding="utf-8")
+    assert run("explain", "stock", LORA_TRAIN_LANG="ko").stdout.startswith("stock/trainer_state.json: 기록된 스텝 60개")
+
+
+def test_report_and_compare_write_pages_without_torch(tmp_path):
+    copy = shutil.copytree(RUNS / "healthy", tmp_path / "a run")
+    result = run("report", copy)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith(f"report {copy}/report.html")
+    page = (copy / "report.html").read_text(encoding="utf-8")
+    assert page.startswith("<!doctype html>")
+    assert "src=http" not in page.replace('"', "")
+    result = run("compare", copy, RUNS / "overfitting", "-o", tmp_path / "compare.html")
+    assert result.returncode == 0, result.stderr
+    assert "lora.r" in result.stdout
+    assert "settings differ at once" in result.stdout
+    assert (tmp_path / "compare.html").stat().st_size > 10**6
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        (("explain", "gone"), "error: there is no file or folder gone"),
+        (("explain", "."), "error: . holds no run"),
+        (("report", "stock/trainer_state.json", "--follow"), "error: --follow needs a run folder"),
+        (("report", "healthy", "-o", "/no/such/folder/x.html"), "error: /no/such/folder/x.html cannot be written"),
+        (("report", "healthy", "-o", "."), "error: . cannot be written"),
+        (("report", "../instrument", "--follow"), "error: ../instrument holds no run"),
+        (("compare", "healthy"), "error: one run cannot be compared"),
+        (("compare", "healthy", "gone"), "error: there is no file or folder gone"),
+        (("explain", "healthy", "--lang", "fr"), "error: "),
+    ],
+)
+def test_mistakes_are_answered(arguments, error):
+    result = run(*arguments)
+    assert result.returncode == 2, result.stdout + result.stderr
+    assert result.stderr.startswith(error)
+    assert "hint: " in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_a_page_without_plotly_says_what_to_install(tmp_path):
+    (tmp_path / "plotly").mkdir()
+    (tmp_path / "plotly" / "__init__.py").write_text("raise ImportError('not here')")
+    result = run("report", "healthy", "-o", tmp_path / "x.html", PYTHONPATH=str(tmp_path))
+    assert result.returncode == 2
+    assert "hint: pip install 'lora-vitals[report]'" in result.stderr
+    assert not Path(tmp_path / "x.html").exists()

@@ -1,0 +1,61 @@
+"""What can be said about the data section before torch is imported and any row is read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from ..config.names import is_path
+from ..config.schema import DataSection
+from ..data.conversations import is_jinja
+from ..data.formats import CHATS, template_fields
+from ..data.sources import READERS, data_files, is_saved
+from ..errors import Problem, problem
+
+
+def data_problems(data: DataSection, where: Callable[[str], str]) -> Iterator[Problem]:
+    """Contradictions between the keys of the data section, and files that are not there.
+
+    Args:
+        data: the section.
+        where: key -> the file or command line that set it.
+    """
+    for key, name in (("data.train", data.train), ("data.eval", data.eval)):
+        if name is not None and is_path(name):
+            yield from _source_problems(key, name, where)
+    yield from _template_problems(data, where)
+    if data.packing and not data.padding_free:
+        yield problem("config.packing_padded", file=where("data.packing"))
+    if data.eval_limit is not None and data.eval is None and data.eval_fraction == 0:
+        yield problem("config.eval_limit_without_data", file=where("data.eval_limit"))
+
+
+def _source_problems(key: str, name: str, where: Callable[[str], str]) -> Iterator[Problem]:
+    path, known = Path(name).expanduser(), ", ".join(READERS)
+    if not path.exists():
+        yield problem("config.no_file", file=where(key), key=key, path=name)
+    elif path.is_dir():
+        if not data_files(path) and not is_saved(path):
+            yield problem("config.no_data_files", file=where(key), key=key, path=name, known=known)
+    elif path.suffix.lower() not in READERS:
+        yield problem("config.unknown_data_kind", file=where(key), key=key, path=name, known=known)
+
+
+def _template_problems(data: DataSection, where: Callable[[str], str]) -> Iterator[Problem]:
+    prompt, chat = data.prompt_template, data.chat_template
+    if prompt is not None:
+        try:
+            fields, what = template_fields(prompt), ""
+        except ValueError as error:
+            fields, what = [], str(error)
+        if what:
+            yield problem("config.bad_prompt_template", file=where("data.prompt_template"), what=what)
+        elif not fields:
+            yield problem("config.no_prompt_field", file=where("data.prompt_template"))
+        if data.format != "auto":
+            yield problem("config.format_twice", file=where("data.prompt_template"), format=data.format)
+    if chat is not None:
+        if prompt is not None or data.format not in ("auto", *CHATS):
+            yield problem("config.chat_template_unused", file=where("data.chat_template"))
+        elif not is_jinja(chat) and not Path(chat).expanduser().is_file():
+            yield problem("config.no_chat_template_file", file=where("data.chat_template"), path=chat)

@@ -1,0 +1,317 @@
+"""From a YAML file and `section.key=value` overrides to a Config, with all problems reported at once.
+
+Neither torch nor transformers is imported here.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from ...instrument.messages import catalogue, say
+from ..config.names import TRACKERS, is_installed, is_path, trackers_wanted
+from ..config.schema import METRIC_DRIVEN, Config, sections
+from ..errors import Problem, UserError, problem
+from .data_checks import data_problems
+
+# What other trainers call our keys; asked for by name, answered by name.
+PEER_NAMES = {
+    "base_model": "model.name_or_path",
+    "model_name_or_path": "model.name_or_path",
+    "torch_dtype": "model.dtype",
+    "micro_batch_size": "training.per_device_train_batch_size",
+    "batch_size": "training.per_device_train_batch_size",
+    "num_epochs": "training.num_train_epochs",
+    "epochs": "training.num_train_epochs",
+    "lr": "training.learning_rate",
+    "lr_scheduler": "training.lr_scheduler_type",
+    "optimizer": "training.optim",
+    "grad_accum": "training.gradient_accumulation_steps",
+    "sequence_len": "data.cutoff_len",
+    "max_seq_length": "data.cutoff_len",
+    "max_length": "data.cutoff_len",
+    "model_max_length": "data.cutoff_len",
+    "val_set_size": "data.eval_fraction",
+    "val_size": "data.eval_fraction",
+    "dataset": "data.train",
+    "data_path": "data.train",
+    "template": "data.format",
+    "prompt_style": "data.format",
+    "prompt_format": "data.format",
+    "prompt_template_name": "data.format",
+    "dataset_format": "data.format",
+    "dataset_type": "data.format",
+    "formatting_func": "data.prompt_template",
+    "chat_template_jinja": "data.chat_template",
+    "chat_template_path": "data.chat_template",
+    "max_seq_len": "data.cutoff_len",
+    "seq_len": "data.cutoff_len",
+    "block_size": "data.cutoff_len",
+    "train_data": "data.train",
+    "train_file": "data.train",
+    "train_dataset": "data.train",
+    "datasets": "data.train",
+    "dataset_name": "data.train",
+    "eval_data": "data.eval",
+    "eval_file": "data.eval",
+    "eval_dataset": "data.eval",
+    "validation_file": "data.eval",
+    "test_size": "data.eval_fraction",
+    "validation_split": "data.eval_fraction",
+    "train_on_prompt": "data.train_on_inputs",
+    "mask_prompt": "data.train_on_inputs",
+    "completion_only_loss": "data.train_on_inputs",
+    "assistant_only_loss": "data.train_on_inputs",
+    "max_samples": "data.limit",
+    "max_train_samples": "data.limit",
+    "max_eval_samples": "data.eval_limit",
+    "overwrite_cache": "data.cache",
+    "use_cache": "data.cache",
+    "dataset_prepared_path": "data.cache",
+    "lora_r": "lora.r",
+    "lora_rank": "lora.r",
+    "rank": "lora.r",
+    "lora_target": "lora.target_modules",
+    "lora_target_modules": "lora.target_modules",
+    "alpha": "lora.lora_alpha",
+    "dropout": "lora.lora_dropout",
+    "evaluation_strategy": "training.eval_strategy",
+    "load_in_4bit": "quantization.load_in_4bit",
+}
+# Keys by the names transformers 4 had for them.
+OLD_NAMES = {"training.evaluation_strategy": "eval_strategy"}
+# transformers' schedule ends there and wants to start above it
+POLYNOMIAL_LR_END = 1e-7
+# Stand for a required key that is missing or wrong, so that the other checks still run.
+PLACEHOLDER = {"name_or_path": "unknown/unknown", "train": "unknown/unknown"}
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML that refuses a key given twice instead of keeping the last one silently."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if isinstance(key, str) and key in seen:
+                mark = key_node.start_mark
+                raise yaml.MarkedYAMLError(None, None, say("config.duplicate_key", key=key), mark)
+            seen.add(key) if isinstance(key, str) else None
+        return super().construct_mapping(node, deep)
+
+
+def read_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Reads, overrides, validates and cross-checks a configuration.
+
+    Args:
+        path: YAML file with the sections of `Config`.
+        overrides: `section.key=value`, where the value is YAML; they win over the file.
+
+    Raises:
+        UserError: carries every problem found.
+    """
+    path = Path(path)
+    raw = _read_yaml(path)
+    origin: dict[str, str] = {}
+    problems = list(_apply_overrides(raw, overrides, origin))
+    config, found = _validate(raw, lambda key: origin.get(key, str(path)))
+    problems += found
+    if problems:
+        raise UserError(*problems)
+    assert config is not None
+    return config
+
+
+def read_settings(path: str | Path, overrides: Sequence[str]) -> dict[str, Any]:
+    """What the overrides set, validated within the configuration: {"section.key": value}.
+
+    Raises:
+        UserError: carries every problem found.
+    """
+    values = read_config(path, overrides).model_dump()
+    keys = [override.partition("=")[0] for override in overrides]
+    return {key: values[key.partition(".")[0]][key.partition(".")[2]] for key in keys}
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(problem("config.not_utf8", file=path, byte=error.start)) from None
+    except OSError as error:
+        raise UserError(problem("config.unreadable", file=path, reason=error.strerror)) from None
+    try:
+        raw = yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = say("config.line", line=mark.line + 1, column=mark.column + 1) if mark else ""
+        what = getattr(error, "problem", None) or str(error)
+        raise UserError(problem("config.not_yaml", file=path, where=where, what=what)) from None
+    if raw is None:
+        raise UserError(problem("config.empty", file=path))
+    if not isinstance(raw, dict):
+        raise UserError(problem("config.not_mapping", file=path, kind=type(raw).__name__))
+    return {str(key): value for key, value in raw.items()}
+
+
+def _apply_overrides(raw: dict, overrides: Sequence[str], origin: dict[str, str]) -> Iterator[Problem]:
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        section, dot, name = key.partition(".")
+        if not (equals and dot and section and name):
+            yield problem("config.bad_override", text=override)
+            continue
+        try:
+            value = yaml.load(text, Loader=_Loader)
+        except yaml.YAMLError:
+            yield problem("config.override_not_yaml", key=key, text=text)
+            continue
+        if raw.get(section) is None:
+            raw[section] = {}
+        if isinstance(raw[section], dict):
+            raw[section][name] = value
+            origin[key] = say("config.command_line")
+
+
+def _validate(raw: dict[str, Any], where) -> tuple[Config | None, list[Problem]]:
+    """The config, or the problems of every section and of the sections taken together."""
+    problems: list[Problem] = []
+    known = sections()
+    for name in raw:
+        if name not in known:
+            problems.append(_unknown(where(name), name, list(known), "config.unknown_section"))
+    good: dict[str, dict[str, Any]] = {}
+    for name, schema in known.items():
+        values = raw.get(name) if raw.get(name) is not None else {}
+        if not isinstance(values, dict):
+            problems.append(problem("config.section_not_mapping", file=where(name), section=name, value=values))
+            values = {}
+        values = {OLD_NAMES.get(f"{name}.{key}", str(key)): value for key, value in values.items()}
+        bad: dict[str, Problem] = {}
+        try:
+            schema.model_validate(values)
+        except ValidationError as error:
+            for detail in error.errors(include_url=False):
+                key = f"{name}.{detail['loc'][0]}"
+                bad.setdefault(key, _explain(where(key), key, detail, list(schema.model_fields), values))
+        problems += bad.values()
+        good[name] = {key: value for key, value in values.items() if f"{name}.{key}" not in bad}
+        for key, field in schema.model_fields.items():
+            if field.is_required():
+                good[name].setdefault(key, PLACEHOLDER[key])
+    config = Config.model_validate(good)
+    broken = {text.error for text in problems}
+    problems += [found for found in _cross_checks(config, where) if found.error not in broken]
+    return (None if problems else config), problems
+
+
+def _unknown(file: str, key: str, known: list[str], sentence: str) -> Problem:
+    guess = _nearest(key, known)
+    hint = say("config.did_you_mean", guess=guess) + " " if guess else ""
+    return Problem(say(sentence, file=file, key=key), hint + say("config.known_keys", keys=", ".join(known)))
+
+
+def _nearest(key: str, known: list[str]) -> str:
+    """The key that was probably meant: in this section, by a peer's name for it, or in another section."""
+    section, dot, name = key.rpartition(".")
+    here = {word: section + dot + word for word in known}
+    anywhere = {field: f"{other}.{field}" for other, schema in sections().items() for field in schema.model_fields}
+    for candidates, cutoff in ((PEER_NAMES, 1.0), (here, 0.6), (PEER_NAMES, 0.75), (anywhere, 0.8)):
+        close = difflib.get_close_matches(name, list(candidates), n=1, cutoff=cutoff)
+        if close:
+            return candidates[close[0]]
+    return ""
+
+
+def _explain(file: str, key: str, detail: ErrorDetails, known: list[str], values: Mapping[str, Any]) -> Problem:
+    """One pydantic error in our words: file, key, what was given, what is allowed."""
+    kind, given, context = detail["type"], detail["input"], detail.get("ctx", {})
+    if kind == "extra_forbidden":
+        return _unknown(file, key, known, "config.unknown_key")
+    if kind == "missing":
+        return problem("config.missing", file=file, key=key)
+    sentences = (f"config.{key}", f"config.{kind}", "config.invalid")
+    sentence = next(sentence for sentence in sentences if sentence in catalogue("en"))
+    given = values.get(key.partition(".")[2], given)
+    if "expected" in context:
+        context["expected"] = context["expected"].replace("'", "").replace(" or ", ", ")
+    limits = {name: f"{limit:g}" for name, limit in context.items() if name in ("gt", "ge", "lt", "le")}
+    return problem(sentence, file=file, key=key, value=_short(given), what=detail["msg"], **(context | limits))
+
+
+def _short(value: Any) -> str:
+    text = str(value) if not isinstance(value, (dict, list)) else yaml.safe_dump(value, default_flow_style=True)
+    text = text.strip()
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _tracker_problems(config: Config, where) -> Iterator[Problem]:
+    file = where("training.report_to")
+    for name in trackers_wanted(config.training.report_to):
+        if name not in TRACKERS:
+            yield problem("config.no_such_tracker", file=file, name=name, known=", ".join(TRACKERS))
+        elif not is_installed(TRACKERS[name]):
+            package = {"azure_ml": "azureml-mlflow", "comet_ml": "comet-ml"}.get(name, name)
+            yield problem("config.tracker_not_installed", file=file, name=name, package=package)
+
+
+def _evaluation_problems(config: Config, where) -> Iterator[Problem]:
+    """Evaluation that is asked for and cannot be, or is needed and not asked for."""
+    training, data = config.training, config.data
+    if data.eval is not None and data.eval_fraction > 0:
+        yield problem("config.eval_twice", file=where("data.eval"))
+    if training.eval_strategy != "no":
+        if data.eval is None and data.eval_fraction == 0:
+            yield problem("config.eval_without_data", file=where("training.eval_strategy"))
+        return
+    needs = {
+        "load_best_model_at_end": training.load_best_model_at_end,
+        "early_stopping_patience": training.early_stopping_patience is not None,
+        "save_strategy": training.save_strategy == "best",
+        "lr_scheduler_type": training.lr_scheduler_type in METRIC_DRIVEN,
+    }
+    for key in (key for key, needed in needs.items() if needed):
+        value = getattr(training, key)
+        yield problem("config.needs_evaluation", file=where(f"training.{key}"), key=key, value=value)
+
+
+def _cross_checks(config: Config, where) -> Iterator[Problem]:
+    """Contradictions between keys, and files that are not there."""
+    training, data, quantization = config.training, config.data, config.quantization
+    if training.fp16 and training.bf16:
+        yield problem("config.fp16_and_bf16", file=where("training.fp16"))
+    if config.compute_dtype == "float32" and config.model.dtype not in ("auto", "float32"):
+        yield problem("config.storage_without_compute", file=where("model.dtype"), dtype=config.model.dtype)
+    if {config.compute_dtype, config.model.dtype} == {"float16", "bfloat16"}:
+        yield problem("config.two_16bit_dtypes", file=where("model.dtype"), dtype=config.model.dtype)
+    yield from _evaluation_problems(config, where)
+    yield from _tracker_problems(config, where)
+    if not config.lora.target_modules:
+        yield problem("config.no_target_modules", file=where("lora.target_modules"))
+    if quantization.bnb_4bit_use_double_quant and not quantization.load_in_4bit:
+        yield problem("config.double_quant_without_4bit", file=where("quantization.bnb_4bit_use_double_quant"))
+    if quantization.load_in_4bit and quantization.load_in_8bit:
+        yield problem("config.4bit_and_8bit", file=where("quantization.load_in_8bit"))
+    if (quantization.load_in_4bit or quantization.load_in_8bit) and not is_installed("bitsandbytes"):
+        yield problem("config.no_bitsandbytes", file=where("quantization.load_in_4bit"))
+    if training.optim.endswith("bit") and not is_installed("bitsandbytes"):
+        yield problem("config.no_bitsandbytes_optim", file=where("training.optim"), optim=training.optim)
+    if training.lr_scheduler_type == "warmup_stable_decay" and "num_decay_steps" not in training.lr_scheduler_kwargs:
+        yield problem("config.wsd_needs_decay", file=where("training.lr_scheduler_kwargs"))
+    if training.lr_scheduler_type == "polynomial" and training.learning_rate <= POLYNOMIAL_LR_END:
+        yield problem("config.polynomial_lr", file=where("training.learning_rate"), end=POLYNOMIAL_LR_END)
+    if training.max_steps == 0:
+        yield problem("config.zero_steps", file=where("training.max_steps"))
+    yield from data_problems(data, where)
+    model = config.model.name_or_path
+    if is_path(model) and not Path(model).expanduser().exists():
+        yield problem("config.no_model", file=where("model.name_or_path"), path=model)
+    output_dir = Path(training.output_dir).expanduser()
+    if output_dir.exists() and not output_dir.is_dir():
+        yield problem("config.output_is_file", file=where("training.output_dir"), path=training.output_dir)

@@ -1,0 +1,1 @@
+"""What happens when a step is not finite: diagnosis, remedies, replay."""

@@ -1,0 +1,189 @@
+"""The screen of a collapse: where, before, batch, adapter, what the stock Trainer would print, trials, how to go on."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.cells import cell_len as width
+
+from ...instrument.judge.detect import Diagnosis
+from ...instrument.messages import say
+from ...instrument.read.load import load_run
+from ...instrument.record.capsule import size_mib
+from ..config.settings import as_overrides
+from ..console import Console, compact
+from ..loop.checkpoint import Progress
+from ..loop.components import Parts
+from .remedy import Outcome, Remedy, Trial, listed
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known when the screen is shown."""
+
+    diagnosis: Diagnosis
+    trials: list[Trial]
+    chosen: Remedy | None
+    again: Outcome | None
+    progress: Progress
+    before: Progress
+    """Of the checkpoint that was written."""
+    checkpoint: Path | None
+    folder: Path
+    run_dir: Path
+    seconds: float
+
+
+def show(facts: Facts, parts: Parts, console: Console) -> None:
+    """Prints the screen."""
+    diagnosis = facts.diagnosis
+    goes_on = diagnosis.action != "stop"
+    kind = diagnosis.kind if f"collapse.title.{diagnosis.kind}" in _KNOWN else "other"
+    title = say(f"collapse.title.{kind}", dtype=parts.config.compute_dtype)
+    console.line(say("collapse.heals" if goes_on else "collapse.stops", step=diagnosis.step, title=title))
+    for key, text in _paragraphs(facts, parts):
+        label = say(f"collapse.label.{key}")
+        console.line("  " + label + " " * max(1, 9 - width(label)) + text)
+    _table(facts, console)
+    _way_on(facts, parts, console)
+
+
+_KNOWN = {
+    f"collapse.title.{kind}"
+    for kind in (
+        "forward_overflow",
+        "backward_overflow",
+        "bad_weight",
+        "dead_adapter",
+        "scale_collapse",
+        "scale_underflow",
+        "no_supervised_tokens",
+        "divergence",
+    )
+}
+
+
+def _paragraphs(facts: Facts, parts: Parts) -> list[tuple[str, str]]:
+    diagnosis, evidence = facts.diagnosis, facts.diagnosis.evidence
+    found = [("where", _where(diagnosis))]
+    if text := _before(facts):
+        found.append(("before", text))
+    source = parts.plan.dataset.source
+    alone = evidence.get("rows_alone") or []
+    rows = listed(diagnosis.rows)
+    if alone and len(diagnosis.rows) > 1:
+        found.append(("batch", say("collapse.rows_alone", rows=rows, source=source, alone=listed(alone))))
+    else:
+        found.append(("batch", say("collapse.rows", rows=rows, source=source)))
+    bad, n = evidence.get("adapter_nonfinite"), evidence.get("adapter_values")
+    checkpoint = facts.checkpoint.name if facts.checkpoint else "-"
+    if bad:
+        found.append(("adapter", say("collapse.adapter_dead", bad=bad, n=n, checkpoint=checkpoint)))
+    elif bad == 0:
+        found.append(("adapter", say("collapse.adapter_healthy", n=n, step=diagnosis.step, checkpoint=checkpoint)))
+    else:
+        found.append(("adapter", say("collapse.checkpoint", checkpoint=checkpoint)))
+    if facts.again is not None:
+        stock = "stock_skip" if math.isfinite(facts.again.loss) else "stock_zero"
+        found.append(("stock", say(f"collapse.{stock}")))
+    return found
+
+
+def _where(diagnosis: Diagnosis) -> str:
+    evidence = diagnosis.evidence
+    values: dict[str, Any] = {"module": diagnosis.module or say("collapse.no_module"), **evidence}
+    values |= {key: figure(values[key]) for key in ("input_absmax", "peak") if key in values}
+    if diagnosis.kind in ("forward_overflow", "bad_weight", "backward_overflow", "scale_collapse", "dead_adapter"):
+        if "n" not in evidence or not evidence["n"]:
+            return values["module"]
+        values["bad"] = evidence["n_inf"] + evidence["n_nan"]
+        values["what"] = "inf" if not evidence["n_nan"] else "nan" if not evidence["n_inf"] else "inf/nan"
+        values["op"] = f" ({evidence['op']})" if "op" in evidence else ""
+        side = "forward" if diagnosis.phase != "backward" else "backward"
+        return say(f"collapse.where_{side}", **values)
+    if "growth" in evidence:
+        return say("collapse.where_blown_up", **values)
+    return say(f"collapse.where_{diagnosis.kind}", **values)
+
+
+def figure(value: float) -> str:
+    """A magnitude: 61,900, 1.204."""
+    return f"{value:,.0f}" if 1000 <= abs(value) < 1e7 else f"{value:.4g}"
+
+
+def _before(facts: Facts) -> str:
+    """The peak of the module's output in the steps before, from what is on disk."""
+    module, step = facts.diagnosis.module, facts.diagnosis.step
+    if module is None or facts.diagnosis.phase != "forward":
+        return ""
+    frame = load_run(facts.run_dir).stats(columns=["absmax"], steps=range(1, step), sites=f"^{re.escape(module)}:out$")
+    frame = frame.dropna()
+    if len(frame) < 2:
+        return ""
+    first, last = frame.iloc[max(0, len(frame) // 2)], frame.iloc[-1]
+    return say(
+        "collapse.before",
+        step=step,
+        first=figure(float(first["absmax"])),
+        first_step=int(first["step"]),
+        last=figure(float(last["absmax"])),
+        last_step=int(last["step"]),
+    )
+
+
+def _table(facts: Facts, console: Console) -> None:
+    if not facts.trials:
+        return
+    same = facts.again is not None and not facts.again.finite
+    console.line(
+        say("collapse.trials_same" if same else "collapse.trials", step=facts.diagnosis.step, seconds=facts.seconds)
+    )
+    lines = []
+    for trial in facts.trials:
+        what = say(f"remedy.{trial.remedy.kind}", **trial.remedy.values)
+        gradients = say("collapse.gradients_finite" if trial.outcome.finite else "collapse.no_help")
+        if trial.outcome.finite and math.isnan(trial.outcome.loss):
+            gradients = say("collapse.step_left_out")
+        if trial.outcome.finite and not trial.verified:
+            gradients = say("collapse.not_enough")
+        mark = say("collapse.recommended") if trial.remedy is facts.chosen else ""
+        lines.append((what, f"loss {compact(trial.outcome.loss)}", gradients, mark))
+    widest = max(width(line[0]) for line in lines)
+    for what, loss, gradients, mark in lines:
+        text = f"  {what}{' ' * (widest - width(what))}  {loss:<12}  {gradients}"
+        console.line(text + (f"   <- {mark}" if mark else ""))
+
+
+def _way_on(facts: Facts, parts: Parts, console: Console) -> None:
+    run = facts.run_dir
+    command = "lora-train --config " + str(run / "config.yaml")
+    if facts.diagnosis.action != "stop":
+        console.line(
+            say(
+                "collapse.goes_on",
+                step=facts.before.step,
+                what=say(f"remedy.{facts.chosen.kind}", **facts.chosen.values) if facts.chosen else "-",
+                number=len(facts.before.heals),
+                limit=parts.config.precision.max_heals,
+            )
+        )
+    elif facts.chosen is not None:
+        overrides = " ".join(f"'{text}'" for text in as_overrides(facts.chosen.settings))
+        console.line(
+            say("collapse.go_on", command=f"{command} --resume {facts.checkpoint or 'auto'} {overrides}".rstrip())
+        )
+        if parts.config.precision.on_collapse == "stop":
+            console.line(say("collapse.sleep", limit=parts.config.precision.max_heals))
+        else:
+            console.line(say("collapse.too_often", limit=parts.config.precision.max_heals))
+    else:
+        console.line(say("collapse.no_remedy"))
+    console.line(say("collapse.look", command=f"lora-train replay {run} --step {facts.diagnosis.step}"))
+    console.line(say("collapse.look_words", command=f"lora-train explain {run}"))
+    console.line(say("collapse.saved", folder=facts.folder, size=size_mib(facts.folder)))
+    if facts.diagnosis.action == "stop":
+        console.line(say("collapse.exit_code"))

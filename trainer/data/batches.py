@@ -1,0 +1,230 @@
+"""Which rows each step sees, in which order, and their tensors.
+
+The order is a function of the seed and the epoch alone, and any step's rows are found without visiting the
+steps before it: a resumed run reads nothing twice. One step is `gradient_accumulation_steps` micro-batches on
+each process; rank k takes the k-th slice of every micro-batch, so that two processes see the rows of one
+process with twice the accumulation. The last step of an epoch may be smaller.
+
+With `data.packing` the bins of packing.py stand where the rows do: a step is so many bins, a micro-batch the rows of
+its bins. Rows of a bin share nothing but the micro-batch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import random
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from itertools import accumulate
+
+import numpy as np
+import torch
+from transformers.trainer_pt_utils import get_length_grouped_indices
+
+from ...kernels.backend import is_gpu
+from .examples import Dataset, Example
+from .packing import epoch_bins, fill_bins
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The tensors of one micro-batch, T of its tokens supervised.
+
+    Attributes:
+        input_ids: int64 [B, S], B rows padded on the right; padding-free [1, S], the rows one behind the other.
+        positions: int64 [T], indices into the flattened [B * S] positions whose next token is supervised.
+        targets: int64 [T], those next tokens.
+        rows: source index of each row.
+        n_tokens: tokens without the padding.
+        lengths: tokens of each row of a padding-free batch; empty where the batch is padded.
+        position_ids: int64 [1, S] of a padding-free batch, from 0 in every row.
+        row_starts: int32 [rows + 1] of a padding-free batch: where each row begins, and S.
+    """
+
+    input_ids: torch.Tensor
+    positions: torch.Tensor
+    targets: torch.Tensor
+    rows: tuple[int, ...]
+    n_tokens: int
+    lengths: tuple[int, ...] = ()
+    position_ids: torch.Tensor | None = None
+    row_starts: torch.Tensor | None = None
+
+    def to(self, device: torch.device) -> Batch:
+        """The batch on a device; from pinned memory the copy does not wait."""
+        if not is_gpu(device):
+            return self
+
+        tensors = {name: value for name, value in vars(self).items() if isinstance(value, torch.Tensor)}
+        return replace(self, **{name: t.pin_memory().to(device, non_blocking=True) for name, t in tensors.items()})
+
+
+def collate(examples: Sequence[Example], pad_token_id: int, padding_free: bool = False) -> Batch:
+    """Puts examples side by side, padded on the right, or one behind the other; finds the supervised targets.
+
+    Right padding needs no attention mask in a causal model: no real token looks at what comes after it.
+    """
+    if padding_free:
+        return _concatenated(examples)
+    width = max(len(example.input_ids) for example in examples)
+    input_ids = torch.full((len(examples), width), pad_token_id, dtype=torch.int64)
+    positions, targets = [], []
+    for index, example in enumerate(examples):
+        ids = torch.from_numpy(example.input_ids).long()
+        input_ids[index, : len(ids)] = ids
+        target_at = torch.from_numpy(example.supervised).nonzero().squeeze(1)
+        positions.append(index * width + target_at - 1)
+        targets.append(ids[target_at])
+    rows = tuple(example.row for example in examples)
+    n_tokens = sum(len(example.input_ids) for example in examples)
+    return Batch(input_ids, torch.cat(positions), torch.cat(targets), rows, n_tokens)
+
+
+def _concatenated(examples: Sequence[Example]) -> Batch:
+    lengths = tuple(len(example.input_ids) for example in examples)
+    input_ids = torch.from_numpy(np.concatenate([example.input_ids for example in examples])).long()
+    # a row's first token is never supervised: the position before it belongs to its own row
+    target_at = torch.from_numpy(np.concatenate([example.supervised for example in examples])).nonzero().squeeze(1)
+    return Batch(
+        input_ids[None],
+        target_at - 1,
+        input_ids[target_at],
+        tuple(example.row for example in examples),
+        len(input_ids),
+        lengths,
+        torch.cat([torch.arange(length) for length in lengths])[None],
+        torch.tensor([0, *accumulate(lengths)], dtype=torch.int32),
+    )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The order of a whole run. Its unit is a row, or with packing a bin of rows.
+
+    Attributes:
+        dataset: the training rows.
+        batch_size: units in a micro-batch of one process.
+        accumulation: micro-batches of one process in a step.
+        seed: of the order.
+        world_size: number of processes.
+        skip: source indices of rows that are left out where their turn comes; the order of the others stays.
+        group_by_length: whether rows of similar length come in one step, the longest first. Bins are alike already.
+        begins_after: the step after which the rows begin from the first again.
+        bin_tokens: most tokens in a bin; None: rows are not packed.
+    """
+
+    dataset: Dataset
+    batch_size: int
+    accumulation: int
+    seed: int
+    world_size: int = 1
+    skip: frozenset[int] = frozenset()
+    group_by_length: bool = False
+    begins_after: int = 0
+    bin_tokens: int | None = None
+    _units: dict[int, Sequence[tuple[int, ...]]] = field(default_factory=dict, compare=False, repr=False)
+
+    @property
+    def units_per_step(self) -> int:
+        return self.batch_size * self.accumulation * self.world_size
+
+    @cached_property
+    def _lengths(self) -> list[int]:
+        return [len(example.input_ids) for example in self.dataset.examples]
+
+    @cached_property
+    def _bins(self) -> list[tuple[int, ...]]:
+        """The lengths of the rows in each bin: the same in every epoch, and so is the number of bins."""
+        assert self.bin_tokens is not None
+        return fill_bins(self._lengths, self.bin_tokens)
+
+    @cached_property
+    def steps_per_epoch(self) -> int:
+        n_units = len(self.dataset.examples) if self.bin_tokens is None else len(self._bins)
+        return math.ceil(n_units / self.units_per_step)
+
+    def n_steps(self, num_train_epochs: float, max_steps: int) -> int:
+        """Length of the run in optimizer steps; `max_steps` > 0 wins, as in transformers."""
+        return max_steps if max_steps > 0 else math.ceil(num_train_epochs * self.steps_per_epoch)
+
+    def step(self, step: int) -> list[list[Example]]:
+        """The micro-batches of a step (counted from 1), each over all processes: rank 0's share first.
+
+        Where rows are left out a micro-batch is smaller, and may be empty.
+        """
+        return [[example for share in shares for example in share] for shares in self.shares(step)]
+
+    def own(self, step: int, rank: int) -> list[list[Example]]:
+        """One process's share of each micro-batch of a step; it may be empty, at the end of an epoch too."""
+        return [shares[rank] for shares in self.shares(step)]
+
+    def shares(self, step: int) -> list[list[list[Example]]]:
+        """The micro-batches of a step, each as what every process has of it."""
+        behind = step > self.begins_after
+        epoch, within = divmod(step - 1 - behind * self.begins_after, self.steps_per_epoch)
+        chosen = self.units(epoch)[within * self.units_per_step :][: self.units_per_step]
+        slices = [chosen[start : start + self.batch_size] for start in range(0, len(chosen), self.batch_size)]
+        shares = [self.kept(self.dataset.examples[i] for unit in units for i in unit) for units in slices]
+        n_micro = math.ceil(len(shares) / self.world_size)
+        shares += [[]] * (n_micro * self.world_size - len(shares))
+        return [shares[i * self.world_size :][: self.world_size] for i in range(n_micro)]
+
+    def kept(self, examples: Iterable[Example]) -> list[Example]:
+        """Those that are not left out."""
+        return [example for example in examples if example.row not in self.skip]
+
+    def n_rows(self, n_steps: int) -> int:
+        """Rows of the first steps, as many in each step as on average over an epoch where bins hold them."""
+        if self.bin_tokens is None:
+            return n_steps * self.units_per_step
+        return round(n_steps * self.units_per_step * len(self.dataset.examples) / len(self._bins))
+
+    def units(self, epoch: int) -> Sequence[tuple[int, ...]]:
+        """Indices of the rows of each unit in the order of one epoch (from 0)."""
+        if epoch not in self._units:
+            if len(self._units) > 1:
+                del self._units[min(self._units)]
+            self._units[epoch] = self._ordered(epoch)
+        return self._units[epoch]
+
+    def _ordered(self, epoch: int) -> Sequence[tuple[int, ...]]:
+        if self.bin_tokens is not None:
+            order = epoch_order(len(self._lengths), self.seed, epoch)
+            return epoch_bins(self._bins, self._lengths, order, random.Random(f"bins-{self.seed}-{epoch}"))
+        if self.group_by_length:
+            return [(i,) for i in grouped_order(self._lengths, self.units_per_step, self.seed, epoch)]
+        return [(i,) for i in epoch_order(len(self._lengths), self.seed, epoch)]
+
+    def epoch_at(self, step: int) -> float:
+        """Epochs completed after a step."""
+        return step / self.steps_per_epoch
+
+    def fingerprint(self) -> str:
+        """16 hex digits of the rows' content and order in the first epoch."""
+        order = tuple(self.units(0) if self.bin_tokens is not None else (i for unit in self.units(0) for i in unit))
+        text = f"{self.dataset.fingerprint()} {self.batch_size} {self.accumulation} {self.world_size} {order}"
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def epoch_order(n_rows: int, seed: int, epoch: int) -> tuple[int, ...]:
+    """The permutation of one epoch. Python's generator: the same on every version and platform."""
+    order = list(range(n_rows))
+    random.Random(f"order-{seed}-{epoch}").shuffle(order)
+    return tuple(order)
+
+
+def grouped_order(lengths: Sequence[int], units_per_step: int, seed: int, epoch: int) -> tuple[int, ...]:
+    """The same with rows of similar length in each step, as transformers' group_by_length has it."""
+    generator = torch.Generator().manual_seed(
+        int.from_bytes(hashlib.sha256(f"{seed}-{epoch}".encode()).digest()[:7], "big")
+    )
+    return tuple(get_length_grouped_indices(list(lengths), units_per_step, generator=generator))
+
+
+def in_batches(examples: Sequence[Example], size: int) -> Iterator[Sequence[Example]]:
+    """Evaluation batches, longest rows first: the batch that needs most memory fails first, padding is least."""
+    by_length = sorted(examples, key=lambda example: (-len(example.input_ids), example.row))
+    for start in range(0, len(by_length), size):
+        yield by_length[start : start + size]

@@ -1,0 +1,136 @@
+"""`lora-train --config FILE --dry-run`: what a run would read, need and compute. Trains nothing, writes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+import transformers
+from rich.cells import cell_len
+
+from ...instrument.messages import say
+from ..collapse.remedy import start_scale
+from ..config.schema import Config
+from ..config.settings import with_settings
+from ..console import Console
+from ..data.examples import Example
+from ..data.load import load_data
+from ..loop.components import build, order_of
+from ..loop.engine import Engine
+from ..model.load import load_tokenizer, pad_token_id
+from . import headroom
+from .fake_model import Twin, has_weights, make_twin
+from .memory import USABLE, Memory, Shape, available, largest_batch, longest, predict, shape_of
+from .preview import show_batches, show_lengths
+
+LABEL_WIDTH = 34
+
+
+def dry_run(config: Config) -> int:
+    """Prints and returns the exit code: 0, or 3 if the forward and backward are not finite.
+
+    Raises:
+        UserError: data or model cannot be used.
+    """
+    transformers.logging.set_verbosity_error()
+    engine = Engine()
+    console = Console(silent=not engine.is_main)
+    tokenizer = load_tokenizer(config)
+    train_data, eval_data = load_data(config, tokenizer, console)
+    plan = order_of(config, train_data, engine.world_size)
+    show_batches(plan, engine.rank, tokenizer, console)
+    show_lengths(config, plan, eval_data, console)
+    units = [unit for indices in plan.units(0) if (unit := plan.kept(train_data.examples[i] for i in indices))]
+    fitting = show_memory(config, engine.device, units, console)
+    if not has_weights(config):
+        console.line(say("dry_run.no_weights", model=config.model.name_or_path))
+        return 0
+    n_units = min(config.training.per_device_train_batch_size, fitting, len(units))
+    if n_units == 0:
+        console.warn(say("dry_run.nothing_fits"))
+        return 0
+    parts = build(config, engine, train_data, eval_data, pad_token_id(tokenizer), console)
+    start_scale(parts)
+    examples = longest(units, n_units)
+    return headroom.show(headroom.measure(parts, examples), examples, console)
+
+
+def show_memory(config: Config, device: torch.device, units: Sequence[Sequence[Example]], console: Console) -> int:
+    """Parameter counts, memory by part, and the largest batch.
+
+    Args:
+        units: the rows there are, each alone or in its bin.
+
+    Returns:
+        units in the largest micro-batch that fits; all of them where that cannot be predicted.
+    """
+    try:
+        twin = make_twin(config, device)
+        shape = shape_of(longest(units, min(config.training.per_device_train_batch_size, len(units))))
+        memory = predict(twin, shape)
+    except RuntimeError as error:  # the model looks at the values of its tensors, which a twin has not
+        console.warn(say("dry_run.no_prediction", what=str(error).strip().split("\n")[0]))
+        return len(units)
+    share = 100 * twin.n_trained / twin.n_all
+    console.line(say("dry_run.parameters", trained=twin.n_trained, all=twin.n_all, share=share))
+    free = available(device)
+    show_parts(memory, twin, shape, free, console)
+    return show_largest(twin, shape, units, int(USABLE * free), console)
+
+
+def show_parts(memory: Memory, twin: Twin, shape: Shape, free: int, console: Console) -> None:
+    """One line for each thing that takes memory."""
+    console.line(say("dry_run.memory", device=twin.device, rows=shape.n_rows, length=shape.length))
+    storages = ", ".join(f"{kind} {size(n)}" for kind, n in memory.weights.items())
+    optim = twin.config.training.optim
+    pageable = say("dry_run.pageable", optim=optim) if optim.startswith("paged_") else optim
+    step = memory.step
+    lines = [
+        (say("dry_run.weights"), sum(memory.weights.values()), storages),
+        (say("dry_run.lora"), memory.lora, "float32"),
+        (say("dry_run.gradients"), memory.gradients, "float32"),
+        (say("dry_run.optimizer"), memory.optimizer, pageable),
+        (say("dry_run.copies"), memory.copies, ""),
+        (say("dry_run.activations"), step.kept, ""),
+        (say("dry_run.temporaries"), step.peak + step.room - step.kept, say("dry_run.logits", size=size(step.loss))),
+        (say("dry_run.overhead"), memory.overhead, ""),
+        (say("dry_run.total"), memory.total, say("dry_run.free", size=size(free))),
+    ]
+    for label, n_bytes, note in lines:
+        if n_bytes or note:
+            console.line(f"  {padded(label)} {size(n_bytes):>10}  {note}".rstrip())
+
+
+def show_largest(twin: Twin, shape: Shape, units: Sequence[Sequence[Example]], free: int, console: Console) -> int:
+    """The largest batch that fits as the run is configured, and with gradient checkpointing the other way round."""
+    training, packed = twin.config.training, twin.config.data.packing
+    enabled, wanted = training.gradient_checkpointing, min(training.per_device_train_batch_size, len(units))
+    fitting = largest_batch(_needed(twin, units), free, len(units))
+    other = make_twin(with_settings(twin.config, {"training.gradient_checkpointing": not enabled}), twin.device)
+    otherwise = largest_batch(_needed(other, units), free, len(units))
+    length = sum(shape_of(longest(units, 1)).lengths)
+    unit = say("unit.bins" if packed else "unit.rows")
+    console.line(say("dry_run.largest", size=fitting, length=length, now=wanted, units=len(units), unit=unit))
+    if enabled:
+        console.line(say("dry_run.without_checkpointing", size=otherwise))
+    elif otherwise > fitting:
+        console.line(say("dry_run.checkpointing_more", size=otherwise))
+    else:
+        console.line(say("dry_run.checkpointing_same"))
+    if wanted > fitting:
+        console.warn(say("dry_run.too_large", size=wanted))
+    return fitting
+
+
+def _needed(twin: Twin, units: Sequence[Sequence[Example]]) -> Callable[[int], int]:
+    return lambda n_units: predict(twin, shape_of(longest(units, n_units))).total
+
+
+def size(n_bytes: int) -> str:
+    """Bytes in GiB, or MiB where that is less than one."""
+    return f"{n_bytes / 2**30:,.2f} GiB" if n_bytes >= 2**30 else f"{n_bytes / 2**20:,.1f} MiB"
+
+
+def padded(label: str) -> str:
+    """A label in its column; Korean letters take two places."""
+    return label + " " * max(0, LABEL_WIDTH - cell_len(label))

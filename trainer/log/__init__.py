@@ -1,0 +1,1 @@
+"""Where a run's numbers go besides its folder: trackers, and the series of layers in them."""

@@ -1,0 +1,1 @@
+"""Training: components, steps, schedules, evaluation, checkpoints, and the record of it."""

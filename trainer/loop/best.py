@@ -1,0 +1,38 @@
+"""What the evaluations so far say: which was best, and whether it is time to stop.
+
+The history of the metric is part of a checkpoint, and everything here is a function of it: a resumed run decides as
+the run that was not interrupted.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from ..config.schema import TrainingSection
+from .evaluate import Evaluation
+from .lr_schedule import greater_is_better
+
+# (step, metric) of every evaluation, oldest first.
+History = Sequence[tuple[int, float]]
+
+
+def metric_of(training: TrainingSection, evaluation: Evaluation) -> float:
+    """The metric the evaluation is judged by."""
+    return getattr(evaluation, "eval_" + training.metric_for_best_model.removeprefix("eval_"))
+
+
+def best_step(training: TrainingSection, history: History) -> int | None:
+    """Step of the best evaluation, the first of equals; None where none is finite."""
+    sign = 1 if greater_is_better(training) else -1
+    finite = [(sign * metric, -step) for step, metric in history if math.isfinite(metric)]
+    return -max(finite)[1] if finite else None
+
+
+def stops_early(training: TrainingSection, history: History) -> bool:
+    """Whether the last `early_stopping_patience` evaluations were no better than the best before them."""
+    if training.early_stopping_patience is None:
+        return False
+    best = best_step(training, history)
+    since = [step for step, _ in history if best is None or step > best]
+    return len(since) >= training.early_stopping_patience

@@ -1,0 +1,57 @@
+"""Evaluation: sums over supervised tokens, logits never kept."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import torch
+from peft import PeftModel
+
+from ..config.schema import Config
+from ..data.batches import collate, in_batches
+from ..data.examples import Dataset
+from ..model.load import autocast
+from ..model.loss import SupervisedLoss
+from .engine import Engine, fits
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What one pass over the evaluation rows gave; the names are those of metrics.jsonl."""
+
+    eval_loss: float
+    eval_token_accuracy: float
+    eval_runtime: float
+    eval_samples_per_second: float
+    eval_steps_per_second: float
+
+
+@torch.no_grad()
+def evaluate(
+    model: PeftModel, loss: SupervisedLoss, dataset: Dataset, config: Config, engine: Engine, pad: int
+) -> Evaluation:
+    """Mean loss and argmax accuracy over all supervised tokens; each process takes every world_size-th batch."""
+    started = time.perf_counter()
+    batches = list(in_batches(dataset.examples, config.training.per_device_eval_batch_size))
+    # float64 sums of at most float32 terms: the order of the batches does not show
+    totals = torch.zeros(2, dtype=torch.float64, device=engine.device)
+    model.eval()
+    for examples in batches[engine.rank :: engine.world_size]:
+        batch = collate(examples, pad, loss.padding_free).to(engine.device)
+        with fits(examples, evaluating=True), autocast(config, engine.device):
+            loss_sum, n_correct = loss(batch)
+        assert n_correct is not None
+        totals += torch.stack([loss_sum.double(), n_correct.double()])
+    model.train()
+    engine.sum_([totals])
+    loss_total, n_right = totals.tolist()
+    n_tokens = sum(example.n_supervised for example in dataset.examples)
+    seconds = time.perf_counter() - started
+    return Evaluation(
+        eval_loss=loss_total / n_tokens,
+        eval_token_accuracy=n_right / n_tokens,
+        eval_runtime=seconds,
+        eval_samples_per_second=len(dataset.examples) / seconds,
+        eval_steps_per_second=len(batches) / seconds,
+    )

@@ -1,0 +1,309 @@
+"""Turns device rows and host facts into metrics.jsonl lines, console lines and the time that is left."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from dataclasses import asdict, dataclass, replace
+
+import psutil
+import torch
+
+from ...instrument.judge.detect import Detectors, Trouble
+from ...instrument.messages import say
+from ...instrument.read.store import METRICS, STATS, MetricsLog, StatsWriter
+from ...instrument.record.recorder import Recorder
+from ...instrument.record.ring import Ring
+from ..config.schema import Config
+from ..console import Console, compact, duration
+from ..errors import Stopped, problem
+from ..log.layer_series import LayerSeries
+from ..log.trackers import Trackers
+from .checkpoint import Progress
+from .components import Parts
+from .evaluate import Evaluation
+
+# What train_step puts in a row, in this order; float64 on the device.
+ROW_FIELDS = ("loss", "grad_norm", "loss_scale", "skipped", "nonfinite_micro_batches", "updates", "latched")
+GIB = 2**30
+# Steps whose mean time the ETA is based on.
+RATE_WINDOW = 50
+
+
+@dataclass(frozen=True)
+class StepFacts:
+    """What the host knows of a step without asking the device, over all processes."""
+
+    step: int
+    tokens: int
+    supervised_tokens: int
+    max_sequence_length: int
+    step_seconds: float
+    rows: tuple[int, ...]
+
+
+class RunLog:
+    """Writes every step to metrics.jsonl and every logging_steps-th to the console.
+
+    Attributes:
+        last_step: the last step that was recorded.
+    """
+
+    def __init__(
+        self,
+        metrics: MetricsLog | None,
+        console: Console,
+        parts: Parts,
+        progress: Progress,
+        stats: StatsWriter | None = None,
+        trackers: Trackers | None = None,
+    ):
+        self._metrics, self._console, self._progress = metrics, console, progress
+        self._config, self._n_steps, self._steps_per_epoch = parts.config, parts.n_steps, parts.plan.steps_per_epoch
+        self._rates, self._device = parts.optimizer.rates, parts.engine.device
+        self._stats, self._trackers = stats, trackers
+        self._scale_is_dynamic = parts.config.training.fp16 and isinstance(parts.config.precision.loss_scale, str)
+        self._detectors = Detectors(parts.recorder.sites if parts.recorder else [], parts.config.training.fp16)
+        self._schedule = parts.schedule
+        self._pending: dict[int, StepFacts] = {}
+        self._recent: deque[float] = deque(maxlen=RATE_WINDOW)
+        # a resumed run begins with what they cost before
+        self._eval_seconds = progress.eval_seconds_total / max(1, len(progress.evaluations))
+        self._save_seconds = progress.save_seconds_total / max(1, progress.step // parts.schedule.save_every)
+        self._lines_lost = 0
+        self._layers = LayerSeries(parts.recorder.sites) if parts.recorder and trackers else None
+        # lines for the trackers that wait for the statistics of their step: some trackers take a step only once
+        self._untracked: dict[int, dict] = {}
+        self.last_step = progress.step
+
+    def expect(self, facts: StepFacts) -> None:
+        """Keeps a step's host facts until its row arrives."""
+        self._pending[facts.step] = facts
+        self._recent.append(facts.step_seconds)
+        self._progress.train_seconds += facts.step_seconds
+
+    def receive(self, ring: Ring, recorder: Recorder | None, drain: bool) -> Trouble | None:
+        """Records what has arrived of the steps, or with `drain` all of them.
+
+        Returns:
+            the first step that went wrong. What the device did after a step that it latched was masked, and is not
+            recorded; after any other trouble everything that is on its way is.
+        """
+        trouble = None
+        for step, values in ring.drain() if drain else ring.ready():
+            trouble = self.step(step, values.tolist())
+            if trouble is not None:
+                break
+        latched = trouble is not None and trouble.latched
+        trouble = (
+            self._statistics(recorder, drain or trouble is not None, self.last_step if latched else None) or trouble
+        )
+        if trouble is not None:
+            for step, values in ring.drain():
+                if not trouble.latched:
+                    self.step(step, values.tolist())
+            self._pending.clear()
+        return trouble
+
+    def step(self, step: int, values: list[float]) -> Trouble | None:
+        """Records a step whose row has arrived; what is wrong with it, if anything is."""
+        facts, self.last_step = self._pending.pop(step), step
+        row = dict(zip(ROW_FIELDS, values, strict=True))
+        skipped = bool(row["skipped"])
+        self._progress.skipped += skipped
+        updates = int(row["updates"])
+        line = {
+            "step": step,
+            "updates": updates,
+            "epoch": step / self._steps_per_epoch,
+            "loss": row["loss"],
+            "learning_rate": self._rates[updates - (not skipped)],
+            "grad_norm": row["grad_norm"],
+            "loss_scale": row["loss_scale"],
+            "skipped": skipped,
+            "nonfinite_micro_batches": int(row["nonfinite_micro_batches"]),
+            "tokens": facts.tokens,
+            "supervised_tokens": facts.supervised_tokens,
+            "tokens_per_second": facts.tokens / facts.step_seconds,
+            "step_seconds": facts.step_seconds,
+            "max_sequence_length": facts.max_sequence_length,
+            **self._memory(),
+            "eval_seconds_total": self._progress.eval_seconds_total,
+            "save_seconds_total": self._progress.save_seconds_total,
+        }
+        latched = bool(row["latched"])
+        if not math.isfinite(row["loss"]) and facts.rows:
+            line["rows"] = facts.rows
+            if not latched:
+                self._console.warn(say("step.nonfinite", step=step, rows=", ".join(map(str, facts.rows))))
+        elif skipped and facts.rows and not self._scale_is_dynamic and not latched:
+            line["rows"] = facts.rows
+            self._console.warn(say("step.nonfinite_gradient", step=step, rows=", ".join(map(str, facts.rows))))
+        self._progress.final_loss = row["loss"] if math.isfinite(row["loss"]) else None
+        self._write(line)
+        if latched:
+            return replace(self._detectors.before_overflow(step) or Trouble(step), latched=True)
+        self._show(line)
+        return self._detectors.step(step, row["loss"])
+
+    def _statistics(self, recorder: Recorder | None, drain: bool, last: int | None) -> Trouble | None:
+        """Writes the statistics that have arrived, with `drain` all of them; those after step `last` are dropped."""
+        trouble = None
+        if recorder is None:
+            return None
+        # never ahead of the scalars: they say whether a step was masked
+        for step, rows, exponents in recorder.drain() if drain else recorder.ready(self.last_step):
+            if last is not None and step > last:
+                continue
+            self._write_statistics(step, rows, exponents)
+            self._track(step, rows)
+            found, coming = self._detectors.rows(step, rows.numpy())
+            trouble = trouble or found
+            for site, forecast in coming:
+                self._console.warn(
+                    say(
+                        "warn.forecast",
+                        module=site.module,
+                        peak=forecast.peak,
+                        limit=forecast.limit,
+                        rate=forecast.per_step,
+                        step=forecast.predicted_step,
+                    )
+                )
+        return trouble if last is None else None
+
+    def _track(self, step: int, rows: torch.Tensor | None) -> None:
+        """Sends the trackers what waits up to that step, with the layers of this one."""
+        for waiting in sorted(at for at in self._untracked if at <= step):
+            line = self._untracked.pop(waiting)
+            layers = {}
+            if self._layers and rows is not None and waiting == step:
+                layers = self._layers.values(rows.numpy(), line["loss_scale"])
+            if self._trackers:
+                self._trackers.log({**line, **layers}, waiting)
+
+    def _write(self, line: dict) -> None:
+        """One line of metrics.jsonl; training.on_write_error decides what a full disk means."""
+        if self._metrics is None:
+            return
+        try:
+            self._metrics.write(line)
+        except OSError as error:
+            write_failed(self._config, METRICS, error)
+            if not self._lines_lost:
+                self._console.warn(say("log.failed", step=self.last_step, what=error))
+            self._lines_lost += 1
+
+    def _write_statistics(self, step: int, rows: torch.Tensor, exponents: torch.Tensor | None) -> None:
+        if self._stats is None:
+            return
+        try:
+            self._stats.write(step, rows.numpy(), None if exponents is None else exponents.long().numpy())
+        except OSError as error:
+            self._stats.abandon()
+            self._stats = None
+            write_failed(self._config, STATS, error)
+            self._console.warn(say("stats.failed", step=step, what=error))
+
+    def close(self) -> None:
+        """Ends the streams, whole where the disk allows it."""
+        for stream in (self._metrics, self._stats):
+            if stream is not None:
+                try:
+                    stream.close()
+                except OSError as error:
+                    self._console.warn(say("log.failed", step=self.last_step, what=error))
+        self._track(self.last_step, None)
+        if self._trackers:
+            self._trackers.finish()
+
+    def evaluation(self, step: int, evaluation: Evaluation) -> None:
+        """Records an evaluation."""
+        self._eval_seconds = evaluation.eval_runtime
+        self._progress.eval_seconds_total += evaluation.eval_runtime
+        self._write({"step": step, **asdict(evaluation)})
+        self._track(step, None)
+        if self._trackers:
+            self._trackers.log(asdict(evaluation), step)
+        self._console.line(
+            say(
+                "eval.line",
+                step=step,
+                total=self._n_steps,
+                loss=compact(evaluation.eval_loss),
+                accuracy=100 * evaluation.eval_token_accuracy,
+                seconds=evaluation.eval_runtime,
+            )
+        )
+
+    def seconds_to_stop(self) -> float:
+        """What one more step, an evaluation and a checkpoint would take, with a margin."""
+        return 2 * (self._save_seconds + (self._recent[-1] if self._recent else 0.0)) + self._eval_seconds
+
+    def saved(self, seconds: float) -> None:
+        """Counts the time a checkpoint took."""
+        self._save_seconds = seconds
+        self._progress.save_seconds_total += seconds
+
+    def summary(self, n_rows: int, n_steps: int) -> None:
+        """Writes the last line of a run: seconds spent in steps over all starts, and the rates."""
+        seconds = max(self._progress.train_seconds, 1e-9)
+        rates = {"train_samples_per_second": n_rows / seconds, "train_steps_per_second": n_steps / seconds}
+        self._write({"train_runtime": seconds, **rates})
+
+    def seconds_left(self, step: int) -> float:
+        """Steps at their recent rate, evaluations and checkpoints at their last cost."""
+        when = self._schedule
+        rate = sum(self._recent) / max(len(self._recent), 1)
+        evaluating = when.left(when.eval_every, step) * self._eval_seconds
+        saving = when.left(when.save_every, step) * self._save_seconds
+        return (self._n_steps - step) * rate + evaluating + saving
+
+    def _show(self, line: dict) -> None:
+        step, total = line["step"], self._n_steps
+        if not line["tokens"]:
+            self._console.line(say("step.left_out", step=step, width=len(str(total)), total=total))
+            return
+        eta = duration(self.seconds_left(step))
+        self._console.advance(step, f"loss {compact(line['loss'])}  eta {eta}")
+        if not self._schedule.logs(step):
+            return
+        if self._trackers:
+            self._untracked[step] = line
+            if self._layers is None:
+                self._track(step, None)
+        self._console.line(
+            say(
+                "step.line",
+                step=step,
+                width=len(str(total)),
+                total=total,
+                loss=compact(line["loss"]),
+                grad_norm=compact(line["grad_norm"]),
+                lr=compact(line["learning_rate"]),
+                scale=f"{line['loss_scale']:g}",
+                skipped=self._progress.skipped,
+                rate=line["tokens_per_second"],
+                memory=line["memory_reserved_gib"] or line["host_memory_gib"],
+                eta=eta,
+            )
+        )
+
+    def _memory(self) -> dict[str, float | None]:
+        """GiB in use: of the GPU (null on the CPU) and of this process on the host."""
+        cuda = self._device.type == "cuda"
+        return {
+            "memory_allocated_gib": torch.cuda.memory_allocated(self._device) / GIB if cuda else None,
+            "memory_reserved_gib": torch.cuda.memory_reserved(self._device) / GIB if cuda else None,
+            "host_memory_gib": psutil.Process().memory_info().rss / GIB,
+        }
+
+
+def write_failed(config: Config, what: str, error: OSError) -> None:
+    """Ends the run where training.on_write_error says so.
+
+    Raises:
+        Stopped: it does.
+    """
+    if config.training.on_write_error == "stop":
+        raise Stopped(str(problem("run.stopped_by_disk", what=what, error=error))) from error

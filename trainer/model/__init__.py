@@ -1,0 +1,1 @@
+"""The base model: loaded, made fast, and its loss."""

@@ -1,0 +1,198 @@
+"""From a name to a frozen base model with a fresh LoRA adapter on it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors import SafetensorError
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel
+from transformers.utils import logging as transformers_logging
+
+from ...instrument.record.four_bit import is_4bit_linear
+from ..config.names import is_installed
+from ..config.schema import Config
+from ..errors import UserError, problem
+
+
+def autocast(config: Config, device: torch.device) -> AbstractContextManager:
+    """Matrix products in the compute dtype; does nothing for float32."""
+    dtype = getattr(torch, config.compute_dtype)
+    return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
+
+
+def resolve(name: str) -> str:
+    """A name that transformers loads: a .gguf file becomes the folder it was converted to."""
+    path = Path(name).expanduser()
+    if path.suffix == ".gguf" and path.is_file():
+        return str(converted_gguf(path))
+    return str(path) if path.exists() else name
+
+
+def converted_gguf(path: Path) -> Path:
+    """The float32 safetensors folder of a GGUF file, made on first use and reused by content.
+
+    Kept under $XDG_CACHE_HOME/lora-train (~/.cache/lora-train).
+    """
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lora-train" / "gguf"
+    folder = cache / f"{path.stem}-{_sha256(path)[:16]}"
+    if folder.is_dir():
+        return folder
+    partial = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
+    transformers_logging.disable_progress_bar()
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+        model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
+    except (ImportError, OSError, ValueError, KeyError) as error:
+        raise UserError(problem("model.gguf", path=path, what=_first_line(error))) from error
+    # transformers marks the dequantized model as quantized and then refuses to save it
+    model.hf_quantizer = None  # pyright: ignore[reportArgumentType]
+    del model.config.quantization_config  # pyright: ignore[reportAttributeAccessIssue]
+    model.config.name_or_path = path.stem
+    model.save_pretrained(partial)
+    tokenizer.save_pretrained(partial)
+    try:
+        partial.rename(folder)
+    except OSError:  # another process was faster
+        shutil.rmtree(partial)
+    return folder
+
+
+def load_tokenizer(config: Config) -> Any:
+    """The model's tokenizer, which must be a fast one: masks need character offsets.
+
+    Raises:
+        UserError: it cannot be loaded or has no offsets.
+    """
+    model = config.model
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            resolve(model.name_or_path), revision=model.revision, trust_remote_code=model.trust_remote_code
+        )
+    except (OSError, ValueError) as error:
+        raise UserError(problem("model.tokenizer", name=model.name_or_path, what=_first_line(error))) from error
+    if not tokenizer.is_fast:
+        raise UserError(problem("model.slow_tokenizer", name=model.name_or_path))
+    return tokenizer
+
+
+def pad_token_id(tokenizer: Any) -> int:
+    """Any id serves: padding stands on the right, is not attended to and is not a target."""
+    return next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), 0)
+
+
+def quantization_of(config: Config) -> BitsAndBytesConfig:
+    """How the configuration wants the frozen weights packed."""
+    decoded = config.quantization.bnb_4bit_compute_dtype
+    dtype = getattr(torch, config.compute_dtype if decoded == "auto" else decoded)
+    return BitsAndBytesConfig(**config.quantization.model_dump() | {"bnb_4bit_compute_dtype": dtype})
+
+
+def load_base(config: Config, device: torch.device) -> PreTrainedModel:
+    """The frozen base model on the device, quantized if the configuration says so.
+
+    Raises:
+        UserError: it cannot be loaded.
+    """
+    model = config.model
+    extra: dict[str, Any] = {}
+    if config.quantization.load_in_4bit or config.quantization.load_in_8bit:
+        if not is_installed("bitsandbytes"):  # a run that was made elsewhere
+            raise UserError(problem("config.no_bitsandbytes", file=model.name_or_path))
+        extra["quantization_config"] = quantization_of(config)
+    transformers_logging.disable_progress_bar()
+    try:
+        base = AutoModelForCausalLM.from_pretrained(
+            resolve(model.name_or_path),
+            revision=model.revision,
+            dtype=getattr(torch, config.storage_dtype),
+            attn_implementation=model.attn_implementation,
+            trust_remote_code=model.trust_remote_code,
+            device_map={"": device},
+            use_safetensors=True,
+            **extra,
+        )
+    except (OSError, ValueError, ImportError, SafetensorError) as error:
+        if "attention implementation" in str(error):
+            unsupported = problem("model.attention", name=model.name_or_path, attention=model.attn_implementation)
+            raise UserError(unsupported) from error
+        raise UserError(problem("model.load", name=model.name_or_path, what=_first_line(error))) from error
+    return frozen(base)
+
+
+def frozen(base: PreTrainedModel) -> PreTrainedModel:
+    """The model, ready to get an adapter."""
+    module: Any
+    for module in base.modules():
+        if is_4bit_linear(module):
+            # On the CPU an evaluation would repack the weights for inference, and training could not go on.
+            module.support_avx512bf16_for_cpu = False
+    return base.requires_grad_(False)
+
+
+def add_lora(base: PreTrainedModel, config: Config) -> PeftModel:
+    """Puts a fresh float32 adapter on the base; its initial weights are a function of training.seed.
+
+    Raises:
+        UserError: lora.target_modules names nothing in this model.
+    """
+    lora = config.lora
+    if config.training.gradient_checkpointing:
+        base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    torch.manual_seed(config.training.seed)
+    try:
+        model = get_peft_model(
+            base,
+            LoraConfig(
+                task_type=lora.task_type,
+                r=lora.r,
+                lora_alpha=lora.lora_alpha,  # pyright: ignore[reportArgumentType] # peft takes any number
+                lora_dropout=lora.lora_dropout,
+                target_modules=lora.target_modules,
+                bias=lora.bias,
+                modules_to_save=lora.modules_to_save,
+                use_rslora=lora.use_rslora,
+            ),
+        )
+    except ValueError as error:
+        if "arget modules" not in str(error):
+            raise
+        raise UserError(
+            problem("model.target_modules", wanted=lora.target_modules, found=", ".join(linear_names(base)))
+        ) from error
+    assert isinstance(model, PeftModel)
+    for parameter in trainable(model).values():  # biases and modules_to_save come in the storage dtype
+        parameter.data = parameter.data.float()
+    return model
+
+
+def linear_names(base: PreTrainedModel) -> list[str]:
+    """The last components of all linear layers' names: what target_modules may hold."""
+    head = base.get_output_embeddings()
+    layers = {
+        name.split(".")[-1] for name, m in base.named_modules() if isinstance(m, torch.nn.Linear) and m is not head
+    }
+    return sorted(layers)
+
+
+def trainable(model: PeftModel) -> dict[str, torch.nn.Parameter]:
+    """The parameters that are trained, by name."""
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).split("\n")[0]

@@ -1,0 +1,1 @@
+"""A run from its configuration to the final adapter: folder, resuming, the end."""

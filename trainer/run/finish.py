@@ -1,0 +1,79 @@
+"""The end of a run: the adapter that counts, where it lies, and the exit code."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from peft import PeftModel
+from safetensors import SafetensorError
+
+from ...instrument.messages import say
+from ...instrument.read.compact import compact as compact_stats
+from ..config.schema import Config
+from ..console import Console, compact, duration
+from ..errors import problem
+from ..loop.best import best_step, stops_early
+from ..loop.checkpoint import NotFinite, Progress, commit, load_adapter, save_adapter
+from ..loop.components import Parts
+from ..loop.train import Stop
+from .hub import push
+from .model_card import model_card
+from .resume import what_is_torn
+
+
+def is_complete(parts: Parts, progress: Progress) -> bool:
+    """Whether a run has nothing left to do."""
+    return progress.step >= parts.n_steps or stops_early(parts.config.training, progress.evaluations)
+
+
+def finish(parts: Parts, progress: Progress, run_dir: Path, console: Console, stop: Stop) -> int:
+    """Writes the final adapter of a complete run, says where things are, and gives the exit code."""
+    complete, code = is_complete(parts, progress), 0
+    if not complete:
+        console.line(say("end.interrupted", step=progress.step, total=parts.n_steps, folder=run_dir))
+    elif parts.engine.is_main:
+        code = write_result(parts, progress, run_dir, console)
+    parts.engine.barrier()
+    return code if complete or not stop.signal else 128 + stop.signal
+
+
+def write_result(parts: Parts, progress: Progress, run_dir: Path, console: Console) -> int:
+    """Compacts the statistics, writes the final or best adapter, uploads it; 0, or 1 where one of them failed."""
+    training, folder = parts.config.training, run_dir / "adapter"
+    try:
+        if parts.recorder is not None:
+            compact_stats(run_dir)
+            if parts.recorder.dropped:
+                console.warn(say("instrument.dropped", count=parts.recorder.dropped))
+        best = best_step(training, progress.evaluations) if training.load_best_model_at_end else None
+        if best is not None and best != progress.step:
+            if what := what_is_torn(run_dir / f"checkpoint-{best}"):
+                console.warn(say("end.no_best", step=best, what=what))
+            else:
+                load_adapter(parts.model, run_dir / f"checkpoint-{best}")
+                console.line(say("end.best", step=best, metric=training.metric_for_best_model))
+        write_adapter(parts.model, folder, parts.config, progress.final_loss)
+    except NotFinite as error:
+        console.warn(say("save.not_finite", step=progress.step, name=error))
+        return 1
+    except (OSError, SafetensorError) as error:
+        console.line(str(problem("end.cannot_write", folder=folder, what=error)))
+        return 1
+    if progress.step < parts.n_steps:
+        console.line(say("end.early", step=progress.step, patience=training.early_stopping_patience))
+    seconds = duration(progress.train_seconds)
+    console.line(say("end.done", steps=progress.step, time=seconds, loss=compact(progress.final_loss)))
+    console.line(say("end.adapter", folder=folder))
+    console.line(say("end.look", folder=run_dir))
+    if progress.heals:
+        what = "; ".join(f"{heal['step']} {heal['kind']} {heal['module'] or ''}".rstrip() for heal in progress.heals)
+        console.line(say("end.healed", n=len(progress.heals), what=what))
+    return push(folder, parts.config, console) if training.push_to_hub else 0
+
+
+def write_adapter(model: PeftModel, folder: Path, config: Config, final_loss: float | None) -> None:
+    """The adapter with its card, whole or not at all."""
+    partial = folder.with_name(folder.name + ".tmp")
+    save_adapter(model, partial)
+    (partial / "README.md").write_text(model_card(config, final_loss), encoding="utf-8")
+    commit(partial, folder)

@@ -1,0 +1,87 @@
+"""The run folder: where a run goes, what it resumes from, and the record of what it ran on."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import platform
+import re
+import shutil
+import sys
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ...instrument.read.store import METRICS, SCHEMA_VERSION, write_text
+from ..config.schema import Config
+
+RECORDED_PACKAGES = (
+    "lora-vitals", "torch", "triton", "transformers", "peft", "accelerate", "bitsandbytes", "safetensors",
+    "datasets", "tokenizers", "numpy",
+)  # fmt: skip
+
+
+def holds_run(folder: Path) -> bool:
+    """Whether a run was started in this folder."""
+    return (folder / METRICS).exists() or (folder / "config.yaml").exists()
+
+
+def family(output_dir: str) -> list[Path]:
+    """The runs of one output_dir: output_dir, output_dir-2, ..., oldest first."""
+    base = Path(output_dir).expanduser()
+    numbered = re.compile(re.escape(base.name) + r"-(\d+)")
+    runs = [(1, base)]
+    if base.parent.is_dir():
+        for path in base.parent.iterdir():
+            match = numbered.fullmatch(path.name)
+            if match and int(match[1]) > 1:
+                runs.append((int(match[1]), path))
+    return [path for _, path in sorted(runs) if holds_run(path)]
+
+
+def fresh_folder(output_dir: str) -> Path:
+    """output_dir itself, or output_dir-<n> with n above all that hold a run; nothing is overwritten."""
+    base, runs = Path(output_dir).expanduser(), family(output_dir)
+    if not runs:
+        return base
+    newest = 1 if runs[-1] == base else int(runs[-1].name.rpartition("-")[2])
+    return base.with_name(f"{base.name}-{newest + 1}")
+
+
+def write_config(folder: Path, config: Config) -> None:
+    """Writes the resolved config.yaml; an earlier, different one is kept as config.<n>.yaml."""
+    text = yaml.safe_dump(config.model_dump(), sort_keys=False, allow_unicode=True)
+    path = folder / "config.yaml"
+    if path.exists() and path.read_text(encoding="utf-8") != text:
+        earlier = len(list(folder.glob("config.*.yaml")))
+        shutil.copy2(path, folder / f"config.{earlier}.yaml")
+    write_text(path, text)
+
+
+def write_env(folder: Path, facts: dict[str, Any]) -> None:
+    """Writes env.json: versions, hardware, and what the caller knows of model and data."""
+    import torch
+
+    versions = {}
+    for name in RECORDED_PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            versions[name] = None
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    env = {
+        "schema_version": SCHEMA_VERSION,
+        "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "command": sys.argv,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "versions": versions,
+        "cpu": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+        "gpus": gpus,
+        "cuda": torch.version.cuda,
+        **facts,
+    }
+    write_text(folder / "env.json", json.dumps(env, indent=1, ensure_ascii=False) + "\n")

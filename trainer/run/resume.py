@@ -1,0 +1,121 @@
+"""Going on from a checkpoint: which one, what it changes."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+
+from ...instrument.messages import say
+from ..config.schema import Config
+from ..config.settings import with_settings
+from ..console import Console
+from ..errors import UserError, problem
+from ..loop.checkpoint import ADAPTER, OPTIMIZER, STATE, checkpoints
+from .folder import family
+
+# What a resumed run may change without becoming another run.
+FREE_TO_CHANGE = re.compile(
+    r"training\.(output_dir|max_steps|max_hours|num_train_epochs|resume_from_checkpoint|ignore_data_skip|on_write_error"
+    r"|report_to|run_name|push_to_hub|hub_model_id|(logging|eval|save)_.*)|data\.(cache|eval_limit)|instrument\..*"
+)
+
+
+def wanted(resume: str | None, config: Config) -> str | None:
+    """What --resume said, else training.resume_from_checkpoint: "auto", a folder, or None."""
+    if resume is not None:
+        return resume
+    setting = config.training.resume_from_checkpoint
+    return ("auto" if setting else None) if setting is None or isinstance(setting, bool) else setting
+
+
+def find_checkpoint(resume: str, output_dir: str, console: Console) -> Path | None:
+    """The checkpoint that --resume means; of a run the newest that is whole.
+
+    Args:
+        resume: "auto" (the newest run of output_dir that has a checkpoint), a run folder or a checkpoint folder.
+
+    Returns:
+        None if `resume` is "auto" and there is nothing to resume.
+
+    Raises:
+        UserError: a named folder holds no checkpoint, or none that is whole.
+    """
+    if resume == "auto":
+        runs = [run for run in reversed(family(output_dir)) if checkpoints(run)]
+        return newest_whole(runs[0], console) if runs else None
+    folder = Path(resume).expanduser()
+    if (folder / STATE).is_file() or re.fullmatch(r"checkpoint-\d+", folder.name):
+        if what := what_is_torn(folder):
+            raise UserError(problem("checkpoint.broken", folder=folder, what=what))
+        return folder
+    if checkpoints(folder):
+        return newest_whole(folder, console)
+    raise UserError(problem("resume.nothing", folder=folder))
+
+
+def newest_whole(run_dir: Path, console: Console) -> Path:
+    """The newest checkpoint of a run that is whole; says which were passed over.
+
+    Raises:
+        UserError: none is.
+    """
+    found = checkpoints(run_dir)
+    for folder in reversed(found):
+        what = what_is_torn(folder)
+        if not what:
+            return folder
+        console.warn(say("checkpoint.passed_over", folder=folder, what=what))
+    raise UserError(problem("checkpoint.none_whole", folder=run_dir, count=len(found)))
+
+
+def what_is_torn(folder: Path) -> str:
+    """What keeps a checkpoint from being whole; empty if nothing. Reads headers only."""
+    try:
+        state = json.loads((folder / STATE).read_text(encoding="utf-8"))
+        for name in (ADAPTER, OPTIMIZER):
+            if not (folder / name).is_file():
+                return f"{name} is missing"
+            with safe_open(folder / name, framework="numpy") as tensors:
+                tensors.keys()
+    except (OSError, ValueError, SafetensorError) as error:
+        return str(error)
+    missing = {"step", "config"} - set(state) if isinstance(state, dict) else {"step"}
+    return f"{STATE} has no {missing.pop()}" if missing else ""
+
+
+def with_heals(config: Config, checkpoint: Path) -> Config:
+    """The configuration with what healed the run before, where the user has not set the key since."""
+    heals = json.loads((checkpoint / STATE).read_text(encoding="utf-8")).get("heals", [])
+    for heal in heals:
+        now = config.model_dump()
+        kept = {
+            key: value
+            for key, value in heal["settings"].items()
+            if isinstance(value, list) or _at(now, key) == heal["before"][key]
+        }
+        config = with_settings(config, kept)
+    return config
+
+
+def changed_settings(checkpoint: Path, config: Config) -> list[str]:
+    """Keys whose values differ from the checkpoint's and change what is computed.
+
+    Raises:
+        UserError: the optimizer differs: its state cannot be carried over.
+    """
+    state = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))["config"]
+    before = Config.model_validate(state).model_dump()  # keys that were added since have their defaults
+    now = config.model_dump()
+    keys = [f"{section}.{key}" for section, values in now.items() for key in values]
+    changed = [key for key in keys if _at(before, key) != _at(now, key) and not FREE_TO_CHANGE.fullmatch(key)]
+    if "training.optim" in changed:
+        raise UserError(problem("resume.optim", before=_at(before, "training.optim"), now=config.training.optim))
+    return changed
+
+
+def _at(settings: dict, key: str) -> object:
+    section, _, name = key.partition(".")
+    return settings.get(section, {}).get(name)

@@ -1,0 +1,180 @@
+"""Which adapter a name means, and what is known of it: for the verbs that read a finished or running run.
+
+    RUN                    its adapter/, else its newest checkpoint
+    RUN/checkpoint-500     the checkpoint itself
+    FOLDER                 any folder in peft's format
+
+Nothing is renamed, repaired or written, and neither torch nor transformers is imported.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ...instrument.read.store import METRICS
+from ..config.names import is_path
+from ..errors import UserError, problem
+
+if TYPE_CHECKING:
+    from ..config.schema import Config
+
+WEIGHTS = "adapter_model.safetensors"
+SETTINGS = "adapter_config.json"
+CHECKPOINT_STATE = "trainer_state.json"
+RUN_CONFIG = "config.yaml"
+_PICKLE = "adapter_model.bin"
+_CHECKPOINT = re.compile(r"checkpoint-\d+")
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A trained adapter on disk.
+
+    Attributes:
+        folder: holds adapter_model.safetensors and adapter_config.json.
+        settings: adapter_config.json.
+        config: of the run that made it; None for an adapter of another program.
+        trust_remote_code: whether Python code that comes with the base model may run. The user's word alone:
+            folders are passed on, so what a run's configuration says does not count.
+    """
+
+    folder: Path
+    settings: dict[str, Any]
+    config: Config | None
+    trust_remote_code: bool = False
+
+    @property
+    def base(self) -> str:
+        """The base model: as the run's configuration names it, else as peft noted it."""
+        return self.config.model.name_or_path if self.config else str(self.settings["base_model_name_or_path"])
+
+
+def find_weights(path: Path) -> Path:
+    """The adapter_model.safetensors that a run, checkpoint or adapter folder stands for.
+
+    Raises:
+        UserError: there is none.
+    """
+    if not path.is_dir():
+        raise UserError(problem("adapter.not_a_folder" if path.exists() else "adapter.no_folder", path=path))
+    try:
+        checkpoints = [child for child in path.iterdir() if _CHECKPOINT.fullmatch(child.name)]
+    except OSError as error:
+        raise UserError(problem("adapter.unreadable", file=path, what=error.strerror)) from None
+    checkpoints.sort(key=lambda child: int(child.name.split("-")[1]), reverse=True)
+    for folder in (path, path / "adapter", *checkpoints):
+        if (folder / WEIGHTS).is_file():
+            return folder / WEIGHTS
+    sentence = "adapter.pickle" if (path / _PICKLE).is_file() else "adapter.none_here"
+    raise UserError(problem(sentence, path=path))
+
+
+def read_adapter(path: Path, trust_remote_code: bool = False) -> Adapter:
+    """Finds an adapter and reads what it was trained with.
+
+    Raises:
+        UserError: there is none, what describes it cannot be read or is not of a LoRA, or its base model is gone.
+    """
+    folder = find_weights(path).parent
+    settings = read_settings_of(folder)
+    if settings is None:
+        raise UserError(problem("adapter.no_settings", folder=folder))
+    if settings.get("peft_type") != "LORA":
+        raise UserError(problem("adapter.not_lora", file=folder / SETTINGS, kind=settings.get("peft_type")))
+    config = _run_config(folder)
+    if config is None and not settings.get("base_model_name_or_path"):
+        raise UserError(problem("adapter.no_base", file=folder / SETTINGS))
+    adapter = Adapter(folder, settings, config, trust_remote_code)
+    if is_path(adapter.base) and not Path(adapter.base).expanduser().exists():
+        raise UserError(problem("adapter.base_gone", folder=folder, base=adapter.base))
+    return adapter
+
+
+def read_settings_of(folder: Path) -> dict[str, Any] | None:
+    """adapter_config.json as it is, None where there is none.
+
+    Raises:
+        UserError: it is not a JSON object.
+    """
+    file = folder / SETTINGS
+    return _read_json(file) if file.is_file() else None
+
+
+def require_new_folder(output: Path) -> None:
+    """Refuses a folder that exists or that cannot be made, before minutes are spent on what goes into it.
+
+    Raises:
+        UserError: see above.
+    """
+    if output.exists() or output.is_symlink():
+        raise UserError(problem("merge.exists", folder=output))
+    parent = next(folder for folder in output.absolute().parents if folder.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise UserError(problem("merge.cannot_write", folder=output, what=parent))
+
+
+def scaling(settings: dict[str, Any], module: str, r: int) -> float:
+    """What peft multiplies B @ A of a module with: lora_alpha / r, or lora_alpha / sqrt(r) for rsLoRA.
+
+    Raises:
+        ValueError: the settings hold no number for it.
+    """
+    alpha = settings.get("lora_alpha")
+    for pattern, value in (settings.get("alpha_pattern") or {}).items():
+        if re.fullmatch(rf"(.*\.)?({pattern})", module):
+            alpha = value
+            break
+    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not math.isfinite(alpha):
+        raise ValueError(f"lora_alpha {alpha}")
+    return alpha / r**0.5 if settings.get("use_rslora") else alpha / r
+
+
+def _run_config(folder: Path) -> Config | None:
+    """The configuration beside a run's adapter, or within a checkpoint that was copied away from its run."""
+    beside, inside = folder.parent / RUN_CONFIG, folder / CHECKPOINT_STATE
+    if inside.is_file():
+        # transformers' Trainer writes a file of this name as well, without a configuration
+        values = _read_json(inside).get("config")
+        return _as_config(inside, values) if values is not None else None
+    if folder.name == "adapter" and beside.is_file() and (folder.parent / METRICS).is_file():
+        return _as_config(beside, _read_yaml(beside))
+    return None
+
+
+def _as_config(file: Path, values: Any) -> Config | None:
+    # not read_config: a data file that has moved since does not matter here
+    from pydantic import ValidationError
+
+    from ..config.schema import Config
+
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key = ".".join(map(str, first["loc"])) or "-"
+        raise UserError(problem("adapter.bad_config", file=file, key=key, what=first["msg"])) from None
+
+
+def _read_yaml(file: Path) -> Any:
+    import yaml
+
+    try:
+        return yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(problem("adapter.unreadable", file=file, what=str(error).split("\n")[0])) from None
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
+        raise UserError(problem("adapter.unreadable", file=file, what=error)) from None
+    if not isinstance(values, dict):
+        raise UserError(problem("adapter.unreadable", file=file, what=type(values).__name__))
+    return values

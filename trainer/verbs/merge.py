@@ -1,0 +1,125 @@
+"""`lora-train merge RUN`: one plain transformers folder, W + s B A in every layer, that needs neither peft nor us.
+
+A run on 4-bit weights is merged into the unquantized ones. Merging into dequantized 4-bit weights would keep exactly
+what training saw but also its rounding errors, and other tools would quantize those once more.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import transformers
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
+
+from ...instrument.messages import say
+from ..config.schema import Config
+from ..console import Console
+from ..errors import UserError, problem
+from ..loop.checkpoint import commit
+from ..model.load import load_tokenizer, resolve
+from .adapter_folder import Adapter
+from .load_adapter import base_config, load_trained
+
+TOKENIZER = "tokenizer_config.json"
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the command line asks for: `dtype` of the merged weights is auto, float16, bfloat16 or float32."""
+
+    adapter: Adapter
+    output: Path
+    dtype: str
+
+
+def merge(request: Request) -> int:
+    """Merges and writes; returns the exit code 0.
+
+    Raises:
+        UserError: base or adapter cannot be loaded, the merged weights are not finite, or the folder cannot be
+            written; nothing is left behind.
+    """
+    transformers.logging.set_verbosity_error()
+    console = Console()
+    config = base_config(request.adapter)
+    own_dtype = unquantized_dtype(config)
+    dtype = merged_dtype(config if request.adapter.config else None, own_dtype, request.dtype)
+    console.line(say("merge.what", adapter=request.adapter.folder, base=request.adapter.base, dtype=dtype))
+    if config.quantization.load_in_4bit:
+        console.warn(say("merge.four_bit", dtype=dtype))
+    # on the CPU: peft adds one layer at a time, and no GPU need hold the model
+    storage = {"quantization.load_in_4bit": False, "training.fp16": False, "training.bf16": False, "model.dtype": dtype}
+    model = load_trained(request.adapter, storage, torch.device("cpu"))
+    try:
+        merged = model.merge_and_unload(safe_merge=True)
+    except ValueError as error:  # safe_merge found a value that is not finite, in fp16 perhaps an overflow
+        raise UserError(problem("merge.not_finite", folder=request.adapter.folder, dtype=dtype)) from error
+    assert isinstance(merged, PreTrainedModel)
+    own = (request.adapter.folder / TOKENIZER).is_file()
+    tokenizer = AutoTokenizer.from_pretrained(request.adapter.folder) if own else load_tokenizer(config)
+    write_whole(merged, tokenizer, request.output)
+    console.line(say("merge.done", folder=request.output, size=folder_size(request.output) / 2**30))
+    return 0
+
+
+def unquantized_dtype(config: Config) -> str:
+    """The dtype the base model is published in.
+
+    Raises:
+        UserError: it is published quantized, so that there are no weights to merge into.
+    """
+    name, model = config.model.name_or_path, config.model
+    try:
+        base = AutoConfig.from_pretrained(
+            resolve(name), revision=model.revision, trust_remote_code=model.trust_remote_code
+        )
+    except (OSError, ValueError) as error:
+        raise UserError(problem("model.load", name=name, what=str(error).split("\n")[0])) from error
+    if getattr(base, "quantization_config", None) is not None:
+        raise UserError(problem("merge.quantized_base", name=name))
+    return str(base.dtype or torch.float32).removeprefix("torch.")
+
+
+def merged_dtype(config: Config | None, own_dtype: str, asked: str) -> str:
+    """The dtype to merge in. auto: what the run stored its weights in, 16 bit for a run on 4-bit weights.
+
+    Args:
+        config: of the run; None for an adapter made elsewhere, whose base keeps its own dtype.
+    """
+    if asked != "auto":
+        return asked
+    if config is None:
+        return own_dtype
+    four_bit = config.quantization.load_in_4bit and config.storage_dtype == "float32"
+    return "float16" if four_bit else config.storage_dtype
+
+
+def write_whole(model: PreTrainedModel, tokenizer, output: Path) -> None:
+    """Writes the folder under a temporary name beside its final one, syncs and renames it.
+
+    Raises:
+        UserError: the disk refused, or the folder has appeared meanwhile; nothing is left behind.
+    """
+    partial = output.with_name(f"{output.name}.{os.getpid()}.tmp")
+    try:
+        partial.mkdir(parents=True)
+        model.save_pretrained(partial)
+        tokenizer.save_pretrained(partial)
+        if output.exists():
+            raise UserError(problem("merge.exists", folder=output))
+        commit(partial, output)
+    except (OSError, SafetensorError) as error:
+        what = str(error).split("\n")[0]
+        raise UserError(problem("merge.cannot_write", folder=output, what=what)) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def folder_size(folder: Path) -> int:
+    """Bytes of a folder's files."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

@@ -1,0 +1,88 @@
+"""The verbs that read a run: explain, report, compare. Nothing here imports torch or needs a network."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from ...instrument.judge.explain import SourceError, lines, read_history
+from ...instrument.judge.explain import explain as judge
+from ...instrument.messages import say
+from ..errors import UserError, problem
+
+
+def explain(source: Path, lang: str) -> int:
+    """Prints what the numbers of a run mean.
+
+    Raises:
+        UserError: it is no run.
+    """
+    with _as_user_errors():
+        history = read_history(source)
+    print("\n".join(lines(history, judge(history), lang)))
+    return 0
+
+
+def report(source: Path, output: Path | None, following: bool) -> int:
+    """Writes the page of a run.
+
+    Args:
+        following: writes it again while the run goes on.
+
+    Raises:
+        UserError: it is no run, plotly is missing, or the page cannot be written.
+    """
+    from ...instrument.show.report import follow, write_report
+
+    if following and not source.is_dir():
+        raise UserError(problem("report.follow_needs_run", path=source))
+    with _as_user_errors():
+        if following:
+            with contextlib.suppress(KeyboardInterrupt):
+                follow(source, output, _written)
+        elif output is not None and output.is_dir():
+            raise UserError(problem("report.cannot_write", path=output, what=os.strerror(errno.EISDIR)))
+        else:
+            _written(write_report(source, output))
+    return 0
+
+
+def compare(sources: Sequence[Path], output: Path | None, lang: str) -> int:
+    """Prints how runs differ, and with `output` writes the page that overlays them.
+
+    Raises:
+        UserError: there are fewer than two, one is no run, plotly is missing, or the page cannot be written.
+    """
+    from ...instrument.show.compare import compare_runs, comparison_lines, write_comparison
+
+    if len(sources) < 2:
+        raise UserError(problem("compare.one_run"))
+    with _as_user_errors():
+        comparison = compare_runs([read_history(source) for source in sources])
+        print("\n".join(comparison_lines(comparison, lang)))
+        if output is not None:
+            _written(write_comparison(comparison, output))
+    return 0
+
+
+def _written(path: Path) -> None:
+    print(say("report.written", path=path, size=path.stat().st_size / 2**20), flush=True)
+
+
+@contextlib.contextmanager
+def _as_user_errors() -> Iterator[None]:
+    from ...instrument.show.page import EXTRA, NoPlotly
+
+    try:
+        yield
+    except SourceError as error:
+        raise UserError(problem(error.key, **error.values)) from error
+    except NoPlotly as error:
+        raise UserError(problem("report.no_plotly", command=EXTRA)) from error
+    except OSError as error:
+        what = error.strerror or str(error)
+        path = str(error.filename or "").removesuffix(".tmp")
+        raise UserError(problem("report.cannot_write", path=path, what=what)) from error
