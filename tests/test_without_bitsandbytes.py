@@ -84,9 +84,9 @@ def test_what_needs_it_says_so_before_anything_is_loaded(tiny_models, tmp_path, 
 
 LOAD_4_BIT = """
 import torch
-from lora_train.trainer.config import Config
+from lora_train.trainer.config.schema import Config
 from lora_train.trainer.errors import UserError
-from lora_train.trainer.model import load_base
+from lora_train.trainer.model.load import load_base
 
 quantization = {"load_in_4bit": True}
 data = {"train": "rows", "format": "text"}

@@ -40,7 +40,7 @@ def test_every_key_in_the_source_exists_and_every_sentence_is_used():
     words = set(re.findall(r'"([a-z_]+)"', source)) | {"eval_loss_better", "eval_loss_alike"}
     words |= {f"{what}_{how}" for what in ("loss", "speed", "memory") for how in ("better", "alike")}
     words |= {f"clipped_{how}" for how in ("always", "often", "rarely")}
-    pages = "".join(path.read_text() for path in (ROOT / "instrument/page").glob("*.js"))
+    pages = "".join(path.read_text() for path in (ROOT / "instrument/show/page").glob("*.js"))
     asked_of = set(re.findall(r'\bt\("([a-z_.]+)"\)', pages)) | set(re.findall(r'"([a-z_.]+)"', pages))
     built |= {f"{family}.{word}" for family in ("explain", "compare") for word in words}
     built |= {f"explain.{kind}.{word}" for kind in ("what", "verdict") for word in words}

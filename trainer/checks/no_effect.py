@@ -87,7 +87,7 @@ RULES: list[tuple[tuple[str, ...], Callable[[Config], bool], str]] = [
         "quantization.load_in_4bit=false",
     ),
     (
-        ("instrument.record.sites", "instrument.histogram_every", "instrument.probe_every"),
+        ("instrument.sites", "instrument.histogram_every", "instrument.probe_every"),
         lambda c: not c.instrument.enabled,
         "instrument.enabled=false",
     ),

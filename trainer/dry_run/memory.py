@@ -3,8 +3,8 @@
     total = weights + gradients + optimizer states + healthy copies (CPU) + kept for backward + temporaries + overhead
 
 The step itself is not estimated by a formula: the twin (fake_model.py) runs it in fake-tensor mode, a meter follows
-every storage from its birth to its release, and the largest sum ever alive is the peak. What the fused operators use inside
-is added at their calls (workspace.py).
+every storage from its birth to its release, and the largest sum ever alive is the peak. What the fused operators use
+inside is added at their calls (workspace.py).
 """
 
 from __future__ import annotations

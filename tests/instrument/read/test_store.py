@@ -384,7 +384,7 @@ def test_whole_steps_are_read_from_a_torn_stream(tmp_path, stream_of_six, tail):
 WRITE_FOREVER = """
 import itertools, sys
 from pathlib import Path
-from lora_train.instrument.store import COLUMNS, StatsWriter
+from lora_train.instrument.read.store import COLUMNS, StatsWriter
 import numpy as np
 writer = StatsWriter(Path(sys.argv[1]), 0, 50)
 for step in itertools.count(1):
@@ -542,10 +542,10 @@ def test_reading_a_run_imports_no_torch(tmp_path):
     write_steps(run, 0, 5, range(1, 2))
     code = f"""
 import sys
-import lora_train.instrument.store, lora_train.trainer.read_config
+import lora_train.instrument.read.store, lora_train.trainer.checks.read_config
 print({{"torch", "numpy", "pandas", "pyarrow"}} & sys.modules.keys())
-from lora_train.instrument.compact import compact
-from lora_train.instrument.load import load_run
+from lora_train.instrument.read.compact import compact
+from lora_train.instrument.read.load import load_run
 run = load_run({str(run)!r})
 print(len(run.stats()), len(run.metrics()), len(run.sites))
 compact(run.path)
