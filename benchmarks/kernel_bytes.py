@@ -77,6 +77,7 @@ def count_fused(layer: Linear) -> list[Launch]:
     """The Triton launches of one forward and backward in the interpreter, with the bytes they move."""
     from lora_train.kernels.backend import triton_on_cpu
     from lora_train.kernels.lora_linear import launch
+    from lora_train.kernels.lora_linear.group import NO_DROPOUT, Dropout, Group
     from lora_train.kernels.lora_linear.ops import cast_with_stats
     from lora_train.kernels.statistics.pending_rows import PendingRows, Rows
 
@@ -84,16 +85,17 @@ def count_fused(layer: Linear) -> list[Launch]:
 
     m, k, n, r, p = layer.n_tokens, layer.n_in, layer.n_out, layer.rank, 0.1 * layer.dropout
     x, dy, weight = (torch.randn(shape).to(layer.dtype) for shape in ((m, k), (m, n), (n, k)))
-    bias = torch.randn(n if layer.bias else 0).to(layer.dtype)
-    lora_A, lora_B, seed = [torch.randn(r, k)], [torch.randn(n, r)], torch.tensor([3])
+    bias = torch.randn(n).to(layer.dtype) if layer.bias else None
+    dropout = Dropout(torch.tensor([3]), p) if layer.dropout else NO_DROPOUT
+    group = Group([weight], [bias], [torch.randn(r, k)], [torch.randn(n, r)], [2.0], dropout)
     multiprocessors = mock.patch.object(launch, "n_multiprocessors", return_value=layer.n_multiprocessors)
     with multiprocessors, triton_on_cpu(), counted_traffic() as launches:
         if layer.autocast_x:
             cast_with_stats(x.float(), layer.dtype)
         pending, slot = PendingRows(), torch.empty(6, 9, dtype=torch.float64)
         rows = [Rows(part, pending) if layer.statistics else None for part in (slot[:2], slot[2:])]
-        _, h = launch.forward(x, [weight], [bias], lora_A, lora_B, seed, [2.0], p, rows[0])
-        launch.backward([dy], x, h, [weight], lora_A, lora_B, seed, [2.0], p, True, rows[1])
+        _, h = launch.forward(x, group, rows[0])
+        launch.backward([dy], x, h, group, True, rows[1])
         pending.flush()
     return launches
 

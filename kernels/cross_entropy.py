@@ -18,6 +18,7 @@ error on the CPU and makes the loss NaN on CUDA, which does not wait to look.
 """
 
 import threading
+from typing import Any
 
 import torch
 import triton.language as tl
@@ -25,6 +26,7 @@ from torch import Tensor
 
 from .backend import AotVariant, jit, on_device, uses_triton
 from .frozen.product import project, project_back
+from .operators import Saved, operator
 
 __all__ = [
     "linear_cross_entropy",
@@ -96,7 +98,16 @@ def linear_cross_entropy(
     return loss, n_correct if count_correct else None
 
 
-@torch.library.custom_op("lora_train::linear_cross_entropy", mutates_args=())
+def _save(inputs: tuple, output: tuple) -> Saved:
+    return [output[2]], (inputs[0].dtype, len(inputs))
+
+
+def _differentiate(grads: Any, tensors: Any, how: Any, _needs: Any) -> tuple:
+    (d_hidden,), (grad_loss,), (dtype, n_inputs) = tensors, grads, how
+    return (d_hidden * grad_loss).to(dtype), *[None] * (n_inputs - 1)
+
+
+@operator("linear_cross_entropy", _save, _differentiate)
 def _linear_cross_entropy(
     hidden: Tensor,
     weight: Tensor,
@@ -118,21 +129,6 @@ def _(hidden, weight, labels, bias, dtype, needs_grad, count_correct):
     n_correct = hidden.new_empty((), dtype=torch.int64)
     n_rows = hidden.shape[0] if needs_grad else 0
     return loss, n_correct, hidden.new_empty((n_rows, hidden.shape[1]), dtype=torch.float32)
-
-
-def _setup_context(ctx, inputs, output) -> None:
-    _, n_correct, d_hidden = output
-    ctx.mark_non_differentiable(n_correct, d_hidden)
-    ctx.save_for_backward(d_hidden)
-    ctx.dtype = inputs[0].dtype
-
-
-def _differentiate(ctx, grad_loss, _grad_correct, _grad_d_hidden):
-    (d_hidden,) = ctx.saved_tensors
-    return (d_hidden * grad_loss).to(ctx.dtype), None, None, None, None, None, None
-
-
-_linear_cross_entropy.register_autograd(_differentiate, setup_context=_setup_context)
 
 
 def _forward_cpu(

@@ -23,7 +23,8 @@ from lora_train.kernels.backend import triton_on_cpu
 from lora_train.kernels.lora_linear import gemm as lora_linear_gemm
 from lora_train.kernels.lora_linear import launch as lora_linear_launch
 from lora_train.kernels.lora_linear import lora_linear
-from lora_train.kernels.lora_linear.reference import lora_linear_reference, slot_reference
+from lora_train.kernels.lora_linear.group import Dropout, Group
+from lora_train.kernels.lora_linear.reference import Watched, lora_linear_reference, slot_reference
 from lora_train.kernels.statistics.reduce import FIELDS
 from torch import Tensor
 
@@ -176,8 +177,8 @@ class Inputs:
         lora_A, lora_B = lora[: len(lora) // 2], lora[len(lora) // 2 :]
         weights = [weight.double() for weight in self.weights]
         biases = [None if bias is None else bias.double() for bias in self.biases]
-        how = {"biases": biases, "dropout_p": self.layer.p, "keep": keep}
-        ys = lora_linear_reference(x, weights, lora_A, lora_B, self.scalings, **how)
+        group = Group(weights, biases, lora_A, lora_B, self.scalings, Dropout(None, self.layer.p))
+        ys = lora_linear_reference(x, group, keep)
         return [*(y.detach() for y in ys), *torch.autograd.grad(ys, [x, *lora], [g.double() for g in self.grads])]
 
 
@@ -186,7 +187,7 @@ def wrong(layer: Layer) -> str:
     inputs, group = Inputs(layer), len(layer.ns)
     ys, found, keep = inputs.results()
     lora = found[1 : 1 + group], found[1 + group :]
-    row = slot_reference(inputs.x.detach(), ys, inputs.grads, found[0], *lora)
+    row = slot_reference(Watched(inputs.x.detach(), ys, inputs.grads, found[0], *lora))
     return compare(layer, [*ys, *found], inputs.expected(keep)) or compare_rows(inputs.slot, row)
 
 

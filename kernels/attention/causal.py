@@ -6,11 +6,14 @@
 In fp32 whatever the dtype of the tensors, and rounded once. Kept are Q, K, V, O and log sum exp of each row of scores.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from .. import cpu
-from ..backend import runs_directly, uses_triton
+from ..backend import uses_triton
+from ..operators import both_routes
 
 
 def takes(query: Tensor, key: Tensor, value: Tensor) -> bool:
@@ -50,9 +53,7 @@ def attention(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor
         [B, S, heads, D] in the same dtype, contiguous.
     """
     query, key, value = (x if x.stride(-1) == 1 else x.contiguous() for x in (query, key, value))
-    if runs_directly(query):
-        return _Directly.apply(query, key, value, scale)
-    return _attend(query, key, value, scale)[0]
+    return _attend(query, key, value, scale)
 
 
 def _compute(query: Tensor, key: Tensor, value: Tensor, scale: float) -> tuple[Tensor, Tensor]:
@@ -64,59 +65,35 @@ def _compute(query: Tensor, key: Tensor, value: Tensor, scale: float) -> tuple[T
     return out, lse
 
 
-_attend = torch.library.custom_op("lora_train::attention", _compute, mutates_args=())
-
-
-@_attend.register_fake
-def _(query: Tensor, key: Tensor, value: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    batch, heads, rows, cols = query.shape
-    return query.new_empty(batch, rows, heads, cols), query.new_empty(batch, heads, rows, dtype=torch.float32)
-
-
 def _compute_backward(
     grad: Tensor, query: Tensor, key: Tensor, value: Tensor, out: Tensor, lse: Tensor, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """dQ, dK and dV in the shapes of Q, K and V, dense as [B, S, heads, D]."""
     grad = grad if grad.stride(-1) == 1 else grad.contiguous()
-    grads = [torch.empty_like(x.transpose(1, 2), memory_format=torch.contiguous_format) for x in (query, key, value)]
-    dq, dk, dv = (x.transpose(1, 2) for x in grads)
+    dq, dk, dv = (x.transpose(1, 2) for x in _gradients_of(query, key, value))
     cpu.attention(query, key, value, out.transpose(1, 2), lse, scale, (grad.transpose(1, 2), dq, dk, dv))
     return dq, dk, dv
 
 
-_attend_backward = torch.library.custom_op("lora_train::attention_backward", _compute_backward, mutates_args=())
+def _gradients_of(*tensors: Tensor) -> list[Tensor]:
+    """Memory for their gradients, dense as [B, S, heads, D]."""
+    return [torch.empty_like(x.transpose(1, 2), memory_format=torch.contiguous_format) for x in tensors]
 
 
-@_attend_backward.register_fake
-def _(grad, query, key, value, out, lse, scale):
-    grads = [torch.empty_like(x.transpose(1, 2), memory_format=torch.contiguous_format) for x in (query, key, value)]
-    return tuple(x.transpose(1, 2) for x in grads)
+def _fake(query: Tensor, key: Tensor, value: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    batch, heads, rows, cols = query.shape
+    return query.new_empty(batch, rows, heads, cols), query.new_empty(batch, heads, rows, dtype=torch.float32)
 
 
-def _setup_context(ctx, inputs, output) -> None:
-    query, key, value, ctx.scale = inputs
-    ctx.mark_non_differentiable(output[1])
-    ctx.save_for_backward(query, key, value, *output)
+def _fake_backward(_grad: Tensor, query: Tensor, key: Tensor, value: Tensor, *_kept: Any) -> tuple[Tensor, ...]:
+    return tuple(x.transpose(1, 2) for x in _gradients_of(query, key, value))
 
 
-def _differentiate(ctx, grad: Tensor, _grad_lse: Tensor):
-    return *_attend_backward(grad, *ctx.saved_tensors, ctx.scale), None
-
-
-_attend.register_autograd(_differentiate, setup_context=_setup_context)
-
-
-class _Directly(torch.autograd.Function):
-    """The same without the dispatcher."""
-
-    @staticmethod
-    def forward(ctx, query, key, value, scale):
-        out, lse = _compute(query, key, value, scale)
-        ctx.save_for_backward(query, key, value, out, lse)
-        ctx.scale = scale
-        return out
-
-    @staticmethod
-    def backward(ctx, grad):  # type: ignore[reportIncompatibleMethodOverride]
-        query, key, value, out, lse = ctx.saved_tensors
-        return *_compute_backward(grad, query, key, value, out, lse, ctx.scale), None
+_attend = both_routes(
+    "attention",
+    _compute,
+    _compute_backward,
+    lambda query, key, value, scale, out, lse: ([query, key, value, out, lse], (scale,)),
+    (_fake, _fake_backward),
+    has_slot=False,
+)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .. import cpu
 from ..backend import uses_triton
-from ..operators import operator
+from ..operators import both_routes
 from ..statistics.rounding import new_rows, rounded
 from .activation_triton import activation, activation_backward
 
@@ -85,6 +85,6 @@ def _fake_backward(dy, g, u, act, counted):
     return new_rows(g, 2 if counted else 0), g.new_empty(g.shape), g.new_empty(g.shape)
 
 
-_gated = operator(
-    "gated", _forward, _backward, lambda g, u, act, y, rows: ([g, u], (act,)), _fake_forward, _fake_backward
+_gated = both_routes(
+    "gated", _forward, _backward, lambda g, u, act, y, rows: ([g, u], (act,)), (_fake_forward, _fake_backward)
 )

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .. import cpu
 from ..backend import uses_triton
-from ..operators import operator
+from ..operators import both_routes
 from ..statistics.rounding import new_rows, rounded
 from . import norm_triton
 
@@ -86,11 +86,10 @@ def _fake_backward(dy, x, weight, rstd, offset, counted):
     return new_rows(x, int(counted)), x.new_empty(x.shape)
 
 
-_rms_norm = operator(
+_rms_norm = both_routes(
     "rms_norm",
     _forward,
     _backward,
     lambda x, weight, eps, offset, y, rows, rstd: ([x, weight, rstd], (offset,)),
-    _fake_forward,
-    _fake_backward,
+    (_fake_forward, _fake_backward),
 )

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .. import cpu
 from ..backend import uses_triton
-from ..operators import operator
+from ..operators import both_routes
 from ..statistics.rounding import new_rows, rounded
 from .rotary_triton import rotate
 
@@ -82,6 +82,6 @@ def _fake_backward(dy, cos, sin, counted):
     return new_rows(dy, int(counted)), _fake_turned(dy)
 
 
-_rotary = operator(
-    "rotary", _forward, _backward, lambda x, cos, sin, y, rows: ([cos, sin], ()), _fake_forward, _fake_backward
+_rotary = both_routes(
+    "rotary", _forward, _backward, lambda x, cos, sin, y, rows: ([cos, sin], ()), (_fake_forward, _fake_backward)
 )

@@ -11,8 +11,7 @@ from ..backend import is_gpu
 
 
 def base_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """x [M, C] weight^T + bias in the dtype of x; fp32 accumulation, one rounding. An empty bias is none."""
-    bias = bias if bias is not None and bias.numel() else None
+    """x [M, C] weight^T + bias in the dtype of x; fp32 accumulation, one rounding."""
     if not is_gpu(x.device):  # the interpreter: the CPU's 16-bit GEMM is another algorithm
         product = x.float() @ weight.float().t()
         return (product if bias is None else product + bias.float()).to(x.dtype)

@@ -17,6 +17,7 @@ fp32 [256]; offset fp32 []; result `shape`. QLoRA, arXiv 2305.14314; bytes as in
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import triton.language as tl
@@ -27,6 +28,41 @@ from ..backend import AotVariant, cdiv, jit, on_device, uses_triton
 TILE_BYTES = 4096
 NUM_WARPS = 8
 CPU_BLOCKSIZE = 1024
+
+
+@dataclass(frozen=True)
+class NF4Weight:
+    """A frozen weight as bitsandbytes packs it.
+
+    Attributes:
+        packed: two values per byte; contiguous, any dtype (bitsandbytes' `quant_storage`).
+        absmax: scale of each block, uint8 if nested, else fp32.
+        code: fp32 [16], the values a nibble stands for.
+        blocksize: values per scale, a power of two from 32 to 4096.
+        nested_absmax, nested_code, offset: given together if `absmax` is itself quantized.
+        nested_blocksize: scales per nested scale.
+    """
+
+    packed: torch.Tensor
+    absmax: torch.Tensor
+    code: torch.Tensor
+    blocksize: int
+    nested_absmax: torch.Tensor | None = None
+    nested_code: torch.Tensor | None = None
+    offset: torch.Tensor | None = None
+    nested_blocksize: int = 256
+
+    def tensors(self) -> list[torch.Tensor]:
+        """The three or six tensors."""
+        nested = (self.nested_absmax, self.nested_code, self.offset)
+        return [self.packed, self.absmax, self.code, *(t for t in nested if t is not None)]
+
+    @classmethod
+    def of(cls, tensors: Sequence[torch.Tensor], blocksize: int, nested_blocksize: int) -> "NF4Weight":
+        """Of what `tensors` gave."""
+        packed, absmax, code = tensors[:3]
+        nested, nested_code, offset = tensors[3:] or (None, None, None)
+        return cls(packed, absmax, code, blocksize, nested, nested_code, offset, nested_blocksize)
 
 
 @jit
@@ -64,55 +100,32 @@ def _nf4_decode_kernel(
     tl.store(out_ptr + offsets, values, mask=offsets < n)
 
 
-def nf4_decode_triton(
-    packed: torch.Tensor,
-    absmax: torch.Tensor,
-    code: torch.Tensor,
-    nested_absmax: torch.Tensor | None,
-    nested_code: torch.Tensor | None,
-    offset: torch.Tensor | None,
-    shape: Sequence[int],
-    blocksize: int,
-    nested_blocksize: int,
-    dtype: torch.dtype,
-) -> torch.Tensor:
+def nf4_decode_triton(weight: NF4Weight, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
     """`nf4_decode` in one launch."""
-    out = torch.empty(shape, dtype=dtype, device=packed.device)
-    rows = 2 * TILE_BYTES // blocksize
+    out = torch.empty(shape, dtype=dtype, device=weight.packed.device)
     if out.numel():
         with on_device(out):
             _nf4_decode_kernel[(cdiv(out.numel(), 2 * TILE_BYTES),)](
-                packed.view(torch.uint8),
-                absmax,
-                code,
-                nested_absmax,
-                nested_code,
-                offset,
+                weight.packed.view(torch.uint8),
+                weight.absmax,
+                weight.code,
+                weight.nested_absmax,
+                weight.nested_code,
+                weight.offset,
                 out,
                 out.numel(),
                 cdiv(out.numel(), 2),
-                NESTED=nested_absmax is not None,
-                NESTED_BLOCKSIZE=nested_blocksize,
-                BLOCKSIZE=blocksize,
-                ROWS=rows,
+                NESTED=weight.nested_absmax is not None,
+                NESTED_BLOCKSIZE=weight.nested_blocksize,
+                BLOCKSIZE=weight.blocksize,
+                ROWS=2 * TILE_BYTES // weight.blocksize,
                 num_warps=NUM_WARPS,
                 enable_fp_fusion=False,
             )
     return out
 
 
-def nf4_decode_cpu(
-    packed: torch.Tensor,
-    absmax: torch.Tensor,
-    code: torch.Tensor,
-    nested_absmax: torch.Tensor | None,
-    nested_code: torch.Tensor | None,
-    offset: torch.Tensor | None,
-    shape: Sequence[int],
-    blocksize: int,
-    nested_blocksize: int,
-    dtype: torch.dtype,
-) -> torch.Tensor:
+def nf4_decode_cpu(weight: NF4Weight, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
     """`nf4_decode` by bitsandbytes' own vectorised CPU code, which has the NF4 values built in.
 
     Asked for the weight's own shape, its AVX-512 code takes wrong scales when a row is no multiple of the
@@ -121,90 +134,48 @@ def nf4_decode_cpu(
     """
     import bitsandbytes  # noqa: F401  registers the operators; nobody without NF4 weights needs it
 
-    ops = torch.ops.bitsandbytes
-    if nested_absmax is not None and offset is not None:
-        absmax = ops.dequantize_blockwise(absmax, nested_absmax, nested_code, nested_blocksize, torch.float32)
-        absmax = absmax + offset
+    ops, absmax, blocksize = torch.ops.bitsandbytes, weight.absmax, weight.blocksize
+    if weight.nested_absmax is not None and weight.offset is not None:
+        nested = weight.nested_absmax, weight.nested_code, weight.nested_blocksize
+        absmax = ops.dequantize_blockwise(absmax, *nested, torch.float32)
+        absmax = absmax + weight.offset
     if blocksize > CPU_BLOCKSIZE:
         absmax = absmax.repeat_interleave(blocksize // CPU_BLOCKSIZE)
         blocksize = CPU_BLOCKSIZE
     n = math.prod(shape)
     rows = [n // blocksize, blocksize] if n % blocksize == 0 else [n + n % 2]
-    values = ops.dequantize_4bit(packed.reshape(-1), absmax, blocksize, "nf4", rows, dtype)
+    values = ops.dequantize_4bit(weight.packed.reshape(-1), absmax, blocksize, "nf4", rows, dtype)
     return values.reshape(-1)[:n].clone().view(shape) if n % 2 else values.view(shape)
 
 
-def nf4_decode_reference(
-    packed: torch.Tensor,
-    absmax: torch.Tensor,
-    code: torch.Tensor,
-    nested_absmax: torch.Tensor | None,
-    nested_code: torch.Tensor | None,
-    offset: torch.Tensor | None,
-    shape: Sequence[int],
-    blocksize: int,
-    nested_blocksize: int,
-    dtype: torch.dtype,
-) -> torch.Tensor:
+def nf4_decode_reference(weight: NF4Weight, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
     """`nf4_decode` in plain PyTorch."""
-    if nested_absmax is not None and nested_code is not None and offset is not None:
-        block = torch.arange(absmax.numel(), device=absmax.device)
-        absmax = nested_code[absmax.long()] * nested_absmax[block // nested_blocksize] + offset
-    byte = packed.reshape(-1).view(torch.uint8).int()
-    out = torch.empty(shape, dtype=dtype, device=packed.device)
+    absmax, device = weight.absmax, weight.packed.device
+    if weight.nested_absmax is not None and weight.nested_code is not None and weight.offset is not None:
+        nested_block = torch.arange(absmax.numel(), device=device) // weight.nested_blocksize
+        absmax = weight.nested_code[absmax.long()] * weight.nested_absmax[nested_block] + weight.offset
+    byte = weight.packed.reshape(-1).view(torch.uint8).int()
+    out = torch.empty(shape, dtype=dtype, device=device)
     nibble = torch.stack((byte >> 4, byte & 15), dim=-1).reshape(-1)[: out.numel()]
-    scale = absmax[torch.arange(out.numel(), device=packed.device) // blocksize]
-    return out.copy_((code[nibble] * scale).reshape(shape))
+    scale = absmax[torch.arange(out.numel(), device=device) // weight.blocksize]
+    return out.copy_((weight.code[nibble] * scale).reshape(shape))
 
 
-def decode(
-    packed: torch.Tensor,
-    absmax: torch.Tensor,
-    code: torch.Tensor,
-    nested_absmax: torch.Tensor | None,
-    nested_code: torch.Tensor | None,
-    offset: torch.Tensor | None,
-    shape: Sequence[int],
-    blocksize: int,
-    nested_blocksize: int,
-    dtype: torch.dtype,
-) -> torch.Tensor:
+def decode(weight: NF4Weight, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
     """Decodes an NF4 weight, bit-equal to `bitsandbytes.functional.dequantize_4bit`.
 
     Args:
-        packed: two values per byte; contiguous, any dtype (bitsandbytes' `quant_storage`).
-        absmax: scale of each block, uint8 if nested, else fp32.
-        code: fp32 [16], the values a nibble stands for.
-        nested_absmax, nested_code, offset: given together if `absmax` is itself quantized.
         shape: of the weight.
-        blocksize: values per scale, a power of two from 32 to 4096.
-        nested_blocksize: scales per nested scale (bitsandbytes: 256).
         dtype: fp16, bf16 or fp32.
 
     Returns:
         The weight, a new tensor.
     """
-    implementation = nf4_decode_triton if uses_triton(packed) else nf4_decode_cpu
-    return implementation(
-        packed,
-        absmax,
-        code,
-        nested_absmax,
-        nested_code,
-        offset,
-        shape,
-        blocksize,
-        nested_blocksize,
-        dtype,
-    )
+    return (nf4_decode_triton if uses_triton(weight.packed) else nf4_decode_cpu)(weight, shape, dtype)
 
 
-nf4_decode = torch.library.custom_op("lora_train::nf4_decode", decode, mutates_args=())
-"""`decode` as an operator that torch knows."""
-
-
-@nf4_decode.register_fake
-def _(
+@torch.library.custom_op("lora_train::nf4_decode", mutates_args=())
+def nf4_decode(
     packed: torch.Tensor,
     absmax: torch.Tensor,
     code: torch.Tensor,
@@ -216,6 +187,13 @@ def _(
     nested_blocksize: int,
     dtype: torch.dtype,
 ) -> torch.Tensor:
+    """`decode` as an operator that torch knows."""
+    nested = nested_absmax, nested_code, offset, nested_blocksize
+    return decode(NF4Weight(packed, absmax, code, blocksize, *nested), shape, dtype)
+
+
+@nf4_decode.register_fake
+def _(packed, absmax, code, nested_absmax, nested_code, offset, shape, blocksize, nested_blocksize, dtype):
     return packed.new_empty(shape, dtype=dtype)
 
 

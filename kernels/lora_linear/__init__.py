@@ -35,35 +35,18 @@ elsewhere: cuBLAS has rounded the base product before anybody can look. Without 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ..backend import runs_directly
+from ..frozen.nf4 import NF4Weight
+from ..operators import store
 from ..statistics.pending_rows import PendingRows
-from .ops import Call, Directly, cast_with_stats, lora_linear_op, store
+from .group import NO_DROPOUT, Dropout, Group
+from .ops import Call, cast_with_stats, directly, lora_linear_op, operands
 
 __all__ = ["NF4Weight", "lora_linear", "site_names"]
-
-
-@dataclass(frozen=True)
-class NF4Weight:
-    """A frozen weight as bitsandbytes packs it; the tensors are those of `nf4.nf4_decode`."""
-
-    packed: Tensor
-    absmax: Tensor
-    code: Tensor
-    blocksize: int
-    nested_absmax: Tensor | None = None
-    nested_code: Tensor | None = None
-    offset: Tensor | None = None
-    nested_blocksize: int = 256
-
-    def tensors(self) -> list[Tensor]:
-        """The three or six tensors, in the order of `nf4_decode`."""
-        nested = (self.nested_absmax, self.nested_code, self.offset)
-        return [self.packed, self.absmax, self.code, *(t for t in nested if t is not None)]
 
 
 def site_names(group: int) -> list[tuple[str, int | None]]:
@@ -94,6 +77,8 @@ def lora_linear(
 ) -> list[Tensor]:
     """Outputs of the projections of a group that share the input `x`.
 
+    Its arguments are more than six because they are what a caller who has tensors has: all but five by name.
+
     Under autocast `x` is rounded to autocast's dtype here, and with a slot what that did is row 0; everything
     after it computes in that dtype.
 
@@ -117,23 +102,20 @@ def lora_linear(
     assert 0 <= dropout_p < 1, f"dropout_p={dropout_p} is not in [0, 1)"
     assert seed is not None or dropout_p == 0, "dropout needs a seed"
     assert all(a.dtype == b.dtype == torch.float32 for a, b in zip(lora_A, lora_B, strict=True)), "LoRA is fp32"
-    group = len(lora_A)
-    flat_weights, formats = _flatten(weights)
-    flat_biases = [None] * group if biases is None else list(biases)
-    seed = seed if dropout_p > 0 else None
+    flat_biases = [None] * len(lora_A) if biases is None else list(biases)
+    dropout = Dropout(seed, dropout_p) if dropout_p > 0 else NO_DROPOUT
+    group = Group(list(weights), flat_biases, list(lora_A), list(lora_B), list(scalings), dropout)
+    dtype = _compute_dtype(x)
     if runs_directly(x):
-        how = formats, list(scalings), dropout_p, _compute_dtype(x), slot, pending
-        return list(Directly.apply(Call(flat_weights, flat_biases, seed, *how), x, *lora_A, *lora_B))
-    nothing = lora_A[0].new_empty(0)
-    flat_biases = [nothing if bias is None else bias for bias in flat_biases]
-    dtype, cast_row = _compute_dtype(x), None
+        return list(directly(Call(group, dtype, slot, pending), x, *lora_A, *lora_B))
+    cast_row = None
     if dtype != x.dtype and slot is not None:
         x, cast_row = cast_with_stats(x, dtype)
     x = x.to(dtype)
-    x_2d, lora = x.reshape(-1, x.shape[-1]), (list(lora_A), list(lora_B))
-    ys, _, rows = lora_linear_op(x_2d, flat_weights, flat_biases, *lora, seed, slot, formats, list(scalings), dropout_p)
+    *tensors, formats, factors, p = operands(group)
+    ys, _, rows = lora_linear_op(x.reshape(-1, x.shape[-1]), *tensors, slot, formats, factors, p)
     if slot is not None:
-        store(slot[: 1 + group], rows)
+        store(slot[: 1 + len(lora_A)], rows)
         if cast_row is not None:
             store(slot[0], cast_row)
     return [y.view(*x.shape[:-1], y.shape[-1]) for y in ys]
@@ -142,16 +124,3 @@ def lora_linear(
 def _compute_dtype(x: Tensor) -> torch.dtype:
     device = x.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
-
-
-def _flatten(weights: Sequence[Tensor | NF4Weight]) -> tuple[list[Tensor], list[int]]:
-    """Weights as an operator takes them: tensors, and per weight (tensors, blocksize, nested blocksize)."""
-    tensors, formats = [], []
-    for weight in weights:
-        if isinstance(weight, Tensor):
-            tensors.append(weight)
-            formats += [1, 0, 0]
-        else:
-            tensors += weight.tensors()
-            formats += [len(weight.tensors()), weight.blocksize, weight.nested_blocksize]
-    return tensors, formats

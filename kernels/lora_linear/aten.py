@@ -9,7 +9,7 @@ over memory (passes.py); no dropout mask and no dropout(X) is kept; statistics o
 they are needed.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor
 from ..frozen.product import multiplies_in_tiles, project, project_back
 from ..statistics.reduce import FIELDS, N_FIELDS
 from . import passes as lora_passes
+from .group import Factor, Group
 
 N_NAN, N_INF, N_OVERFLOW = (FIELDS.index(field) for field in ("n_nan", "n_inf", "n_overflow"))
 
@@ -55,67 +56,48 @@ class _Rows:
         return torch.from_numpy(self._values)
 
 
-def forward(
-    x: Tensor,
-    weights: Iterable[Tensor],
-    biases: Sequence[Tensor | None],
-    lora_A: Sequence[Tensor],
-    lora_B: Sequence[Tensor],
-    seed: Tensor | None,
-    scalings: Sequence[float],
-    dropout_p: float,
-    with_stats: bool,
-) -> tuple[list[Tensor], Tensor, Tensor]:
+def forward(x: Tensor, group: Group, with_stats: bool) -> tuple[list[Tensor], Tensor, Tensor]:
     """Outputs, H, rows. H includes the factor s / (1 - p)."""
-    widen = not multiplies_in_tiles(x)
-    h, wide = lora_passes.down(x, lora_A, [s / (1 - dropout_p) for s in scalings], seed, dropout_p, widen)
-    group = len(lora_A)
-    ys, rows = [], _Rows(1 + group, with_stats)
-    for i, (weight, bias, b, h_i) in enumerate(zip(weights, biases, lora_B, _columns(h, lora_A), strict=True)):
-        acc = project(wide, weight, None if bias is None or not bias.numel() else bias)
-        ys.append(lora_passes.up(acc, h_i, [b], x.dtype, rows.at(1 + i), across=True))
+    lora_A, n = group.lora_A, len(group.lora_A)
+    h, wide = lora_passes.down(x, lora_A, group.factors, group.dropout, not multiplies_in_tiles(x))
+    ys, rows = [], _Rows(1 + n, with_stats)
+    for i, (weight, bias, b, h_i) in enumerate(
+        zip(group.dense(x.dtype), group.biases, group.lora_B, _columns(h, lora_A), strict=True)
+    ):
+        acc = project(wide, weight, bias)
+        ys.append(lora_passes.up(acc, h_i, Factor([b], across=True), x.dtype, rows.at(1 + i)))
     if with_stats:
         rows.input(x, y_index=1)
-        for i in range(group):
+        for i in range(n):
             rows.after_product(1 + i, rows.finite(0))
     return ys, h, rows.tensor()
 
 
 def backward(
-    grads: Sequence[Tensor],
-    x: Tensor,
-    h: Tensor,
-    weights: Iterable[Tensor],
-    lora_A: Sequence[Tensor],
-    lora_B: Sequence[Tensor],
-    seed: Tensor | None,
-    scalings: Sequence[float],
-    dropout_p: float,
-    needs_dx: bool,
-    with_stats: bool,
+    grads: Sequence[Tensor], x: Tensor, h: Tensor, group: Group, needs_dx: bool, with_stats: bool
 ) -> tuple[Tensor, list[Tensor], list[Tensor], Tensor]:
     """dX, every dA, every dB, rows."""
-    group = len(lora_A)
-    rows = _Rows(1 + 3 * group, with_stats)
+    lora_A, n = group.lora_A, len(group.lora_A)
+    rows = _Rows(1 + 3 * n, with_stats)
     g, dBs, h_finite = torch.empty_like(h), [], True
     acc, widen = None, needs_dx and not multiplies_in_tiles(x)
-    for i, (dy, weight, b, s, h_i, g_i) in enumerate(
-        zip(grads, weights, lora_B, scalings, _columns(h, lora_A), _columns(g, lora_A), strict=True)
+    each = zip(group.lora_B, group.factors, strict=True)
+    for i, (dy, weight, right, h_i, g_i) in enumerate(
+        zip(grads, group.dense(x.dtype), each, _columns(h, lora_A), _columns(g, lora_A), strict=True)
     ):
-        factor, into, db_into = s / (1 - dropout_p), rows.at(i), rows.at(1 + 2 * group + i)
-        wide, dB, finite = lora_passes.grad(dy.contiguous(), h_i, b, factor, g_i, into, db_into, widen)
+        into = rows.at(i), rows.at(1 + 2 * n + i)
+        wide, dB, finite = lora_passes.grad(dy.contiguous(), h_i, right, g_i, into, widen)
         dBs.append(dB)
         h_finite &= finite
         if needs_dx:
             acc = project_back(wide, weight, acc)
-    of_dA = [rows.at(1 + group + i) for i in range(group)]
-    dAs = lora_passes.da(g, x, [a.shape[0] for a in lora_A], seed, dropout_p, of_dA)
+    dAs = lora_passes.da(g, x, [a.shape[0] for a in lora_A], group.dropout, [rows.at(1 + n + i) for i in range(n)])
 
     dx = x.new_empty(0)
     if acc is not None:
-        dx = lora_passes.up(acc, g, lora_A, x.dtype, rows.at(group), seed=seed, p=dropout_p)
+        dx = lora_passes.up(acc, g, Factor(lora_A, across=False), x.dtype, rows.at(n), group.dropout)
     if with_stats:
-        _count_overflow(rows, group, h_finite, needs_dx)
+        _count_overflow(rows, n, h_finite, needs_dx)
     return dx, dAs, dBs, rows.tensor()
 
 

@@ -16,6 +16,7 @@ from ..launcher import launch
 from ..statistics.pending_rows import Partials, regions, room
 from ..statistics.reduce import FIELDS, N_PARTIALS
 from . import kernels
+from .group import NO_DROPOUT, Dropout, Factor
 from .projections import four
 from .tiles import ADD_TILE, WIDEN_TILE
 
@@ -32,36 +33,33 @@ def _joined(found: list[Tensor], with_stats: bool) -> Tensor:
     return torch.cat(found) if with_stats and len(found) > 1 else found[0]
 
 
-def down(x: Tensor, a: Tensor, seed: Tensor | None, p: float, with_stats: bool) -> tuple[Tensor, Tensor]:
+def down(x: Tensor, a: Tensor, dropout: Dropout, with_stats: bool) -> tuple[Tensor, Tensor]:
     h, found = x.new_empty((x.shape[0], a.shape[0]), dtype=torch.float32), []
     for rows in _row_blocks(x):
-        x32, partials = widen(x[rows], rows.start, seed, p, with_stats)
+        x32, partials = widen(x[rows], rows.start, dropout, with_stats)
         found.append(partials)
         torch.mm(x32, a.t(), out=h[rows])
     return h[None], _joined(found, with_stats)
 
 
 def up(
-    zs: Sequence[Tensor], left: Tensor, rights: Sequence[Tensor], scales: Sequence[float], seed: Tensor | None,
-    p: float, with_stats: bool, across: bool,
-) -> list[Partials]:  # fmt: skip
+    zs: Sequence[Tensor], left: Tensor, right: Factor, scales: Sequence[float], dropout: Dropout, with_stats: bool
+) -> list[Partials]:
     sites, first = [], 0
-    for z, right, scale in zip(zs, rights, scales, strict=True):
-        right = right.t() if across else right
-        own = left[:, first : first + right.shape[0]]
-        first += right.shape[0]
-        found = [_add(z[rows], own[rows] @ right, rows.start, scale, seed, p, with_stats) for rows in _row_blocks(z)]
+    for z, matrix, scale in zip(zs, right.matrices, scales, strict=True):
+        matrix = matrix.t() if right.across else matrix
+        own = left[:, first : first + matrix.shape[0]]
+        first += matrix.shape[0]
+        found = [_add(z[rows], own[rows] @ matrix, rows.start, scale, dropout, with_stats) for rows in _row_blocks(z)]
         if with_stats:
             joined = _joined(found, True)
             sites += regions(joined, [joined.shape[0]], True)
     return sites
 
 
-def _add(
-    z: Tensor, delta: Tensor, first_row: int, scale: float, seed: Tensor | None, p: float, with_stats: bool
-) -> Tensor:
+def _add(z: Tensor, delta: Tensor, first_row: int, scale: float, dropout: Dropout, with_stats: bool) -> Tensor:
     """z += scale keep(delta); partials of z."""
-    n_rows, n_cols = z.shape
+    (n_rows, n_cols), (seed, p) = z.shape, dropout
     tile = ADD_TILE
     grid = (max(1, cdiv(n_rows, tile.block_m)), cdiv(n_cols, tile.block_c))
     found = room(delta, grid[0] * grid[1], with_stats)
@@ -89,7 +87,7 @@ def grad(
         at += b.numel()
         counts.append(0)
         for rows in _row_blocks(dy):
-            dy32, partials = widen(dy[rows], rows.start, None, 0.0, with_stats)
+            dy32, partials = widen(dy[rows], rows.start, NO_DROPOUT, with_stats)
             found.append(partials)
             counts[-1] += partials.shape[0]
             g[rows, columns] = dy32 @ (b * scale)
@@ -106,17 +104,17 @@ def _bad(h: Tensor) -> Tensor:
     return row
 
 
-def da(x: Tensor, g: Tensor, seed: Tensor | None, p: float) -> Tensor:
+def da(x: Tensor, g: Tensor, dropout: Dropout) -> Tensor:
     parts = g.new_zeros((1, g.shape[1] * x.shape[1]))
     product = parts[0].view(g.shape[1], x.shape[1])
     for rows in _row_blocks(x):
-        product.addmm_(g[rows].t(), widen(x[rows], rows.start, seed, p, False)[0])
+        product.addmm_(g[rows].t(), widen(x[rows], rows.start, dropout, False)[0])
     return parts
 
 
-def widen(z: Tensor, first_row: int, seed: Tensor | None, p: float, with_stats: bool) -> tuple[Tensor, Tensor]:
+def widen(z: Tensor, first_row: int, dropout: Dropout, with_stats: bool) -> tuple[Tensor, Tensor]:
     """keep(z) in fp32, and partials of z."""
-    n_rows, n_cols = z.shape
+    (n_rows, n_cols), (seed, p) = z.shape, dropout
     tile = WIDEN_TILE
     grid = (max(1, cdiv(n_rows, tile.block_m)), cdiv(n_cols, tile.block_c))
     out = z.new_empty((n_rows, n_cols), dtype=torch.float32)

@@ -24,27 +24,15 @@ everywhere. The rank is padded to 16, 32 or 64 inside and never in memory; more 
 import triton.language as tl
 
 from ..backend import jit
+from ..dropout import kept
 from ..statistics.reduce import FIELDS, N_PARTIALS
 from ..statistics.tile_stats import recount, write_partials
 from ..statistics.tile_sums import add_tile, matrix_partials, only_tile_partials, start_sums
-from .projections import locate, of_projection, products
+from .projections import outer_place, projection
 
 _N_PARTIALS = tl.constexpr(N_PARTIALS)
 _N_NAN = tl.constexpr(FIELDS.index("n_nan"))
 _N_INF = tl.constexpr(FIELDS.index("n_inf"))
-
-
-@jit
-def keep_tile(seed_ptr, rows, first_col, n_cols, p, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr):
-    """Which elements of a tile dropout keeps: word (column % 4) of Philox(seed, row, column // 4).
-
-    One Philox call gives four words; a call for each element would cost more than reading it.
-    """
-    quads = first_col // 4 + tl.arange(0, BLOCK_C // 4)
-    offsets = rows[:, None] * ((n_cols + 3) // 4) + quads[None, :]
-    a, b, c, d = tl.randint4x(tl.load(seed_ptr), offsets)
-    words = tl.reshape(tl.join(tl.join(a, c), tl.join(b, d)), (BLOCK_M, BLOCK_C))
-    return tl.random.uint_to_uniform_float(words) >= p
 
 
 @jit
@@ -95,7 +83,7 @@ def _down_kernel(
         if DROPOUT:
             if STATS:
                 sums = add_tile(sums, stored, stored, False, False)
-            x = tl.where(keep_tile(seed_ptr, rows, start, n_cols, p, BLOCK_M, BLOCK_C), x, 0.0)
+            x = kept(x, seed_ptr, rows, start, n_cols, p, BLOCK_M, BLOCK_C)
         a_mask = col_mask[:, None] & rank_mask[None, :]
         a = tl.load(a_ptr + ranks[None, :] * n_cols + cols[:, None], mask=a_mask, other=0.0)
         acc = tl.dot(x, _operand(a, PRECISION), acc, input_precision=PRECISION)
@@ -116,15 +104,20 @@ def _down_kernel(
 
 
 @jit
-def _sum_of_parts(l_ptr, out_ptr, rows, columns, mask, n_rows, row_stride, n_parts, keeps):
-    """The sum of l [parts, M, row_stride] at these rows and columns; stored if `keeps` and there are several parts."""
-    offsets = rows[:, None] * row_stride + columns[None, :]
+def _left(
+    l_ptr, out_ptr, rows, row_mask, ranks, first, rank, n_rows, row_stride, n_parts, keeps, PRECISION: tl.constexpr
+):  # fmt: skip
+    """The sum of l [parts, M, row_stride] at these rows and ranks of a projection whose columns begin at `first`, as an
+    operand; stored as it is if `keeps` and there are several parts.
+    """
+    mask = row_mask[:, None] & (ranks < rank)[None, :]
+    offsets = rows[:, None] * row_stride + (first + ranks)[None, :]
     total = tl.load(l_ptr + offsets, mask=mask, other=0.0)
     for part in range(1, n_parts):
         total += tl.load(l_ptr + part * n_rows * row_stride + offsets, mask=mask, other=0.0)
     if (n_parts > 1) & keeps:
         tl.store(out_ptr + offsets, total, mask=mask)
-    return total
+    return _operand(total, PRECISION)
 
 
 @jit
@@ -135,6 +128,23 @@ def _rights(r_ptr, ranks, cols, rank, n_cols, ACROSS: tl.constexpr):
     else:
         pointers = r_ptr + ranks[:, None] * n_cols + cols[None, :]
     return tl.load(pointers, mask=(ranks < rank)[:, None] & (cols < n_cols)[None, :], other=0.0)
+
+
+@jit
+def _product_by_chunks(
+    l_ptr, l_out_ptr, r_ptr, rows, cols, row_mask, n_rows, n_cols, rank, l_first, l_row_stride, n_l_parts, keeps,
+    ACROSS: tl.constexpr, PRECISION: tl.constexpr, RANK: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """A tile of l r where a rank is more than RANK: l is read again for every tile."""
+    acc = tl.zeros((BLOCK_M, BLOCK_C), dtype=tl.float32)
+    for chunk in range(0, rank, RANK):
+        ranks = chunk + tl.arange(0, RANK).to(tl.int64)
+        left = _left(
+            l_ptr, l_out_ptr, rows, row_mask, ranks, l_first, rank, n_rows, l_row_stride, n_l_parts, keeps, PRECISION
+        )  # fmt: skip
+        right = _rights(r_ptr, ranks, cols, rank, n_cols, ACROSS)
+        acc = tl.dot(left, _operand(right, PRECISION), acc, input_precision=PRECISION)
+    return acc
 
 
 @jit(do_not_specialize=["n_rows", "n_l_parts", "first_row", "tiles_per_program"])
@@ -148,39 +158,30 @@ def _up_kernel(
 ):  # fmt: skip
     """z_i [M, c_i] += s_i keep(l_i r_i), in place, for one block of rows and some tiles of columns of a projection.
 
-    l [parts, M, k0 + k1 + ...] is added up here, and what comes out is left in l_out by the programs of each
-    projection's first columns, if there was something to add. r_i is [k_i, c_i], or [c_i, k_i] if ACROSS. CHUNKED where
-    a rank is more than RANK: then l is read again for every tile.
-
+    l [parts, M, k0 + k1 + ...] is added up here, and the sum left in l_out by the programs of each projection's first
+    columns, if there were several parts. r_i is [k_i, c_i], or [c_i, k_i] if ACROSS. CHUNKED: a rank is more than RANK.
     RANK = 0 adds scale keep(delta) instead, delta [M, C] fp32 a product that cuBLAS made (sm_75). ROUNDED where z is
-    fp32: nothing is rounded then, and overflow and underflow are 0. Into 16 bits they are null, since whoever
-    made z has rounded it already.
+    fp32: nothing is rounded then, and overflow and underflow are 0. In 16 bits they are null: z was rounded before.
     """
     row_block, col_block = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int32)
-    index, own_block = locate(col_block, tiles_per_program * BLOCK_C, c0, c1, c2, c3, GROUP)
-    own_block = tl.cast(own_block, tl.int64)
-    z_ptr = of_projection(index, z0_ptr, z1_ptr, z2_ptr, z3_ptr, GROUP)
-    r_ptr = of_projection(index, r0_ptr, r1_ptr, r2_ptr, r3_ptr, GROUP)
-    n_cols = tl.cast(of_projection(index, c0, c1, c2, c3, GROUP), tl.int64)
-    rank = tl.cast(of_projection(index, k0, k1, k2, k3, GROUP), tl.int64)
-    scale = of_projection(index, s0, s1, s2, s3, GROUP)
-    l_first = tl.cast(of_projection(index, 0, k0, k0 + k1, k0 + k1 + k2, GROUP), tl.int64)
+    _, own_block, z_ptr, r_ptr, n_cols, rank, scale, l_first = projection(
+        col_block, tiles_per_program * BLOCK_C, z0_ptr, z1_ptr, z2_ptr, z3_ptr, r0_ptr, r1_ptr, r2_ptr, r3_ptr,
+        c0, c1, c2, c3, k0, k1, k2, k3, s0, s1, s2, s3, GROUP,
+    )  # fmt: skip
     n_rows = tl.cast(n_rows, tl.int64)
     rows = row_block * BLOCK_M + tl.arange(0, BLOCK_M).to(tl.int64)
     row_mask = rows < n_rows
     sums = start_sums()
     if RANK > 0 and not CHUNKED:
         ranks = tl.arange(0, RANK).to(tl.int64)
-        left = _sum_of_parts(
-            l_ptr, l_out_ptr, rows, l_first + ranks, row_mask[:, None] & (ranks < rank)[None, :], n_rows, l_row_stride,
-            n_l_parts, own_block == 0,
+        left = _left(
+            l_ptr, l_out_ptr, rows, row_mask, ranks, l_first, rank, n_rows, l_row_stride, n_l_parts, own_block == 0,
+            PRECISION,
         )  # fmt: skip
-        left = _operand(left, PRECISION)
     for tile in range(tiles_per_program):
         start = (own_block * tiles_per_program + tile) * BLOCK_C
         cols = start + tl.arange(0, BLOCK_C)
-        col_mask = cols < n_cols
-        mask = row_mask[:, None] & col_mask[None, :]
+        mask = row_mask[:, None] & (cols < n_cols)[None, :]
         offsets = rows[:, None] * n_cols + cols[None, :]
         if RANK == 0:
             acc = tl.load(delta_ptr + offsets, mask=mask, other=0.0)
@@ -188,19 +189,12 @@ def _up_kernel(
             right = _rights(r_ptr, ranks, cols, rank, n_cols, ACROSS)
             acc = tl.dot(left, _operand(right, PRECISION), input_precision=PRECISION)
         else:
-            acc = tl.zeros((BLOCK_M, BLOCK_C), dtype=tl.float32)
-            for chunk in range(0, rank, RANK):
-                ranks = chunk + tl.arange(0, RANK).to(tl.int64)
-                left = _sum_of_parts(
-                    l_ptr, l_out_ptr, rows, l_first + ranks, row_mask[:, None] & (ranks < rank)[None, :], n_rows,
-                    l_row_stride, n_l_parts, start == 0,
-                )  # fmt: skip
-                right = _rights(r_ptr, ranks, cols, rank, n_cols, ACROSS)
-                left, right = _operand(left, PRECISION), _operand(right, PRECISION)
-                acc = tl.dot(left, right, acc, input_precision=PRECISION)
+            acc = _product_by_chunks(
+                l_ptr, l_out_ptr, r_ptr, rows, cols, row_mask, n_rows, n_cols, rank, l_first, l_row_stride, n_l_parts,
+                start == 0, ACROSS, PRECISION, RANK, BLOCK_M, BLOCK_C,
+            )  # fmt: skip
         if DROPOUT:
-            keep = keep_tile(seed_ptr, first_row + rows, start, n_cols, p, BLOCK_M, BLOCK_C)
-            acc = tl.where(keep, acc, 0.0)
+            acc = kept(acc, seed_ptr, first_row + rows, start, n_cols, p, BLOCK_M, BLOCK_C)
         z = tl.load(z_ptr + offsets, mask=mask, other=0.0)
         z = (z.to(tl.float32) + scale * acc).to(z.dtype)
         tl.store(z_ptr + offsets, z, mask=mask)
@@ -208,54 +202,70 @@ def _up_kernel(
             sums = add_tile(sums, z, z, ROUNDED, COUNT_SMALL)
     if STATS:
         first_col = own_block * tiles_per_program * BLOCK_C
-        last_row = tl.minimum((row_block + 1) * BLOCK_M, n_rows)
-        last_col = tl.minimum(first_col + tiles_per_program * BLOCK_C, n_cols)
         total = matrix_partials(
-            sums, tiles_per_program, z_ptr, row_block * BLOCK_M, last_row, first_col, last_col, n_cols,
-            ROUNDED, COUNT_SMALL, BLOCK_M, BLOCK_C,
+            sums, tiles_per_program, z_ptr, row_block * BLOCK_M, tl.minimum((row_block + 1) * BLOCK_M, n_rows),
+            first_col, tl.minimum(first_col + tiles_per_program * BLOCK_C, n_cols), n_cols, ROUNDED, COUNT_SMALL,
+            BLOCK_M, BLOCK_C,
         )  # fmt: skip
         write_partials(partials_ptr, tl.cast(col_block, tl.int64) * tl.num_programs(0) + row_block, total)
 
 
+@jit
+def _store(outer, outer_ptr, cols, ranks, n_cols, rank, mask, DOWN: tl.constexpr):
+    if DOWN:
+        pointers = outer_ptr + (cols[:, None] * rank + ranks[None, :])
+    else:
+        pointers = outer_ptr + (ranks[None, :] * n_cols + cols[:, None])
+    tl.store(pointers, outer, mask=mask)
+
+
+@jit
+def _count_bad(partials_ptr, first_bad, index, suspect, l_ptr, offsets, l_first, rank_mask, first, last, row_stride):
+    """Non-finite values of l in some rows, looked for only if `suspect`: NaN and infinity times anything are not
+    finite, times 0 neither.
+    """
+    BLOCK_M: tl.constexpr = offsets.shape[0]
+    l_nan = tl.zeros((BLOCK_M,), dtype=tl.int32)
+    l_inf = tl.zeros((BLOCK_M,), dtype=tl.int32)
+    if suspect:
+        for start in range(first, last, BLOCK_M):
+            left_mask = (tl.arange(0, BLOCK_M) < last - start)[:, None] & rank_mask[None, :]
+            left = tl.load(l_ptr + (start * row_stride + l_first) + offsets, mask=left_mask, other=0.0)
+            l_nan += tl.sum((left != left).to(tl.int32), axis=1)
+            l_inf += tl.sum((tl.abs(left) == float("inf")).to(tl.int32), axis=1)
+    split = tl.program_id(1).to(tl.int64)
+    program = first_bad + (index * tl.num_programs(1) + split) * tl.num_programs(2) + tl.program_id(2)
+    tl.store(partials_ptr + program * _N_PARTIALS + _N_NAN, tl.sum(l_nan).to(tl.float64))
+    tl.store(partials_ptr + program * _N_PARTIALS + _N_INF, tl.sum(l_inf).to(tl.float64))
+
+
 @jit(do_not_specialize=["n_rows", "rows_per_split", "first_bad"])
 def _grad_kernel(
-    z0_ptr, z1_ptr, z2_ptr, z3_ptr, r0_ptr, r1_ptr, r2_ptr, r3_ptr,
-    l_ptr, down_ptr, outer_ptr, seed_ptr, partials_ptr, c0, c1, c2, c3, k0, k1, k2, k3, l_row_stride,
-    n_rows, rows_per_split, first_bad, s0, s1, s2, s3, p,
+    z0_ptr, z1_ptr, z2_ptr, z3_ptr, r0_ptr, r1_ptr, r2_ptr, r3_ptr, l_ptr, down_ptr, outer_ptr, seed_ptr, partials_ptr,
+    c0, c1, c2, c3, k0, k1, k2, k3, l_row_stride, n_rows, rows_per_split, first_bad, s0, s1, s2, s3, p,
     GROUP: tl.constexpr, DROPOUT: tl.constexpr, DOWN: tl.constexpr, STATS: tl.constexpr, COUNT_SMALL: tl.constexpr,
     PRECISION: tl.constexpr, RANK: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """Reads every z_i [M, c_i] once, a strip of BLOCK_C columns and some rows per program:
-
-    outer_i[split] = s_i z_i^T l_i  stays in registers;  down[strip of i] [M, own ranks of k0 + k1 + ...] = s_i z_i r_i
-    leaves with every tile. DOWN: r_i is [c_i, k_i], and outer_i [c_i, k_i] lie one behind the other in each split; else
-    outer is [k_i, c_i]. Statistics of z are followed, from `first_bad` on, by the non-finite counts of l.
+    """Reads every z_i [M, c_i] once, a strip of BLOCK_C columns and some rows per program: outer_i[split] = s_i z_i^T
+    l_i stays in registers, down[strip of i] [M, own ranks of k0 + k1 + ...] = s_i z_i r_i leaves with every tile. DOWN:
+    r_i is [c_i, k_i], and outer_i [c_i, k_i] lie one behind the other in each split; else outer is [k_i, c_i].
+    Statistics of z are followed, from `first_bad` on, by the non-finite counts of l.
     """
-    strip, split = tl.program_id(0).to(tl.int32), tl.program_id(1).to(tl.int64)
-    chunk = tl.program_id(2)
-    index, own_strip = locate(strip, BLOCK_C, c0, c1, c2, c3, GROUP)
-    own_strip = tl.cast(own_strip, tl.int64)
-    z_ptr = of_projection(index, z0_ptr, z1_ptr, z2_ptr, z3_ptr, GROUP)
-    r_ptr = of_projection(index, r0_ptr, r1_ptr, r2_ptr, r3_ptr, GROUP)
-    n_cols = tl.cast(of_projection(index, c0, c1, c2, c3, GROUP), tl.int64)
-    rank = tl.cast(of_projection(index, k0, k1, k2, k3, GROUP), tl.int64)
-    scale = of_projection(index, s0, s1, s2, s3, GROUP)
-    l_first = tl.cast(of_projection(index, 0, k0, k0 + k1, k0 + k1 + k2, GROUP), tl.int64)
-    n0, n1, n2, n3 = products(c0, k0, c1, k1, c2, k2, c3, k3, GROUP)
-    outer_first = of_projection(index, 0, n0, n0 + n1, n0 + n1 + n2, GROUP)
-    outer_size = n0 + n1 + n2 + n3
+    strip, split, chunk = tl.program_id(0).to(tl.int32), tl.program_id(1).to(tl.int64), tl.program_id(2)
+    index, own_strip, z_ptr, r_ptr, n_cols, rank, scale, l_first = projection(
+        strip, BLOCK_C, z0_ptr, z1_ptr, z2_ptr, z3_ptr, r0_ptr, r1_ptr, r2_ptr, r3_ptr,
+        c0, c1, c2, c3, k0, k1, k2, k3, s0, s1, s2, s3, GROUP,
+    )  # fmt: skip
+    outer_first, outer_size = outer_place(index, c0, k0, c1, k1, c2, k2, c3, k3, GROUP)
     n_rows = tl.cast(n_rows, tl.int64)
-    cols = own_strip * BLOCK_C + tl.arange(0, BLOCK_C)
-    ranks = chunk * RANK + tl.arange(0, RANK).to(tl.int64)
+    cols, ranks = own_strip * BLOCK_C + tl.arange(0, BLOCK_C), chunk * RANK + tl.arange(0, RANK).to(tl.int64)
     col_mask, rank_mask = cols < n_cols, ranks < rank
     first = split * rows_per_split
     last = tl.minimum(first + rows_per_split, n_rows)
-    outer = tl.zeros((BLOCK_C, RANK), dtype=tl.float32)
+    outer, sums = tl.zeros((BLOCK_C, RANK), dtype=tl.float32), start_sums()
     right_mask = col_mask[:, None] & rank_mask[None, :]
     if DOWN:
-        right = tl.load(r_ptr + cols[:, None] * rank + ranks[None, :], mask=right_mask, other=0.0)
-        right = _operand(right, PRECISION)
-    sums = start_sums()
+        right = _operand(tl.load(r_ptr + cols[:, None] * rank + ranks[None, :], mask=right_mask, other=0.0), PRECISION)
     # offsets in a tile fit in 32 bits; what does not goes into the address of the tile
     in_tile = tl.arange(0, BLOCK_M)
     z_offsets = in_tile[:, None] * tl.cast(n_cols, tl.int32) + tl.arange(0, BLOCK_C)[None, :]
@@ -270,8 +280,7 @@ def _grad_kernel(
         left_mask = row_mask[:, None] & rank_mask[None, :]
         left = tl.load(l_ptr + (start * l_row_stride + l_first) + l_offsets, mask=left_mask, other=0.0)
         if DROPOUT:
-            rows = start + in_tile.to(tl.int64)
-            z = tl.where(keep_tile(seed_ptr, rows, own_strip * BLOCK_C, n_cols, p, BLOCK_M, BLOCK_C), z, 0.0)
+            z = kept(z, seed_ptr, start + in_tile.to(tl.int64), own_strip * BLOCK_C, n_cols, p, BLOCK_M, BLOCK_C)
         if DOWN:
             down = tl.dot(z, right, input_precision=PRECISION) * scale
             tile_ptr = down_ptr + ((own_strip * n_rows + start) * l_row_stride + l_first)
@@ -279,34 +288,19 @@ def _grad_kernel(
         outer = tl.dot(tl.trans(z), _operand(left, PRECISION), outer, input_precision=PRECISION)
         if STATS:
             sums = add_tile(sums, stored, stored, False, COUNT_SMALL)
-    suspicious = _has_non_finite(outer) if STATS else False
-    outer *= scale
-    outer_ptrs = outer_ptr + split * outer_size + outer_first
-    if DOWN:
-        outer_ptrs += cols[:, None] * rank + ranks[None, :]
-    else:
-        outer_ptrs += ranks[None, :] * n_cols + cols[:, None]
-    tl.store(outer_ptrs, outer, mask=right_mask)
-    if STATS:
-        if own_strip == 0:
-            l_nan = tl.zeros((BLOCK_M,), dtype=tl.int32)
-            l_inf = tl.zeros((BLOCK_M,), dtype=tl.int32)
-            if suspicious:  # else l has none: NaN and infinity times anything are not finite, times 0 neither
-                for start in range(first, last, BLOCK_M):
-                    left_mask = (in_tile < last - start)[:, None] & rank_mask[None, :]
-                    left = tl.load(l_ptr + (start * l_row_stride + l_first) + l_offsets, mask=left_mask, other=0.0)
-                    l_nan += tl.sum((left != left).to(tl.int32), axis=1)
-                    l_inf += tl.sum((tl.abs(left) == float("inf")).to(tl.int32), axis=1)
-            program = first_bad + (index * tl.num_programs(1) + split) * tl.num_programs(2) + chunk
-            tl.store(partials_ptr + program * _N_PARTIALS + _N_NAN, tl.sum(l_nan).to(tl.float64))
-            tl.store(partials_ptr + program * _N_PARTIALS + _N_INF, tl.sum(l_inf).to(tl.float64))
-        if chunk == 0:
-            first_col, last_col = own_strip * BLOCK_C, tl.minimum((own_strip + 1) * BLOCK_C, n_cols)
-            total = matrix_partials(
-                sums, tl.cdiv(last - first, BLOCK_M), z_ptr, first, last, first_col, last_col, n_cols,
-                False, COUNT_SMALL, BLOCK_M, BLOCK_C,
-            )  # fmt: skip
-            write_partials(partials_ptr, tl.cast(strip, tl.int64) * tl.num_programs(1) + split, total)
+    suspect = _has_non_finite(outer) if STATS else False
+    _store(outer * scale, outer_ptr + split * outer_size + outer_first, cols, ranks, n_cols, rank, right_mask, DOWN)
+    if STATS and own_strip == 0:
+        _count_bad(
+            partials_ptr, first_bad, index, suspect, l_ptr, l_offsets, l_first, rank_mask, first, last, l_row_stride
+        )
+    if STATS and chunk == 0:
+        first_col, last_col = own_strip * BLOCK_C, tl.minimum((own_strip + 1) * BLOCK_C, n_cols)
+        total = matrix_partials(
+            sums, tl.cdiv(last - first, BLOCK_M), z_ptr, first, last, first_col, last_col, n_cols,
+            False, COUNT_SMALL, BLOCK_M, BLOCK_C,
+        )  # fmt: skip
+        write_partials(partials_ptr, tl.cast(strip, tl.int64) * tl.num_programs(1) + split, total)
 
 
 @jit(do_not_specialize=["n_rows", "first_row"])
@@ -326,7 +320,7 @@ def _widen_kernel(
     stored = tl.load(z_ptr + offsets, mask=mask, other=0.0)
     z = stored.to(tl.float32)
     if DROPOUT:
-        z = tl.where(keep_tile(seed_ptr, first_row + rows, start, n_cols, p, BLOCK_M, BLOCK_C), z, 0.0)
+        z = kept(z, seed_ptr, first_row + rows, start, n_cols, p, BLOCK_M, BLOCK_C)
     tl.store(out_ptr + offsets, z, mask=mask)
     if STATS:
         program = row_block * tl.num_programs(1) + col_block

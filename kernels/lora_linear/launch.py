@@ -12,7 +12,7 @@ rank products are cuBLAS's too: gemm.py.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ from ..frozen.base_product import base_grad, base_product
 from ..launcher import launch
 from ..statistics.pending_rows import AFTER_PRODUCT, NOTHING, NULL, ONLY_COUNTS, Partials, Rows, regions, room
 from . import gemm, kernels, totals
+from .group import NO_DROPOUT, Dropout, Factor, Group
 from .projections import MAX_GROUP, four
 from .shapes import down_shape, gradients_shape, read_shape, up_shape
 from .tiles import CAST_BLOCK, GRADIENT_ALIGN, TOTAL_BLOCK, chunk_of, tile_for
@@ -33,10 +34,11 @@ def precision(x: Tensor) -> str:
     return "tf32x3" if x.dtype == torch.float32 else "tf32"
 
 
-def down(x: Tensor, a: Tensor, seed: Tensor | None, p: float, with_stats: bool) -> tuple[Tensor, Tensor]:
+def down(x: Tensor, a: Tensor, dropout: Dropout, with_stats: bool) -> tuple[Tensor, Tensor]:
     """H = keep(x) a^T in parts [S, M, R] fp32, and partials: non-finite counts of x."""
     if not has_tensor_cores(x.device):
-        return gemm.down(x, a, seed, p, with_stats)
+        return gemm.down(x, a, dropout, with_stats)
+    seed, p = dropout
     n_rows, n_cols, rank = *x.shape, a.shape[0]
     shape = down_shape(n_rows, n_cols, rank, x.dtype, n_multiprocessors(x.device))
     tile = shape.tile
@@ -51,24 +53,24 @@ def down(x: Tensor, a: Tensor, seed: Tensor | None, p: float, with_stats: bool) 
 
 
 def up(
-    zs: Sequence[Tensor], left: Tensor, rights: Sequence[Tensor], scales: Sequence[float], seed: Tensor | None,
-    p: float, with_stats: bool, across: bool,
-) -> tuple[Tensor, list[Partials]]:  # fmt: skip
+    zs: Sequence[Tensor], left: Tensor, right: Factor, scales: Sequence[float], dropout: Dropout, with_stats: bool
+) -> tuple[Tensor, list[Partials]]:
     """z_i += s_i keep(l_i r_i) in place, of up to four projections.
 
     Args:
         zs: [M, c_i], contiguous.
         left: fp32 [parts, M, sum of k_i], whose parts are added; if it is one, it may be a slice of columns.
-        rights: fp32 [k_i, c_i], contiguous; [c_i, k_i] if `across`.
+        right: contiguous.
 
     Returns:
         left [M, sum of k_i], and where the statistics of each z_i are.
     """
     z, (n_parts, n_rows) = zs[0], left.shape[:2]
     if not has_tensor_cores(z.device):
-        return left[0], gemm.up(zs, left[0], rights, scales, seed, p, with_stats, across)
+        return left[0], gemm.up(zs, left[0], right, scales, dropout, with_stats)
+    (rights, across), (seed, p) = right, dropout
     side = 1 if across else 0
-    ranks = tuple([right.shape[side] for right in rights])
+    ranks = tuple([matrix.shape[side] for matrix in rights])
     shape = up_shape(n_rows, tuple([z.shape[1] for z in zs]), ranks, z.dtype)
     tile = shape.tile
     found = room(left, shape.grid[0] * shape.grid[1], with_stats)
@@ -86,8 +88,8 @@ def up(
 
 
 def read(
-    zs: Sequence[Tensor], left: Tensor, rights: Sequence[Tensor] | None, scales: Sequence[float],
-    seed: Tensor | None, p: float, with_stats: bool,
+    zs: Sequence[Tensor], left: Tensor, rights: Sequence[Tensor] | None, scales: Sequence[float], dropout: Dropout,
+    with_stats: bool,
 ) -> tuple[Tensor | None, Tensor, list[Partials], list[Partials]]:  # fmt: skip
     """down = s_i z_i r_i and outer_i = s_i z_i^T l_i in parts, of up to four projections.
 
@@ -100,7 +102,7 @@ def read(
         down fp32 [strips, M, sum of k_i] or None; outer fp32 [splits, sum of c_i k_i]; partials of each z_i; partials
         with the non-finite counts of each l_i.
     """
-    z, n_rows = zs[0], zs[0].shape[0]
+    z, n_rows, (seed, p) = zs[0], zs[0].shape[0], dropout
     ranks = (left.shape[1],) if rights is None else tuple([right.shape[1] for right in rights])
     cols, kernel = tuple([z.shape[1] for z in zs]), "dA" if rights is None else "grad"
     shape = read_shape(kernel, n_rows, cols, ranks, z.dtype, n_multiprocessors(z.device))
@@ -177,28 +179,19 @@ def _stacked(lora: Sequence[Tensor]) -> Tensor:
     return torch.cat(list(lora)) if len(lora) > 1 else lora[0].contiguous()
 
 
-def forward(
-    x: Tensor,
-    weights: Iterable[Tensor],
-    biases: Sequence[Tensor | None],
-    lora_A: Sequence[Tensor],
-    lora_B: Sequence[Tensor],
-    seed: Tensor | None,
-    scalings: Sequence[float],
-    dropout_p: float,
-    rows: Rows | None,
-) -> tuple[list[Tensor], Tensor]:
+def forward(x: Tensor, group: Group, rows: Rows | None) -> tuple[list[Tensor], Tensor]:
     """Outputs and H. `rows` gets those of in and of each out."""
-    h_parts, in_found = down(x, _stacked(lora_A), seed, dropout_p, rows is not None)
-    ys = [base_product(x, weight, bias) for weight, bias in zip(weights, biases, strict=True)]
+    lora_A, with_stats = group.lora_A, rows is not None
+    h_parts, in_found = down(x, _stacked(lora_A), group.dropout, with_stats)
+    ys = [base_product(x, weight, bias) for weight, bias in zip(group.dense(x.dtype), group.biases, strict=True)]
     if len(ys) > MAX_GROUP:  # several launches read slices of it, and would leave slices
         h_parts = h_parts.sum(0, keepdim=True)
-    scales, right, sites, h = [s / (1 - dropout_p) for s in scalings], [b.contiguous() for b in lora_B], [], h_parts[0]
+    scales, right, sites, h = group.factors, [b.contiguous() for b in group.lora_B], [], h_parts[0]
     first = 0
     for some in _chunks(len(ys)):
         end = first + sum(a.shape[0] for a in lora_A[some])
         left = h_parts if len(ys) <= MAX_GROUP else h_parts[..., first:end]
-        total, found = up(ys[some], left, right[some], scales[some], None, 0.0, rows is not None, True)
+        total, found = up(ys[some], left, Factor(right[some], across=True), scales[some], NO_DROPOUT, with_stats)
         h = total if len(ys) <= MAX_GROUP else h
         sites += found
         first = end
@@ -206,30 +199,20 @@ def forward(
         (inputs,) = regions(in_found, [in_found.shape[0]], True)
         rows.pending.add(rows, 0, inputs, x.numel(), ONLY_COUNTS)
         for i, (y, site) in enumerate(zip(ys, sites, strict=True)):
-            rows.pending.add(rows, 1 + i, site, y.numel(), AFTER_PRODUCT, inputs)
+            rows.pending.add(rows, 1 + i, site, y.numel(), AFTER_PRODUCT, [inputs])
     return ys, h
 
 
 def backward(
-    grads: Sequence[Tensor],
-    x: Tensor,
-    h: Tensor,
-    weights: Iterable[Tensor],
-    lora_A: Sequence[Tensor],
-    lora_B: Sequence[Tensor],
-    seed: Tensor | None,
-    scalings: Sequence[float],
-    dropout_p: float,
-    needs_dx: bool,
-    rows: Rows | None,
+    grads: Sequence[Tensor], x: Tensor, h: Tensor, group: Group, needs_dx: bool, rows: Rows | None
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     """dX, every dA, every dB. `rows` gets those of grad_out, grad_in, lora_A.grad and lora_B.grad."""
-    with_stats = rows is not None
+    lora_A, dropout, with_stats = group.lora_A, group.dropout, rows is not None
     grads = [dy.contiguous() for dy in grads]
-    scales, right = [s / (1 - dropout_p) for s in scalings], [b.contiguous() for b in lora_B]
+    scales, right = group.factors, [b.contiguous() for b in group.lora_B]
     g, dx = torch.empty_like(h), x.new_empty(0)
     if needs_dx:
-        for i, (dy, weight) in enumerate(zip(grads, weights, strict=True)):
+        for i, (dy, weight) in enumerate(zip(grads, group.dense(x.dtype), strict=True)):
             dx = base_grad(dy, weight, dx if i else None)
     dAs, dBs, passes, of_gradients = [], [], [], []
     first = 0
@@ -242,7 +225,7 @@ def backward(
         own_h = h if len(grads) <= MAX_GROUP else h[:, columns].contiguous()
         how = (grads[some], own_h, b, scales[some], g[:, columns], with_stats)
         b_parts, *found = (_grad if has_tensor_cores(x.device) else gemm.grad)(*how)
-        a_parts = _da(x, g[:, columns], seed, dropout_p)
+        a_parts = _da(x, g[:, columns], dropout)
         both, sites = total_gradients(a_parts.view(a_parts.shape[0], sum(ranks), -1), b_parts, a, b, with_stats)
         dAs += both[: len(ranks)]
         dBs += both[len(ranks) :]
@@ -250,7 +233,7 @@ def backward(
         of_gradients.append(sites)
     dx_site = None
     if needs_dx:
-        dx_site = up([dx], g[None], [_stacked(lora_A)], [1.0], seed, dropout_p, with_stats, False)[1]
+        dx_site = up([dx], g[None], Factor([_stacked(lora_A)], across=False), [1.0], dropout, with_stats)[1]
     if rows is not None:
         _add_rows(rows, passes, of_gradients, dx_site, [*grads, dx], [*dAs, *dBs])
     return dx, dAs, dBs
@@ -260,7 +243,7 @@ def _grad(
     grads: Sequence[Tensor], h: Tensor, right: Sequence[Tensor], scales: Sequence[float], g: Tensor, with_stats: bool
 ) -> tuple[Tensor, list[Partials], list[Partials]]:
     """Writes G to `g` [M, sum of ranks], a slice of columns; dB in parts, partials of every dY and of every H."""
-    parts, outer, sites, bad = read(grads, h, right, scales, None, 0.0, with_stats)
+    parts, outer, sites, bad = read(grads, h, right, scales, NO_DROPOUT, with_stats)
     assert parts is not None
     ranks = [b.shape[1] for b in right]
     dtype = grads[0].dtype
@@ -269,11 +252,11 @@ def _grad(
     return outer, sites, bad
 
 
-def _da(x: Tensor, g: Tensor, seed: Tensor | None, p: float) -> Tensor:
+def _da(x: Tensor, g: Tensor, dropout: Dropout) -> Tensor:
     """dA in parts, fp32 [parts, sum of ranks * K]."""
     if not has_tensor_cores(x.device):
-        return gemm.da(x, g, seed, p)
-    return read([x], g, None, [1.0], seed, p, False)[1]
+        return gemm.da(x, g, dropout)
+    return read([x], g, None, [1.0], dropout, False)[1]
 
 
 def _add_rows(
@@ -292,8 +275,8 @@ def _add_rows(
         n = len(found[0])
         for at, (site, bad) in enumerate(zip(*found, strict=True)):
             add(rows, i, site, activations[i].numel())
-            add(rows, group + 1 + i, sites[at], gradients[i].numel(), AFTER_PRODUCT, site, bad)
-            add(rows, 2 * group + 1 + i, sites[n + at], gradients[group + i].numel(), AFTER_PRODUCT, site, bad)
+            add(rows, group + 1 + i, sites[at], gradients[i].numel(), AFTER_PRODUCT, [site, bad])
+            add(rows, 2 * group + 1 + i, sites[n + at], gradients[group + i].numel(), AFTER_PRODUCT, [site, bad])
             i += 1
     if dx_site is None:
         add(rows, group, NOTHING, 0, NULL)
@@ -302,4 +285,4 @@ def _add_rows(
     if len(ranges) > 2:
         joined = torch.cat([found.buffer[: found.count] for found in ranges])
         ranges = regions(joined, [joined.shape[0]], True)
-    add(rows, group, dx_site[0], activations[-1].numel(), AFTER_PRODUCT, *ranges)
+    add(rows, group, dx_site[0], activations[-1].numel(), AFTER_PRODUCT, ranges)

@@ -1,28 +1,36 @@
 """The fused LoRA linear as operators that torch knows, and directly: formulas, shapes and rows are in __init__.py.
 
 The operators are for whoever has to see them: torch.compile, fake tensors, a dispatch mode. Everybody else takes
-`Directly`.
+`directly`. The two have other arguments: an operator takes tensors and numbers alone, x [M, K] in the dtype it computes
+in, and returns the rows of statistics. The direct route takes any leading dimensions, because a view that autograd sees
+costs two more calls, rounds x as autocast does, and lets rows wait for others.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from ..backend import has_tensor_cores, is_gpu, uses_triton
-from ..frozen.nf4 import decode
+from ..frozen.nf4 import NF4Weight
+from ..operators import Saved, direct, operator, store
 from ..statistics.pending_rows import Partials, PendingRows, Rows
 from ..statistics.reduce import N_FIELDS, reduce_partials
 from ..statistics.tensor_stats_aten import round_with_stats_cpu
 from . import aten, launch
+from .group import Dropout, Group
 
 _NOTHING = nullcontext()
 
 
-def _cast_now(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def _cast_back(grads: Any, _tensors: Any, dtype: torch.dtype, _needs: Any) -> tuple:
+    return grads[0].to(dtype), None
+
+
+@operator("cast_with_stats", lambda inputs, output: ((), inputs[0].dtype), _cast_back)
+def cast_with_stats(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """`x` in a 16-bit dtype, and the row of the result, overflow and underflow included."""
     if uses_triton(x):
         out, site = launch.cast(x, dtype)
@@ -30,79 +38,30 @@ def _cast_now(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     return round_with_stats_cpu(x.float(), dtype)
 
 
-cast_with_stats = torch.library.custom_op("lora_train::cast_with_stats", _cast_now, mutates_args=())
-
-
 @cast_with_stats.register_fake
 def _(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     return x.new_empty(x.shape, dtype=dtype), x.new_empty(N_FIELDS, dtype=torch.float64)
 
 
-def _cast_context(ctx, inputs, output) -> None:
-    ctx.dtype = inputs[0].dtype
-    ctx.mark_non_differentiable(output[1])
-
-
-cast_with_stats.register_autograd(lambda ctx, grad, _: (grad.to(ctx.dtype), None), setup_context=_cast_context)
-
-
-def _dense(
-    tensors: list[Tensor], formats: list[int], lora_A: list[Tensor], lora_B: list[Tensor], dtype: torch.dtype
-) -> Iterator[Tensor]:
-    """The weights one after the other; an NF4 weight is decoded when its turn comes, and lives for it."""
-    start = 0
-    for i, (a, b) in enumerate(zip(lora_A, lora_B, strict=True)):
-        n_tensors, blocksize, nested_blocksize = formats[3 * i : 3 * i + 3]
-        parts = tensors[start : start + n_tensors]
-        start += n_tensors
-        if n_tensors == 1:
-            yield parts[0]
-            continue
-        packed, absmax, code = parts[:3]
-        nested, code_2, offset = parts[3:] if n_tensors == 6 else (None, None, None)
-        shape = (b.shape[0], a.shape[1])
-        yield decode(packed, absmax, code, nested, code_2, offset, shape, blocksize, nested_blocksize, dtype)
-
-
-@torch.library.custom_op("lora_train::store", mutates_args=("slot",))
-def store(slot: Tensor, rows: Tensor) -> None:
-    """Assigns `rows` to `slot`. An operator of its own because one that mutates cannot have a gradient."""
-    slot.copy_(rows)
-
-
-@store.register_fake
-def _(slot: Tensor, rows: Tensor) -> None:
-    return None
-
-
-def _run(
-    x: Tensor, weights: list[Tensor], biases: Sequence[Tensor | None], lora_A: list[Tensor], lora_B: list[Tensor],
-    seed: Tensor | None, formats: list[int], scalings: list[float], dropout_p: float, rows: Rows | None,
-) -> tuple[list[Tensor], Tensor]:  # fmt: skip
+def _run(x: Tensor, group: Group, rows: Rows | None) -> tuple[list[Tensor], Tensor]:
     """Outputs, and H [M, sum of ranks] in fp32 for backward; statistics go to `rows` [1 + g, 9]."""
-    dense = _dense(weights, formats, lora_A, lora_B, x.dtype)
-    how = x.contiguous(), dense, biases, lora_A, lora_B, seed, scalings, dropout_p
     with _without_autocast(x):
         if uses_triton(x):
-            return launch.forward(*how, rows)
-        ys, h, found = aten.forward(*how, rows is not None)
+            return launch.forward(x.contiguous(), group, rows)
+        ys, h, found = aten.forward(x.contiguous(), group, rows is not None)
     if rows is not None:
         rows.assign(found)
     return ys, h
 
 
 def _run_backward(
-    grads: list[Tensor], x: Tensor, h: Tensor, weights: list[Tensor], lora_A: list[Tensor], lora_B: list[Tensor],
-    seed: Tensor | None, formats: list[int], scalings: list[float], dropout_p: float, needs_dx: bool,
-    rows: Rows | None,
-) -> tuple[Tensor, list[Tensor], list[Tensor]]:  # fmt: skip
+    grads: list[Tensor], x: Tensor, h: Tensor, group: Group, needs_dx: bool, rows: Rows | None
+) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     """dX ([0] if not needed), every dA, every dB; statistics go to `rows` [1 + 3 g, 9]."""
-    dense = _dense(weights, formats, lora_A, lora_B, grads[0].dtype)
-    how = grads, x.contiguous(), h, dense, lora_A, lora_B, seed, scalings, dropout_p, needs_dx
     with _without_autocast(x):
         if uses_triton(x):
-            return launch.backward(*how, rows)
-        dx, dA, dB, found = aten.backward(*how, rows is not None)
+            return launch.backward(grads, x.contiguous(), h, group, needs_dx, rows)
+        dx, dA, dB, found = aten.backward(grads, x.contiguous(), h, group, needs_dx, rows is not None)
     if rows is not None:
         rows.assign(found)
     return dx, dA, dB
@@ -115,7 +74,67 @@ def _without_autocast(x: Tensor) -> AbstractContextManager:
     return torch.autocast(device.type, enabled=False) if casts else _NOTHING
 
 
-def _compute(
+class Operands(NamedTuple):
+    """What both operators take of a group.
+
+    Attributes:
+        weights: those of every projection, one behind the other: one tensor, or those of an NF4 weight.
+        biases: an empty one for none.
+        formats: of every weight how many tensors it has, blocksize and nested blocksize.
+    """
+
+    weights: Sequence[Tensor]
+    biases: Sequence[Tensor]
+    lora_A: Sequence[Tensor]
+    lora_B: Sequence[Tensor]
+    seed: Tensor | None
+    formats: Sequence[int]
+    scalings: Sequence[float]
+    dropout_p: float
+
+    def group(self) -> Group:
+        rest, weights = list(self.weights), []
+        for at in range(0, len(self.formats), 3):
+            n_tensors, blocksize, nested_blocksize = self.formats[at : at + 3]
+            own, rest = rest[:n_tensors], rest[n_tensors:]
+            weights.append(own[0] if n_tensors == 1 else NF4Weight.of(own, blocksize, nested_blocksize))
+        biases = [bias if bias.numel() else None for bias in self.biases]
+        return Group(weights, biases, self.lora_A, self.lora_B, self.scalings, Dropout(self.seed, self.dropout_p))
+
+
+def operands(group: Group) -> Operands:
+    """The same as an operator takes it."""
+    tensors, formats = [], []
+    for weight in group.weights:
+        own = [weight] if isinstance(weight, Tensor) else weight.tensors()
+        tensors += own
+        formats += [1, 0, 0] if isinstance(weight, Tensor) else [len(own), weight.blocksize, weight.nested_blocksize]
+    nothing = group.lora_A[0].new_empty(0)
+    biases = [nothing if bias is None else bias for bias in group.biases]
+    return Operands(
+        tensors, biases, group.lora_A, group.lora_B, group.dropout.seed, formats, group.scalings, group.dropout.p
+    )
+
+
+def _save(inputs: tuple, output: tuple) -> Saved:
+    x, weights, biases, lora_A, lora_B, seed, slot, *how = inputs
+    # the slot is not among the saved tensors: those may not be written to before backward reads them
+    return (x, output[1], seed, *weights, *lora_A, *lora_B), (slot, how, len(weights), len(biases), len(lora_A))
+
+
+def _differentiate(grad_ys: Sequence[Tensor | None], tensors: Sequence[Tensor], kept: Any, needs: Any) -> tuple:
+    slot, how, n, n_biases, g = kept
+    x, h, seed, *rest = tensors
+    weights, lora_A, lora_B = rest[:n], rest[n : n + g], rest[n + g :]
+    grads = _or_zeros(grad_ys, x, lora_B)
+    dx, dA, dB, rows = _backward(grads, x, h, weights, lora_A, lora_B, seed, *how, needs[0], slot is not None)
+    if slot is not None:
+        store(slot[1 + g :], rows)
+    return dx if needs[0] else None, [None] * n, [None] * n_biases, dA, dB, None, None, None, None, None
+
+
+@operator("lora_linear", _save, _differentiate)
+def lora_linear_op(
     x: Tensor,
     weights: list[Tensor],
     biases: list[Tensor],
@@ -130,13 +149,11 @@ def _compute(
     """Outputs, H [M, sum of ranks] in fp32 for backward, rows [1 + g, 9] or [0, 9]."""
     found = x.new_empty(0 if slot is None else 1 + len(lora_A), N_FIELDS, dtype=torch.float64)
     rows = None if slot is None else Rows(found)
-    ys, h = _run(x, weights, biases, lora_A, lora_B, seed, formats, scalings, dropout_p, rows)
+    group = Operands(weights, biases, lora_A, lora_B, seed, formats, scalings, dropout_p).group()
+    ys, h = _run(x, group, rows)
     if rows is not None:
         rows.end()
     return ys, h, found
-
-
-lora_linear_op = torch.library.custom_op("lora_train::lora_linear", _compute, mutates_args=())
 
 
 @lora_linear_op.register_fake
@@ -147,7 +164,8 @@ def _(x, weights, biases, lora_A, lora_B, seed, slot, formats, scalings, dropout
     return ys, h, x.new_empty(n_rows, N_FIELDS, dtype=torch.float64)
 
 
-def _compute_backward(
+@torch.library.custom_op("lora_train::lora_linear_backward", mutates_args=())
+def _backward(
     grads: list[Tensor],
     x: Tensor,
     h: Tensor,
@@ -163,15 +181,12 @@ def _compute_backward(
 ) -> tuple[Tensor, list[Tensor], list[Tensor], Tensor]:
     """dX ([0] if not needed), every dA, every dB, rows [1 + 3 g, 9] or [0, 9]."""
     found = x.new_empty(1 + 3 * len(lora_A) if with_stats else 0, N_FIELDS, dtype=torch.float64)
-    how = seed, formats, scalings, dropout_p, needs_dx
     rows = Rows(found) if with_stats else None
-    dx, dA, dB = _run_backward(grads, x, h, weights, lora_A, lora_B, *how, rows)
+    group = Operands(weights, (), lora_A, lora_B, seed, formats, scalings, dropout_p).group()
+    dx, dA, dB = _run_backward(grads, x, h, group, needs_dx, rows)
     if rows is not None:
         rows.end()
     return dx, dA, dB, found
-
-
-_backward = torch.library.custom_op("lora_train::lora_linear_backward", _compute_backward, mutates_args=())
 
 
 @_backward.register_fake
@@ -182,101 +197,59 @@ def _(grads, x, h, weights, lora_A, lora_B, seed, formats, scalings, dropout_p, 
     return dx, [torch.empty_like(a) for a in lora_A], [torch.empty_like(b) for b in lora_B], rows
 
 
-def _or_zeros(grads, x: Tensor, lora_B: Sequence[Tensor]) -> list[Tensor]:
+def _or_zeros(grads: Sequence[Tensor | None], x: Tensor, lora_B: Sequence[Tensor]) -> list[Tensor]:
     """The gradient of every output; zeros where it took no part."""
     return [
         x.new_zeros(x.shape[0], b.shape[0]) if grad is None else grad for grad, b in zip(grads, lora_B, strict=True)
     ]
 
 
-def _setup_context(ctx, inputs, output) -> None:
-    x, weights, biases, lora_A, lora_B, seed, *ctx.how = inputs
-    _, h, rows = output
-    ctx.set_materialize_grads(False)
-    ctx.mark_non_differentiable(h, rows)
-    ctx.save_for_backward(x, h, seed, *weights, *lora_A, *lora_B)
-    ctx.counts = len(weights), len(biases), len(lora_A)
-
-
-def _differentiate(ctx, grad_ys, _grad_h, _grad_rows):
-    # the slot is not among the saved tensors: those may not be written to before backward reads them
-    slot, *how = ctx.how
-    n, n_biases, g = ctx.counts
-    x, h, seed, *rest = ctx.saved_tensors
-    weights, lora_A, lora_B = rest[:n], rest[n : n + g], rest[n + g :]
-    needs_dx = ctx.needs_input_grad[0]
-    grads = _or_zeros(grad_ys, x, lora_B)
-    dx, dA, dB, rows = _backward(grads, x, h, weights, lora_A, lora_B, seed, *how, needs_dx, slot is not None)
-    if slot is not None:
-        store(slot[1 + g :], rows)
-    return dx if needs_dx else None, [None] * n, [None] * n_biases, dA, dB, None, None, None, None, None
-
-
-lora_linear_op.register_autograd(_differentiate, setup_context=_setup_context)
-
-
 class Call(NamedTuple):
-    """What a call of `Directly` takes beside X, A and B: nothing of it has a gradient."""
+    """What the direct route takes beside X, and beside A and B, which autograd has to see too."""
 
-    weights: list[Tensor]
-    biases: Sequence[Tensor | None]
-    seed: Tensor | None
-    formats: list[int]
-    scalings: list[float]
-    dropout_p: float
+    group: Group
     dtype: torch.dtype
     slot: Tensor | None
     pending: PendingRows | None
 
 
-class Directly(torch.autograd.Function):
-    """The same without the dispatcher, whose layers of Python cost a call more than a small product takes; for any
-    leading dimensions, because a view that autograd sees costs two more calls. Autocast's rounding is part of it.
+def _forward_directly(call: Call, x: Tensor, *lora: Tensor) -> tuple[tuple[Tensor, ...], Saved]:
+    """Outputs [..., N_i]."""
+    group, dtype, slot, pending = call
+    leading, x_dtype = x.shape[:-1], x.dtype
+    x = x.reshape(-1, x.shape[-1])
+    rows = None if slot is None else Rows(slot, pending, 0, 1 + len(group.lora_A))
+    found = None
+    if dtype != x_dtype:
+        if rows is None:
+            x = x.to(dtype)
+        else:
+            x, found = launch.cast(x, dtype) if uses_triton(x) else round_with_stats_cpu(x.float(), dtype)
+    ys, h = _run(x, group, rows)
+    if rows is not None:
+        if isinstance(found, Partials):  # row 0 is that of autocast's rounding, where there was one
+            rows.pending.add(rows, 0, found, x.numel())
+        elif found is not None:
+            rows.slot[0].copy_(found)
+        rows.end()
+    return tuple([y.view(*leading, y.shape[-1]) for y in ys]), ((x, h, *lora), (call, leading, x_dtype))
 
-    autograd is handed as few arguments as there can be: it looks at each.
-    """
 
-    @staticmethod
-    def forward(ctx, call: Call, x, *lora):
-        g = len(lora) // 2
-        lora_A, lora_B = list(lora[:g]), list(lora[g:])
-        weights, biases, seed, formats, scalings, dropout_p, dtype, slot, pending = call
-        ctx.call, ctx.leading, ctx.dtype = call, x.shape[:-1], x.dtype
-        x = x.reshape(-1, x.shape[-1])
-        rows = None if slot is None else Rows(slot, pending, 0, 1 + g)
-        found = None
-        if dtype != x.dtype:
-            if rows is None:
-                x = x.to(dtype)
-            else:
-                x, found = launch.cast(x, dtype) if uses_triton(x) else round_with_stats_cpu(x.float(), dtype)
-        ys, h = _run(x, weights, biases, lora_A, lora_B, seed, formats, scalings, dropout_p, rows)
-        if rows is not None:
-            if isinstance(found, Partials):  # row 0 is that of autocast's rounding, where there was one
-                rows.pending.add(rows, 0, found, x.numel())
-            elif found is not None:
-                rows.slot[0].copy_(found)
-            rows.end()
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(x, h, *lora)
-        return tuple([y.view(*ctx.leading, y.shape[-1]) for y in ys])
+def _backward_directly(grad_ys: Sequence[Tensor | None], tensors: Sequence[Tensor], kept: Any, needs: Any) -> tuple:
+    (group, _, slot, pending), leading, x_dtype = kept
+    x, h, *lora = tensors
+    g = len(lora) // 2
+    group = Group(group.weights, group.biases, lora[:g], lora[g:], group.scalings, group.dropout)
+    grads = [None if grad is None else grad.reshape(-1, grad.shape[-1]) for grad in grad_ys]
+    grads = _or_zeros(grads, x, group.lora_B)
+    rows = None if slot is None else Rows(slot, pending, 1 + g, 1 + 3 * g)
+    dx, dA, dB = _run_backward(grads, x, h, group, needs[1], rows)
+    if rows is not None:
+        rows.end()
+    if not needs[1]:
+        return None, None, *dA, *dB
+    dx = dx if dx.dtype == x_dtype else dx.to(x_dtype)
+    return None, dx.view(*leading, dx.shape[-1]), *dA, *dB
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, *grad_ys):  # type: ignore[reportIncompatibleMethodOverride]
-        weights, _, seed, formats, scalings, dropout_p, _, slot, pending = ctx.call
-        x, h, *lora = ctx.saved_tensors
-        g = len(lora) // 2
-        lora_A, lora_B = lora[:g], lora[g:]
-        needs_dx = ctx.needs_input_grad[1]
-        grads = [None if grad is None else grad.reshape(-1, grad.shape[-1]) for grad in grad_ys]
-        grads = _or_zeros(grads, x, lora_B)
-        rows = None if slot is None else Rows(slot, pending, 1 + g, 1 + 3 * g)
-        how = seed, formats, scalings, dropout_p, needs_dx, rows
-        dx, dA, dB = _run_backward(grads, x, h, weights, lora_A, lora_B, *how)
-        if rows is not None:
-            rows.end()
-        if not needs_dx:
-            return None, None, *dA, *dB
-        dx = dx if dx.dtype == ctx.dtype else dx.to(ctx.dtype)
-        return None, dx.view(*ctx.leading, dx.shape[-1]), *dA, *dB
+
+directly = direct(_forward_directly, _backward_directly)

@@ -21,6 +21,7 @@ from torch import Tensor
 from .. import cpu
 from ..statistics.reduce import FIELDS
 from ..statistics.tensor_stats_aten import round_with_stats_cpu, tensor_stats_cpu
+from .group import NO_DROPOUT, Dropout, Factor
 
 N_OVERFLOW = FIELDS.index("n_overflow")
 
@@ -44,30 +45,28 @@ def rows(values: numpy.ndarray) -> list[Row]:
 
 
 def down(
-    x: Tensor, lora_A: Sequence[Tensor], factors: Sequence[float], seed: Tensor | None, p: float, widen: bool = True
+    x: Tensor, lora_A: Sequence[Tensor], factors: Sequence[float], dropout: Dropout, widen: bool = True
 ) -> tuple[Tensor, Tensor]:
     """H [M, sum of r_i] for A_i [r_i, C], and X, in fp32 if `widen`."""
     if not cpu.AVAILABLE:
         x32 = x.float()
         stacked = torch.cat([a * factor for a, factor in zip(lora_A, factors, strict=True)])
-        return _dropped(x32, seed, p) @ stacked.t(), x32 if widen else x
+        return _dropped(x32, dropout) @ stacked.t(), x32 if widen else x
     wide = x if x.dtype == torch.float32 or not widen else torch.empty_like(x, dtype=torch.float32)
     to = lora_A[0].new_empty(x.shape[0], sum([a.shape[0] for a in lora_A]))
     right = [(a.contiguous(), factor) for a, factor in zip(lora_A, factors, strict=True)]
-    cpu.read(x, right=right, to=to, wide=wide, dropout=_dropout(seed, p))
+    cpu.read(x, right=right, to=to, wide=wide, dropout=_drawn(dropout))
     return to, wide
 
 
-def da(
-    g: Tensor, x: Tensor, ranks: Sequence[int], seed: Tensor | None, p: float, into: Sequence[Row | None]
-) -> list[Tensor]:
+def da(g: Tensor, x: Tensor, ranks: Sequence[int], dropout: Dropout, into: Sequence[Row | None]) -> list[Tensor]:
     """dA_i [r_i, C] for a contiguous G [M, sum of r_i]. A row is that of a dA_i."""
     if cpu.AVAILABLE:
         found = [g.new_empty(rank, x.shape[1]) for rank in ranks]
         outer = [(part, _address(row)) for part, row in zip(found, into, strict=True)]
-        cpu.read(x, left=g, outer=outer, dropout=_dropout(seed, p))
+        cpu.read(x, left=g, outer=outer, dropout=_drawn(dropout))
         return found
-    found = [part.clone() for part in (g.t() @ _dropped(x.float(), seed, p)).split(list(ranks))]
+    found = [part.clone() for part in (g.t() @ _dropped(x.float(), dropout)).split(list(ranks))]
     for part, row in zip(found, into, strict=True):
         if row is not None:
             row.of_gradient(part)
@@ -77,21 +76,20 @@ def da(
 def grad(
     dy: Tensor,
     h: Tensor,
-    b: Tensor,
-    factor: float,
+    right: tuple[Tensor, float],
     g: Tensor,
-    row: Row | None,
-    db_row: Row | None,
+    into: tuple[Row | None, Row | None],
     widen: bool = True,
 ) -> tuple[Tensor, Tensor, bool]:
-    """dY, in fp32 if `widen`, dB [C, r], and whether H is finite, for a contiguous dY [M, C] and H [M, r]; G = f dY B
-    is written to `g` [M, r], a slice of columns.
+    """dY, in fp32 if `widen`, dB [C, r], and whether H is finite, for a contiguous dY [M, C] and H [M, r]; G = f dY B,
+    with B and f from `right`, is written to `g` [M, r], a slice of columns. Rows are those of dY and of dB.
     """
+    (b, factor), (row, db_row) = right, into
     if cpu.AVAILABLE:
         wide = dy if dy.dtype == torch.float32 or not widen else torch.empty_like(dy, dtype=torch.float32)
-        db, right = torch.empty_like(b, memory_format=torch.contiguous_format), [(b.contiguous(), factor)]
-        outer = [(db, _address(db_row))]
-        finite = cpu.read(dy, right=right, to=g, left=h, outer=outer, across=True, wide=wide, row=_address(row))
+        db = torch.empty_like(b, memory_format=torch.contiguous_format)
+        rights, outer = [(b.contiguous(), factor)], [(db, _address(db_row))]
+        finite = cpu.read(dy, right=rights, to=g, left=h, outer=outer, across=True, wide=wide, row=_address(row))
         return wide, db, finite
     wide = dy.float()
     torch.mul(wide @ b, factor, out=g)
@@ -105,26 +103,19 @@ def grad(
 
 
 def up(
-    acc: Tensor,
-    h: Tensor,
-    right: Sequence[Tensor],
-    dtype: torch.dtype,
-    row: Row | None,
-    *,
-    across: bool = False,
-    seed: Tensor | None = None,
-    p: float = 0.0,
+    acc: Tensor, h: Tensor, right: Factor, dtype: torch.dtype, row: Row | None, dropout: Dropout = NO_DROPOUT
 ) -> Tensor:
-    """ACC + dropout'(H R) in `dtype`; a contiguous fp32 ACC is written over. R is made of [r_i, C], or if `across` of
-    [C, r_i]. The row is that of the result, with overflow and underflow: 0 in fp32, where nobody rounded.
+    """ACC + dropout'(H R) in `dtype`; a contiguous fp32 ACC is written over. The row is that of the result, with
+    overflow and underflow: 0 in fp32, where nobody rounded.
     """
+    matrices, across = right
     if cpu.AVAILABLE:
         stored = acc if dtype == torch.float32 else torch.empty_like(acc, dtype=dtype)
-        right = [matrix.contiguous() for matrix in right]
-        cpu.update(acc, h, right, stored, across=across, row=_address(row), dropout=_dropout(seed, p))
+        matrices = [matrix.contiguous() for matrix in matrices]
+        cpu.update(acc, h, matrices, stored, across=across, row=_address(row), dropout=_drawn(dropout))
     else:
-        r = torch.cat([matrix.t() for matrix in right] if across else list(right))
-        acc = acc.addmm_(h, r) if p == 0 else acc.add_(_drop_(h @ r, seed, p))
+        r = torch.cat([matrix.t() for matrix in matrices] if across else list(matrices))
+        acc = acc.addmm_(h, r) if dropout.p == 0 else acc.add_(_drop_(h @ r, dropout))
         if row is None:
             return acc.to(dtype)
         stored, found = round_with_stats_cpu(acc, dtype, full=False)
@@ -147,20 +138,20 @@ def dropped_indices(numel: int, seed: Tensor, p: float) -> Tensor:
     return torch.randint(max(numel, 1), (count,), generator=generator)
 
 
-def _drop_(x: Tensor, seed: Tensor | None, p: float) -> Tensor:
-    assert seed is not None
-    x.view(-1).index_fill_(0, dropped_indices(x.numel(), seed, p), 0.0)
+def _drop_(x: Tensor, dropout: Dropout) -> Tensor:
+    assert dropout.seed is not None
+    x.view(-1).index_fill_(0, dropped_indices(x.numel(), dropout.seed, dropout.p), 0.0)
     return x
 
 
-def _dropped(x: Tensor, seed: Tensor | None, p: float) -> Tensor:
+def _dropped(x: Tensor, dropout: Dropout) -> Tensor:
     """A contiguous fp32 `x` with dropped elements set to zero; `x` itself if p = 0."""
-    return _drop_(x.clone(), seed, p) if p > 0 else x
+    return _drop_(x.clone(), dropout) if dropout.p > 0 else x
 
 
-def _dropout(seed: Tensor | None, p: float) -> tuple[int, float]:
-    assert seed is not None or p == 0
-    return (0, 0.0) if seed is None else (int(seed), p)
+def _drawn(dropout: Dropout) -> tuple[int, float]:
+    """As the compiled loops take it."""
+    return (0, 0.0) if dropout.seed is None else (int(dropout.seed), dropout.p)
 
 
 def _address(row: Row | None) -> int:

@@ -65,11 +65,30 @@ def nth(index: tl.constexpr, a, b, c, d):
 
 
 @jit
-def products(c0, k0, c1, k1, c2, k2, c3, k3, GROUP: tl.constexpr):
-    """Values of the gradient of each projection's B, 0 of those that are not there."""
+def outer_place(index, c0, k0, c1, k1, c2, k2, c3, k3, GROUP: tl.constexpr):
+    """Where the gradient of a projection's B begins, behind those before it, and values of all of them."""
     zero = tl.full((), 0, tl.int64)
     n0 = tl.cast(c0, tl.int64) * k0
     n1 = tl.cast(c1, tl.int64) * k1 if GROUP > 1 else zero
     n2 = tl.cast(c2, tl.int64) * k2 if GROUP > 2 else zero
     n3 = tl.cast(c3, tl.int64) * k3 if GROUP > 3 else zero
-    return n0, n1, n2, n3
+    return of_projection(index, 0, n0, n0 + n1, n0 + n1 + n2, GROUP), n0 + n1 + n2 + n3
+
+
+@jit
+def projection(
+    block, width, z0_ptr, z1_ptr, z2_ptr, z3_ptr, r0_ptr, r1_ptr, r2_ptr, r3_ptr, c0, c1, c2, c3, k0, k1, k2, k3,
+    s0, s1, s2, s3, GROUP: tl.constexpr,
+):  # fmt: skip
+    """Of the projection that a block of `width` columns belongs to: which it is and which of its blocks this is; z, r,
+    columns, rank, factor, and where its part of l begins.
+    """
+    index, own_block = locate(block, width, c0, c1, c2, c3, GROUP)
+    own_block = tl.cast(own_block, tl.int64)
+    z_ptr = of_projection(index, z0_ptr, z1_ptr, z2_ptr, z3_ptr, GROUP)
+    r_ptr = of_projection(index, r0_ptr, r1_ptr, r2_ptr, r3_ptr, GROUP)
+    n_cols = tl.cast(of_projection(index, c0, c1, c2, c3, GROUP), tl.int64)
+    rank = tl.cast(of_projection(index, k0, k1, k2, k3, GROUP), tl.int64)
+    scale = of_projection(index, s0, s1, s2, s3, GROUP)
+    l_first = tl.cast(of_projection(index, 0, k0, k0 + k1, k0 + k1 + k2, GROUP), tl.int64)
+    return index, own_block, z_ptr, r_ptr, n_cols, rank, scale, l_first

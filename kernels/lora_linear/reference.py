@@ -1,51 +1,46 @@
 """The fused LoRA linear and its slot in plain PyTorch. Definitions: __init__.py."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..statistics.reduce import FIELDS
 from ..statistics.tensor_stats_aten import tensor_stats_reference
+from .group import Group
 
 
-def lora_linear_reference(
-    x: Tensor,
-    weights: Sequence[Tensor],
-    lora_A: Sequence[Tensor],
-    lora_B: Sequence[Tensor],
-    scalings: Sequence[float],
-    *,
-    biases: Sequence[Tensor | None] | None = None,
-    dropout_p: float = 0.0,
-    keep: Tensor | None = None,
-) -> list[Tensor]:
+def lora_linear_reference(x: Tensor, group: Group, keep: Tensor | None = None) -> list[Tensor]:
     """`lora_linear` in plain PyTorch, differentiable, in the dtype of its inputs; meant for fp64.
 
     `keep` is the bool mask [..., K] that dropout drew. `slot_reference` has the statistics.
     """
-    x_hat = x if keep is None else torch.where(keep, x, 0) / (1 - dropout_p)
+    x_hat = x if keep is None else torch.where(keep, x, 0) / (1 - group.dropout.p)
     ys = []
-    for i, (weight, a, b, s) in enumerate(zip(weights, lora_A, lora_B, scalings, strict=True)):
-        bias = None if biases is None else biases[i]
+    each = zip(group.dense(x.dtype), group.biases, group.lora_A, group.lora_B, group.scalings, strict=True)
+    for weight, bias, a, b, s in each:
         ys.append(torch.nn.functional.linear(x, weight, bias) + s * (x_hat @ a.t()) @ b.t())
     return ys
 
 
-def slot_reference(
-    x: Tensor,
-    ys: Sequence[Tensor],
-    grads: Sequence[Tensor],
-    dx: Tensor,
-    dA: Sequence[Tensor],
-    dB: Sequence[Tensor],
-    accs: Sequence[Tensor] | None = None,
-    dx_acc: Tensor | None = None,
-) -> Tensor:
+class Watched(NamedTuple):
+    """The tensors of a forward and backward whose statistics are in a slot."""
+
+    x: Tensor
+    ys: Sequence[Tensor]
+    grads: Sequence[Tensor]
+    dx: Tensor
+    dA: Sequence[Tensor]
+    dB: Sequence[Tensor]
+
+
+def slot_reference(watched: Watched, accs: Sequence[Tensor] | None = None, dx_acc: Tensor | None = None) -> Tensor:
     """The slot that these tensors must leave behind, one pass per statistic.
 
     `accs` and `dx_acc` are what was rounded into 16-bit `ys` and `dx`, where somebody could see it (the CPU).
     """
+    x, ys, grads, dx, dA, dB = watched
     x_finite = bool(x.isfinite().all())
     finite = [bool(grad.isfinite().all()) for grad in grads]
     in_row = tensor_stats_reference(x, full=False)

@@ -77,8 +77,7 @@ class PendingRows:
         partials: Partials,
         n: int,
         rule: int = 0,
-        first: Partials = NOTHING,
-        second: Partials = NOTHING,
+        inputs: Sequence[Partials] = (),
     ) -> None:
         """A row to write.
 
@@ -87,8 +86,9 @@ class PendingRows:
             partials: of its tensor; NOTHING with NULL.
             n: values of that tensor.
             rule: ONLY_COUNTS, AFTER_PRODUCT or NULL.
-            first, second: of AFTER_PRODUCT, what went into the product.
+            inputs: of AFTER_PRODUCT, what went into the product, at most two.
         """
+        first, second = (*inputs, NOTHING, NOTHING)[:2]
         where = rows.address + index * ROW_BYTES
         self._table.append((where, partials[1], partials[2], n, rule, first[1], first[2], second[1], second[2]))
         self._kept += (rows.slot, partials[0], first[0], second[0])

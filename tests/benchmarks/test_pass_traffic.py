@@ -31,7 +31,8 @@ def test_nf4_decode(dtype: torch.dtype, blocksize: int):
     absmax = torch.arange(blocks).to(torch.uint8)
     nested = (torch.ones(-(-blocks // 256)), torch.ones(256), torch.tensor(0.0))
     with counted_traffic() as counted:
-        nf4.nf4_decode_triton(packed, absmax, torch.ones(16), *nested, (n,), blocksize, 256, dtype)
+        weight = nf4.NF4Weight(packed, absmax, torch.ones(16), blocksize, *nested)
+        nf4.nf4_decode_triton(weight, (n,), dtype)
     want, got = moved(pass_traffic.nf4_decode(n, blocksize, dtype))[0], moved(counted)[0]
     if blocks < 256:  # scales that no block has
         want["nested_code_ptr"] = (got["nested_code_ptr"][0], *want["nested_code_ptr"][1:])

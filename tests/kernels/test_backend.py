@@ -40,7 +40,7 @@ def test_a_cpu_tensor_asks_cuda_nothing(monkeypatch):
 
 def _nf4(x: torch.Tensor) -> None:
     packed = torch.zeros(32, 1, dtype=torch.uint8)
-    nf4.nf4_decode_triton(packed, x[:1], x[:16], None, None, None, (64,), 64, 256, torch.float32)
+    nf4.nf4_decode_triton(nf4.NF4Weight(packed, x[:1], x[:16], 64), (64,), torch.float32)
 
 
 def _cross_entropy(x: torch.Tensor) -> None:

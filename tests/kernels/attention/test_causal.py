@@ -3,7 +3,7 @@
 import pytest
 import torch
 from lora_train.kernels import cpu
-from lora_train.kernels.attention.causal import _attend, attention, attention_reference, takes
+from lora_train.kernels.attention.causal import attention, attention_reference, takes
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -155,7 +155,7 @@ def test_under_a_dispatch_mode_the_same_is_an_operator():
 
 def test_the_operator_is_as_torch_wants_it():
     q, k, v, _ = heads((2, 4, 2, 5, 16), torch.float32)
-    torch.library.opcheck(_attend, (*(x.requires_grad_() for x in (q, k, v)), 0.3))
+    torch.library.opcheck(torch.ops.lora_train.attention.default, (*(x.requires_grad_() for x in (q, k, v)), 0.3))
 
 
 def test_its_error_is_that_of_torchs_own():

@@ -35,8 +35,11 @@ def oracle(packed: torch.Tensor, state: Any, shape: tuple[int, ...], dtype: torc
         return bnb.dequantize_4bit(packed, state).flatten()[:n].view(shape)
 
 
-def moved(values: tuple[Any, ...], device: str) -> tuple[Any, ...]:
-    return tuple(value.to(device) if isinstance(value, torch.Tensor) else value for value in values)
+def weight_of(values: tuple[Any, ...], device: str = "cpu") -> tuple[Any, ...]:
+    """The weight, its shape and the dtype, as the implementations take them, of the operator's arguments."""
+    moved: list[Any] = [value.to(device) if isinstance(value, torch.Tensor) else value for value in values]
+    packed, absmax, code, nested, nested_code, offset, shape, blocksize, nested_blocksize, dtype = moved
+    return nf4.NF4Weight(packed, absmax, code, blocksize, nested, nested_code, offset, nested_blocksize), shape, dtype
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -48,7 +51,7 @@ def test_cpu_and_reference(blocksize: int, nested: bool, dtype: torch.dtype):
         values = arguments(packed, state, shape, dtype)
         expected = oracle(packed, state, shape, dtype)
         assert torch.equal(nf4.nf4_decode(*values), expected)
-        assert torch.equal(nf4.nf4_decode_reference(*values), expected)
+        assert torch.equal(nf4.nf4_decode_reference(*weight_of(values)), expected)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -62,7 +65,7 @@ def test_triton(blocksize: int, nested: bool, dtype: torch.dtype, triton_device:
         if triton_device == "cpu" and dtype == torch.bfloat16:  # the interpreter truncates
             full = oracle(packed, state, shape, torch.float32)
             expected = (full.view(torch.int32) >> 16).to(torch.int16).view(torch.bfloat16)
-        assert torch.equal(nf4.nf4_decode_triton(*moved(values, triton_device)).cpu(), expected)
+        assert torch.equal(nf4.nf4_decode_triton(*weight_of(values, triton_device)).cpu(), expected)
 
 
 def test_own_shape_where_bitsandbytes_is_right():
@@ -73,7 +76,7 @@ def test_own_shape_where_bitsandbytes_is_right():
 
 def test_empty_weight(triton_device: str):
     packed, state = quantized((1, 2), 64, True)
-    values = moved(arguments(packed[:0], state, (0, 64), torch.float16), triton_device)
+    values = weight_of(arguments(packed[:0], state, (0, 64), torch.float16), triton_device)
     assert nf4.nf4_decode_triton(*values).shape == (0, 64)
 
 
@@ -82,10 +85,10 @@ def test_bytes_stored_as_another_dtype(storage: torch.dtype, triton_device: str)
     packed, state = quantized((64, 64), 64, True)
     values = arguments(packed, state, (64, 64), torch.float16)
     stored = (packed.view(-1).view(storage).view(-1, 1), *values[1:])
-    expected = nf4.nf4_decode_reference(*values)
+    expected = nf4.nf4_decode_reference(*weight_of(values))
     assert torch.equal(nf4.nf4_decode(*stored), expected)
-    assert torch.equal(nf4.nf4_decode_reference(*stored), expected)
-    assert torch.equal(nf4.nf4_decode_triton(*moved(stored, triton_device)).cpu(), expected)
+    assert torch.equal(nf4.nf4_decode_reference(*weight_of(stored)), expected)
+    assert torch.equal(nf4.nf4_decode_triton(*weight_of(stored, triton_device)).cpu(), expected)
 
 
 def test_operator_passes_opcheck():

@@ -20,7 +20,8 @@ from lora_train.kernels.lora_linear import lora_linear, site_names
 from lora_train.kernels.lora_linear import (
     passes as lora_passes,
 )
-from lora_train.kernels.lora_linear.reference import lora_linear_reference, slot_reference
+from lora_train.kernels.lora_linear.group import Dropout, Group
+from lora_train.kernels.lora_linear.reference import Watched, lora_linear_reference, slot_reference
 from lora_train.kernels.statistics.reduce import FIELDS
 from torch import Tensor
 
@@ -38,9 +39,9 @@ class Backend:
     def keep(self, x: Tensor, seed: Tensor, p: float) -> Tensor:
         """The mask that dropout draws for `x`."""
         if self.name.startswith("cpu"):
-            return lora_passes.da(torch.eye(len(x)), torch.ones(x.shape), [len(x)], seed, p, [None])[0].bool()
+            return lora_passes.da(torch.eye(len(x)), torch.ones(x.shape), [len(x)], Dropout(seed, p), [None])[0].bool()
         ones = torch.ones(x.shape, device=self.device)
-        return lora_linear_gemm.widen(ones, 0, seed.to(self.device), p, False)[0].bool().cpu()
+        return lora_linear_gemm.widen(ones, 0, Dropout(seed.to(self.device), p), False)[0].bool().cpu()
 
 
 def on_backend(name: str, monkeypatch: pytest.MonkeyPatch) -> Backend:
@@ -140,7 +141,8 @@ def run_reference(layer: Layer, p: float = 0.0, keep: Tensor | None = None) -> R
     x, lora_A, lora_B = leaf(layer.x), [leaf(a) for a in layer.lora_A], [leaf(b) for b in layer.lora_B]
     biases = [None if b is None else b.double() for b in layer.biases]
     weights = [w.double() for w in layer.weights]
-    ys = lora_linear_reference(x, weights, lora_A, lora_B, layer.scalings, biases=biases, dropout_p=p, keep=keep)
+    group = Group(weights, biases, lora_A, lora_B, layer.scalings, Dropout(None, p))
+    ys = lora_linear_reference(x, group, keep)
     torch.autograd.backward(ys, [grad.double() for grad in layer.grads])
     back: Any = [[t.grad for t in group] for group in ([x], lora_A, lora_B)]
     return Result([y.detach() for y in ys], back[0][0], back[1], back[2], torch.empty(0))
@@ -202,7 +204,7 @@ def check(backend: Backend, layer: Layer, result: Result, p: float = 0.0, keep: 
         assert_near(*triple, rounded if i < n_rounded else lora)
     known = backend.sees_accumulator
     slot = slot_reference(
-        layer.x, result.ys, layer.grads, result.dx, result.dA, result.dB,
+        Watched(layer.x, result.ys, layer.grads, result.dx, result.dA, result.dB),
         expected.ys if known else None, expected.dx if known else None,
     )  # fmt: skip
     assert_slot(result.slot, slot, len(layer.weights))

@@ -10,8 +10,9 @@ import torch
 import torch._dynamo.testing
 import torch.utils.checkpoint
 from lora_train.kernels.lora_linear import NF4Weight, lora_linear, site_names
-from lora_train.kernels.lora_linear.ops import cast_with_stats, lora_linear_op, store
-from lora_train.kernels.lora_linear.reference import slot_reference
+from lora_train.kernels.lora_linear.ops import cast_with_stats, lora_linear_op
+from lora_train.kernels.lora_linear.reference import Watched, slot_reference
+from lora_train.kernels.operators import store
 from lora_train.kernels.statistics.reduce import FIELDS
 from torch import Tensor
 
@@ -195,7 +196,7 @@ def test_nonfinite_grad_out_is_not_the_modules_fault(backend: Backend, value: fl
     expected = run_reference(layer)
     known = backend.sees_accumulator
     slot = slot_reference(
-        layer.x, result.ys, layer.grads, result.dx, result.dA, result.dB,
+        Watched(layer.x, result.ys, layer.grads, result.dx, result.dA, result.dB),
         expected.ys if known else None, expected.dx if known else None,
     )  # fmt: skip
     assert_slot(result.slot, slot, 2)

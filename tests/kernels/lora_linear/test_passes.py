@@ -5,6 +5,7 @@ import pytest
 import torch
 from lora_train.kernels import cpu
 from lora_train.kernels.lora_linear import passes as lora_passes
+from lora_train.kernels.lora_linear.group import Dropout, Factor
 from lora_train.kernels.statistics.tensor_stats_aten import round_with_stats_reference, tensor_stats_reference
 from torch import Tensor
 
@@ -41,7 +42,7 @@ def mask(x: Tensor) -> Tensor:
 
 def dropped_outer(left: Tensor, x: Tensor, seed: Tensor | None, p: float) -> Tensor:
     """L^T dropout(X)."""
-    return lora_passes.da(left, x, [left.shape[1]], seed, p, [None])[0]
+    return lora_passes.da(left, x, [left.shape[1]], Dropout(seed, p), [None])[0]
 
 
 def parts(right: Tensor) -> list[Tensor]:
@@ -74,12 +75,12 @@ def test_down_and_da(variant: str, shape: tuple[int, int, int], dtype: torch.dty
     x, right, left = factors(*shape, dtype)
     kept = x.double() * (mask(x) if p else 1)
     lora_A, scales = parts(right), [0.5, 3.0][: len(parts(right))]
-    h, wide = lora_passes.down(x, lora_A, scales, SEED, p)
+    h, wide = lora_passes.down(x, lora_A, scales, Dropout(SEED, p))
     assert torch.equal(wide, x.float())
     scaled = torch.cat([a.double() * scale for a, scale in zip(lora_A, scales, strict=True)])
     assert_product(h, kept, scaled.t())
     rows = new_rows(len(lora_A))
-    found = lora_passes.da(left.contiguous(), x, [len(a) for a in lora_A], SEED, p, rows)
+    found = lora_passes.da(left.contiguous(), x, [len(a) for a in lora_A], Dropout(SEED, p), rows)
     assert [part.shape for part in found] == [a.shape for a in lora_A]
     assert all(part.is_contiguous() for part in found)
     assert_product(torch.cat(found), left.t(), kept)
@@ -94,7 +95,7 @@ def test_grad(variant: str, shape: tuple[int, int, int], dtype: torch.dtype):
     m, _, r = shape
     everyone, (row, db_row) = torch.full((m, r + 5), -1.0), new_rows(2)
     b = right.t().contiguous()
-    wide, db, finite = lora_passes.grad(dy, h, b, 0.7, everyone[:, 1 : 1 + r], row, db_row)
+    wide, db, finite = lora_passes.grad(dy, h, (b, 0.7), everyone[:, 1 : 1 + r], (row, db_row))
     assert finite
     assert torch.equal(wide, dy.float())
     assert_product(everyone[:, 1 : 1 + r], dy, 0.7 * b.double())
@@ -108,7 +109,7 @@ def test_grad(variant: str, shape: tuple[int, int, int], dtype: torch.dtype):
         for place in [(0, 0), (m - 1, r - 1)] if m else []:
             spoiled = h.clone()
             spoiled[place] = value
-            assert not lora_passes.grad(dy, spoiled, b, 0.7, everyone[:, :r], None, None)[2]
+            assert not lora_passes.grad(dy, spoiled, (b, 0.7), everyone[:, :r], (None, None))[2]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -121,7 +122,7 @@ def test_up(variant: str, shape: tuple[int, int, int], dtype: torch.dtype, p: fl
     kept = mask(acc) if p else torch.ones(m, c).double()
     exact = acc.double() + kept * (h.double() @ right.double())
     before, transposed = acc.clone(), acc.clone()
-    y = lora_passes.up(acc, h, parts(right), dtype, row, seed=SEED, p=p)
+    y = lora_passes.up(acc, h, Factor(parts(right), across=False), dtype, row, Dropout(SEED, p))
     assert ((acc - exact).abs() <= 4e-7 * (before.abs() + h.abs() @ right.abs())).all()
     stored, expected = round_with_stats_reference(acc, dtype)
     assert y.dtype == dtype
@@ -132,9 +133,9 @@ def test_up(variant: str, shape: tuple[int, int, int], dtype: torch.dtype, p: fl
     assert_row(torch.from_numpy(row.values), expected)
     if dtype == torch.float16 and acc.numel() > 100:
         assert row.values[4] > 0
-    assert torch.equal(lora_passes.up(before, h, parts(right), dtype, None, seed=SEED, p=p), y)
-    across = [part.t().contiguous() for part in parts(right)]
-    assert torch.equal(lora_passes.up(transposed, h, across, dtype, None, across=True, seed=SEED, p=p), y)
+    assert torch.equal(lora_passes.up(before, h, Factor(parts(right), across=False), dtype, None, Dropout(SEED, p)), y)
+    across = Factor([part.t().contiguous() for part in parts(right)], across=True)
+    assert torch.equal(lora_passes.up(transposed, h, across, dtype, None, Dropout(SEED, p)), y)
 
 
 @needs_c
@@ -145,10 +146,10 @@ def test_threads_do_not_change_the_bits(dtype: torch.dtype, monkeypatch: pytest.
     for threads in (1, 2, 5):
         monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
         g, acc, rows = torch.empty(5000, 8), x.float() * 3, new_rows(4)
-        found = [*lora_passes.down(x, [right], [1.0], SEED, P)]
-        found += [*lora_passes.grad(x, h, right.t().contiguous(), 1.0, g, rows[0], rows[1])[:2], g]
-        found += lora_passes.da(g, x, [3, 5], SEED, P, [None, rows[2]])
-        found += [lora_passes.up(acc, h, [right], dtype, rows[3], seed=SEED, p=P)]
+        found = [*lora_passes.down(x, [right], [1.0], Dropout(SEED, P))]
+        found += [*lora_passes.grad(x, h, (right.t().contiguous(), 1.0), g, (rows[0], rows[1]))[:2], g]
+        found += lora_passes.da(g, x, [3, 5], Dropout(SEED, P), [None, rows[2]])
+        found += [lora_passes.up(acc, h, Factor([right], across=False), dtype, rows[3], Dropout(SEED, P))]
         results.append([*found, *(torch.from_numpy(row.values).nan_to_num(-1) for row in rows)])
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
@@ -161,10 +162,10 @@ def test_a_value_that_is_not_finite_stays_where_it_is():
     x[66, 40], x[3, 2] = torch.inf, torch.nan
     kept = mask(x)
     rows = sorted(row for row, column in ((66, 40), (3, 2)) if kept[row, column])
-    found = lora_passes.down(x, [right], [1.0], SEED, P)[0]
+    found = lora_passes.down(x, [right], [1.0], Dropout(SEED, P))[0]
     assert (~found.isfinite()).any(1).nonzero().flatten().tolist() == rows
     assert (~dropped_outer(h.contiguous(), x, None, 0.0).isfinite()).any(0).nonzero().flatten().tolist() == [2, 40]
-    y = lora_passes.up(x.clone(), h, [right], torch.float32, None)
+    y = lora_passes.up(x.clone(), h, Factor([right], across=False), torch.float32, None)
     assert (~y.isfinite()).nonzero().tolist() == [[3, 2], [66, 40]]
 
 
