@@ -23,6 +23,7 @@ import torch
 import triton.language as tl
 
 from ..backend import AotVariant, cdiv, jit, on_device, uses_triton
+from ..ledger import FLOAT, Ledger, size
 
 # 16 bytes per thread at 8 warps: one 16-byte load, 64 bytes of fp16 to store. Two of the largest blocks.
 TILE_BYTES = 4096
@@ -172,6 +173,30 @@ def decode(weight: NF4Weight, shape: Sequence[int], dtype: torch.dtype) -> torch
         The weight, a new tensor.
     """
     return (nf4_decode_triton if uses_triton(weight.packed) else nf4_decode_cpu)(weight, shape, dtype)
+
+
+def decode_scratch(ledger: Ledger, weight: NF4Weight, shape: tuple[int, int], dtype: torch.dtype) -> int:
+    """What `decode` takes, in order; bytes of its result, which are taken. On the CPU those of bitsandbytes 0.50."""
+    n = math.prod(shape)
+    if uses_triton(weight.packed):
+        return ledger.take(n * size(dtype))
+    scales = 0
+    if weight.nested_absmax is not None:
+        quantized = ledger.take(FLOAT * weight.absmax.numel())
+        scales = ledger.take(quantized)
+        ledger.give(quantized)
+    if weight.blocksize > CPU_BLOCKSIZE:
+        repeated = ledger.take(FLOAT * weight.absmax.numel() * (weight.blocksize // CPU_BLOCKSIZE))
+        ledger.give(scales)
+        scales = repeated
+    blocksize = min(weight.blocksize, CPU_BLOCKSIZE)
+    values = ledger.take(size(dtype) * (n if n % blocksize == 0 else n + n % 2))
+    if n % 2:
+        copy = ledger.take(size(dtype) * n)
+        ledger.give(values)
+        values = copy
+    ledger.give(scales)
+    return values
 
 
 @torch.library.custom_op("lora_train::nf4_decode", mutates_args=())

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from .. import cpu
+from ..ledger import FLOAT, Ledger, Matrix, planes
 
 WIDEN_BLOCK = 1 << 22
 """Values of a 16-bit W in fp32 at once."""
@@ -70,7 +71,24 @@ def project_back(dy: Tensor, weight: Tensor, out: Tensor | None = None) -> Tenso
 
 def _in_tiles(x: Tensor, weight: Tensor) -> bool:
     dense = x.stride(1) == 1 and weight.stride(1) == 1 and weight.numel() > 0
-    return cpu.TILES and x.shape[0] >= TILED_ROWS and weight.dtype != torch.float32 and dense
+    return takes_tiles(x.shape[0], weight.dtype) and dense
+
+
+def takes_tiles(n_rows: int, weight_dtype: torch.dtype) -> bool:
+    """Whether a product of so many rows with a dense weight is made in tiles."""
+    return cpu.TILES and n_rows >= TILED_ROWS and weight_dtype != torch.float32
+
+
+def product_scratch(ledger: Ledger, x: Matrix, weight: Matrix) -> None:
+    """What a product takes beside its result and a bias in fp32: nothing in tiles but their room, if all is finite;
+    else X and a block of W in fp32.
+    """
+    if takes_tiles(x.n_rows, weight.dtype):
+        ledger.stays.update(planes())
+        return
+    step = min(max(1, WIDEN_BLOCK // weight.n_cols), weight.n_rows)
+    wide = FLOAT * x.n_rows * x.n_cols if x.dtype != torch.float32 else 0
+    ledger.within(wide + (FLOAT * step * weight.n_cols if weight.dtype != torch.float32 else 0))
 
 
 def _widened(weight: Tensor) -> Iterator[tuple[slice, Tensor]]:

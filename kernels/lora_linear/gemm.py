@@ -13,12 +13,13 @@ from torch import Tensor
 
 from ..backend import cdiv
 from ..launcher import launch
-from ..statistics.pending_rows import Partials, regions, room
+from ..ledger import FLOAT, Ledger
+from ..statistics.pending_rows import PARTIAL_BYTES, Partials, regions, room
 from ..statistics.reduce import FIELDS, N_PARTIALS
 from . import kernels
 from .group import NO_DROPOUT, Dropout, Factor
 from .projections import four
-from .tiles import ADD_TILE, WIDEN_TILE
+from .tiles import ADD_TILE, WIDEN_TILE, Tile
 
 BLOCK = 1 << 22
 """Values of an fp32 block: 16 MiB."""
@@ -29,17 +30,18 @@ def _row_blocks(x: Tensor) -> Iterator[slice]:
     return (slice(start, start + step) for start in range(0, max(x.shape[0], 1), step))
 
 
-def _joined(found: list[Tensor], with_stats: bool) -> Tensor:
-    return torch.cat(found) if with_stats and len(found) > 1 else found[0]
+def _joined(found: list[Tensor], nothing: Tensor) -> Tensor:
+    """Partials of all blocks of rows; without statistics there are none."""
+    return torch.cat(found) if len(found) > 1 else found[0] if found else nothing
 
 
 def down(x: Tensor, a: Tensor, dropout: Dropout, with_stats: bool) -> tuple[Tensor, Tensor]:
     h, found = x.new_empty((x.shape[0], a.shape[0]), dtype=torch.float32), []
     for rows in _row_blocks(x):
         x32, partials = widen(x[rows], rows.start, dropout, with_stats)
-        found.append(partials)
+        found += [partials] if with_stats else []  # else it is the block itself
         torch.mm(x32, a.t(), out=h[rows])
-    return h[None], _joined(found, with_stats)
+    return h[None], _joined(found, h)
 
 
 def up(
@@ -50,9 +52,12 @@ def up(
         matrix = matrix.t() if right.across else matrix
         own = left[:, first : first + matrix.shape[0]]
         first += matrix.shape[0]
-        found = [_add(z[rows], own[rows] @ matrix, rows.start, scale, dropout, with_stats) for rows in _row_blocks(z)]
+        found = []
+        for rows in _row_blocks(z):
+            partials = _add(z[rows], own[rows] @ matrix, rows.start, scale, dropout, with_stats)
+            found += [partials] if with_stats else []
         if with_stats:
-            joined = _joined(found, True)
+            joined = _joined(found, z)
             sites += regions(joined, [joined.shape[0]], True)
     return sites
 
@@ -88,13 +93,13 @@ def grad(
         counts.append(0)
         for rows in _row_blocks(dy):
             dy32, partials = widen(dy[rows], rows.start, NO_DROPOUT, with_stats)
-            found.append(partials)
-            counts[-1] += partials.shape[0]
+            found += [partials] if with_stats else []
+            counts[-1] += partials.shape[0] if with_stats else 0
             g[rows, columns] = dy32 @ (b * scale)
             db.addmm_(dy32.t(), h[rows, columns], alpha=scale)
         if with_stats:
             bad += regions(_bad(h[:, columns]), [1], True)
-    return outer, regions(_joined(found, with_stats), counts, with_stats), bad
+    return outer, regions(_joined(found, h), counts, with_stats), bad
 
 
 def _bad(h: Tensor) -> Tensor:
@@ -125,3 +130,78 @@ def widen(z: Tensor, first_row: int, dropout: Dropout, with_stats: bool) -> tupl
         num_warps=tile.num_warps, enable_fp_fusion=False,
     )  # fmt: skip
     return out, found
+
+
+def _blocks(m: int, n_cols: int) -> Iterator[int]:
+    """Rows of each block."""
+    step = max(1, BLOCK // n_cols)
+    return (min(step, m - start) for start in range(0, max(m, 1), step))
+
+
+def _partials(n_rows: int, n_cols: int, tile: Tile, with_stats: bool) -> int:
+    programs = max(1, cdiv(n_rows, tile.block_m)) * cdiv(n_cols, tile.block_c)
+    return PARTIAL_BYTES * programs if with_stats else 0
+
+
+def _wait_joined(ledger: Ledger, found: list[int]) -> None:
+    """Partials of each block, which are there, and of all together, which wait."""
+    if len(found) > 1:
+        ledger.wait(sum(found))
+        ledger.give(*found)
+    else:
+        ledger.kept += sum(found)
+        ledger.waits += sum(found)
+
+
+def _widened_blocks(ledger: Ledger, m: int, n_cols: int, with_stats: bool, per_row: int, once: int) -> list[int]:
+    """Takes block after block in fp32, the last one while the next is made, with what is made of it: bytes for each of
+    its rows, and bytes once. Bytes of their partials.
+    """
+    old, found = 0, []
+    for rows in _blocks(m, n_cols):
+        new = ledger.take(FLOAT * rows * n_cols)
+        found.append(ledger.take(_partials(rows, n_cols, WIDEN_TILE, with_stats)))
+        ledger.give(old)
+        ledger.within(once + rows * per_row)
+        old = new
+    ledger.give(old)
+    return found
+
+
+def down_scratch(ledger: Ledger, m: int, n_cols: int, with_stats: bool) -> None:
+    """Beside H."""
+    found = _widened_blocks(ledger, m, n_cols, with_stats, 0, 0)
+    _wait_joined(ledger, found)
+
+
+def up_scratch(ledger: Ledger, m: int, cols: Sequence[int], with_stats: bool) -> None:
+    """Products of l and r, and partials."""
+    for n_cols in cols:
+        found, old = [], 0
+        for rows in _blocks(m, n_cols):
+            new = ledger.take(FLOAT * rows * n_cols)
+            found.append(ledger.take(_partials(rows, n_cols, ADD_TILE, with_stats)))
+            ledger.give(old, new if with_stats else 0)
+            old = 0 if with_stats else new
+        ledger.give(old)
+        _wait_joined(ledger, found)
+
+
+def grad_scratch(
+    ledger: Ledger, m: int, cols: Sequence[int], ranks: Sequence[int], with_stats: bool
+) -> tuple[int, int]:  # fmt: skip
+    """Bytes of dB, and partials of every dY."""
+    outer, found = ledger.take(FLOAT * sum(n * rank for n, rank in zip(cols, ranks, strict=True))), []
+    for n_cols, rank in zip(cols, ranks, strict=True):
+        found += _widened_blocks(ledger, m, n_cols, with_stats, FLOAT * rank, FLOAT * n_cols * rank)
+        if with_stats:
+            ledger.wait(PARTIAL_BYTES)
+            ledger.within((FLOAT + 3) * m * rank)
+    _wait_joined(ledger, found)
+    return outer, sum(found) // PARTIAL_BYTES
+
+
+def da_scratch(ledger: Ledger, m: int, n_cols: int) -> None:
+    """Beside dA."""
+    for rows in _blocks(m, n_cols):
+        ledger.within(FLOAT * rows * n_cols)

@@ -220,7 +220,7 @@ def _store(outer, outer_ptr, cols, ranks, n_cols, rank, mask, DOWN: tl.constexpr
 
 
 @jit
-def _count_bad(partials_ptr, first_bad, index, suspect, l_ptr, offsets, l_first, rank_mask, first, last, row_stride):
+def _bad(partials_ptr, first_bad, index, suspect, l_ptr, offsets, l_first, rank_mask, first, last, row_stride):
     """Non-finite values of l in some rows, looked for only if `suspect`: NaN and infinity times anything are not
     finite, times 0 neither.
     """
@@ -291,9 +291,7 @@ def _grad_kernel(
     suspect = _has_non_finite(outer) if STATS else False
     _store(outer * scale, outer_ptr + split * outer_size + outer_first, cols, ranks, n_cols, rank, right_mask, DOWN)
     if STATS and own_strip == 0:
-        _count_bad(
-            partials_ptr, first_bad, index, suspect, l_ptr, l_offsets, l_first, rank_mask, first, last, l_row_stride
-        )
+        _bad(partials_ptr, first_bad, index, suspect, l_ptr, l_offsets, l_first, rank_mask, first, last, l_row_stride)
     if STATS and chunk == 0:
         first_col, last_col = own_strip * BLOCK_C, tl.minimum((own_strip + 1) * BLOCK_C, n_cols)
         total = matrix_partials(

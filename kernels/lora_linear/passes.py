@@ -133,9 +133,13 @@ def dropped_indices(numel: int, seed: Tensor, p: float) -> Tensor:
     cost of p n random numbers instead of n.
     """
     generator = torch.Generator().manual_seed(int(seed))
+    return torch.randint(max(numel, 1), (n_drawn(numel, generator, p),), generator=generator)
+
+
+def n_drawn(numel: int, generator: torch.Generator, p: float) -> int:
+    """How many indices are drawn; it draws that number."""
     mean = torch.tensor(-math.log1p(-p) * numel, dtype=torch.float64)
-    count = int(torch.poisson(mean, generator=generator)) if numel else 0
-    return torch.randint(max(numel, 1), (count,), generator=generator)
+    return int(torch.poisson(mean, generator=generator)) if numel else 0
 
 
 def _drop_(x: Tensor, dropout: Dropout) -> Tensor:

@@ -10,8 +10,11 @@
 import torch
 
 from .. import cpu
+from ..ledger import FLOAT, Ledger, size, statistics
 from .reduce import FIELDS, N_FIELDS
 from .tile_stats import flat
+
+ROW = 8 * N_FIELDS
 
 ATEN_BLOCK = 1024
 
@@ -100,6 +103,45 @@ def round_with_stats_cpu(acc: torch.Tensor, dtype: torch.dtype, full: bool = Tru
         return stored, _rounded_row(tensor_stats_aten(stored, full), acc, stored)
     stored = torch.empty_like(acc, dtype=dtype)
     return stored, cpu.round_with_stats(acc, stored)
+
+
+def stats_scratch(ledger: Ledger, n: int, dtype: torch.dtype, full: bool) -> None:
+    """What `tensor_stats_aten` takes of a contiguous tensor whose sum of squares is in range, its row included, which is
+    taken: with the numbers that ATen's reductions return.
+    """
+    values, blocks = ledger.take(FLOAT * n if dtype != torch.float32 else 0), n // ATEN_BLOCK
+    norms = ledger.take(FLOAT * blocks)
+    wide = ledger.take(2 * norms)
+    ledger.give(norms)
+    if n % ATEN_BLOCK:
+        ledger.within(FLOAT)
+    ledger.within(wide + 2 * FLOAT)
+    ledger.give(wide)
+    ends = ledger.take(FLOAT) + ledger.take(FLOAT)
+    ledger.take(ROW)
+    if counts_small(dtype, full):
+        ledger.within(2 * FLOAT)
+        ledger.within((FLOAT + 1) * n)
+    ledger.give(values, ends)
+
+
+def round_scratch(ledger: Ledger, n: int, dtype: torch.dtype, full: bool = True) -> int:
+    """What `round_with_stats_cpu` takes; bytes of the stored tensor, which is taken, and so is the row."""
+    if dtype == torch.float32:
+        if cpu.AVAILABLE:
+            ledger.take(ROW)
+            ledger.within(statistics(n))
+        else:
+            stats_scratch(ledger, n, dtype, full)
+        return 0
+    stored = ledger.take(size(dtype) * n)
+    if cpu.AVAILABLE:
+        ledger.take(ROW)
+        ledger.within(statistics(n))
+        return stored
+    stats_scratch(ledger, n, dtype, full)
+    ledger.within(7 * n)
+    return stored
 
 
 def round_with_stats_reference(acc: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:

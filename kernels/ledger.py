@@ -1,0 +1,130 @@
+"""How much memory an operator takes beside what it returns, told by following its code: what is taken and given back, in
+that order.
+
+A prediction stands beside each operator, in the order of the operator's own lines; scratch.py has the table. Sizes of
+the compiled loops come from the C files themselves (`cpu.LIMITS`), which also count what they take; tests compare a
+prediction with that count and with every allocation that torch records, byte for byte. Neither sees what a matrix
+library (MKL, oneDNN) packs its operands into: those have allocators of their own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import cpu
+from .backend import cdiv
+
+FLOAT = 4
+
+
+@dataclass(frozen=True)
+class Scratch:
+    """Bytes of one call beside its inputs and outputs.
+
+    Attributes:
+        inside: given back when it returns: the most alive at once, less what it returns.
+        waits: partials of statistics, given back when pending rows are written.
+        stays: never given back, of each kind of room that calls share.
+    """
+
+    inside: int = 0
+    waits: int = 0
+    stays: dict[str, int] = field(default_factory=dict)
+
+
+class Matrix(NamedTuple):
+    """Shape and dtype of a matrix."""
+
+    n_rows: int
+    n_cols: int
+    dtype: torch.dtype
+
+
+class Ledger:
+    """What a call has taken so far.
+
+    Attributes:
+        live: bytes alive now, outputs included.
+        peak: the most alive at once.
+        kept: outputs.
+    """
+
+    def __init__(self) -> None:
+        self.live = self.peak = self.kept = self.waits = 0
+        self.stays: dict[str, int] = {}
+
+    def take(self, n_bytes: int) -> int:
+        self.live += n_bytes
+        self.peak = max(self.peak, self.live)
+        return n_bytes
+
+    def give(self, *n_bytes: int) -> None:
+        self.live -= sum(n_bytes)
+
+    def within(self, n_bytes: int) -> None:
+        """Something that takes so much and gives it back."""
+        self.give(self.take(n_bytes))
+
+    def keep(self, n_bytes: int) -> None:
+        """An output."""
+        self.kept += self.take(n_bytes)
+
+    def wait(self, n_bytes: int) -> None:
+        """Partials, which are there until rows are written."""
+        self.keep(n_bytes)
+        self.waits += n_bytes
+
+    def scratch(self) -> Scratch:
+        return Scratch(self.peak - self.kept, self.waits, self.stays)
+
+
+def size(dtype: torch.dtype) -> int:
+    """Bytes of a value."""
+    return torch.empty(0, dtype=dtype, device="meta").element_size()
+
+
+def dense(x: Tensor) -> int:
+    """Bytes of `x.contiguous()`."""
+    return 0 if x.is_contiguous() else x.numel() * x.element_size()
+
+
+def _threads(n_shares: int, most: int) -> int:
+    return min(torch.get_num_threads(), n_shares, most)
+
+
+def low_rank(rows: int, cols: int, rank: int, n_rights: int, n_outers: int, is_update: bool = False) -> int:
+    """Of `cpu.read` and `cpu.update`: R, the gradient of every share, and a tile for every thread. `rank` of them all."""
+    limits = cpu.LIMITS["low_rank"]
+    factor, most = FLOAT * rank * cols, limits["MAX_SHARES"]
+    if n_outers and factor and limits["OUTER_BYTES"] // factor < most:
+        most = max(limits["OUTER_BYTES"] // factor, limits["MIN_SHARES"])
+    per_share = max(limits["MIN_ROWS"], cdiv(cdiv(rows, most), limits["TILE"]) * limits["TILE"])
+    shares = cdiv(rows, per_share)
+    tiles = 0 if is_update else _threads(shares, limits["MAX_THREADS"]) * FLOAT * limits["TILE"] * cols
+    blocks = limits["BLOCK_BYTES"] * (n_rights + n_outers) + limits["PARTIAL_BYTES"] * shares
+    return blocks + (factor if n_rights else 0) + (factor * max(shares, 1) if n_outers else 0) + tiles
+
+
+def attention(batch: int, kv_heads: int, length: int, width: int) -> int:
+    """Of `cpu.attention`: for every thread a row of the batch and a head of K and V."""
+    limits = cpu.LIMITS["attention"]
+    block, padded = limits["BLOCK"], cdiv(length, limits["BLOCK"]) * limits["BLOCK"]
+    values = 6 * padded * width + 2 * block * padded + 4 * block * width
+    return _threads(batch * kv_heads, limits["MAX_THREADS"]) * FLOAT * values
+
+
+def statistics(n: int) -> int:
+    """Of `cpu.stats` and `cpu.round_with_stats`: partials of every share."""
+    limits = cpu.LIMITS["stats"]
+    return limits["PARTIAL_BYTES"] * cdiv(n, limits["SHARE"])
+
+
+def planes() -> dict[str, int]:
+    """Of `cpu.product`: room for matrices in planes of bf16, which stays with the process."""
+    limits = cpu.LIMITS["product"]
+    threads = min(torch.get_num_threads(), limits["MAX_THREADS"])
+    return {"planes": 2 * (threads * limits["W_PLANES"] + limits["X_PLANES"])}
