@@ -25,7 +25,8 @@ import triton.language as tl
 from torch import Tensor
 
 from .backend import AotVariant, jit, on_device, uses_triton
-from .frozen.product import project, project_back
+from .frozen.product import product_scratch, project, project_back
+from .ledger import FLOAT, Ledger, Matrix, Scratch, size
 from .operators import Saved, operator
 
 __all__ = [
@@ -250,6 +251,68 @@ def _forward_triton(
         if needs_grad:
             torch.mul(_mm_fp32(grad[: h.shape[0]], weight), 1 / scale, out=d_hidden[rows])
     return losses.sum(dtype=torch.float64).float(), correct.sum(dtype=torch.int64), d_hidden
+
+
+def cross_entropy_scratch(*arguments: Any) -> Scratch:
+    """Bytes that the operator takes beside what it returns, from its arguments, if no label is all but impossible."""
+    hidden, weight, _, bias, dtype, needs_grad, count_correct = arguments
+    ledger, (n_tokens, width), vocabulary, on_gpu = Ledger(), hidden.shape, weight.shape[0], uses_triton(hidden)
+    ledger.take(hidden.numel() * size(dtype) if hidden.dtype != dtype else 0)
+    cast = size(dtype) * weight.numel() if on_gpu and weight.dtype != dtype else 0
+    ledger.take(cast + (8 * n_tokens if on_gpu else 8))
+    ledger.keep(FLOAT * n_tokens * width if needs_grad else 0)
+    step = CHUNK_ROWS * max(1, CUDA_CHUNK // vocabulary // CHUNK_ROWS)
+    if not on_gpu:
+        ledger.keep(8)
+        step = max(1, min(n_tokens, CPU_CHUNK // vocabulary))
+        ledger.stays["logits"] = FLOAT * step * vocabulary
+    elif needs_grad:
+        ledger.take(size(dtype) * min(step, n_tokens) * vocabulary)
+    before = 0
+    for start in range(0, n_tokens, step):
+        n = min(step, n_tokens - start)
+        if on_gpu:
+            logits = ledger.take(FLOAT * n * vocabulary)
+            ledger.give(before)
+            ledger.within(FLOAT * n * width if needs_grad else 0)
+            before = logits
+        else:
+            _chunk_scratch(ledger, Matrix(n, width, dtype), weight, bias, (needs_grad, count_correct), before)
+            before = n
+    ledger.kept += ledger.take(FLOAT) + (ledger.take(8) if on_gpu else 0)
+    return ledger.scratch()
+
+
+def _chunk_scratch(
+    ledger: Ledger, h: Matrix, weight: Tensor, bias: Tensor | None, how: tuple[bool, bool], before: int
+) -> None:  # fmt: skip
+    """Of a turn of `_forward_cpu`, with labels, masks and p(label) of the turn `before`, which had so many tokens."""
+    n, frozen, (needs_grad, count_correct) = h.n_rows, Matrix(*weight.shape, weight.dtype), how
+    ledger.give(8 * before)
+    ledger.give(ledger.take(8 + n) - n, before)  # a mask, beside a number
+    ledger.take(8 * n)
+    in_float = ledger.take(FLOAT * bias.numel() if bias is not None and bias.dtype != torch.float32 else 0)
+    product_scratch(ledger, h, frozen)
+    ledger.give(in_float)
+    values = ledger.take(FLOAT * n)
+    ledger.give(FLOAT * before)
+    ledger.take(values)
+    ledger.within(values)
+    ledger.give(ledger.compare(n, torch.float32))
+    ledger.within(values)
+    ledger.total(n, copied=2 * values)
+    ledger.give(values)
+    if count_correct:
+        largest = ledger.take(values)
+        ledger.take(n)
+        ledger.give(largest)
+        ledger.take(2 * n)
+        ledger.give(2 * n)
+        ledger.total(n, copied=8 * n)
+        ledger.give(n)
+    if needs_grad:
+        ledger.give(ledger.beside_number(values, torch.float32))
+        product_scratch(ledger, Matrix(n, frozen.n_rows, torch.float32), frozen)
 
 
 def linear_cross_entropy_reference(

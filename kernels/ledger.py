@@ -1,5 +1,5 @@
-"""How much memory an operator takes beside what it returns, told by following its code: what is taken and given back, in
-that order.
+"""How much memory an operator takes beside what it returns, told by following its code: what is taken and given back,
+in that order.
 
 A prediction stands beside each operator, in the order of the operator's own lines; scratch.py has the table. Sizes of
 the compiled loops come from the C files themselves (`cpu.LIMITS`), which also count what they take; tests compare a
@@ -19,6 +19,8 @@ from . import cpu
 from .backend import cdiv
 
 FLOAT = 4
+GRAIN, TRANSPOSED = 1 << 15, 60 * 60
+"""Values from which ATen sums them up on every thread, and of the block by which it copies what is transposed."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,29 @@ class Ledger:
         """Something that takes so much and gives it back."""
         self.give(self.take(n_bytes))
 
+    def beside_number(self, n_bytes: int, dtype: torch.dtype) -> int:
+        """What an operation with a Python number returns: ATen makes two tensors of that."""
+        number = self.take(8 + size(dtype))
+        result = self.take(n_bytes)
+        self.give(number)
+        return result
+
+    def compare(self, n: int, dtype: torch.dtype) -> int:
+        """The mask of `n` values compared with a number."""
+        return self.beside_number(n, dtype)
+
+    def total(self, n: int, copied: int = 0) -> None:
+        """The sum of `n` values, in 8 bytes, that are copied into so many bytes: into a dtype to add them up in."""
+        threads = torch.get_num_threads()
+        partial = 8 * threads if n >= GRAIN and threads > 1 else 0
+        self.within(8 + copied + partial)
+
+    def transpose(self, n_rows: int, n_cols: int) -> int:
+        """A contiguous copy of a transposed fp32 matrix, by blocks of 60 x 60."""
+        result = self.take(FLOAT * n_rows * n_cols if n_rows > 1 and n_cols > 1 else 0)
+        self.within(FLOAT * TRANSPOSED if result and n_rows * n_cols >= TRANSPOSED else 0)
+        return result
+
     def keep(self, n_bytes: int) -> None:
         """An output."""
         self.kept += self.take(n_bytes)
@@ -97,7 +122,7 @@ def _threads(n_shares: int, most: int) -> int:
 
 
 def low_rank(rows: int, cols: int, rank: int, n_rights: int, n_outers: int, is_update: bool = False) -> int:
-    """Of `cpu.read` and `cpu.update`: R, the gradient of every share, and a tile for every thread. `rank` of them all."""
+    """Of `cpu.read` and `cpu.update`: R, the gradient of every share, a tile for every thread. `rank` is their sum."""
     limits = cpu.LIMITS["low_rank"]
     factor, most = FLOAT * rank * cols, limits["MAX_SHARES"]
     if n_outers and factor and limits["OUTER_BYTES"] // factor < most:

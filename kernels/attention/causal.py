@@ -13,6 +13,8 @@ from torch import Tensor
 
 from .. import cpu
 from ..backend import uses_triton
+from ..ledger import Ledger, Scratch
+from ..ledger import attention as scratch_of_attention
 from ..operators import both_routes
 
 
@@ -73,6 +75,21 @@ def _compute_backward(
     dq, dk, dv = (x.transpose(1, 2) for x in _gradients_of(query, key, value))
     cpu.attention(query, key, value, out.transpose(1, 2), lse, scale, (grad.transpose(1, 2), dq, dk, dv))
     return dq, dk, dv
+
+
+def attention_scratch(query: Tensor, key: Tensor, *_: Any) -> Scratch:
+    """Bytes that the operator takes beside what it returns, from its arguments; the same as backward takes, whose first
+    argument stands before them.
+    """
+    ledger = Ledger()
+    ledger.within(scratch_of_attention(key.shape[0], key.shape[1], key.shape[2], query.shape[3]))
+    return ledger.scratch()
+
+
+def attention_backward_scratch(grad: Tensor, *arguments: Any) -> Scratch:
+    """Of its gradient."""
+    copy = grad.numel() * grad.element_size() if grad.stride(-1) != 1 else 0
+    return Scratch(copy + attention_scratch(*arguments).inside)
 
 
 def _gradients_of(*tensors: Tensor) -> list[Tensor]:

@@ -60,10 +60,9 @@ def forward(x: Tensor, group: Group, with_stats: bool) -> tuple[list[Tensor], Te
     """Outputs, H, rows. H includes the factor s / (1 - p)."""
     lora_A, n = group.lora_A, len(group.lora_A)
     h, wide = lora_passes.down(x, lora_A, group.factors, group.dropout, not multiplies_in_tiles(x))
-    ys, rows = [], _Rows(1 + n, with_stats)
-    for i, (weight, bias, b, h_i) in enumerate(
-        zip(group.dense(x.dtype), group.biases, group.lora_B, _columns(h, lora_A), strict=True)
-    ):
+    ys, rows, weights = [], _Rows(1 + n, with_stats), group.dense(x.dtype)
+    for i, (bias, b, h_i) in enumerate(zip(group.biases, group.lora_B, _columns(h, lora_A), strict=True)):
+        weight = next(weights)  # zip would hold on to those before
         acc = project(wide, weight, bias)
         ys.append(lora_passes.up(acc, h_i, Factor([b], across=True), x.dtype, rows.at(1 + i)))
     if with_stats:
@@ -80,11 +79,10 @@ def backward(
     lora_A, n = group.lora_A, len(group.lora_A)
     rows = _Rows(1 + 3 * n, with_stats)
     g, dBs, h_finite = torch.empty_like(h), [], True
-    acc, widen = None, needs_dx and not multiplies_in_tiles(x)
+    acc, widen, weights = None, needs_dx and not multiplies_in_tiles(x), group.dense(x.dtype)
     each = zip(group.lora_B, group.factors, strict=True)
-    for i, (dy, weight, right, h_i, g_i) in enumerate(
-        zip(grads, group.dense(x.dtype), each, _columns(h, lora_A), _columns(g, lora_A), strict=True)
-    ):
+    for i, (dy, right, h_i, g_i) in enumerate(zip(grads, each, _columns(h, lora_A), _columns(g, lora_A), strict=True)):
+        weight = next(weights)
         into = rows.at(i), rows.at(1 + 2 * n + i)
         wide, dB, finite = lora_passes.grad(dy.contiguous(), h_i, right, g_i, into, widen)
         dBs.append(dB)

@@ -176,15 +176,16 @@ def down_scratch(ledger: Ledger, m: int, n_cols: int, with_stats: bool) -> None:
 
 def up_scratch(ledger: Ledger, m: int, cols: Sequence[int], with_stats: bool) -> None:
     """Products of l and r, and partials."""
+    old = 0
     for n_cols in cols:
-        found, old = [], 0
+        found = []
         for rows in _blocks(m, n_cols):
             new = ledger.take(FLOAT * rows * n_cols)
             found.append(ledger.take(_partials(rows, n_cols, ADD_TILE, with_stats)))
             ledger.give(old, new if with_stats else 0)
             old = 0 if with_stats else new
-        ledger.give(old)
         _wait_joined(ledger, found)
+    ledger.give(old)
 
 
 def grad_scratch(
@@ -196,7 +197,10 @@ def grad_scratch(
         found += _widened_blocks(ledger, m, n_cols, with_stats, FLOAT * rank, FLOAT * n_cols * rank)
         if with_stats:
             ledger.wait(PARTIAL_BYTES)
-            ledger.within((FLOAT + 3) * m * rank)
+            ledger.within((FLOAT + 3) * m * rank)  # which are not finite
+            ledger.take(m * rank)
+            ledger.total(m * rank, copied=8 * m * rank)  # on a GPU no copy is made
+            ledger.give(m * rank)
     _wait_joined(ledger, found)
     return outer, sum(found) // PARTIAL_BYTES
 

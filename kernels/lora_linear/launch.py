@@ -212,7 +212,9 @@ def backward(
     scales, right = group.factors, [b.contiguous() for b in group.lora_B]
     g, dx = torch.empty_like(h), x.new_empty(0)
     if needs_dx:
-        for i, (dy, weight) in enumerate(zip(grads, group.dense(x.dtype), strict=True)):
+        weights = group.dense(x.dtype)
+        for i, dy in enumerate(grads):
+            weight = next(weights)  # zip would hold on to those before
             dx = base_grad(dy, weight, dx if i else None)
     dAs, dBs, passes, of_gradients = [], [], [], []
     first = 0

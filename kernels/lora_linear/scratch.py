@@ -114,7 +114,7 @@ def _down(ledger: Ledger, x: Tensor, ranks: Sequence[int], dropout: Dropout, wid
         ledger.within(low_rank(m, k, rank, n_rights=len(ranks), n_outers=0))
         return
     ledger.take(in_float)
-    scaled = ledger.take(FLOAT * rank * k)
+    scaled = sum([ledger.beside_number(FLOAT * own * k, torch.float32) for own in ranks])
     stacked = ledger.take(scaled)
     ledger.give(scaled)
     dropped = _dropped(ledger, m * k, dropout)
@@ -197,15 +197,18 @@ def _grad(ledger: Ledger, dy: Tensor, rank: int, widen: bool, with_stats: bool) 
         ledger.within(low_rank(m, n, rank, n_rights=1, n_outers=1))
     else:
         wide = ledger.take(in_float)
-        ledger.within(FLOAT * m * rank)
-        transposed = ledger.take(FLOAT * n * rank)
-        ledger.keep(transposed)
-        ledger.give(transposed)
+        product = ledger.take(FLOAT * m * rank)
+        ledger.beside_number(0, torch.float32)
+        ledger.give(product)
+        db = ledger.take(FLOAT * n * rank)
+        ledger.give(db if ledger.transpose(n, rank) else 0)
+        ledger.kept += db
         if with_stats:
             stats_scratch(ledger, m * n, dy.dtype, full=False)
+            ledger.give(ROW_BYTES)
             stats_scratch(ledger, n * rank, torch.float32, full=False)
-            ledger.give(2 * ROW_BYTES)
-        ledger.within(8)
+            ledger.give(ROW_BYTES)
+        ledger.total(m * rank, copied=8 * m * rank)  # of H in double
         if not widen:
             ledger.give(wide)
             wide = 0
@@ -222,9 +225,11 @@ def _da(ledger: Ledger, x: Tensor, ranks: Sequence[int], dropout: Dropout, with_
         ledger.within(low_rank(m, k, rank, n_rights=0, n_outers=len(ranks)))
         return
     in_float = ledger.take(FLOAT * m * k if x.dtype != torch.float32 else 0)
-    dropped = _dropped(ledger, m * k, dropout)
+    if dropped := _dropped(ledger, m * k, dropout):
+        ledger.give(in_float)
+        in_float = dropped
     product = ledger.take(FLOAT * rank * k)
-    ledger.give(dropped, in_float)
+    ledger.give(in_float)
     ledger.keep(FLOAT * rank * k)
     ledger.give(product)
     for own in ranks if with_stats else ():
@@ -257,9 +262,9 @@ def forward_on_gpu(ledger: Ledger, x: Tensor, group: Group, with_stats: bool) ->
     weights.end()
     h = FLOAT * m * sum(ranks)
     if n > MAX_GROUP:
-        total = ledger.take(h)
-        ledger.give(parts)
-        parts, is_split = total, False
+        ledger.take(h)
+        ledger.give(parts if with_stats else 0)  # else there is no other place for "no partials"
+        is_split = False
     for start in range(0, n, MAX_GROUP):
         cols = tuple(b.shape[0] for b in group.lora_B[start : start + MAX_GROUP])
         if not tensor_cores:
@@ -289,7 +294,7 @@ def backward_on_gpu(
     for start in range(0, len(grads), MAX_GROUP):
         some = slice(start, start + MAX_GROUP)
         own = sum(ranks[some])
-        new_h = ledger.take(FLOAT * m * own if len(grads) > MAX_GROUP else 0)
+        new_h = ledger.take(FLOAT * m * own if len(grads) > MAX_GROUP and m > 1 else 0)
         ledger.give(old_h)
         old_h = new_h
         cols = tuple(b.shape[0] for b in group.lora_B[some])

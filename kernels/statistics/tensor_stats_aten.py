@@ -105,42 +105,62 @@ def round_with_stats_cpu(acc: torch.Tensor, dtype: torch.dtype, full: bool = Tru
     return stored, cpu.round_with_stats(acc, stored)
 
 
+def _count(ledger: Ledger, n: int) -> None:
+    """Of a sum of `n` bools, which are given back: ATen adds them up as int64."""
+    ledger.total(n, copied=8 * n)
+    ledger.give(n)
+
+
+def _count_both(ledger: Ledger, n: int) -> None:
+    """How often two masks, which are given back, are both true."""
+    both = ledger.take(n)
+    ledger.give(2 * n)
+    _count(ledger, both)
+
+
 def stats_scratch(ledger: Ledger, n: int, dtype: torch.dtype, full: bool) -> None:
-    """What `tensor_stats_aten` takes of a contiguous tensor whose sum of squares is in range, its row included, which is
-    taken: with the numbers that ATen's reductions return.
-    """
+    """What `tensor_stats_aten` takes of a dense tensor whose sum of squares is in range, and its row, which stays."""
     values, blocks = ledger.take(FLOAT * n if dtype != torch.float32 else 0), n // ATEN_BLOCK
     norms = ledger.take(FLOAT * blocks)
-    wide = ledger.take(2 * norms)
+    wide = ledger.take(8 * blocks)
     ledger.give(norms)
-    if n % ATEN_BLOCK:
-        ledger.within(FLOAT)
-    ledger.within(wide + 2 * FLOAT)
-    ledger.give(wide)
-    ends = ledger.take(FLOAT) + ledger.take(FLOAT)
+    ledger.within(FLOAT if n % ATEN_BLOCK else 0)
+    ledger.take(wide)
+    ledger.total(blocks)
+    ledger.give(wide, wide)
+    ends = ledger.take(2 * FLOAT)
     ledger.take(ROW)
+    ledger.within(8)
     if counts_small(dtype, full):
-        ledger.within(2 * FLOAT)
-        ledger.within((FLOAT + 1) * n)
+        magnitude = ledger.take(FLOAT * n)
+        ledger.compare(n, torch.float32)
+        ledger.give(magnitude)
+        _count(ledger, n)
     ledger.give(values, ends)
 
 
 def round_scratch(ledger: Ledger, n: int, dtype: torch.dtype, full: bool = True) -> int:
     """What `round_with_stats_cpu` takes; bytes of the stored tensor, which is taken, and so is the row."""
-    if dtype == torch.float32:
-        if cpu.AVAILABLE:
-            ledger.take(ROW)
-            ledger.within(statistics(n))
-        else:
-            stats_scratch(ledger, n, dtype, full)
-        return 0
-    stored = ledger.take(size(dtype) * n)
+    stored = ledger.take(size(dtype) * n if dtype != torch.float32 else 0)
     if cpu.AVAILABLE:
         ledger.take(ROW)
         ledger.within(statistics(n))
         return stored
     stats_scratch(ledger, n, dtype, full)
-    ledger.within(7 * n)
+    if not stored:
+        ledger.within(8)
+        return stored
+    magnitude = ledger.take(FLOAT * n)
+    ledger.compare(n, torch.float32)
+    ledger.within(2 * n)
+    ledger.give(magnitude)
+    magnitude = ledger.take(stored)
+    ledger.compare(n, dtype)
+    ledger.give(magnitude)
+    _count_both(ledger, n)
+    ledger.compare(n, torch.float32)
+    ledger.compare(n, dtype)
+    _count_both(ledger, n)
     return stored
 
 

@@ -4,7 +4,7 @@
 
 The step itself is not estimated by a formula: the twin (fake_model.py) runs it in fake-tensor mode, a meter follows
 every storage from its birth to its release, and the largest sum ever alive is the peak. What the fused operators use
-inside is added at their calls (workspace.py).
+inside is added at their calls (kernels/scratch.py).
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from ...kernels.scratch import scratch_of
 from ..data.batches import Batch
 from ..data.examples import Example
 from ..loop.snapshots import N_COPIES
 from ..model.load import autocast
 from .fake_model import Twin
-from .workspace import room, workspace
 
 MIB = 1 << 20
 # Moments an optimizer keeps of every trained value; by the first part of its name.
@@ -51,14 +51,15 @@ class Meter(TorchDispatchMode):
 
     Attributes:
         live: bytes alive now.
-        peak: most bytes alive at once, with the fused operators' workspace.
-        room: what an operator took and did not give back, not among the others.
-        loss: workspace, room and result of the loss operator.
+        peak: most bytes alive at once, with the fused operators' scratch.
+        room: what operators took and never give back, by kind; not among the others.
+        loss: scratch, room and result of the loss operator.
     """
 
     def __init__(self, known: Sequence[torch.Tensor]):
         super().__init__()
-        self.live = self.peak = self.room = self.loss = 0
+        self.live = self.peak = self.loss = 0
+        self.room: dict[str, int] = {}
         self._seen: dict[int, weakref.ref] = {}
         self._known = {tensor.untyped_storage()._cdata for tensor in known}
 
@@ -68,12 +69,12 @@ class Meter(TorchDispatchMode):
         for leaf in tree_leaves(result):
             if isinstance(leaf, torch.Tensor):
                 self._add(leaf.untyped_storage())
-        name = func.name().partition(".")[0]
-        inside, stays = workspace(name, args), room(name, args)
-        self.room = max(self.room, stays)
-        self.peak = max(self.peak, self.live + inside)
+        taken = scratch_of(func.name().partition(".")[0], args)
+        self.live += taken.waits
+        self.peak = max(self.peak, self.live + taken.inside)
+        self.room = {kind: max(self.room.get(kind, 0), taken.stays.get(kind, 0)) for kind in self.room | taken.stays}
         if "cross_entropy" in func.name() and "backward" not in func.name():
-            self.loss = max(self.loss, self.live - before + inside + stays)
+            self.loss = max(self.loss, self.live - before + taken.inside + taken.stays.get("logits", 0))
         return result
 
     def _add(self, storage: torch.UntypedStorage) -> None:
@@ -144,7 +145,7 @@ class Step:
     Attributes:
         kept: alive when the forward ends, the loss's own gradient included.
         peak: the most alive at once, but for the room.
-        room: the logits' own memory on the CPU, which stays with the process.
+        room: memory for the logits, and for matrices in planes of bf16, on the CPU, which stays with the process.
         loss: of all that, what projection to the vocabulary and loss take at once.
     """
 
@@ -172,7 +173,7 @@ def run_step(twin: Twin, shape: Shape) -> Step:
             kept = meter.live
             loss.backward()
             del loss
-    return Step(kept, meter.peak, meter.room, meter.loss)
+    return Step(kept, meter.peak, sum(meter.room.values()), meter.loss)
 
 
 def _held(twin: Twin) -> list[torch.Tensor]:
