@@ -287,7 +287,7 @@ def _chunk_scratch(
     ledger: Ledger, h: Matrix, weight: Tensor, bias: Tensor | None, how: tuple[bool, bool], before: int
 ) -> None:  # fmt: skip
     """Of a turn of `_forward_cpu`, with labels, masks and p(label) of the turn `before`, which had so many tokens."""
-    n, frozen, (needs_grad, count_correct) = h.n_rows, Matrix(*weight.shape, weight.dtype), how
+    n, frozen, (needs_grad, count_correct) = h.n_rows, Matrix(weight.shape[0], h.n_cols, weight.dtype), how
     ledger.give(8 * before)
     ledger.give(ledger.take(8 + n) - n, before)  # a mask, beside a number
     ledger.take(8 * n)

@@ -153,25 +153,16 @@ def _wait_joined(ledger: Ledger, found: list[int]) -> None:
         ledger.waits += sum(found)
 
 
-def _widened_blocks(ledger: Ledger, m: int, n_cols: int, with_stats: bool, per_row: int, once: int) -> list[int]:
-    """Takes block after block in fp32, the last one while the next is made, with what is made of it: bytes for each of
-    its rows, and bytes once. Bytes of their partials.
-    """
+def down_scratch(ledger: Ledger, m: int, n_cols: int, with_stats: bool) -> None:
+    """Beside H; of the blocks in fp32 two are there at once, for one lives until the next is made."""
     old, found = 0, []
     for rows in _blocks(m, n_cols):
         new = ledger.take(FLOAT * rows * n_cols)
         found.append(ledger.take(_partials(rows, n_cols, WIDEN_TILE, with_stats)))
         ledger.give(old)
-        ledger.within(once + rows * per_row)
         old = new
-    ledger.give(old)
-    return found
-
-
-def down_scratch(ledger: Ledger, m: int, n_cols: int, with_stats: bool) -> None:
-    """Beside H."""
-    found = _widened_blocks(ledger, m, n_cols, with_stats, 0, 0)
     _wait_joined(ledger, found)
+    ledger.give(old)
 
 
 def up_scratch(ledger: Ledger, m: int, cols: Sequence[int], with_stats: bool) -> None:
@@ -192,9 +183,16 @@ def grad_scratch(
     ledger: Ledger, m: int, cols: Sequence[int], ranks: Sequence[int], with_stats: bool
 ) -> tuple[int, int]:  # fmt: skip
     """Bytes of dB, and partials of every dY."""
-    outer, found = ledger.take(FLOAT * sum(n * rank for n, rank in zip(cols, ranks, strict=True))), []
+    outer, found, old = ledger.take(FLOAT * sum(n * rank for n, rank in zip(cols, ranks, strict=True))), [], 0
     for n_cols, rank in zip(cols, ranks, strict=True):
-        found += _widened_blocks(ledger, m, n_cols, with_stats, FLOAT * rank, FLOAT * n_cols * rank)
+        for rows in _blocks(m, n_cols):
+            new = ledger.take(FLOAT * rows * n_cols)
+            found.append(ledger.take(_partials(rows, n_cols, WIDEN_TILE, with_stats)))
+            ledger.give(old)
+            old = new
+            scaled = ledger.beside_number(FLOAT * n_cols * rank, torch.float32)
+            ledger.within(FLOAT * rows * rank)
+            ledger.give(scaled)
         if with_stats:
             ledger.wait(PARTIAL_BYTES)
             ledger.within((FLOAT + 3) * m * rank)  # which are not finite
@@ -202,6 +200,7 @@ def grad_scratch(
             ledger.total(m * rank, copied=8 * m * rank)  # on a GPU no copy is made
             ledger.give(m * rank)
     _wait_joined(ledger, found)
+    ledger.give(old)
     return outer, sum(found) // PARTIAL_BYTES
 
 
