@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -69,21 +69,30 @@ def kernel_for(chip: Chip | None, dtype: torch.dtype, head_dim: int) -> str | No
     return EFFICIENT if chip.efficient and known else None
 
 
-def rows_attention(
-    query: Tensor, key: Tensor, value: Tensor, starts: Tensor, longest: int, scale: float, kernel: str
-) -> Tensor:
+class Bounds(NamedTuple):
+    """Where rows lie.
+
+    Attributes:
+        starts: int32 [rows + 1] on the device of the query: where each row begins, and S.
+        longest: tokens of the longest row.
+    """
+
+    starts: Tensor
+    longest: int
+
+
+def rows_attention(query: Tensor, key: Tensor, value: Tensor, bounds: Bounds, scale: float, kernel: str) -> Tensor:
     """Every position's attention to itself and those before it in its row.
 
     Args:
         query: [S, heads, D] in a dtype that `kernel` takes.
         key, value: [S, kv_heads, D]; every heads / kv_heads heads of the query read one of them.
-        starts: int32 [rows + 1] on the device of `query`: where each row begins, and S.
-        longest: tokens of the longest row.
         kernel: FLASH or EFFICIENT, from `kernel_for`.
 
     Returns:
         [S, heads, D] in the same dtype.
     """
+    starts, longest = bounds
     query, key, value = (x if x.stride(-1) == 1 else x.contiguous() for x in (query, key, value))
     if kernel == FLASH:
         return flash_forward(query, key, value, starts, starts, longest, longest, 0.0, True, False, scale=scale)[0]

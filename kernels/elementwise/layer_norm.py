@@ -16,6 +16,7 @@ from ..backend import uses_triton
 from ..operators import both_routes
 from ..statistics.rounding import new_rows, rounded
 from . import norm_triton
+from .norm_triton import Norm
 
 
 def layer_norm_reference(
@@ -58,7 +59,7 @@ def _forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """y; rows [1, 9] or [0, 9]; mean and rstd, fp32 [M]."""
     if uses_triton(x):
-        y, rows, mean, rstd = norm_triton.norm(x, weight, bias, eps, 0.0, dtype, centred=True, counted=slot is not None)
+        y, rows, mean, rstd = norm_triton.norm(x, Norm(weight, bias, eps, centred=True), dtype, slot is not None)
         assert mean is not None
         return y, rows, mean, rstd
     values, bias = x.float(), None if bias is None else bias.float()
@@ -72,7 +73,7 @@ def _backward(
 ) -> tuple[Tensor, Tensor]:
     """Rows [1, 9] or [0, 9]; dx."""
     if uses_triton(x):
-        return norm_triton.norm_backward(dy, x, weight, mean, rstd, 0.0, counted)
+        return norm_triton.norm_backward(dy, x, Norm(weight), mean, rstd, counted)
     each = (*x.shape[:-1], 1)
     acc = torch.ops.aten.native_layer_norm_backward(
         dy.float(), x.float(), x.shape[-1:], mean.view(each), rstd.view(each), weight.float(), None,

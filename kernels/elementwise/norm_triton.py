@@ -9,6 +9,8 @@ A program has ROWS rows. A row of at most MAX_BLOCK columns stays in registers; 
 block. Formulas and arguments: rms_norm.py and layer_norm.py.
 """
 
+from typing import NamedTuple
+
 import torch
 import triton
 import triton.language as tl
@@ -162,11 +164,19 @@ def _tile_for(n_cols: int, counted: bool) -> tuple[dict[str, int], int]:
     return tile, max(4, block // (1024 if counted else 512))
 
 
-def norm(
-    x: Tensor, weight: Tensor, bias: Tensor | None, eps: float, offset: float, dtype: torch.dtype, *,
-    centred: bool, counted: bool,
-) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:  # fmt: skip
-    """y in `dtype` in the shape of x, rows [1, 9] or [0, 9], mean (None unless `centred`) and rstd, fp32 [M]."""
+class Norm(NamedTuple):
+    """w + offset, b, eps; `centred` for LayerNorm."""
+
+    weight: Tensor
+    bias: Tensor | None = None
+    eps: float = 0.0
+    offset: float = 0.0
+    centred: bool = False
+
+
+def norm(x: Tensor, how: Norm, dtype: torch.dtype, counted: bool) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
+    """y in `dtype` in the shape of x, rows [1, 9] or [0, 9], mean (None unless centred) and rstd, fp32 [M]."""
+    weight, bias, eps, offset, centred = how
     n_cols = x.shape[-1]
     n_rows = x.numel() // max(1, n_cols)
     x, y = x.contiguous(), x.new_empty(x.shape, dtype=dtype)
@@ -185,9 +195,10 @@ def norm(
 
 
 def norm_backward(
-    dy: Tensor, x: Tensor, weight: Tensor, mean: Tensor | None, rstd: Tensor, offset: float, counted: bool
+    dy: Tensor, x: Tensor, how: Norm, mean: Tensor | None, rstd: Tensor, counted: bool
 ) -> tuple[Tensor, Tensor]:
-    """Rows [1, 9] or [0, 9], and dx in the shape and dtype of x."""
+    """Rows [1, 9] or [0, 9], and dx in the shape and dtype of x; bias and eps are not looked at."""
+    weight, offset = how.weight, how.offset
     n_cols = x.shape[-1]
     n_rows = x.numel() // max(1, n_cols)
     dy, x, dx = dy.contiguous(), x.contiguous(), x.new_empty(x.shape)

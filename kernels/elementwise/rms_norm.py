@@ -15,6 +15,7 @@ from ..backend import uses_triton
 from ..operators import both_routes
 from ..statistics.rounding import new_rows, rounded
 from . import norm_triton
+from .norm_triton import Norm
 
 
 def rms_norm_reference(x: Tensor, weight: Tensor, eps: float, offset: float = 0.0) -> Tensor:
@@ -44,9 +45,8 @@ def _forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """y; rows [1, 9] or [0, 9]; rstd fp32 [M]."""
     if uses_triton(x):
-        y, rows, _, rstd = norm_triton.norm(
-            x, weight, None, eps, offset, x.dtype, centred=False, counted=slot is not None
-        )
+        how = Norm(weight, eps=eps, offset=offset)
+        y, rows, _, rstd = norm_triton.norm(x, how, x.dtype, slot is not None)
         return y, rows, rstd
     flat = x.reshape(-1, x.shape[-1]).contiguous()
     if cpu.AVAILABLE and slot is None:
@@ -64,7 +64,7 @@ def _backward(
 ) -> tuple[Tensor, Tensor]:
     """Rows [1, 9] or [0, 9]; dx."""
     if uses_triton(x):
-        return norm_triton.norm_backward(dy, x, weight, None, rstd, offset, counted)
+        return norm_triton.norm_backward(dy, x, Norm(weight, offset=offset), None, rstd, counted)
     dy, flat = (tensor.reshape(-1, x.shape[-1]).contiguous() for tensor in (dy, x))
     if cpu.AVAILABLE and not counted:
         dx = cpu.norm_backward(dy, flat, weight + offset if offset else weight, rstd)

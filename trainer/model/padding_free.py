@@ -31,7 +31,7 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from ...instrument.messages import say
 from ...kernels.attention.causal import attention, takes
-from ...kernels.attention.rows import chip_of, kernel_for, rows_attention
+from ...kernels.attention.rows import Bounds, chip_of, kernel_for, rows_attention
 from ..data.batches import Batch, collate
 from ..data.examples import Example
 
@@ -134,7 +134,7 @@ def attention_at_once(
         if kernel is not None:
             q, k, v = (x[0].transpose(0, 1).to(dtype) for x in (query, key, value))
             starts, longest = attention_mask.starts, max(attention_mask.lengths)
-            return rows_attention(q, k, v, starts, longest, _scale(query, kwargs), kernel)[None], None
+            return rows_attention(q, k, v, Bounds(starts, longest), _scale(query, kwargs), kernel)[None], None
     return attention_of_rows(module, query, key, value, attention_mask, **kwargs)
 
 

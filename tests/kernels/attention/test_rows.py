@@ -11,6 +11,7 @@ from lora_train.kernels.attention.causal import attention_reference
 from lora_train.kernels.attention.rows import (
     EFFICIENT,
     FLASH,
+    Bounds,
     Chip,
     chip_of,
     kernel_for,
@@ -93,7 +94,7 @@ def test_the_reference_is_attention_row_by_row():
 def test_what_a_kernel_is_asked_for_is_the_attention_of_the_rows(monkeypatch, kernel, dtype, n_heads, n_kv_heads):
     called = install(monkeypatch)
     tensors, starts, grad = heads(n_heads, n_kv_heads, dtype)
-    out = rows_attention(tensors[0], tensors[1], tensors[2], starts, max(LENGTHS), 0.3, kernel)
+    out = rows_attention(tensors[0], tensors[1], tensors[2], Bounds(starts, max(LENGTHS)), 0.3, kernel)
     assert called == ["flash" if kernel == FLASH else "efficient"]
     check(tensors, starts, grad, out)
 
@@ -113,7 +114,7 @@ def test_torch_knows_the_arguments_and_has_a_backward_for_both():
     starts = torch.zeros(len(LENGTHS) + 1, dtype=torch.int32, device="meta")
     for kernel in (FLASH, EFFICIENT):
         tensors = [x.detach().to("meta").requires_grad_() for x in heads(4, 2, FP16)[0]]
-        out = rows_attention(tensors[0], tensors[1], tensors[2], starts, max(LENGTHS), 0.3, kernel)
+        out = rows_attention(tensors[0], tensors[1], tensors[2], Bounds(starts, max(LENGTHS)), 0.3, kernel)
         assert out.shape == (sum(LENGTHS), 4, 16)
         assert out.requires_grad
         if kernel == FLASH:  # torch 2.13's shape function of the other backward takes `scale` twice
@@ -138,7 +139,7 @@ def test_every_kernel_that_this_gpu_has(dtype, n_heads, n_kv_heads, head_dim):
     for kernel in filter(None, kernels):
         torch.cuda.set_sync_debug_mode("error")
         try:
-            out = rows_attention(tensors[0], tensors[1], tensors[2], on_device, max(LENGTHS), 0.3, kernel)
+            out = rows_attention(tensors[0], tensors[1], tensors[2], Bounds(on_device, max(LENGTHS)), 0.3, kernel)
         finally:
             torch.cuda.set_sync_debug_mode("default")
         check(tensors, starts, grad.cuda(), out)
