@@ -14,11 +14,11 @@ from lora_train.kernels.lora_linear import lora_linear
 from lora_train.kernels.statistics.reduce import FIELDS
 from lora_train.kernels.statistics.tensor_stats import tensor_stats
 
-from ..fused_traffic import Linear, backward, forward
-from ..pass_traffic import stats
-from ..traffic import Launch, traffic_of_each
-from .context import Context
-from .device import DEVICE, HAS_CUDA, kernel_milliseconds
+from ...fused_traffic import Linear, backward, forward
+from ...pass_traffic import stats
+from ...traffic import Launch, traffic_of_each
+from ..context import Context
+from ..device import DEVICE, HAS_CUDA, kernel_milliseconds
 
 N_TOKENS, DRY_TOKENS = 2048, 32
 # kernels of lora_linear/kernels.py -> the launches of fused_traffic.py that they are

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
 
-from .context import ROOT, Context
+from ..context import ROOT, Context
 
 NEEDS_GPU = re.compile(r"marks?\.gpu|\b(triton_)?device\b")
 HANG_SECONDS = 40  # then every thread's stack goes to the log

@@ -7,8 +7,8 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from .turns import Taken
-from .work import CORE, Work
+from ..measure.turns import Taken
+from ..work import CORE, Work
 
 N_RESAMPLES = 2000
 WITH_EXTENSION, WITHOUT_EXTENSION = 1.05, 1.15  # instrumented over plain, at most

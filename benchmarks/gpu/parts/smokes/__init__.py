@@ -2,8 +2,8 @@
 
     lora_linear      forward, backward and every row of statistics: M rows from 1 on, groups, dropout, three dtypes, and
                      the path of chips without tensor cores, where a block of rows may be one row long
-    the others       statistics, histogram, loss, NF4 decode (smokes_passes.py), norms, activations, rotary
-                     (smokes_elementwise.py)
+    the others       statistics, histogram, loss, NF4 decode (passes.py), norms, activations, rotary
+                     (elementwise.py)
 
 ||a - b|| <= tolerance ||b||: a 16-bit result is rounded once or twice by half a unit in its last place, TF32 operands
 by 2^-11 each; the roundings of a float32 sum of n terms walk at random, to 2^-24 sqrt(n), at least 2e-6. Without a GPU
@@ -13,7 +13,6 @@ Triton's interpreter runs the same launchers.
 from __future__ import annotations
 
 import contextlib
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from unittest import mock
@@ -27,9 +26,9 @@ from lora_train.kernels.lora_linear.reference import lora_linear_reference, slot
 from lora_train.kernels.statistics.reduce import FIELDS
 from torch import Tensor
 
-from . import smokes_elementwise, smokes_passes
-from .context import Context
-from .device import DEVICE, HAS_CUDA, synchronize
+from ...context import Context
+from ...device import DEVICE, HAS_CUDA, synchronize
+from . import elementwise, passes
 
 ROUNDING = {torch.float32: 2e-6, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
 TF32 = 2.0**-11
@@ -91,7 +90,7 @@ def attempt(small: bool, check: Callable[[bool, str], None]) -> int:
     cases: list[tuple[str, Callable[[], str]]] = [
         (layer.name, lambda layer=layer: wrong(layer)) for layer in layers(small)
     ]
-    cases += smokes_passes.cases(small) + smokes_elementwise.cases(small)
+    cases += passes.cases(small) + elementwise.cases(small)
     for name, case in cases:
         with poisoned(), contextlib.nullcontext() if HAS_CUDA else triton_on_cpu():
             try:
@@ -114,7 +113,7 @@ def launch() -> None:
     for layer in layers(False):
         n = layer.ns[0] if layer.ns[0] < 1024 else 512
         Inputs(replace(layer, m=min(layer.m, 33), k=min(layer.k, 512), ns=(n, *layer.ns[1:]))).results()
-    for _, case in smokes_passes.cases(True) + smokes_elementwise.cases(True):
+    for _, case in passes.cases(True) + elementwise.cases(True):
         case()
 
 
@@ -234,7 +233,3 @@ def main() -> int:
 
     attempt(True, check)
     return int(bool(wrongs))
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -16,8 +16,8 @@ from typing import Any
 
 import yaml
 
-from ..collapse.model import MODULE, write_work
-from .context import ROOT, Context
+from ...collapse.model import MODULE, write_work
+from ..context import ROOT, Context
 from .runs import CLI
 
 STOCK_ROW = "3"

@@ -18,12 +18,12 @@ from typing import Any
 
 import torch
 
-from ..overhead.meter import Counts
-from ..overhead.rows import TEXT, excerpt
-from .context import Context
-from .device import HAS_CUDA, kernel_milliseconds, on_device, synchronize
-from .models import TINY, WIDE, Settings, model_folder, parts_of, settings
-from .runner import write_line
+from ...overhead.measure.meter import Counts
+from ...overhead.rows import TEXT, excerpt
+from ..context import Context
+from ..device import HAS_CUDA, kernel_milliseconds, on_device, synchronize
+from ..models import TINY, WIDE, Settings, model_folder, parts_of, settings
+from ..runner import write_line
 
 N_ROWS = 32
 WARM_UP, STEPS = 3, 5

@@ -9,9 +9,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from ..measure.turns import PROFILED, Taken
+from ..work import Work
 from .summary import Row, ratios
-from .turns import PROFILED, Taken
-from .work import Work
 
 HISTOGRAM_EVERY = 100  # the default of instrument.histogram_every and probe_every
 NOTHING = "-"

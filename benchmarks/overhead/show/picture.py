@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
+from ..work import WORKS, Work
 from .summary import Row
-from .work import WORKS, Work
 
 WIDTH, LEFT, RIGHT = 820, 120, 150
 TOP, LINE, BAR, GAP = 58, 24, 15, 54

@@ -12,7 +12,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from .context import ROOT, Context, Skip
+from ..context import ROOT, Context, Skip
 
 TOOLS = ("memcheck", "racecheck")
 ERROR = 99
@@ -45,7 +45,7 @@ def run(context: Context) -> str:
 
 def start(log: Path, name: str, tool: str | None) -> subprocess.Popen:
     """One tool on the smokes; its output goes to a file."""
-    words = [sys.executable, "-m", "benchmarks.gpu.smokes"]
+    words = [sys.executable, "-m", "benchmarks.gpu.parts.smokes"]
     if tool is not None:
         words = [tool, "--tool", name, "--error-exitcode", str(ERROR), "--print-limit", "20", *words]
     variables = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 
-from ..memory import CASES, compared, write_model
-from .context import Context
+from ...memory import CASES, compared, write_model
+from ..context import Context
 
 DRY_CASES = ("llama-fp16-checkpointing",)
 BAR = 0.15

@@ -16,8 +16,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from .context import ROOT, Context
-from .machine import DRY_CHIP, said
+from ..context import ROOT, Context
+from ..machine import DRY_CHIP, said
 
 DRY_VARIANTS = 6
 """Compiled in a dry run: other tests compile all of them."""
@@ -41,7 +41,7 @@ _variants: list[Any] = []
 def run(context: Context) -> str:
     """Asks which chip it is, and compiles for it in a process without a GPU."""
     found = context.folder / "found.json"
-    words = [sys.executable, "-m", "benchmarks.gpu.compile", chip_here(), str(context.work), str(found)]
+    words = [sys.executable, "-m", "benchmarks.gpu.parts.compile", chip_here(), str(context.work), str(found)]
     limit = DRY_VARIANTS if context.dry else sys.maxsize
     done = subprocess.run(
         [*words, str(limit)], cwd=ROOT, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""}, check=False
@@ -64,7 +64,7 @@ def chip_here() -> str:
 
 
 def main() -> None:
-    """Collects the variants, then compiles them: python -m benchmarks.gpu.compile CHIP WORK FOUND LIMIT."""
+    """Collects the variants, then compiles them: python -m benchmarks.gpu.parts.compile CHIP WORK FOUND LIMIT."""
     chip, work, found, limit = int(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4])
     started = time.perf_counter()
     _variants.extend(launched(chip, work)[:limit])
@@ -86,8 +86,8 @@ def main() -> None:
 
 def launched(chip: int, work: Path) -> list[Any]:
     """Every variant that a run of each family and precision launches, evaluation included, and what the smokes do."""
-    from ..fake_cuda import fake_cuda
-    from ..fake_cuda.runs import FAMILIES, train
+    from ...fake_cuda import fake_cuda
+    from ...fake_cuda.runs import FAMILIES, train
     from . import smokes
 
     distinct: dict[str, Any] = {}

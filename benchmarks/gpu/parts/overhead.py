@@ -12,11 +12,11 @@ from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
-from ..overhead.models import prepare
-from ..overhead.rivals import installed
-from ..overhead.turns import Process, Taken, start, take_turns
-from ..overhead.work import CORE, Work
-from .context import Context
+from ...overhead.measure.turns import Process, Taken, start, take_turns
+from ...overhead.models import prepare
+from ...overhead.rivals import installed
+from ...overhead.work import CORE, Work
+from ..context import Context
 
 LENGTHS = (256, 1024)
 STEPS, WARM_UP = 12, 4

@@ -15,8 +15,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from .context import ROOT, Context
-from .wheels import FOLDER
+from ..context import ROOT, Context
+from ..wheels import FOLDER
 
 PIP = (sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "--no-index", "--no-deps", "--no-compile")
 FOLDERS = ("kernels", "instrument", "trainer")

@@ -17,7 +17,7 @@ from lora_train.kernels.statistics.tensor_stats import (
 )
 from torch import Tensor
 
-from .device import DEVICE
+from ...device import DEVICE
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 Cases = list[tuple[str, Callable[[], str]]]

@@ -16,9 +16,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .models import prepare
-from .rows import write_rows
-from .work import ROOT, Work, configuration
+from ..models import prepare
+from ..rows import write_rows
+from ..work import ROOT, Work, configuration
 
 PROFILED = "instrumented"
 N_EXTRA = 2  # steps after the timed ones, counted and profiled

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from .context import Context
-from .device import DEVICE, milliseconds
+from ..context import Context
+from ..device import DEVICE, milliseconds
 
 
 def run(context: Context) -> str:

@@ -16,7 +16,7 @@ from lora_train.kernels.elementwise.rotary import rotary
 from torch import Tensor
 from torch.nn import functional
 
-from .device import DEVICE
+from ...device import DEVICE
 
 UNIT = {torch.float32: 2e-6, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
 ROUNDINGS = 3

@@ -20,9 +20,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .context import ROOT, Context
-from .models import FAMILIES, SMALL, TINY, TRAINED, Settings, model_folder, settings, write_settings
-from .parts import SAME_PRODUCTS
+from ..context import ROOT, Context
+from ..models import FAMILIES, SMALL, TINY, TRAINED, Settings, model_folder, settings, write_settings
+from . import SAME_PRODUCTS
 
 CLI = (sys.executable, "-m", "lora_train.trainer.cli")
 UNDISTURBED = 3
