@@ -87,14 +87,14 @@ def main() -> None:
 def launched(chip: int, work: Path) -> list[Any]:
     """Every variant that a run of each family and precision launches, evaluation included, and what the smokes do."""
     from ...fake_cuda import fake_cuda
-    from ...fake_cuda.runs import FAMILIES, train
+    from ...fake_cuda.runs import FAMILIES, Run, train
     from . import smokes
 
     distinct: dict[str, Any] = {}
     for family in FAMILIES:
         for precision, overrides in PRECISIONS.items():
             folder = work / f"launched-{family}-{precision}"
-            seen = train(folder, chip, family, N_STEPS, watch=False, overrides=overrides)
+            seen = train(folder, chip, Run(family, N_STEPS, watch=False, overrides=overrides))
             assert seen.code == 0, seen.output
             distinct |= {variant.key(): variant for variant in seen.driver.variants}
     with fake_cuda(chip) as driver:
