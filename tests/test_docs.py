@@ -84,7 +84,7 @@ def test_every_link_leads_to_a_page_and_a_heading(page):
 
 @each_current
 def test_every_path_that_is_named_exists(page):
-    named = re.findall(rf"(?<![\w./])((?:{'|'.join(TOP)})/[\w./-]*\w/?)", code(page))
+    named = re.findall(rf"(?<![\w./])((?:{'|'.join(TOP)})/[\w./-]*\w/?)", code(page), flags=re.ASCII)
     assert [path for path in named if not (ROOT / path).exists()] == []
 
 
