@@ -18,7 +18,7 @@ lint: .venv/ready
 	$(RUN) -m ruff format --check .
 	$(RUN) -m pyright
 
-# The pages of docs/ as a site in site/; a link that leads nowhere is an error.
+# The pages of docs/ as a site in site/; a link that leads nowhere is an error. Needs Python 3.11.
 docs: .venv/ready
 	$(RUN) -m zensical build --clean --strict
 
