@@ -12,7 +12,7 @@ FOLDERS = sorted(
     {".".join(path.parent.parts) for top in ("kernels", "instrument", "trainer") for path in Path(top).rglob("*.py")}
 )
 
-HEADERS = ("attention_tiles", "dispatch", "dropout", "halves", "low_rank_tiles", "planes", "statistics", "threads")
+HEADERS = ("attention_tiles", "common", "dropout", "halves", "low_rank_tiles", "planes", "statistics", "threads")
 # Whether a product and a sum may be rounded together: what has a chip's own bits may.
 FUSES = {"stats": False, "elementwise": False, "low_rank": True, "attention": True, "product": False}
 

@@ -8,7 +8,7 @@ Read when `cpu/` is imported, for all its C files at once. Imports no torch: the
 import os
 
 VARIABLE = "LORA_TRAIN_CPU"
-LEVELS = ("portable", "avx2", "avx512", "amx")  # each has those before it; their order is that of cpu/dispatch.h
+LEVELS = ("portable", "avx2", "avx512", "amx")  # each has those before it; their order is that of cpu/common.h
 
 
 class LevelError(ValueError):

@@ -18,14 +18,21 @@ except ImportError:  # no compiler when the package was installed
     _attention = _elementwise = _low_rank = _product = _stats = None
 
 AVAILABLE = _stats is not None
+MODULES = tuple(module for module in (_attention, _elementwise, _low_rank, _product, _stats) if module is not None)
+LIMITS: dict[str, dict[str, int]] = {
+    module.__name__.rpartition("._")[2]: {name: value for name, value in vars(module).items() if name.isupper()}
+    for module in MODULES
+}
+"""The constants of each C file that say how much scratch memory it takes, by its name and theirs."""
+for module in MODULES:
+    module.share_scratch(_stats.scratch())
 BEST = LEVELS[_stats.best_level()] if _stats is not None else None  # what chip, system and compiler allow
 DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}  # as in stats.c
 
 
 def use(level: str) -> None:
     """Runs the loops of this level, of at most `BEST`, from now on."""
-    for module in (_attention, _elementwise, _low_rank, _product, _stats):
-        assert module is not None
+    for module in MODULES:
         module.use_level(LEVELS.index(level))
 
 
@@ -33,6 +40,28 @@ LEVEL = None if BEST is None else chosen_level(BEST)
 if LEVEL is not None:
     use(LEVEL)
 TILES = LEVEL == "amx"  # whether `product` has a chip for it
+
+
+def scratch_bytes() -> int:
+    """Bytes that the C files hold beside tensors: between two calls what `product` keeps."""
+    return _stats.scratch_bytes()[0] if _stats is not None else 0
+
+
+def scratch_peak() -> int:
+    """Most of them at once since the last `reset_scratch_peak`, as asked for: without what an allocator adds."""
+    return _stats.scratch_bytes()[1] if _stats is not None else 0
+
+
+def reset_scratch_peak() -> None:
+    """From now on `scratch_peak` begins at `scratch_bytes`."""
+    if _stats is not None:
+        _stats.reset_peak()
+
+
+def fail_after(allocations: int) -> None:
+    """For tests: lets the allocation after this many fail, once; none if the number is below 0."""
+    assert _stats is not None
+    _stats.fail_after(allocations)
 
 
 def stats(x: torch.Tensor, count_small: bool) -> torch.Tensor:

@@ -29,6 +29,8 @@ typedef struct Job {
     void (*walk)(const struct Job *, int64_t, int64_t, float *);
 } Job;
 
+static int64_t padded_rows(const Job *job) { return (job->rows + BLOCK - 1) / BLOCK * BLOCK; }
+
 #define LANES 4
 #define TARGET
 #define NAMED(name) name##_portable
@@ -59,14 +61,15 @@ typedef struct Job {
 #include "attention_tiles.h"
 #endif
 
-static void share(void *argument, int64_t number) {
+/* K, V, each also transposed, dK and dV; scores and their gradients; Q, O, dO and dQ of a block. */
+static size_t space_bytes(const Job *job) {
+    int64_t padded = padded_rows(job);
+    return sizeof(float) * (size_t)(6 * padded * job->cols + 2 * BLOCK * padded + 4 * BLOCK * job->cols);
+}
+
+static void share(void *argument, int64_t number, void *space) {
     const Job *job = argument;
-    int64_t padded = (job->rows + BLOCK - 1) / BLOCK * BLOCK;
-    int64_t n = 6 * padded * job->cols + 2 * BLOCK * padded + 4 * BLOCK * job->cols;
-    float *space = aligned_alloc(64, (sizeof(float) * (size_t)n + 63) / 64 * 64);
-    if (!space) abort(); /* a few hundred kilobytes */
     job->walk(job, number / job->n_kv_heads, number % job->n_kv_heads, space);
-    free(space);
 }
 
 typedef unsigned long long Address;
@@ -97,19 +100,19 @@ static PyObject *py_attention(PyObject *self, PyObject *args) {
     job.n_batch = batch, job.n_heads = heads, job.n_kv_heads = kv_heads, job.rows = rows, job.cols = cols;
     job.lse = pointer(lse);
     job.walk = AT_LEVEL(walk);
+    int done;
     Py_BEGIN_ALLOW_THREADS
-    run_shares(share, &job, batch * kv_heads, n_threads);
+    done = run_shares(share, &job, batch * kv_heads, n_threads, space_bytes(&job));
     Py_END_ALLOW_THREADS
+    if (!done) return PyErr_NoMemory();
     Py_RETURN_NONE;
 }
 
 static PyMethodDef methods[] = {
     {"attention", py_attention, METH_VARARGS, "See attention/causal.py."},
-    LEVEL_METHODS,
     {NULL, NULL, 0, NULL},
 };
 
-static struct PyModuleDef module = {
-    PyModuleDef_HEAD_INIT, "_attention", "Causal attention.", -1, methods, NULL, NULL, NULL, NULL};
+static const Constant constants[] = {CONSTANT(BLOCK), CONSTANT(MAX_THREADS), {NULL, 0}};
 
-PyMODINIT_FUNC PyInit__attention(void) { return PyModule_Create(&module); }
+MODULE(attention, "Causal attention.")

@@ -129,7 +129,7 @@ TARGET INLINE void NAMED(scatter)(const Job *job, const Heads *heads, int64_t ba
 /* One share: a row of the batch and a head of K and V, with every head of Q that reads it. */
 TARGET static void NAMED(walk)(const Job *job, int64_t batch, int64_t kv_head, float *space) {
     int64_t rows = job->rows, cols = job->cols, group = job->n_heads / job->n_kv_heads;
-    int64_t padded = (rows + BLOCK - 1) / BLOCK * BLOCK;
+    int64_t padded = padded_rows(job);
     float *k = space, *v = k + padded * cols, *k_across = v + padded * cols, *v_across = k_across + padded * cols;
     float *dk = v_across + padded * cols, *dv = dk + padded * cols; /* of a backward pass, as what follows p */
     float *q = dv + padded * cols, *out = q + BLOCK * cols, *p = out + BLOCK * cols;

@@ -18,6 +18,7 @@
 
 enum { LANES = 16, PIECE = 512 };
 enum { ROWS_BYTES = 1 << 16 }; /* about what one share reads of one tensor */
+enum { ROWS_HELD = 4 };        /* rows in fp32 that a thread has room for, but in a gate */
 
 /* Loops below are plain: GCC splits vector types before it inlines a function into the AVX2 variant, but vectorises
    loops after that. */
@@ -80,10 +81,12 @@ typedef struct Job {
     int rotated;
     const float *cos, *sin;
     int64_t rows_per_share;
-    void (*walk)(const struct Job *, int64_t, int64_t);
+    void (*walk)(const struct Job *, int64_t, int64_t, float *);
 } Job;
 
 enum { NORM, NORM_BACKWARD, GATE, GATE_BACKWARD, ROTATE, ROTATE_BACKWARD };
+
+static inline int is_gate(const Job *job) { return job->kind == GATE || job->kind == GATE_BACKWARD; }
 
 /* Sum of x_i y_i in fixed lanes; what does not fill the lanes comes last. */
 INLINE float dot(const float *x, const float *y, int count) {
@@ -176,53 +179,54 @@ INLINE void rotate_position(const Job *job, int64_t number, LoadHalf *load, Stor
     }
 }
 
-INLINE void walk(const Job *job, int64_t start, int64_t stop, LoadHalf *load, StoreHalf *store) {
-    if (job->kind == GATE || job->kind == GATE_BACKWARD) {
-        float space[5 * PIECE];
+INLINE void walk(const Job *job, int64_t start, int64_t stop, LoadHalf *load, StoreHalf *store, float *space) {
+    if (is_gate(job)) {
+        float pieces[5 * PIECE];
         for (int64_t i = start; i < stop; i += PIECE) {
             int count = (int)(stop - i < PIECE ? stop - i : PIECE);
-            if (job->kind == GATE) gate_piece(job, i, count, load, store, space);
-            else gate_piece_backward(job, i, count, load, store, space);
+            if (job->kind == GATE) gate_piece(job, i, count, load, store, pieces);
+            else gate_piece_backward(job, i, count, load, store, pieces);
         }
         return;
     }
-    float *space = malloc(sizeof(float) * 4 * (size_t)job->cols);
-    if (!space) abort(); /* a few kilobytes */
     for (int64_t row = start; row < stop; row++) {
         if (job->kind == NORM) norm_row(job, row, load, store, space);
         else if (job->kind == NORM_BACKWARD) norm_row_backward(job, row, load, store, space);
         else rotate_position(job, row, load, store, space);
     }
-    free(space);
 }
 
-static void walk_portable(const Job *job, int64_t start, int64_t stop) {
-    walk(job, start, stop, halves_to_floats, floats_to_halves);
+static void walk_portable(const Job *job, int64_t start, int64_t stop, float *space) {
+    walk(job, start, stop, halves_to_floats, floats_to_halves, space);
 }
 
 #ifdef HAS_AVX2_VARIANT
-AVX2 static void walk_avx2(const Job *job, int64_t start, int64_t stop) {
-    walk(job, start, stop, halves_to_floats_avx2, floats_to_halves_avx2);
+AVX2 static void walk_avx2(const Job *job, int64_t start, int64_t stop, float *space) {
+    walk(job, start, stop, halves_to_floats_avx2, floats_to_halves_avx2, space);
 }
 
-AVX512 static void walk_avx512(const Job *job, int64_t start, int64_t stop) {
-    walk(job, start, stop, halves_to_floats_avx2, floats_to_halves_avx2);
+AVX512 static void walk_avx512(const Job *job, int64_t start, int64_t stop, float *space) {
+    walk(job, start, stop, halves_to_floats_avx2, floats_to_halves_avx2, space);
 }
 #endif
 
-static void share(void *argument, int64_t number) {
+static void share(void *argument, int64_t number, void *space) {
     const Job *job = argument;
     int64_t start = number * job->rows_per_share, stop = start + job->rows_per_share;
-    job->walk(job, start, stop < job->n ? stop : job->n);
+    job->walk(job, start, stop < job->n ? stop : job->n, space);
 }
 
 static PyObject *run(Job *job, int64_t values_per_row, int n_threads) {
     job->walk = AT_LEVEL(walk);
     int64_t rows = ROWS_BYTES / 4 / (values_per_row ? values_per_row : 1);
     job->rows_per_share = rows > 0 ? rows : 1;
+    int64_t n_shares = (job->n + job->rows_per_share - 1) / job->rows_per_share;
+    size_t space_values = is_gate(job) ? 0 : ROWS_HELD * (size_t)job->cols;
+    int done;
     Py_BEGIN_ALLOW_THREADS
-    run_shares(share, job, (job->n + job->rows_per_share - 1) / job->rows_per_share, n_threads);
+    done = run_shares(share, job, n_shares, n_threads, sizeof(float) * space_values);
     Py_END_ALLOW_THREADS
+    if (!done) return PyErr_NoMemory();
     Py_RETURN_NONE;
 }
 
@@ -315,11 +319,10 @@ static PyMethodDef methods[] = {
     {"gate", py_gate, METH_VARARGS, "See gated.py."},
     {"gate_backward", py_gate_backward, METH_VARARGS, "See gated.py."},
     {"rotate", py_rotate, METH_VARARGS, "See rotary.py."},
-    LEVEL_METHODS,
     {NULL, NULL, 0, NULL},
 };
 
-static struct PyModuleDef module = {
-    PyModuleDef_HEAD_INIT, "_elementwise", "Norm, gate and rotation.", -1, methods, NULL, NULL, NULL, NULL};
+static const Constant constants[] = {CONSTANT(ROWS_HELD), CONSTANT(ROWS_BYTES), CONSTANT(LINE),
+                                     CONSTANT(MAX_THREADS), {NULL, 0}};
 
-PyMODINIT_FUNC PyInit__elementwise(void) { return PyModule_Create(&module); }
+MODULE(elementwise, "Norm, gate and rotation.")

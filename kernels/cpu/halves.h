@@ -6,7 +6,7 @@
 #include <stdint.h>
 #include <string.h>
 
-#include "dispatch.h"
+#include "common.h"
 
 #define INLINE static inline __attribute__((always_inline))
 

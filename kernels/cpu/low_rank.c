@@ -37,7 +37,7 @@ typedef struct Job {
     int dtype; /* of x, or of `stored` */
     int across;
     int64_t rows, cols, rank, rows_per_share;
-    Block *rights, *outers; /* those of R and of G */
+    Block *blocks, *rights, *outers; /* all, those of R and of G */
     Py_ssize_t n_rights, n_outers;
     const float *left;
     int64_t left_stride, to_stride;
@@ -107,17 +107,14 @@ INLINE Four sum_each(const Four v[4]) {
 #include "low_rank_tiles.h"
 #endif
 
-static void share(void *argument, int64_t number) {
+static void share(void *argument, int64_t number, void *space) {
     Job *job = argument;
     int64_t start = number * job->rows_per_share, stop = start + job->rows_per_share;
     float *outer = job->sums ? job->sums + number * job->rank * job->cols : NULL;
-    float *space = malloc(sizeof(float) * TILE * (size_t)job->cols);
-    if (!space) abort(); /* some hundred kilobytes */
     if (outer) memset(outer, 0, sizeof(float) * (size_t)(job->rank * job->cols));
     Partial p = {0};
     job->walk(job, start, stop < job->rows ? stop : job->rows, space, outer, &p);
     job->partials[number] = p;
-    free(space);
 }
 
 /* How many shares: a function of the shape alone, so that the bits do not depend on the threads. */
@@ -169,33 +166,40 @@ static int left_is_finite(const Job *job) {
     return !found;
 }
 
-static float *floats(int64_t count) { return malloc(sizeof(float) * (size_t)(count > 0 ? count : 1)); }
+static void free_job(Job *job) {
+    free_scratch(job->partials);
+    free_scratch(job->right);
+    free_scratch(job->sums);
+    free_scratch(job->blocks);
+}
+
+/* Whether there was memory; without it nothing was written. */
+static int compute(Job *job, int is_update, int n_threads, int *finite) {
+    int64_t n_shares = cut(job), values = job->rank * job->cols;
+    int is_16_bit = job->dtype != FP32;
+    job->partials = new_scratch(sizeof(Partial) * (size_t)n_shares);
+    if (job->n_rights) job->right = new_scratch(sizeof(float) * (size_t)values);
+    if (job->n_outers) job->sums = new_scratch(sizeof(float) * (size_t)(values * (n_shares ? n_shares : 1)));
+    if (!job->partials || (job->n_rights && !job->right) || (job->n_outers && !job->sums)) return 0;
+    if (job->right) stack(job);
+    if (!run_shares(share, job, n_shares, n_threads, is_update ? 0 : sizeof(float) * TILE * (size_t)job->cols))
+        return 0;
+    if (job->sums) unstack(job, n_shares), *finite = left_is_finite(job);
+    Partial total = {0};
+    for (int64_t s = 0; s < n_shares; s++) add_partial(&total, &job->partials[s]);
+    if (job->row) write_row(&total, job->rows * job->cols, is_update && is_16_bit, is_16_bit, job->row);
+    return 1;
+}
 
 /* Whether L is finite, or NULL after an error. */
 static PyObject *run(Job *job, int is_update, int n_threads) {
     job->walk = is_update ? AT_LEVEL(update) : AT_LEVEL(read_rows);
     job->count_floats = AT_LEVEL(count_floats);
-    int64_t n_shares = cut(job), n = job->rank * job->cols;
-    int finite = 1, is_16_bit = job->dtype != FP32;
-    job->partials = malloc(sizeof(Partial) * (size_t)(n_shares ? n_shares : 1));
-    job->right = job->n_rights ? floats(n) : NULL;
-    job->sums = job->n_outers ? floats((n_shares ? n_shares : 1) * n) : NULL;
-    int enough = job->partials && (job->right || !job->n_rights) && (job->sums || !job->n_outers);
-    if (enough) {
-        Py_BEGIN_ALLOW_THREADS
-        if (job->right) stack(job);
-        run_shares(share, job, n_shares, n_threads);
-        if (job->sums) unstack(job, n_shares), finite = left_is_finite(job);
-        Partial total = {0};
-        for (int64_t s = 0; s < n_shares; s++) add_partial(&total, &job->partials[s]);
-        if (job->row) write_row(&total, job->rows * job->cols, is_update && is_16_bit, is_16_bit, job->row);
-        Py_END_ALLOW_THREADS
-    }
-    free(job->partials);
-    free(job->right);
-    free(job->sums);
-    free(job->rights);
-    free(job->outers);
+    int finite = 1, enough;
+    Py_BEGIN_ALLOW_THREADS
+    enough = compute(job, is_update, n_threads, &finite);
+    Py_END_ALLOW_THREADS
+    free_job(job);
     return enough ? PyBool_FromLong(finite) : PyErr_NoMemory();
 }
 
@@ -204,16 +208,13 @@ typedef unsigned long long Address;
 static void *pointer(Address address) { return (void *)(uintptr_t)address; }
 
 /* The blocks of a tuple of (address, rank, factor, address of the row or 0), and the sum of their ranks. */
-static int parse_blocks(PyObject *tuple, Block **blocks, Py_ssize_t *n, int64_t *rank) {
-    *n = PyTuple_Size(tuple);
-    if (*n <= 0) return *n == 0;
-    *blocks = calloc((size_t)*n, sizeof(Block));
-    if (!*blocks) return PyErr_NoMemory() != NULL;
-    *rank = 0;
-    for (Py_ssize_t i = 0; i < *n; i++) {
+static int parse_blocks(PyObject *tuple, Block *blocks, int64_t *rank) {
+    Py_ssize_t n = PyTuple_GET_SIZE(tuple);
+    if (n) *rank = 0;
+    for (Py_ssize_t i = 0; i < n; i++) {
         Address values, row;
         long long own;
-        Block *block = *blocks + i;
+        Block *block = blocks + i;
         if (!PyArg_ParseTuple(PyTuple_GET_ITEM(tuple, i), "KLfK", &values, &own, &block->factor, &row)) return 0;
         block->values = pointer(values), block->row = pointer(row), block->rank = own;
         *rank += own;
@@ -221,10 +222,17 @@ static int parse_blocks(PyObject *tuple, Block **blocks, Py_ssize_t *n, int64_t 
     return 1;
 }
 
-static PyObject *failed(Job *job) {
-    free(job->rights);
-    free(job->outers);
-    return NULL;
+/* Those of R and of G, in this order. */
+static int parse_both(Job *job, PyObject *rights, PyObject *outers) {
+    job->n_rights = PyTuple_GET_SIZE(rights), job->n_outers = outers ? PyTuple_GET_SIZE(outers) : 0;
+    job->blocks = new_scratch(sizeof(Block) * (size_t)(job->n_rights + job->n_outers));
+    if (!job->blocks) return PyErr_NoMemory() != NULL;
+    job->rights = job->blocks, job->outers = job->blocks + job->n_rights;
+    if (parse_blocks(rights, job->rights, &job->rank) &&
+        (!outers || parse_blocks(outers, job->outers, &job->rank)))
+        return 1;
+    free_job(job);
+    return 0;
 }
 
 /* read(x, dtype, (rows, cols), across, R, L, its stride, T, its stride, G, wide, row, seed, p, n_threads):
@@ -242,8 +250,7 @@ static PyObject *py_read(PyObject *self, PyObject *args) {
                           &rights, &left, &left_stride, &to, &to_stride, &PyTuple_Type, &outers, &wide, &row, &seed, &p,
                           &n_threads))
         return NULL;
-    if (!parse_blocks(rights, &job.rights, &job.n_rights, &job.rank)) return failed(&job);
-    if (!parse_blocks(outers, &job.outers, &job.n_outers, &job.rank)) return failed(&job);
+    if (!parse_both(&job, rights, outers)) return NULL;
     job.x = pointer(x), job.left = pointer(left), job.to = pointer(to), job.wide = pointer(wide);
     job.row = pointer(row);
     job.rows = rows, job.cols = cols, job.left_stride = left_stride, job.to_stride = to_stride;
@@ -264,7 +271,7 @@ static PyObject *py_update(PyObject *self, PyObject *args) {
     if (!PyArg_ParseTuple(args, "K(LL)pKLO!KiKKdi", &x, &rows, &cols, &job.across, &left, &left_stride, &PyTuple_Type,
                           &rights, &stored, &job.dtype, &row, &seed, &p, &n_threads))
         return NULL;
-    if (!parse_blocks(rights, &job.rights, &job.n_rights, &job.rank)) return failed(&job);
+    if (!parse_both(&job, rights, NULL)) return NULL;
     job.x = pointer(x), job.left = pointer(left), job.stored = pointer(stored), job.row = pointer(row);
     job.rows = rows, job.cols = cols, job.left_stride = left_stride;
     job.dropout = dropout_of(seed, p, cols);
@@ -274,11 +281,12 @@ static PyObject *py_update(PyObject *self, PyObject *args) {
 static PyMethodDef methods[] = {
     {"read", py_read, METH_VARARGS, "See lora_linear/passes.py."},
     {"update", py_update, METH_VARARGS, "See lora_linear/passes.py."},
-    LEVEL_METHODS,
     {NULL, NULL, 0, NULL},
 };
 
-static struct PyModuleDef module = {
-    PyModuleDef_HEAD_INIT, "_low_rank", "Passes against factors of low rank.", -1, methods, NULL, NULL, NULL, NULL};
+enum { BLOCK_BYTES = sizeof(Block), PARTIAL_BYTES = sizeof(Partial) };
+static const Constant constants[] = {CONSTANT(TILE),        CONSTANT(MIN_ROWS),    CONSTANT(MAX_SHARES),
+                                     CONSTANT(MIN_SHARES),  CONSTANT(OUTER_BYTES), CONSTANT(BLOCK_BYTES),
+                                     CONSTANT(PARTIAL_BYTES), CONSTANT(MAX_THREADS), {NULL, 0}};
 
-PyMODINIT_FUNC PyInit__low_rank(void) { return PyModule_Create(&module); }
+MODULE(low_rank, "Passes against factors of low rank.")

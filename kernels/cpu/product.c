@@ -117,19 +117,22 @@ TILES static void multiply_as(const Job *job, const uint16_t *x, const uint16_t 
     FOR_PLANES(multiply, job->n_planes, x, w, job->x.cols, sums);
 }
 
-TILES static void cut_x_share(void *argument, int64_t number) {
+TILES static void cut_x_share(void *argument, int64_t number, void *space) {
+    (void)space;
     Job *job = argument;
     uint16_t *to = job->x_planes + number * pair_size(job->x.cols, job->n_planes);
     cut_rows_as(&job->x, number * PAIR, to, job->n_planes);
 }
 
-TILES static void look_share(void *argument, int64_t number) {
+TILES static void look_share(void *argument, int64_t number, void *space) {
+    (void)space;
     Job *job = argument;
     if (holds_too_large_as(&job->x, number * PAIR)) atomic_store(&job->too_large, 1);
 }
 
 /* One for each thread: takes blocks of columns until none is left. */
-TILES static void multiply_share(void *argument, int64_t number) {
+TILES static void multiply_share(void *argument, int64_t number, void *space) {
+    (void)space;
     Job *job = argument;
     uint16_t *w = job->w_planes + number * W_PLANES;
     int64_t size = pair_size(job->x.cols, job->n_planes), n_pairs = tiles(job->cols, PAIR);
@@ -170,8 +173,8 @@ static void multiply_blocks(const Job *whole, uint16_t *space) {
             job.pairs_per_share = tiles(n_pairs, rounds * job.n_threads); /* as many for each thread */
             job.w_planes = space;
             job.x_planes = space + job.n_threads * W_PLANES;
-            run_shares(cut_x_share, &job, tiles(job.x.rows, PAIR), job.n_threads);
-            run_shares(multiply_share, &job, job.n_threads, job.n_threads);
+            run_shares(cut_x_share, &job, tiles(job.x.rows, PAIR), job.n_threads, 0);
+            run_shares(multiply_share, &job, job.n_threads, job.n_threads, 0);
         }
 }
 
@@ -183,22 +186,24 @@ static struct {
     uint16_t *at;
 } room = {.taken = ATOMIC_FLAG_INIT};
 
+enum { DONE, TOO_LARGE_VALUES, NO_MEMORY };
+
 static int product(Job *job) {
     if (job->n_threads > MAX_THREADS) job->n_threads = MAX_THREADS;
-    if (job->n_planes > 1) run_shares(look_share, job, tiles(job->x.rows, PAIR), job->n_threads);
-    if (atomic_load(&job->too_large)) return 0;
+    if (job->n_planes > 1) run_shares(look_share, job, tiles(job->x.rows, PAIR), job->n_threads, 0);
+    if (atomic_load(&job->too_large)) return TOO_LARGE_VALUES;
     size_t bytes = sizeof(uint16_t) * ((size_t)job->n_threads * W_PLANES + X_PLANES);
     int kept = !atomic_flag_test_and_set(&room.taken);
-    uint16_t *space = kept && room.bytes >= bytes ? room.at : aligned_alloc(64, bytes);
-    if (!space) abort(); /* some megabytes */
     if (kept && room.bytes < bytes) {
-        free(room.at);
-        room.at = space, room.bytes = bytes;
+        free_scratch(room.at);
+        room.at = new_scratch(bytes);
+        room.bytes = room.at ? bytes : 0;
     }
-    multiply_blocks(job, space);
+    uint16_t *space = kept ? room.at : new_scratch(bytes);
+    if (space) multiply_blocks(job, space);
     if (kept) atomic_flag_clear(&room.taken);
-    else free(space);
-    return 1;
+    else free_scratch(space);
+    return space ? DONE : NO_MEMORY;
 }
 #endif
 
@@ -222,11 +227,11 @@ static PyObject *py_product(PyObject *self, PyObject *args) {
     job.x.at = pointer(x), job.x.stride = x_stride, job.x.rows = rows, job.x.cols = depth;
     job.w.at = pointer(w), job.w.stride = w_stride;
     job.w.rows = job.transposed ? cols : depth, job.w.cols = job.transposed ? depth : cols;
-    int done;
+    int outcome;
     Py_BEGIN_ALLOW_THREADS
-    done = product(&job);
+    outcome = product(&job);
     Py_END_ALLOW_THREADS
-    return PyBool_FromLong(done);
+    return outcome == NO_MEMORY ? PyErr_NoMemory() : PyBool_FromLong(outcome == DONE);
 #else
     (void)args;
     Py_RETURN_FALSE;
@@ -235,11 +240,13 @@ static PyObject *py_product(PyObject *self, PyObject *args) {
 
 static PyMethodDef methods[] = {
     {"product", py_product, METH_VARARGS, "See product.c."},
-    LEVEL_METHODS,
     {NULL, NULL, 0, NULL},
 };
 
-static struct PyModuleDef module = {
-    PyModuleDef_HEAD_INIT, "_product", "Products in tiles.", -1, methods, NULL, NULL, NULL, NULL};
+static const Constant constants[] = {
+#ifdef HAS_TILES
+    CONSTANT(MAX_THREADS), CONSTANT(X_PLANES), CONSTANT(W_PLANES),
+#endif
+    {NULL, 0}};
 
-PyMODINIT_FUNC PyInit__product(void) { return PyModule_Create(&module); }
+MODULE(product, "Products in tiles.")

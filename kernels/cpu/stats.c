@@ -44,7 +44,8 @@ AVX512 static void share_avx512(const Job *job, int64_t start, int64_t stop, Par
 }
 #endif
 
-static void share_of_job(void *argument, int64_t number) {
+static void share_of_job(void *argument, int64_t number, void *space) {
+    (void)space;
     Job *job = argument;
     int64_t start = number * SHARE, stop = start + SHARE < job->n ? start + SHARE : job->n;
     Partial p = {0};
@@ -67,15 +68,15 @@ static PyObject *py_stats(PyObject *self, PyObject *args) {
     job.n = n;
     job.n_shares = (n + SHARE - 1) / SHARE;
     job.walk = AT_LEVEL(share);
-    job.partials = malloc(sizeof(Partial) * (size_t)(job.n_shares ? job.n_shares : 1));
+    job.partials = new_scratch(sizeof(Partial) * (size_t)job.n_shares);
     if (!job.partials) return PyErr_NoMemory();
     Py_BEGIN_ALLOW_THREADS
-    run_shares(share_of_job, &job, job.n_shares, n_threads);
+    run_shares(share_of_job, &job, job.n_shares, n_threads, 0);
     Partial total = {0};
     for (int64_t i = 0; i < job.n_shares; i++) add_partial(&total, &job.partials[i]);
     write_row(&total, job.n, job.stored != NULL, job.count_small, (double *)(uintptr_t)row);
     Py_END_ALLOW_THREADS
-    free(job.partials);
+    free_scratch(job.partials);
     Py_RETURN_NONE;
 }
 
@@ -107,11 +108,10 @@ static PyObject *py_exponents(PyObject *self, PyObject *args) {
 static PyMethodDef methods[] = {
     {"stats", py_stats, METH_VARARGS, "One row of statistics; see tensor_stats.py."},
     {"exponents", py_exponents, METH_VARARGS, "Counts of binary exponents; see tensor_stats.py."},
-    LEVEL_METHODS,
     {NULL, NULL, 0, NULL},
 };
 
-static struct PyModuleDef module = {
-    PyModuleDef_HEAD_INIT, "_stats", "One-pass tensor statistics.", -1, methods, NULL, NULL, NULL, NULL};
+enum { PARTIAL_BYTES = sizeof(Partial) };
+static const Constant constants[] = {CONSTANT(SHARE), CONSTANT(PARTIAL_BYTES), {NULL, 0}};
 
-PyMODINIT_FUNC PyInit__stats(void) { return PyModule_Create(&module); }
+MODULE(stats, "One-pass tensor statistics.")
