@@ -29,6 +29,8 @@ compiled = [
             f"-ffp-contract={'fast' if fuses else 'off'}",
             "-fno-trapping-math",
             "-pthread",
+            "-Wall",
+            "-Wextra",
             "-Wno-psabi",
         ],
         optional=True,

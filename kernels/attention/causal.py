@@ -60,7 +60,7 @@ def _compute(query: Tensor, key: Tensor, value: Tensor, scale: float) -> tuple[T
     batch, heads, rows, cols = query.shape
     out = query.new_empty(batch, rows, heads, cols)
     lse = query.new_empty(batch, heads, rows, dtype=torch.float32)
-    cpu.attention(query, key, value, out.transpose(1, 2), lse, scale)
+    cpu.attention(cpu.Attention(query, key, value, out.transpose(1, 2), lse), scale)
     return out, lse
 
 
@@ -80,7 +80,8 @@ def _compute_backward(
     grad = grad if grad.stride(-1) == 1 else grad.contiguous()
     grads = [torch.empty_like(x.transpose(1, 2), memory_format=torch.contiguous_format) for x in (query, key, value)]
     dq, dk, dv = (x.transpose(1, 2) for x in grads)
-    cpu.attention(query, key, value, out.transpose(1, 2), lse, scale, (grad.transpose(1, 2), dq, dk, dv))
+    tensors = cpu.Attention(query, key, value, out.transpose(1, 2), lse)
+    cpu.attention(tensors, scale, (grad.transpose(1, 2), dq, dk, dv))
     return dq, dk, dv
 
 

@@ -12,7 +12,6 @@ of indices drawn at random in ATen, so the two draw different masks.
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy
 import torch
@@ -25,22 +24,8 @@ from ..statistics.tensor_stats_aten import round_with_stats_cpu, tensor_stats_cp
 N_OVERFLOW = FIELDS.index("n_overflow")
 
 
-class Row(NamedTuple):
-    """Where the statistics of a tensor go: a float64 [9] of NumPy, subnormals and zeros of 16-bit tensors only."""
-
-    values: numpy.ndarray
-    address: int
-
-    def of_gradient(self, x: Tensor) -> None:
-        """Writes those of a contiguous fp32 tensor, which nobody rounded."""
-        self.values[:] = tensor_stats_cpu(x, False).numpy()
-        self.values[N_OVERFLOW : N_OVERFLOW + 2] = 0
-
-
-def rows(values: numpy.ndarray) -> list[Row]:
-    """Those of a float64 [n, 9]."""
-    start, size = values.ctypes.data, values.strides[0]
-    return [Row(row, start + i * size) for i, row in enumerate(values)]
+Row = numpy.ndarray
+"""Where the statistics of a tensor go: a float64 [9], subnormals and zeros of 16-bit tensors only."""
 
 
 def down(
@@ -53,8 +38,8 @@ def down(
         return _dropped(x32, seed, p) @ stacked.t(), x32 if widen else x
     wide = x if x.dtype == torch.float32 or not widen else torch.empty_like(x, dtype=torch.float32)
     to = lora_A[0].new_empty(x.shape[0], sum([a.shape[0] for a in lora_A]))
-    right = [(a.contiguous(), factor) for a, factor in zip(lora_A, factors, strict=True)]
-    cpu.read(x, right=right, to=to, wide=wide, dropout=_dropout(seed, p))
+    right = cpu.Stack([a.contiguous() for a in lora_A], factors=factors)
+    cpu.read(x, projection=(right, to), wide=wide, dropout=_dropout(seed, p))
     return to, wide
 
 
@@ -64,13 +49,12 @@ def da(
     """dA_i [r_i, C] for a contiguous G [M, sum of r_i]. A row is that of a dA_i."""
     if cpu.AVAILABLE:
         found = [g.new_empty(rank, x.shape[1]) for rank in ranks]
-        outer = [(part, _address(row)) for part, row in zip(found, into, strict=True)]
-        cpu.read(x, left=g, outer=outer, dropout=_dropout(seed, p))
+        cpu.read(x, outer=(g, cpu.Stack(found, rows=into)), dropout=_dropout(seed, p))
         return found
     found = [part.clone() for part in (g.t() @ _dropped(x.float(), seed, p)).split(list(ranks))]
     for part, row in zip(found, into, strict=True):
         if row is not None:
-            row.of_gradient(part)
+            _write_of_gradient(row, part)
     return found
 
 
@@ -89,17 +73,17 @@ def grad(
     """
     if cpu.AVAILABLE:
         wide = dy if dy.dtype == torch.float32 or not widen else torch.empty_like(dy, dtype=torch.float32)
-        db, right = torch.empty_like(b, memory_format=torch.contiguous_format), [(b.contiguous(), factor)]
-        outer = [(db, _address(db_row))]
-        finite = cpu.read(dy, right=right, to=g, left=h, outer=outer, across=True, wide=wide, row=_address(row))
+        db = torch.empty_like(b, memory_format=torch.contiguous_format)
+        right, into = cpu.Stack((b.contiguous(),), True, (factor,)), cpu.Stack((db,), True, None, (db_row,))
+        finite = cpu.read(dy, projection=(right, g), outer=(h, into), wide=wide, row=row)
         return wide, db, finite
     wide = dy.float()
     torch.mul(wide @ b, factor, out=g)
     db = (h.t() @ wide).t().contiguous()  # faster than dY^T H
     if row is not None:
-        row.values[:] = tensor_stats_cpu(dy, False).numpy()
+        row[:] = tensor_stats_cpu(dy, False).numpy()
     if db_row is not None:
-        db_row.of_gradient(db)
+        _write_of_gradient(db_row, db)
     # in one pass: the sum of fp32 values cannot overflow in double
     return wide if widen else dy, db, math.isfinite(float(h.sum(dtype=torch.float64)))
 
@@ -120,17 +104,17 @@ def up(
     """
     if cpu.AVAILABLE:
         stored = acc if dtype == torch.float32 else torch.empty_like(acc, dtype=dtype)
-        right = [matrix.contiguous() for matrix in right]
-        cpu.update(acc, h, right, stored, across=across, row=_address(row), dropout=_dropout(seed, p))
+        stack = cpu.Stack([matrix.contiguous() for matrix in right], across)
+        cpu.update(acc, h, stack, stored, row=row, dropout=_dropout(seed, p))
     else:
         r = torch.cat([matrix.t() for matrix in right] if across else list(right))
         acc = acc.addmm_(h, r) if p == 0 else acc.add_(_drop_(h @ r, seed, p))
         if row is None:
             return acc.to(dtype)
         stored, found = round_with_stats_cpu(acc, dtype, full=False)
-        row.values[:] = found.numpy()
+        row[:] = found.numpy()
     if row is not None and dtype == torch.float32:
-        row.values[N_OVERFLOW : N_OVERFLOW + 2] = 0
+        row[N_OVERFLOW : N_OVERFLOW + 2] = 0
     return stored
 
 
@@ -163,5 +147,7 @@ def _dropout(seed: Tensor | None, p: float) -> tuple[int, float]:
     return (0, 0.0) if seed is None else (int(seed), p)
 
 
-def _address(row: Row | None) -> int:
-    return 0 if row is None else row.address
+def _write_of_gradient(row: Row, x: Tensor) -> None:
+    """Writes the statistics of a contiguous fp32 tensor, which nobody rounded."""
+    row[:] = tensor_stats_cpu(x, False).numpy()
+    row[N_OVERFLOW : N_OVERFLOW + 2] = 0
