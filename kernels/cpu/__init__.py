@@ -31,7 +31,7 @@ LIMITS: dict[str, dict[str, int]] = {
 }
 """The constants of each C file that say how much scratch memory it takes, by its name and theirs."""
 for module in MODULES:
-    module.share_scratch(_stats.scratch())
+    module.share_scratch(MODULES[-1].scratch())  # one counter for all
 BEST = LEVELS[_stats.best_level()] if _stats is not None else None  # what chip, system and compiler allow
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)  # that the loops take
 
