@@ -210,14 +210,13 @@ enum { LINE = 64 }; /* bytes that a cache line has; every allocation starts with
 /* Memory from a cache line's start, to be given back to free_scratch, or NULL. Needs no lock of Python. */
 static inline void *new_scratch(size_t bytes) {
     if (atomic_load(&scratch->until_failure) >= 0 && atomic_fetch_sub(&scratch->until_failure, 1) == 0) return NULL;
-    if (bytes > SIZE_MAX / 2) return NULL;
-    char *start = aligned_alloc(LINE, (bytes + 2 * LINE - 1) / LINE * LINE);
-    if (!start) return NULL;
+    void *start;
+    if (bytes > SIZE_MAX / 2 || posix_memalign(&start, LINE, LINE + bytes)) return NULL; /* not a byte more */
     *(size_t *)start = bytes;
     long long now = atomic_fetch_add(&scratch->bytes, (long long)bytes) + (long long)bytes;
     long long peak = atomic_load(&scratch->peak);
     while (peak < now && !atomic_compare_exchange_weak(&scratch->peak, &peak, now)) continue;
-    return start + LINE;
+    return (char *)start + LINE;
 }
 
 /* Gives back what new_scratch gave; nothing for NULL. */

@@ -12,7 +12,7 @@ import pytest
 import torch
 from lora_train.kernels import cpu
 
-from ..helpers import DTYPES
+from ..helpers import DTYPES, at_level, levels_here
 from .calls import X, attention, calls, heads, read, update
 
 pytestmark = pytest.mark.skipif(not cpu.AVAILABLE, reason="the C extension was not built")
@@ -94,6 +94,15 @@ def test_all_that_was_allocated_is_given_back(name: str):
     held = cpu.scratch_bytes()
     CALLS[name]()
     assert cpu.scratch_bytes() == held
+
+
+@pytest.mark.parametrize("name", [name for name in CALLS if name != "product"])
+def test_every_level_takes_as_much(name: str):
+    found = set()
+    for level in levels_here():
+        with at_level(level):
+            found.add(peak(CALLS[name]))
+    assert len(found) == 1
 
 
 @pytest.mark.parametrize("allocation", range(3))
