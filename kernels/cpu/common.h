@@ -127,11 +127,11 @@ static int read_tensor(PyObject *object, const char *name, Tensor *to) {
     PyObject *capsule = PyObject_CallOneArg(to_dlpack, object);
     if (!capsule) return 0;
     const DLTensor *from = PyCapsule_GetPointer(capsule, "dltensor");
-    const char *trouble = !from                           ? "is not in DLPack's first form"
-                          : from->device_type != DL_CPU   ? "is not on the CPU"
-                          : from->n_dims > MAX_DIMS       ? "has more than eight dimensions"
-                          : dtype_of(from) == ANY_DTYPE   ? "has a dtype that no loop takes"
-                                                          : NULL;
+    const char *trouble = !from || (from->n_dims && !from->strides) ? "has no strides"
+                          : from->device_type != DL_CPU             ? "is not on the CPU"
+                          : from->n_dims > MAX_DIMS                 ? "has more than eight dimensions"
+                          : dtype_of(from) == ANY_DTYPE             ? "has a dtype that no loop takes"
+                                                                    : NULL;
     if (!trouble) {
         to->at = (char *)from->data + from->byte_offset;
         to->dtype = dtype_of(from), to->n_dims = from->n_dims;
@@ -288,7 +288,8 @@ static PyObject *new_module(struct PyModuleDef *definition, const Constant *cons
     PyObject *dlpack = PyImport_ImportModule("torch.utils.dlpack");
     to_dlpack = dlpack ? PyObject_GetAttrString(dlpack, "to_dlpack") : NULL;
     Py_XDECREF(dlpack);
-    PyObject *module = to_dlpack ? PyModule_Create(definition) : NULL;
+    if (!to_dlpack) return PyErr_Format(PyExc_ImportError, "this torch has no torch.utils.dlpack.to_dlpack");
+    PyObject *module = PyModule_Create(definition);
     if (!module) return NULL;
     int failed = PyModule_AddFunctions(module, common_methods);
     for (; !failed && constants->name; constants++)
