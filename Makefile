@@ -4,7 +4,7 @@
 PYTHON ?= python3
 RUN := .venv/bin/python
 
-.PHONY: demo test lint kernels collapse bench faults gpu gpu-dry gpu-wheels same clean
+.PHONY: demo test lint docs kernels collapse bench faults gpu gpu-dry gpu-wheels same clean
 
 demo: .venv/ready
 	$(RUN) examples/demo.py
@@ -17,6 +17,10 @@ lint: .venv/ready
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m pyright
+
+# The pages of docs/ as a site in site/; a link that leads nowhere is an error. Needs Python 3.11.
+docs: .venv/ready
+	$(RUN) -m zensical build --clean --strict
 
 # What the compiler makes of every kernel on seven chips, then the bytes the fused LoRA linear moves. Needs no GPU.
 kernels: .venv/ready

@@ -29,6 +29,8 @@ compiled = [
             f"-ffp-contract={'fast' if fuses else 'off'}",
             "-fno-trapping-math",
             "-pthread",
+            "-Wall",
+            "-Wextra",
             "-Wno-psabi",
         ],
         optional=True,
@@ -40,7 +42,7 @@ setup(
     packages=[f"lora_train.{folder}" for folder in FOLDERS],
     package_dir={f"lora_train.{folder}": folder.replace(".", "/") for folder in FOLDERS},
     package_data={
-        "lora_train.instrument": ["catalogue/*.json"],
+        "lora_train.instrument": ["catalogue/*.json", "py.typed"],
         "lora_train.instrument.show.page": ["*.html", "*.css", "*.js"],
         "lora_train.kernels.cpu": ["*.c", "*.h"],
     },

@@ -152,7 +152,7 @@ def up(layer: Linear, z: str, left: str, right: str, n_cols: int, dropout: bool)
 def grad(layer: Linear) -> list[Launch]:
     """The parts of G and dB from one read of dY, and G."""
     m, n, r = layer.n_tokens, layer.n_out, layer.rank
-    launch = _read(layer, "grad", "dY", "H", "dB", n, False)
+    launch = _read(layer, "grad", ("dY", "H", "dB"), n, False)
     strips, splits, chunks = _read_shape(layer, "grad")
     b, g = n * r * 4, m * r * 4
     launch.accesses["r0_ptr"] = Access("B", b, loaded=splits * b)
@@ -165,7 +165,7 @@ def grad(layer: Linear) -> list[Launch]:
 
 def da(layer: Linear) -> Launch:
     """The parts of dA from one read of X."""
-    launch = _read(layer, "dA", "X", "G", "dA", layer.n_in, layer.dropout)
+    launch = _read(layer, "dA", ("X", "G", "dA"), layer.n_in, layer.dropout)
     launch.accesses["down_ptr"] = launch.accesses.pop("outer_ptr")  # one tensor stands for both arguments
     return launch
 
@@ -179,8 +179,9 @@ def _read_shape(layer: Linear, kernel: str) -> tuple[int, int, int]:
     return strips, splits, triton.cdiv(layer.rank, padded)
 
 
-def _read(layer: Linear, kernel: str, z: str, left: str, outer: str, n_cols: int, dropout: bool) -> Launch:
-    m, r = layer.n_tokens, layer.rank
+def _read(layer: Linear, kernel: str, names: tuple[str, str, str], n_cols: int, dropout: bool) -> Launch:
+    """`names` are those of Z, of what stands left of it and of the gradient."""
+    (z, left, outer), m, r = names, layer.n_tokens, layer.rank
     strips, splits, chunks = _read_shape(layer, kernel)
     block_m = tile_for(kernel, layer.dtype, chunk_of(kernel, layer.dtype, r)).block_m
     z_bytes, left_bytes, outer_bytes = m * n_cols * layer.dtype.itemsize, m * r * 4, splits * n_cols * r * 4

@@ -19,6 +19,7 @@ def test_wheel_maps_the_folders_and_carries_the_catalogue(tmp_path):
         "instrument/read/store.py",
         "trainer/cli.py",
         "instrument/catalogue/ko.json",
+        "instrument/py.typed",
     ):
         assert f"lora_train/{name}" in names
     assert not [name for name in names if name.startswith(("kernels/", "trainer/", "tests/", "lora_train/__init__"))]

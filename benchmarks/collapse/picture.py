@@ -48,7 +48,7 @@ def collapse_svg(title: str, logged: Curve, true: Curve, ours: Curve, stock_step
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" height="{HEIGHT}" '
         'role="img" font-family="system-ui, sans-serif" font-size="13">',
         f"<title>{escape(title)}</title>",
-        _text(LEFT, 26, title, size=17, weight="600"),
+        _text(LEFT, 26, title, extra='font-size="17" font-weight="600"'),
         *_axes(n_steps, top, x, y),
         _mark(x(stock_step), f"stock: collapse at step {stock_step}", STOCK, y(top) - 6),
         *([_mark(x(ours_step), f"ours: healed at step {ours_step}", OURS, y(top) + 10)] if ours_step else []),
@@ -82,7 +82,7 @@ def _axes(n_steps: int, top: int, x, y) -> list[str]:
     for step in (1, *range(10, n_steps + 1, 10)):
         ticks.append(_text(x(step), HEIGHT - BOTTOM + 20, str(step), anchor="middle"))
     middle = (TOP + HEIGHT - BOTTOM) / 2
-    rotated = f'transform="rotate(-90 18 {middle})"'
+    rotated = f'font-size="13" transform="rotate(-90 18 {middle})"'
     ticks.append(_text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 10, "step", anchor="middle"))
     ticks.append(_text(18, middle, "loss", anchor="middle", extra=rotated))
     return ticks
@@ -113,9 +113,6 @@ def _legend() -> list[str]:
 
 
 def _text(
-    at: float, y: float, words: str, *, size=13, weight="400", anchor="start", colour: str = TEXT, extra: str = ""
+    at: float, y: float, words: str, *, anchor: str = "start", colour: str = TEXT, extra: str = 'font-size="13"'
 ) -> str:
-    return (
-        f'<text x="{at:.1f}" y="{y:.1f}" font-size="{size}" font-weight="{weight}" text-anchor="{anchor}" '
-        f'fill="{colour}" {extra}>{escape(words)}</text>'
-    )
+    return f'<text x="{at:.1f}" y="{y:.1f}" text-anchor="{anchor}" fill="{colour}" {extra}>{escape(words)}</text>'

@@ -24,7 +24,7 @@ from typing import Any
 
 from . import attached, runs
 from .driver import Variant, fake_cuda
-from .runs import Seen
+from .runs import Run, Seen
 
 CHIPS = (75, 80, 90)
 
@@ -65,19 +65,21 @@ def edges(_folder: Path, chip: int) -> Seen:
 
 
 RUNS: dict[str, Callable[[Path, int], Seen]] = {
-    "llama": lambda folder, chip: runs.train(folder, chip, "llama", 6),
+    "llama": lambda folder, chip: runs.train(folder, chip, Run("llama", 6)),
     "gpt_neox nf4": lambda folder, chip: runs.train(
-        folder, chip, "gpt_neox", 4,
-        overrides={"quantization.load_in_4bit": "true", "training.gradient_checkpointing": "true"},
+        folder, chip,
+        Run("gpt_neox", 4,
+            overrides={"quantization.load_in_4bit": "true", "training.gradient_checkpointing": "true"}),
     ),
     "llama rolls back": lambda folder, chip: runs.train(
-        folder, chip, "llama", 4, bad_row=2, watch=False, verbs={"replay": ["--step", "2"]},
-        overrides={"precision.on_collapse": "rollback"},
+        folder, chip,
+        Run("llama", 4, bad_row=2, watch=False, verbs={"replay": ["--step", "2"]},
+            overrides={"precision.on_collapse": "rollback"}),
     ),
     "callback": lambda folder, chip: attached.train(folder, chip, "llama", 4),
     "one of everything": edges,
     "200 micro-batches": lambda folder, chip: runs.train(
-        folder, chip, "llama", 100, many_lengths(200), watch=False, overrides={"training.eval_steps": 25}
+        folder, chip, Run("llama", 100, many_lengths(200), watch=False, overrides={"training.eval_steps": 25})
     ),
 }  # fmt: skip
 
@@ -103,7 +105,8 @@ def launches_of_a_layer(chip: int) -> dict[str, int]:
         for n_layers in (2, 3):
             runs.write_model(Path(folder) / str(n_layers) / "llama", "llama", num_hidden_layers=n_layers)
             how: dict[str, Any] = {"training.gradient_accumulation_steps": 1, "training.eval_strategy": "no"}
-            seen = runs.train(Path(folder) / str(n_layers), chip, "llama", 1, (64,), watch=False, overrides=how)
+            run = Run("llama", 1, (64,), watch=False, overrides=how)
+            seen = runs.train(Path(folder) / str(n_layers), chip, run)
             counts.append(sum(n for name, n in seen.steps[0].launches.items() if name in LORA_KERNELS))
     return {"layer": counts[1] - counts[0], "linear": launches_of_a_linear(chip)}
 

@@ -98,7 +98,29 @@ def write_rows(path: Path, lengths: Sequence[int]) -> Path:
     return path
 
 
-def settings(folder: Path, family: str, n_steps: int, overrides: Mapping[str, Any]) -> list[str]:
+@dataclass(frozen=True)
+class Run:
+    """A run to make.
+
+    Attributes:
+        lengths, eval_lengths: tokens of each row.
+        bad_row: index of a row whose loss is NaN.
+        watch: whether to look for waits, which makes a step many times slower.
+        verbs: what to run on the finished run, with its arguments.
+        overrides: configuration keys, as on the command line.
+    """
+
+    family: str
+    n_steps: int
+    lengths: Sequence[int] = LENGTHS
+    eval_lengths: Sequence[int] = (5, 33)
+    bad_row: int | None = None
+    watch: bool = True
+    verbs: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+
+
+def settings(folder: Path, run: Run) -> list[str]:
     """Arguments of a run with everything on: fp16, dropout, accumulation, evaluation, statistics of every kind."""
     values = {
         "data.train": folder / "train.jsonl",
@@ -110,7 +132,7 @@ def settings(folder: Path, family: str, n_steps: int, overrides: Mapping[str, An
         "lora.lora_dropout": 0.05,
         "lora.target_modules": "all-linear",
         "training.output_dir": folder / "run",
-        "training.max_steps": n_steps,
+        "training.max_steps": run.n_steps,
         "training.per_device_train_batch_size": 1,
         "training.per_device_eval_batch_size": 2,
         "training.gradient_accumulation_steps": 2,
@@ -123,52 +145,32 @@ def settings(folder: Path, family: str, n_steps: int, overrides: Mapping[str, An
         "instrument.histogram_every": 2,
         "instrument.probe_every": 3,
         "precision.on_collapse": "stop",
-        **overrides,
+        **run.overrides,
     }
     return [f"{key}={value}" for key, value in values.items()]
 
 
-def train(
-    folder: Path,
-    chip: int,
-    family: str,
-    n_steps: int,
-    lengths: Sequence[int] = LENGTHS,
-    eval_lengths: Sequence[int] = (5, 33),
-    bad_row: int | None = None,
-    watch: bool = True,
-    compile: bool = False,
-    verbs: Mapping[str, Sequence[str]] | None = None,
-    overrides: Mapping[str, Any] | None = None,
-) -> Seen:
-    """Runs `lora-train` in this process on a GPU that is not there.
-
-    Args:
-        folder: for model, data and run; made where it is not there.
-        bad_row: index of a row whose loss is NaN.
-        watch: whether to look for waits, which makes a step many times slower.
-        verbs: what to run on the finished run, with its arguments.
-        overrides: configuration keys, as on the command line.
-    """
+def train(folder: Path, chip: int, run: Run) -> Seen:
+    """Runs `lora-train` in this process on a GPU that is not there; `folder` is made where it is not there."""
     from lora_train.trainer.cli import main
 
     folder.mkdir(parents=True, exist_ok=True)
-    if not (folder / family).exists():
-        write_model(folder / family, family)
-    write_rows(folder / "train.jsonl", lengths)
-    write_rows(folder / "eval.jsonl", eval_lengths)
-    values = settings(folder, family, n_steps, overrides or {})
-    (folder / "config.yaml").write_text(f"model: {{name_or_path: {json.dumps(str(folder / family))}}}\n")
+    if not (folder / run.family).exists():
+        write_model(folder / run.family, run.family)
+    write_rows(folder / "train.jsonl", run.lengths)
+    write_rows(folder / "eval.jsonl", run.eval_lengths)
+    values = settings(folder, run)
+    (folder / "config.yaml").write_text(f"model: {{name_or_path: {json.dumps(str(folder / run.family))}}}\n")
     arguments = ["--config", str(folder / "config.yaml"), *values]
     output = StringIO()
-    with fake_cuda(chip, compile) as driver, ExitStack() as stack:
-        seen = Seen(driver, collapses=bad_row is not None)
+    with fake_cuda(chip) as driver, ExitStack() as stack:
+        seen = Seen(driver, collapses=run.bad_row is not None)
         stack.enter_context(zeros_in_fresh_memory())
-        stack.enter_context(_steps_are_seen(seen, watch, bad_row))
+        stack.enter_context(_steps_are_seen(seen, run.watch, run.bad_row))
         stack.enter_context(redirect_stdout(output))
         try:
             seen.code = main(arguments)
-            for verb, given in (verbs or {}).items():
+            for verb, given in run.verbs.items():
                 seen.code = seen.code or main([verb, str(folder / "run"), *given])
         finally:
             seen.output = output.getvalue()

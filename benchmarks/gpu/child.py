@@ -28,7 +28,7 @@ def main() -> int:
     context = Context(options.name, options.dry, options.work, options.until)
     part = next(part for part in PARTS if part.name == options.name)
     try:
-        row = importlib.import_module(f"{__package__}.{part.module or part.name}").run(context)
+        row = importlib.import_module(f"{__package__}.parts.{part.module or part.name}").run(context)
     except Skip as reason:
         context.end(str(reason))
         return SKIPPED

@@ -15,12 +15,12 @@ from pathlib import Path
 
 from .contender import WITHOUT_EXTENSION
 from .growth import N_STEPS, axes, growth_table, measured
-from .load import Load
+from .measure.load import Load
+from .measure.turns import PROFILED, measure
 from .models import SMOLLM2
-from .picture import overhead_svg
-from .summary import Bar, Row, bars, rows_of
-from .table import kinds_table, remarks, table, write_csv
-from .turns import PROFILED, measure
+from .show.picture import overhead_svg
+from .show.summary import Bar, Row, bars, rows_of
+from .show.table import kinds_table, remarks, table, write_csv
 from .work import DEFAULT, ROOT, WORKS, Work, lacking
 
 GROWTH = "growth"
@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parsed(arguments)
     from lora_train.kernels import cpu
 
-    from .meter import device_name
+    from .measure.meter import device_name
 
     load = Load()
     on_gpu = device_name() != "CPU"

@@ -27,8 +27,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from .meter import Clock, Counts, device_name
-from .profile import Kinds
+from .measure.meter import Clock, Counts, device_name
+from .measure.profile import Kinds
 
 # contender -> its instrument section
 OURS: dict[str, dict[str, Any]] = {

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from .summary import Row, rows_of
-from .turns import Taken, measure
+from .measure.turns import Taken, measure
+from .show.summary import Row, rows_of
 from .work import Work
 
 CONTENDERS = ("stock", "instrumented")

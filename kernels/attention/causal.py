@@ -63,7 +63,7 @@ def _compute(query: Tensor, key: Tensor, value: Tensor, scale: float) -> tuple[T
     batch, heads, rows, cols = query.shape
     out = query.new_empty(batch, rows, heads, cols)
     lse = query.new_empty(batch, heads, rows, dtype=torch.float32)
-    cpu.attention(query, key, value, out.transpose(1, 2), lse, scale)
+    cpu.attention(cpu.Attention(query, key, value, out.transpose(1, 2), lse), scale)
     return out, lse
 
 
@@ -73,7 +73,8 @@ def _compute_backward(
     """dQ, dK and dV in the shapes of Q, K and V, dense as [B, S, heads, D]."""
     grad = grad if grad.stride(-1) == 1 else grad.contiguous()
     dq, dk, dv = (x.transpose(1, 2) for x in _gradients_of(query, key, value))
-    cpu.attention(query, key, value, out.transpose(1, 2), lse, scale, (grad.transpose(1, 2), dq, dk, dv))
+    tensors = cpu.Attention(query, key, value, out.transpose(1, 2), lse)
+    cpu.attention(tensors, scale, (grad.transpose(1, 2), dq, dk, dv))
     return dq, dk, dv
 
 

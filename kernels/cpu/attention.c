@@ -4,11 +4,9 @@
    transposed, so that every product is one of broadcast factors with dense rows; scores live for a block of queries
    only. Heads of Q that share a head of K and V are computed beside each other, and nothing is repeated for them. */
 
-#define PY_SSIZE_T_CLEAN
-#include <Python.h>
+#include "common.h" /* first: it asks the system for more than C11 */
+
 #include <math.h>
-#include <stdint.h>
-#include <stdlib.h>
 #include <string.h>
 
 #include "halves.h"
@@ -72,37 +70,45 @@ static void share(void *argument, int64_t number, void *space) {
     job->walk(job, number / job->n_kv_heads, number % job->n_kv_heads, space);
 }
 
-typedef unsigned long long Address;
-
-static void *pointer(Address address) { return (void *)(uintptr_t)address; }
-
-/* attention(dtype, (batch, heads, kv_heads, rows, cols), scale, lse, tensors, is_backward, n_threads):
-   `tensors` are q, k, v, out and in a backward pass dout, dq, dk, dv, each (address, stride, stride, stride). */
+/* attention((q, k, v, out, lse), scale, (), n_threads), or a backward pass with (dout, dq, dk, dv): q, out and their
+   gradients [B, heads, S, D], those of k and v [B, kv_heads, S, D], of one dtype and dense in D; lse fp32 [B, heads, S],
+   dense. */
 static PyObject *py_attention(PyObject *self, PyObject *args) {
     (void)self;
+    static const char *const names[] = {"query", "key", "value", "out", "dout", "dquery", "dkey", "dvalue"};
     Job job = {0};
-    PyObject *tensors;
-    Address lse;
-    long long batch, heads, kv_heads, rows, cols;
+    PyObject *objects[8], *lse_object, *gradients;
+    Tensor q, other, lse;
     int n_threads;
-    if (!PyArg_ParseTuple(args, "i(LLLLL)fKO!pi", &job.dtype, &batch, &heads, &kv_heads, &rows, &cols, &job.scale,
-                          &lse, &PyTuple_Type, &tensors, &job.is_backward, &n_threads))
+    if (!PyArg_ParseTuple(args, "(OOOOO)fO!i", &objects[0], &objects[1], &objects[2], &objects[3], &lse_object,
+                          &job.scale, &PyTuple_Type, &gradients, &n_threads))
         return NULL;
+    job.is_backward = PyTuple_GET_SIZE(gradients) > 0;
+    if (job.is_backward &&
+        !PyArg_ParseTuple(gradients, "OOOO", &objects[4], &objects[5], &objects[6], &objects[7]))
+        return NULL;
+    if (!take(objects[0], "query", &q, ANY_DTYPE, 1, SHAPE(ANY_SIZE, ANY_SIZE, ANY_SIZE, ANY_SIZE)) ||
+        !take(lse_object, "lse", &lse, FP32, 3, SHAPE(q.sizes[0], q.sizes[1], q.sizes[2])))
+        return NULL;
+    job.dtype = q.dtype, job.lse = lse.at;
+    job.n_batch = q.sizes[0], job.n_heads = q.sizes[1], job.rows = q.sizes[2], job.cols = q.sizes[3];
     Heads *places[] = {&job.q, &job.k, &job.v, &job.out, &job.dout, &job.dq, &job.dk, &job.dv};
-    for (Py_ssize_t i = 0; i < (job.is_backward ? 8 : 4); i++) {
-        Address values;
-        long long strides[3];
-        PyObject *tensor = PyTuple_GetItem(tensors, i);
-        if (!tensor || !PyArg_ParseTuple(tensor, "KLLL", &values, &strides[0], &strides[1], &strides[2])) return NULL;
-        places[i]->values = pointer(values);
-        for (int d = 0; d < 3; d++) places[i]->strides[d] = strides[d];
+    for (int i = 0; i < (job.is_backward ? 8 : 4); i++) {
+        int of_kv = i == 1 || i == 2 || i >= 6;
+        int64_t n_heads = i == 1 ? ANY_SIZE : of_kv ? job.n_kv_heads : job.n_heads;
+        if (!take(objects[i], names[i], &other, job.dtype, 1, SHAPE(job.n_batch, n_heads, job.rows, job.cols)))
+            return NULL;
+        if (i == 1) job.n_kv_heads = other.sizes[1];
+        places[i]->values = other.at;
+        memcpy(places[i]->strides, other.strides, sizeof places[i]->strides);
     }
-    job.n_batch = batch, job.n_heads = heads, job.n_kv_heads = kv_heads, job.rows = rows, job.cols = cols;
-    job.lse = pointer(lse);
+    if (job.cols % 16 || !job.n_kv_heads || job.n_heads % job.n_kv_heads)
+        return PyErr_Format(PyExc_ValueError, "%lld heads of %lld values do not fit %lld of key and value",
+                            (long long)job.n_heads, (long long)job.cols, (long long)job.n_kv_heads);
     job.walk = AT_LEVEL(walk);
     int done;
     Py_BEGIN_ALLOW_THREADS
-    done = run_shares(share, &job, batch * kv_heads, n_threads, space_bytes(&job));
+    done = run_shares(share, &job, job.n_batch * job.n_kv_heads, n_threads, space_bytes(&job));
     Py_END_ALLOW_THREADS
     if (!done) return PyErr_NoMemory();
     Py_RETURN_NONE;

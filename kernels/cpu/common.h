@@ -1,8 +1,12 @@
-/* What every C file of this folder has: loops of several levels, scratch memory that is counted, and a module.
+/* What every C file of this folder has: loops of several levels, tensors as arguments, scratch memory that is counted,
+   and a module.
 
    Levels: loops for any x86-64 or other chip, for AVX2, for AVX-512, or for AVX-512 and AMX's tiles.
    kernels/cpu_level.py decides and tells every C file, which keeps it in `level`; `best_level` is the most that chip,
    system and compiler allow.
+
+   Tensors come as themselves. torch tells address, dtype, shape and strides in a struct that other libraries know too
+   (DLPack, dmlc/dlpack), and every argument is checked against what a function wants: a ValueError names it.
 
    Scratch: what a call allocates beside its tensors. One counter for all files, in bytes that were asked for. */
 
@@ -10,7 +14,7 @@
 #define LORA_TRAIN_COMMON_H
 
 #ifndef _GNU_SOURCE
-#define _GNU_SOURCE /* syscall */
+#define _GNU_SOURCE /* syscall, RTLD_DEFAULT */
 #endif
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
@@ -84,6 +88,116 @@ static PyObject *py_use_level(PyObject *self, PyObject *number) {
     Py_RETURN_NONE;
 }
 
+enum { FP32, FP16, BF16, FP64, INT64, N_DTYPES };
+enum { HALF = -2, ANY_DTYPE, ANY_SIZE = -1, MAX_DIMS = 8 }; /* fp16 or bf16; these or fp32 */
+
+/* `strides` are in values. */
+typedef struct {
+    void *at;
+    int dtype, n_dims;
+    int64_t sizes[MAX_DIMS], strides[MAX_DIMS];
+} Tensor;
+
+/* The start of DLPack's DLManagedTensor: all that is read here. */
+typedef struct {
+    void *data;
+    int32_t device_type, device_id, n_dims;
+    uint8_t code, bits;
+    uint16_t lanes;
+    int64_t *sizes, *strides;
+    uint64_t byte_offset;
+} DLTensor;
+
+enum { DL_CPU = 1, DL_INT = 0, DL_FLOAT = 2, DL_BFLOAT = 4 };
+
+static PyObject *to_dlpack; /* torch.utils.dlpack.to_dlpack */
+
+static const char *const DTYPE_NAMES[N_DTYPES] = {"float32", "float16", "bfloat16", "float64", "int64"};
+
+static inline int dtype_of(const DLTensor *from) {
+    if (from->lanes != 1) return ANY_DTYPE;
+    if (from->code == DL_INT) return from->bits == 64 ? INT64 : ANY_DTYPE;
+    if (from->code == DL_BFLOAT) return from->bits == 16 ? BF16 : ANY_DTYPE;
+    if (from->code != DL_FLOAT) return ANY_DTYPE;
+    return from->bits == 64 ? FP64 : from->bits == 32 ? FP32 : from->bits == 16 ? FP16 : ANY_DTYPE;
+}
+
+/* The capsule goes at once: the tensor is an argument, and lives as long as the call. */
+static int read_tensor(PyObject *object, const char *name, Tensor *to) {
+    PyObject *capsule = PyObject_CallOneArg(to_dlpack, object);
+    if (!capsule) return 0;
+    const DLTensor *from = PyCapsule_GetPointer(capsule, "dltensor");
+    const char *trouble = !from || (from->n_dims && !from->strides) ? "has no strides"
+                          : from->device_type != DL_CPU             ? "is not on the CPU"
+                          : from->n_dims > MAX_DIMS                 ? "has more than eight dimensions"
+                          : dtype_of(from) == ANY_DTYPE             ? "has a dtype that no loop takes"
+                                                                    : NULL;
+    if (!trouble) {
+        to->at = (char *)from->data + from->byte_offset;
+        to->dtype = dtype_of(from), to->n_dims = from->n_dims;
+        for (int d = 0; d < from->n_dims; d++) to->sizes[d] = from->sizes[d], to->strides[d] = from->strides[d];
+    }
+    Py_DECREF(capsule);
+    if (trouble) PyErr_Format(PyExc_ValueError, "%s %s", name, trouble);
+    return !trouble;
+}
+
+static inline int64_t values_of(const Tensor *t) {
+    int64_t values = 1;
+    for (int d = 0; d < t->n_dims; d++) values *= t->sizes[d];
+    return values;
+}
+
+/* How many of the last dimensions lie one value after the other; strides of a single value do not count. */
+static inline int dense_dims(const Tensor *t) {
+    int64_t apart = 1;
+    int d = t->n_dims;
+    for (; d > 0; apart *= t->sizes[--d])
+        if (t->sizes[d - 1] > 1 && t->strides[d - 1] != apart) break;
+    return values_of(t) ? t->n_dims - d : t->n_dims;
+}
+
+static int has_dtype(const Tensor *t, const char *name, int dtype) {
+    if (dtype >= 0 ? t->dtype == dtype : t->dtype <= BF16 && (dtype == ANY_DTYPE || t->dtype != FP32)) return 1;
+    const char *wanted = dtype >= 0           ? DTYPE_NAMES[dtype]
+                         : dtype == ANY_DTYPE ? "float32, float16 or bfloat16"
+                                              : "float16 or bfloat16";
+    PyErr_Format(PyExc_ValueError, "%s is %s, not %s", name, DTYPE_NAMES[t->dtype], wanted);
+    return 0;
+}
+
+/* A tensor of that dtype and shape, of which the last n_dense dimensions are dense; 0 after a ValueError. */
+static int take(PyObject *object, const char *name, Tensor *to, int dtype, int n_dense, int n_dims,
+                const int64_t *sizes) {
+    if (!read_tensor(object, name, to) || !has_dtype(to, name, dtype)) return 0;
+    if (to->n_dims != n_dims) {
+        PyErr_Format(PyExc_ValueError, "%s has %d dimensions, not %d", name, to->n_dims, n_dims);
+        return 0;
+    }
+    for (int d = 0; d < n_dims; d++)
+        if (sizes[d] != ANY_SIZE && to->sizes[d] != sizes[d]) {
+            PyErr_Format(PyExc_ValueError, "dimension %d of %s has size %lld, not %lld", d, name,
+                         (long long)to->sizes[d], (long long)sizes[d]);
+            return 0;
+        }
+    if (dense_dims(to) >= n_dense) return 1;
+    PyErr_Format(PyExc_ValueError, "%s has gaps in its last %d dimensions", name, n_dense);
+    return 0;
+}
+
+/* A dense tensor of any shape with so many values. */
+static inline int take_flat(PyObject *object, const char *name, Tensor *to, int dtype, int64_t n) {
+    if (!read_tensor(object, name, to) || !has_dtype(to, name, dtype)) return 0;
+    if (n != ANY_SIZE && values_of(to) != n)
+        PyErr_Format(PyExc_ValueError, "%s has %lld values, not %lld", name, (long long)values_of(to), (long long)n);
+    else if (dense_dims(to) < to->n_dims) PyErr_Format(PyExc_ValueError, "%s has gaps", name);
+    else return 1;
+    return 0;
+}
+
+/* The length of the shape and the shape, for `take`. */
+#define SHAPE(...) (int)(sizeof((int64_t[]){__VA_ARGS__}) / sizeof(int64_t)), (int64_t[]){__VA_ARGS__}
+
 typedef struct {
     atomic_llong bytes, peak;
     atomic_llong until_failure; /* allocations that succeed before one fails; below 0: none fails */
@@ -96,14 +210,13 @@ enum { LINE = 64 }; /* bytes that a cache line has; every allocation starts with
 /* Memory from a cache line's start, to be given back to free_scratch, or NULL. Needs no lock of Python. */
 static inline void *new_scratch(size_t bytes) {
     if (atomic_load(&scratch->until_failure) >= 0 && atomic_fetch_sub(&scratch->until_failure, 1) == 0) return NULL;
-    if (bytes > SIZE_MAX / 2) return NULL;
-    char *start = aligned_alloc(LINE, (bytes + 2 * LINE - 1) / LINE * LINE);
-    if (!start) return NULL;
+    void *start;
+    if (bytes > SIZE_MAX / 2 || posix_memalign(&start, LINE, LINE + bytes)) return NULL; /* not a byte more */
     *(size_t *)start = bytes;
     long long now = atomic_fetch_add(&scratch->bytes, (long long)bytes) + (long long)bytes;
     long long peak = atomic_load(&scratch->peak);
     while (peak < now && !atomic_compare_exchange_weak(&scratch->peak, &peak, now)) continue;
-    return start + LINE;
+    return (char *)start + LINE;
 }
 
 /* Gives back what new_scratch gave; nothing for NULL. */
@@ -172,6 +285,10 @@ typedef struct {
 #define CONSTANT(name) {#name, (long)(name)}
 
 static PyObject *new_module(struct PyModuleDef *definition, const Constant *constants) {
+    PyObject *dlpack = PyImport_ImportModule("torch.utils.dlpack");
+    to_dlpack = dlpack ? PyObject_GetAttrString(dlpack, "to_dlpack") : NULL;
+    Py_XDECREF(dlpack);
+    if (!to_dlpack) return PyErr_Format(PyExc_ImportError, "this torch has no torch.utils.dlpack.to_dlpack");
     PyObject *module = PyModule_Create(definition);
     if (!module) return NULL;
     int failed = PyModule_AddFunctions(module, common_methods);

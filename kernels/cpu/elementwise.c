@@ -6,11 +6,9 @@
    multiplication is fused with an addition, and so the bits depend neither on the number of threads nor on whether the
    chip has AVX2 or AVX-512. */
 
-#define PY_SSIZE_T_CLEAN
-#include <Python.h>
+#include "common.h" /* first: it asks the system for more than C11 */
+
 #include <math.h>
-#include <stdint.h>
-#include <stdlib.h>
 #include <string.h>
 
 #include "halves.h"
@@ -230,87 +228,107 @@ static PyObject *run(Job *job, int64_t values_per_row, int n_threads) {
     Py_RETURN_NONE;
 }
 
-typedef unsigned long long Address;
-
-static void *pointer(Address address) { return (void *)(uintptr_t)address; }
-
-/* norm(x, weight, y, rstd, rows, cols, eps, dtype, n_threads) */
+/* norm(x, weight, y, rstd, eps, n_threads): x and y [M, K], weight fp32 [K], rstd fp32 [M], all dense. */
 static PyObject *py_norm(PyObject *self, PyObject *args) {
     (void)self;
     Job job = {.kind = NORM};
-    Address x, weight, y, rstd;
-    long long rows;
+    PyObject *objects[4];
+    Tensor x, weight, y, rstd;
     int n_threads;
-    if (!PyArg_ParseTuple(args, "KKKKLifii", &x, &weight, &y, &rstd, &rows, &job.cols, &job.eps, &job.dtype,
-                          &n_threads))
+    if (!PyArg_ParseTuple(args, "OOOOfi", &objects[0], &objects[1], &objects[2], &objects[3], &job.eps, &n_threads) ||
+        !take(objects[0], "x", &x, ANY_DTYPE, 2, SHAPE(ANY_SIZE, ANY_SIZE)) ||
+        !take(objects[1], "weight", &weight, FP32, 1, SHAPE(x.sizes[1])) ||
+        !take(objects[2], "y", &y, x.dtype, 2, SHAPE(x.sizes[0], x.sizes[1])) ||
+        !take(objects[3], "rstd", &rstd, FP32, 1, SHAPE(x.sizes[0])))
         return NULL;
-    job.in[0] = pointer(x), job.weight = pointer(weight), job.out[0] = pointer(y), job.rstd = pointer(rstd);
-    job.n = rows;
+    job.in[0] = x.at, job.weight = weight.at, job.out[0] = y.at, job.rstd = rstd.at;
+    job.n = x.sizes[0], job.cols = (int)x.sizes[1], job.dtype = x.dtype;
     return run(&job, job.cols, n_threads);
 }
 
-/* norm_backward(dy, x, weight, rstd, dx, rows, cols, dtype, n_threads) */
+/* norm_backward(dy, x, weight, rstd, dx, n_threads), shapes as above */
 static PyObject *py_norm_backward(PyObject *self, PyObject *args) {
     (void)self;
     Job job = {.kind = NORM_BACKWARD};
-    Address dy, x, weight, rstd, dx;
-    long long rows;
+    PyObject *objects[5];
+    Tensor dy, x, weight, rstd, dx;
     int n_threads;
-    if (!PyArg_ParseTuple(args, "KKKKKLiii", &dy, &x, &weight, &rstd, &dx, &rows, &job.cols, &job.dtype,
-                          &n_threads))
+    if (!PyArg_ParseTuple(args, "OOOOOi", &objects[0], &objects[1], &objects[2], &objects[3], &objects[4],
+                          &n_threads) ||
+        !take(objects[1], "x", &x, ANY_DTYPE, 2, SHAPE(ANY_SIZE, ANY_SIZE)) ||
+        !take(objects[0], "dy", &dy, x.dtype, 2, SHAPE(x.sizes[0], x.sizes[1])) ||
+        !take(objects[2], "weight", &weight, FP32, 1, SHAPE(x.sizes[1])) ||
+        !take(objects[3], "rstd", &rstd, FP32, 1, SHAPE(x.sizes[0])) ||
+        !take(objects[4], "dx", &dx, x.dtype, 2, SHAPE(x.sizes[0], x.sizes[1])))
         return NULL;
-    job.in[0] = pointer(dy), job.in[1] = pointer(x), job.weight = pointer(weight), job.rstd = pointer(rstd);
-    job.out[0] = pointer(dx);
-    job.n = rows;
+    job.in[0] = dy.at, job.in[1] = x.at, job.weight = weight.at, job.rstd = rstd.at, job.out[0] = dx.at;
+    job.n = x.sizes[0], job.cols = (int)x.sizes[1], job.dtype = x.dtype;
     return run(&job, job.cols, n_threads);
 }
 
-/* gate(g, u, y, n, dtype, n_threads) */
+/* gate(g, u, y, n_threads): dense, of one dtype and length */
 static PyObject *py_gate(PyObject *self, PyObject *args) {
     (void)self;
     Job job = {.kind = GATE};
-    Address g, u, y;
-    long long n;
+    PyObject *objects[3];
+    Tensor g, u, y;
     int n_threads;
-    if (!PyArg_ParseTuple(args, "KKKLii", &g, &u, &y, &n, &job.dtype, &n_threads)) return NULL;
-    job.in[0] = pointer(g), job.in[1] = pointer(u), job.out[0] = pointer(y);
-    job.n = n;
+    if (!PyArg_ParseTuple(args, "OOOi", &objects[0], &objects[1], &objects[2], &n_threads) ||
+        !take_flat(objects[0], "g", &g, ANY_DTYPE, ANY_SIZE) ||
+        !take_flat(objects[1], "u", &u, g.dtype, values_of(&g)) ||
+        !take_flat(objects[2], "y", &y, g.dtype, values_of(&g)))
+        return NULL;
+    job.in[0] = g.at, job.in[1] = u.at, job.out[0] = y.at;
+    job.n = values_of(&g), job.dtype = g.dtype;
     return run(&job, 1, n_threads);
 }
 
-/* gate_backward(dy, g, u, dg, du, n, dtype, n_threads) */
+/* gate_backward(dy, g, u, dg, du, n_threads), likewise */
 static PyObject *py_gate_backward(PyObject *self, PyObject *args) {
     (void)self;
+    static const char *const names[] = {"dy", "g", "u", "dg", "du"};
     Job job = {.kind = GATE_BACKWARD};
-    Address dy, g, u, dg, du;
-    long long n;
+    PyObject *objects[5];
+    Tensor tensors[5];
     int n_threads;
-    if (!PyArg_ParseTuple(args, "KKKKKLii", &dy, &g, &u, &dg, &du, &n, &job.dtype, &n_threads))
+    if (!PyArg_ParseTuple(args, "OOOOOi", &objects[0], &objects[1], &objects[2], &objects[3], &objects[4],
+                          &n_threads))
         return NULL;
-    job.in[0] = pointer(g), job.in[1] = pointer(u), job.in[2] = pointer(dy);
-    job.out[0] = pointer(dg), job.out[1] = pointer(du);
-    job.n = n;
+    for (int i = 0; i < 5; i++) {
+        int dtype = i ? tensors[0].dtype : ANY_DTYPE;
+        if (!take_flat(objects[i], names[i], &tensors[i], dtype, i ? values_of(&tensors[0]) : ANY_SIZE)) return NULL;
+    }
+    job.in[0] = tensors[1].at, job.in[1] = tensors[2].at, job.in[2] = tensors[0].at;
+    job.out[0] = tensors[3].at, job.out[1] = tensors[4].at;
+    job.n = values_of(&tensors[0]), job.dtype = tensors[0].dtype;
     return run(&job, 1, n_threads);
 }
 
-/* rotate(x, cos, sin, y, (batch, heads, positions, cols), strides of the first three, rotated, stride of the angles
-   from batch to batch, backward, dtype, n_threads); y is [batch, positions, heads, cols]. */
+/* rotate(x, cos, sin, y, backward, n_threads): x [B, heads, S, D], dense in D; cos and sin fp32 [B or 1, S, R], dense;
+   y dense [B, S, heads, D]. */
 static PyObject *py_rotate(PyObject *self, PyObject *args) {
     (void)self;
     Job job = {0};
-    Address x, cos, sin, y;
-    long long batch, heads, positions, strides[3], angle_stride;
+    PyObject *objects[4];
+    Tensor x, cos, sin, y;
     int backward, n_threads;
-    if (!PyArg_ParseTuple(args, "KKKK(LLLi)(LLL)iLpii", &x, &cos, &sin, &y, &batch, &heads, &positions, &job.cols,
-                          &strides[0], &strides[1], &strides[2], &job.rotated, &angle_stride, &backward, &job.dtype,
-                          &n_threads))
+    if (!PyArg_ParseTuple(args, "OOOOpi", &objects[0], &objects[1], &objects[2], &objects[3], &backward, &n_threads) ||
+        !take(objects[0], "x", &x, ANY_DTYPE, 1, SHAPE(ANY_SIZE, ANY_SIZE, ANY_SIZE, ANY_SIZE)) ||
+        !take(objects[1], "cos", &cos, FP32, 3, SHAPE(ANY_SIZE, x.sizes[2], ANY_SIZE)) ||
+        !take(objects[2], "sin", &sin, FP32, 3, SHAPE(cos.sizes[0], x.sizes[2], cos.sizes[2])) ||
+        !take(objects[3], "y", &y, x.dtype, 4, SHAPE(x.sizes[0], x.sizes[2], x.sizes[1], x.sizes[3])))
         return NULL;
-    job.kind = backward ? ROTATE_BACKWARD : ROTATE;
-    job.in[0] = pointer(x), job.cos = pointer(cos), job.sin = pointer(sin), job.out[0] = pointer(y);
-    job.n = batch * positions, job.n_positions = positions, job.n_heads = heads;
-    for (int i = 0; i < 3; i++) job.strides[i] = strides[i];
-    job.angle_stride = angle_stride;
-    return run(&job, heads * job.cols, n_threads);
+    if ((cos.sizes[0] != 1 && cos.sizes[0] != x.sizes[0]) || cos.sizes[2] > x.sizes[3] || cos.sizes[2] % 2)
+        return PyErr_Format(PyExc_ValueError, "cos [%lld, S, %lld] does not fit x [%lld, heads, S, %lld]",
+                            (long long)cos.sizes[0], (long long)cos.sizes[2], (long long)x.sizes[0],
+                            (long long)x.sizes[3]);
+    job.kind = backward ? ROTATE_BACKWARD : ROTATE, job.dtype = x.dtype;
+    job.in[0] = x.at, job.cos = cos.at, job.sin = sin.at, job.out[0] = y.at;
+    job.n = x.sizes[0] * x.sizes[2], job.n_positions = x.sizes[2], job.n_heads = x.sizes[1];
+    job.cols = (int)x.sizes[3], job.rotated = (int)cos.sizes[2];
+    memcpy(job.strides, x.strides, sizeof job.strides);
+    job.angle_stride = cos.sizes[0] > 1 ? x.sizes[2] * cos.sizes[2] : 0;
+    return run(&job, x.sizes[1] * x.sizes[3], n_threads);
 }
 
 static PyMethodDef methods[] = {

@@ -10,8 +10,6 @@
 
 #define INLINE static inline __attribute__((always_inline))
 
-enum { FP32 = 0, FP16 = 1, BF16 = 2 };
-
 static const uint32_t ABS_MASK = 0x7FFFFFFFu, INF_BITS = 0x7F800000u, FP16_MIN_NORMAL = 0x38800000u;
 
 /* |x| of an fp16 as the bits of an fp32. */

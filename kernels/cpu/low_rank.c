@@ -10,10 +10,8 @@
    chosen at run time. The order of additions depends on the chip, as that of a matrix library does, and not on the
    number of threads: shares are rows, and their parts of L^T X are added in order. */
 
-#define PY_SSIZE_T_CLEAN
-#include <Python.h>
-#include <stdint.h>
-#include <stdlib.h>
+#include "common.h" /* first: it asks the system for more than C11 */
+
 #include <string.h>
 
 #include "dropout.h"
@@ -39,9 +37,8 @@ typedef struct Job {
     int64_t rows, cols, rank, rows_per_share;
     Block *blocks, *rights, *outers; /* all, those of R and of G */
     Py_ssize_t n_rights, n_outers;
-    const float *left;
     int64_t left_stride, to_stride;
-    float *to, *wide;
+    float *left, *to, *wide; /* `left` is only read */
     double *row;
     Dropout dropout;
     void (*walk)(const struct Job *, int64_t, int64_t, float *, float *, Partial *);
@@ -203,79 +200,139 @@ static PyObject *run(Job *job, int is_update, int n_threads) {
     return enough ? PyBool_FromLong(finite) : PyErr_NoMemory();
 }
 
-typedef unsigned long long Address;
+/* Matrices that R or G is made of, as Python has them: their factors, or None for 1, and their rows or None. */
+typedef struct {
+    PyObject *matrices, *factors, *rows;
+    Py_ssize_t n;
+    int across;
+} Stack;
 
-static void *pointer(Address address) { return (void *)(uintptr_t)address; }
-
-/* The blocks of a tuple of (address, rank, factor, address of the row or 0), and the sum of their ranks. */
-static int parse_blocks(PyObject *tuple, Block *blocks, int64_t *rank) {
-    Py_ssize_t n = PyTuple_GET_SIZE(tuple);
-    if (n) *rank = 0;
-    for (Py_ssize_t i = 0; i < n; i++) {
-        Address values, row;
-        long long own;
-        Block *block = blocks + i;
-        if (!PyArg_ParseTuple(PyTuple_GET_ITEM(tuple, i), "KLfK", &values, &own, &block->factor, &row)) return 0;
-        block->values = pointer(values), block->row = pointer(row), block->rank = own;
-        *rank += own;
-    }
-    return 1;
+static int is_list_of(PyObject *object, Py_ssize_t n) {
+    return (PyList_Check(object) || PyTuple_Check(object)) && (n < 0 || PySequence_Fast_GET_SIZE(object) == n);
 }
 
-/* Those of R and of G, in this order. */
-static int parse_both(Job *job, PyObject *rights, PyObject *outers) {
-    job->n_rights = PyTuple_GET_SIZE(rights), job->n_outers = outers ? PyTuple_GET_SIZE(outers) : 0;
-    job->blocks = new_scratch(sizeof(Block) * (size_t)(job->n_rights + job->n_outers));
-    if (!job->blocks) return PyErr_NoMemory() != NULL;
-    job->rights = job->blocks, job->outers = job->blocks + job->n_rights;
-    if (parse_blocks(rights, job->rights, &job->rank) &&
-        (!outers || parse_blocks(outers, job->outers, &job->rank)))
+static int read_stack(PyObject *object, Stack *stack) {
+    if (!PyTuple_Check(object) || PyTuple_GET_SIZE(object) != 4 || !is_list_of(PyTuple_GET_ITEM(object, 0), -1)) {
+        PyErr_SetString(PyExc_ValueError, "a stack is (matrices, across, factors, rows)");
+        return 0;
+    }
+    if (!PyArg_ParseTuple(object, "OpOO", &stack->matrices, &stack->across, &stack->factors, &stack->rows)) return 0;
+    stack->n = PySequence_Fast_GET_SIZE(stack->matrices);
+    if ((stack->factors == Py_None || is_list_of(stack->factors, stack->n)) &&
+        (stack->rows == Py_None || is_list_of(stack->rows, stack->n)))
         return 1;
-    free_job(job);
+    PyErr_Format(PyExc_ValueError, "a stack of %zd matrices has another number of factors or rows", stack->n);
     return 0;
 }
 
-/* read(x, dtype, (rows, cols), across, R, L, its stride, T, its stride, G, wide, row, seed, p, n_threads):
-   addresses as int, 0 for what is not there; R and G tuples of blocks. Returns whether L is finite. */
-static PyObject *py_read(PyObject *self, PyObject *args) {
-    (void)self;
-    Job job = {0};
-    Address x, left, to, wide, row;
-    PyObject *rights, *outers;
-    long long rows, cols, left_stride, to_stride;
-    unsigned long long seed;
-    double p;
-    int n_threads;
-    if (!PyArg_ParseTuple(args, "Ki(LL)pO!KLKLO!KKKdi", &x, &job.dtype, &rows, &cols, &job.across, &PyTuple_Type,
-                          &rights, &left, &left_stride, &to, &to_stride, &PyTuple_Type, &outers, &wide, &row, &seed, &p,
-                          &n_threads))
-        return NULL;
-    if (!parse_both(&job, rights, outers)) return NULL;
-    job.x = pointer(x), job.left = pointer(left), job.to = pointer(to), job.wide = pointer(wide);
-    job.row = pointer(row);
-    job.rows = rows, job.cols = cols, job.left_stride = left_stride, job.to_stride = to_stride;
-    job.dropout = dropout_of(seed, p, cols);
-    return run(&job, 0, n_threads);
+/* The row lives as long as the call, whose argument it is. */
+static int take_row(PyObject *object, double **row) {
+    Py_buffer view;
+    *row = NULL;
+    if (object == Py_None) return 1;
+    if (PyObject_GetBuffer(object, &view, PyBUF_CONTIG | PyBUF_FORMAT)) return 0;
+    if (view.len == N_FIELDS * sizeof(double) && !strcmp(view.format, "d")) *row = view.buf;
+    PyBuffer_Release(&view);
+    if (!*row) PyErr_Format(PyExc_ValueError, "a row is no float64 [%d]", N_FIELDS);
+    return *row != NULL;
 }
 
-/* update(x, (rows, cols), across, L, its stride, R, stored, its dtype, row, seed, p, n_threads) */
+/* The matrices of a stack, and the sum of their ranks, which is `job->rank` if that is known. */
+static int take_stack(Job *job, const Stack *stack, const char *name, Block *blocks) {
+    int64_t rank = 0;
+    Tensor matrix;
+    job->across = stack->across;
+    for (Py_ssize_t i = 0; i < stack->n; i++) {
+        Block *block = blocks + i;
+        PyObject *row = stack->rows == Py_None ? Py_None : PySequence_Fast_GET_ITEM(stack->rows, i);
+        block->factor = 1;
+        if (stack->factors != Py_None)
+            block->factor = (float)PyFloat_AsDouble(PySequence_Fast_GET_ITEM(stack->factors, i));
+        if (PyErr_Occurred() || !take_row(row, &block->row) ||
+            !take(PySequence_Fast_GET_ITEM(stack->matrices, i), name, &matrix, FP32, 2,
+                  SHAPE(job->across ? job->cols : ANY_SIZE, job->across ? ANY_SIZE : job->cols)))
+            return 0;
+        block->values = matrix.at, block->rank = matrix.sizes[job->across];
+        rank += block->rank;
+    }
+    if (job->rank == ANY_SIZE) job->rank = rank;
+    if (rank == job->rank) return 1;
+    PyErr_Format(PyExc_ValueError, "%s has rank %lld, not %lld", name, (long long)rank, (long long)job->rank);
+    return 0;
+}
+
+/* Room for the blocks of R and of G, in this order. */
+static int new_blocks(Job *job, Py_ssize_t n_rights, Py_ssize_t n_outers) {
+    job->n_rights = n_rights, job->n_outers = n_outers;
+    job->blocks = new_scratch(sizeof(Block) * (size_t)(n_rights + n_outers));
+    if (!job->blocks) return PyErr_NoMemory() != NULL;
+    job->rights = job->blocks, job->outers = job->blocks + n_rights;
+    return 1;
+}
+
+/* [M, r], rows dense. */
+static int take_tall(const Job *job, PyObject *object, const char *name, float **at, int64_t *stride) {
+    Tensor t;
+    if (!take(object, name, &t, FP32, 1, SHAPE(job->rows, job->rank))) return 0;
+    *at = t.at, *stride = t.strides[0];
+    return 1;
+}
+
+/* read(x, projection, outer, wide, row, seed, p, n_threads): `projection` is (R, to) or None, `outer` (L, G) or None,
+   with R and G stacks; `to` and L [M, r], rows dense; `wide` fp32 [M, C] or None. Returns whether L is finite. */
+static PyObject *py_read(PyObject *self, PyObject *args) {
+    (void)self;
+    Job job = {.rank = ANY_SIZE};
+    PyObject *x_object, *projection, *outer, *wide_object, *row, *R, *to, *G, *L;
+    Stack right = {0}, into = {0};
+    Tensor x, wide = {0};
+    unsigned long long seed;
+    double p;
+    int n_threads, is_right = 0;
+    if (!PyArg_ParseTuple(args, "OOOOOKdi", &x_object, &projection, &outer, &wide_object, &row, &seed, &p,
+                          &n_threads) ||
+        !take(x_object, "x", &x, ANY_DTYPE, 2, SHAPE(ANY_SIZE, ANY_SIZE)) || !take_row(row, &job.row) ||
+        (wide_object != Py_None && !take(wide_object, "wide", &wide, FP32, 2, SHAPE(x.sizes[0], x.sizes[1]))) ||
+        (projection != Py_None && !(PyArg_Parse(projection, "(OO)", &R, &to) && read_stack(R, &right))) ||
+        (outer != Py_None && !(PyArg_Parse(outer, "(OO)", &L, &G) && read_stack(G, &into))))
+        return NULL;
+    if (right.n && into.n && right.across != into.across)
+        return PyErr_Format(PyExc_ValueError, "R and G lie across each other");
+    job.x = x.at, job.dtype = x.dtype, job.rows = x.sizes[0], job.cols = x.sizes[1], job.wide = wide.at;
+    job.dropout = dropout_of(seed, p, job.cols);
+    if (new_blocks(&job, right.n, into.n) && (!right.n || take_stack(&job, &right, "R", job.rights)) &&
+        (!into.n || take_stack(&job, &into, "G", job.outers)) &&
+        (!right.n || take_tall(&job, to, "to", &job.to, &job.to_stride)) &&
+        (!into.n || take_tall(&job, L, "left", &job.left, &job.left_stride)))
+        is_right = 1;
+    if (job.rank == ANY_SIZE) job.rank = 0;
+    if (is_right) return run(&job, 0, n_threads);
+    free_job(&job);
+    return NULL;
+}
+
+/* update(x, L, R, stored, row, seed, p, n_threads): x fp32 [M, C]; `stored` 16-bit [M, C], or None. */
 static PyObject *py_update(PyObject *self, PyObject *args) {
     (void)self;
-    Job job = {0};
-    Address x, left, stored, row;
-    PyObject *rights;
-    long long rows, cols, left_stride;
+    Job job = {.rank = ANY_SIZE};
+    PyObject *x_object, *L, *R, *stored_object, *row;
+    Stack right;
+    Tensor x, stored = {.dtype = FP32};
     unsigned long long seed;
     double p;
     int n_threads;
-    if (!PyArg_ParseTuple(args, "K(LL)pKLO!KiKKdi", &x, &rows, &cols, &job.across, &left, &left_stride, &PyTuple_Type,
-                          &rights, &stored, &job.dtype, &row, &seed, &p, &n_threads))
+    if (!PyArg_ParseTuple(args, "OOOOOKdi", &x_object, &L, &R, &stored_object, &row, &seed, &p, &n_threads) ||
+        !take(x_object, "x", &x, FP32, 2, SHAPE(ANY_SIZE, ANY_SIZE)) || !take_row(row, &job.row) ||
+        (stored_object != Py_None && !take(stored_object, "stored", &stored, HALF, 2, SHAPE(x.sizes[0], x.sizes[1]))) ||
+        !read_stack(R, &right))
         return NULL;
-    if (!parse_both(&job, rights, NULL)) return NULL;
-    job.x = pointer(x), job.left = pointer(left), job.stored = pointer(stored), job.row = pointer(row);
-    job.rows = rows, job.cols = cols, job.left_stride = left_stride;
-    job.dropout = dropout_of(seed, p, cols);
-    return run(&job, 1, n_threads);
+    job.x = x.at, job.rows = x.sizes[0], job.cols = x.sizes[1], job.stored = stored.at, job.dtype = stored.dtype;
+    job.dropout = dropout_of(seed, p, job.cols);
+    if (new_blocks(&job, right.n, 0) && take_stack(&job, &right, "R", job.rights) &&
+        take_tall(&job, L, "left", &job.left, &job.left_stride))
+        return run(&job, 1, n_threads);
+    free_job(&job);
+    return NULL;
 }
 
 static PyMethodDef methods[] = {

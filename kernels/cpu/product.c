@@ -11,10 +11,8 @@
    additions does not depend on the number of threads. A tile's sixteen rows hold 32 bf16 each: of X as they lie, of W
    as pairs that are multiplied and added at once. */
 
-#define PY_SSIZE_T_CLEAN
-#include <Python.h>
-#include <stdint.h>
-#include <stdlib.h>
+#include "common.h" /* first: it asks the system for more than C11 */
+
 #include <string.h>
 
 #include "planes.h"
@@ -207,26 +205,32 @@ static int product(Job *job) {
 }
 #endif
 
-typedef unsigned long long Address;
-
-static void *pointer(Address address) { return (void *)(uintptr_t)address; }
-
-/* product(x, x_dtype, x_stride, w, w_dtype, w_stride, transposed, bias, out, out_stride, add, (M, N, C), n_planes,
-   n_threads): False, and OUT as it was, if X has values that cannot be cut. */
+/* product(x, w, transposed, bias, out, add, n_threads): x [M, C], w fp16 or bf16 [N, C] if `transposed`, else [C, N],
+   bias fp32 [N] or None, out fp32 [M, N], rows dense. False, and OUT as it was, if X has values that cannot be cut. */
 static PyObject *py_product(PyObject *self, PyObject *args) {
     (void)self;
 #ifdef HAS_TILES
     Job job = {0};
-    Address x, w, bias, out;
-    long long x_stride, w_stride, out_stride, rows, cols, depth;
-    if (!PyArg_ParseTuple(args, "KiLKiLpKKLp(LLL)ii", &x, &job.x.dtype, &x_stride, &w, &job.w.dtype, &w_stride,
-                          &job.transposed, &bias, &out, &out_stride, &job.add, &rows, &cols, &depth, &job.n_planes,
-                          &job.n_threads))
+    PyObject *objects[4];
+    Tensor x, w, bias = {0}, out;
+    if (!PyArg_ParseTuple(args, "OOpOOpi", &objects[0], &objects[1], &job.transposed, &objects[2], &objects[3],
+                          &job.add, &job.n_threads) ||
+        !take(objects[0], "x", &x, ANY_DTYPE, 1, SHAPE(ANY_SIZE, ANY_SIZE)) ||
+        !take(objects[1], "weight", &w, HALF, 1, SHAPE(ANY_SIZE, ANY_SIZE)))
         return NULL;
-    job.bias = pointer(bias), job.out = pointer(out), job.out_stride = out_stride, job.cols = cols;
-    job.x.at = pointer(x), job.x.stride = x_stride, job.x.rows = rows, job.x.cols = depth;
-    job.w.at = pointer(w), job.w.stride = w_stride;
-    job.w.rows = job.transposed ? cols : depth, job.w.cols = job.transposed ? depth : cols;
+    int64_t cols = w.sizes[!job.transposed];
+    if (w.sizes[job.transposed] != x.sizes[1] || !values_of(&w))
+        return PyErr_Format(PyExc_ValueError, "weight [%lld, %lld] does not fit x [%lld, %lld]",
+                            (long long)w.sizes[0], (long long)w.sizes[1], (long long)x.sizes[0],
+                            (long long)x.sizes[1]);
+    if ((objects[2] != Py_None && !take(objects[2], "bias", &bias, FP32, 1, SHAPE(cols))) ||
+        !take(objects[3], "out", &out, FP32, 1, SHAPE(x.sizes[0], cols)))
+        return NULL;
+    if (level < LEVEL_AMX) return PyErr_Format(PyExc_ValueError, "these loops run at level %d only", LEVEL_AMX);
+    job.x = (Matrix){x.at, x.strides[0], x.sizes[0], x.sizes[1], x.dtype};
+    job.w = (Matrix){w.at, w.strides[0], w.sizes[0], w.sizes[1], w.dtype};
+    job.bias = bias.at, job.out = out.at, job.out_stride = out.strides[0], job.cols = cols;
+    job.n_planes = x.dtype == BF16 && w.dtype == BF16 ? 1 : MAX_PLANES;
     int outcome;
     Py_BEGIN_ALLOW_THREADS
     outcome = product(&job);

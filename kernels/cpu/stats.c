@@ -8,10 +8,7 @@
    C11 with the vector types of GCC and Clang, for any chip. On x86-64 the hot function is compiled
    three times, also for AVX2 and F16C (which halves the time of fp16) and for AVX-512, and chosen at run time. */
 
-#define PY_SSIZE_T_CLEAN
-#include <Python.h>
-#include <stdint.h>
-#include <stdlib.h>
+#include "common.h" /* first: it asks the system for more than C11 */
 
 #include "statistics.h"
 #include "threads.h"
@@ -53,20 +50,22 @@ static void share_of_job(void *argument, int64_t number, void *space) {
     job->partials[number] = p;
 }
 
-/* stats(x, n, dtype, count_small, stored, row, n_threads): addresses as int. With `stored`, x is fp32 and is rounded to
-   it; else x has the dtype and is only counted. */
+/* stats(x, count_small, stored, row, n_threads). With `stored`, x is fp32 and is rounded to it; else, it being None, x
+   is only counted. `row` is float64 [9]. All are dense, x and `stored` of any shape. */
 static PyObject *py_stats(PyObject *self, PyObject *args) {
     (void)self;
-    long long n;
-    unsigned long long x, stored, row;
     int n_threads;
-    Job job;
-    if (!PyArg_ParseTuple(args, "KLiiKKi", &x, &n, &job.dtype, &job.count_small, &stored, &row, &n_threads))
+    PyObject *x_object, *stored_object, *row_object;
+    Tensor x, stored = {0}, row;
+    Job job = {0};
+    if (!PyArg_ParseTuple(args, "OpOOi", &x_object, &job.count_small, &stored_object, &row_object, &n_threads) ||
+        !take_flat(x_object, "x", &x, stored_object == Py_None ? ANY_DTYPE : FP32, ANY_SIZE) ||
+        (stored_object != Py_None && !take_flat(stored_object, "stored", &stored, HALF, values_of(&x))) ||
+        !take(row_object, "row", &row, FP64, 1, SHAPE(N_FIELDS)))
         return NULL;
-    job.x = (const void *)(uintptr_t)x;
-    job.stored = (void *)(uintptr_t)stored;
-    job.n = n;
-    job.n_shares = (n + SHARE - 1) / SHARE;
+    job.x = x.at, job.stored = stored.at, job.n = values_of(&x);
+    job.dtype = stored_object == Py_None ? x.dtype : stored.dtype;
+    job.n_shares = (job.n + SHARE - 1) / SHARE;
     job.walk = AT_LEVEL(share);
     job.partials = new_scratch(sizeof(Partial) * (size_t)job.n_shares);
     if (!job.partials) return PyErr_NoMemory();
@@ -74,7 +73,7 @@ static PyObject *py_stats(PyObject *self, PyObject *args) {
     run_shares(share_of_job, &job, job.n_shares, n_threads, 0);
     Partial total = {0};
     for (int64_t i = 0; i < job.n_shares; i++) add_partial(&total, &job.partials[i]);
-    write_row(&total, job.n, job.stored != NULL, job.count_small, (double *)(uintptr_t)row);
+    write_row(&total, job.n, stored_object != Py_None, job.count_small, row.at);
     Py_END_ALLOW_THREADS
     free_scratch(job.partials);
     Py_RETURN_NONE;
@@ -92,15 +91,17 @@ static void count_exponents(const void *x, int64_t n, int dtype, int64_t *counts
     for (int e = 0; e < N_EXPONENTS; e++) counts[e] = tables[0][e] + tables[1][e] + tables[2][e] + tables[3][e];
 }
 
-/* exponents(x, n, dtype, counts): int64 counts [256] of the fp32 exponent field. */
+/* exponents(x, counts): int64 counts [256] of the fp32 exponent field of a dense x of any shape. */
 static PyObject *py_exponents(PyObject *self, PyObject *args) {
     (void)self;
-    long long n;
-    unsigned long long x, counts;
-    int dtype;
-    if (!PyArg_ParseTuple(args, "KLiK", &x, &n, &dtype, &counts)) return NULL;
+    PyObject *x_object, *counts_object;
+    Tensor x, counts;
+    if (!PyArg_ParseTuple(args, "OO", &x_object, &counts_object) ||
+        !take_flat(x_object, "x", &x, ANY_DTYPE, ANY_SIZE) ||
+        !take(counts_object, "counts", &counts, INT64, 1, SHAPE(N_EXPONENTS)))
+        return NULL;
     Py_BEGIN_ALLOW_THREADS
-    count_exponents((const void *)(uintptr_t)x, n, dtype, (int64_t *)(uintptr_t)counts);
+    count_exponents(x.at, values_of(&x), x.dtype, counts.at);
     Py_END_ALLOW_THREADS
     Py_RETURN_NONE;
 }

@@ -6,9 +6,6 @@
 #ifndef LORA_TRAIN_THREADS_H
 #define LORA_TRAIN_THREADS_H
 
-#ifndef _GNU_SOURCE
-#define _GNU_SOURCE /* RTLD_DEFAULT */
-#endif
 #include <dlfcn.h>
 #include <pthread.h>
 #include <stdatomic.h>

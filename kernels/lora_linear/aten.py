@@ -31,7 +31,7 @@ class _Rows:
 
     def __init__(self, count: int, wanted: bool):
         self._values = numpy.full((count if wanted else 0, N_FIELDS), numpy.nan)
-        self._rows = lora_passes.rows(self._values) if wanted else []
+        self._rows = list(self._values)
 
     def at(self, index: int) -> lora_passes.Row | None:
         """Row `index`, to be written; None without statistics."""

@@ -12,7 +12,6 @@ of indices drawn at random in ATen, so the two draw different masks.
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy
 import torch
@@ -26,22 +25,8 @@ from .group import NO_DROPOUT, Dropout, Factor
 N_OVERFLOW = FIELDS.index("n_overflow")
 
 
-class Row(NamedTuple):
-    """Where the statistics of a tensor go: a float64 [9] of NumPy, subnormals and zeros of 16-bit tensors only."""
-
-    values: numpy.ndarray
-    address: int
-
-    def of_gradient(self, x: Tensor) -> None:
-        """Writes those of a contiguous fp32 tensor, which nobody rounded."""
-        self.values[:] = tensor_stats_cpu(x, False).numpy()
-        self.values[N_OVERFLOW : N_OVERFLOW + 2] = 0
-
-
-def rows(values: numpy.ndarray) -> list[Row]:
-    """Those of a float64 [n, 9]."""
-    start, size = values.ctypes.data, values.strides[0]
-    return [Row(row, start + i * size) for i, row in enumerate(values)]
+Row = numpy.ndarray
+"""Where the statistics of a tensor go: a float64 [9], subnormals and zeros of 16-bit tensors only."""
 
 
 def down(
@@ -54,8 +39,8 @@ def down(
         return _dropped(x32, dropout) @ stacked.t(), x32 if widen else x
     wide = x if x.dtype == torch.float32 or not widen else torch.empty_like(x, dtype=torch.float32)
     to = lora_A[0].new_empty(x.shape[0], sum([a.shape[0] for a in lora_A]))
-    right = [(a.contiguous(), factor) for a, factor in zip(lora_A, factors, strict=True)]
-    cpu.read(x, right=right, to=to, wide=wide, dropout=_drawn(dropout))
+    right = cpu.Stack([a.contiguous() for a in lora_A], factors=factors)
+    cpu.read(x, projection=(right, to), wide=wide, dropout=_drawn(dropout))
     return to, wide
 
 
@@ -63,13 +48,12 @@ def da(g: Tensor, x: Tensor, ranks: Sequence[int], dropout: Dropout, into: Seque
     """dA_i [r_i, C] for a contiguous G [M, sum of r_i]. A row is that of a dA_i."""
     if cpu.AVAILABLE:
         found = [g.new_empty(rank, x.shape[1]) for rank in ranks]
-        outer = [(part, _address(row)) for part, row in zip(found, into, strict=True)]
-        cpu.read(x, left=g, outer=outer, dropout=_drawn(dropout))
+        cpu.read(x, outer=(g, cpu.Stack(found, rows=into)), dropout=_drawn(dropout))
         return found
     found = [part.clone() for part in (g.t() @ _dropped(x.float(), dropout)).split(list(ranks))]
     for part, row in zip(found, into, strict=True):
         if row is not None:
-            row.of_gradient(part)
+            _write_of_gradient(row, part)
     return found
 
 
@@ -88,16 +72,16 @@ def grad(
     if cpu.AVAILABLE:
         wide = dy if dy.dtype == torch.float32 or not widen else torch.empty_like(dy, dtype=torch.float32)
         db = torch.empty_like(b, memory_format=torch.contiguous_format)
-        rights, outer = [(b.contiguous(), factor)], [(db, _address(db_row))]
-        finite = cpu.read(dy, right=rights, to=g, left=h, outer=outer, across=True, wide=wide, row=_address(row))
+        rights, db_into = cpu.Stack((b.contiguous(),), True, (factor,)), cpu.Stack((db,), True, None, (db_row,))
+        finite = cpu.read(dy, projection=(rights, g), outer=(h, db_into), wide=wide, row=row)
         return wide, db, finite
     wide = dy.float()
     torch.mul(wide @ b, factor, out=g)
     db = (h.t() @ wide).t().contiguous()  # faster than dY^T H
     if row is not None:
-        row.values[:] = tensor_stats_cpu(dy, False).numpy()
+        row[:] = tensor_stats_cpu(dy, False).numpy()
     if db_row is not None:
-        db_row.of_gradient(db)
+        _write_of_gradient(db_row, db)
     # in one pass: the sum of fp32 values cannot overflow in double
     return wide if widen else dy, db, math.isfinite(float(h.sum(dtype=torch.float64)))
 
@@ -111,17 +95,17 @@ def up(
     matrices, across = right
     if cpu.AVAILABLE:
         stored = acc if dtype == torch.float32 else torch.empty_like(acc, dtype=dtype)
-        matrices = [matrix.contiguous() for matrix in matrices]
-        cpu.update(acc, h, matrices, stored, across=across, row=_address(row), dropout=_drawn(dropout))
+        stack = cpu.Stack([matrix.contiguous() for matrix in matrices], across)
+        cpu.update(acc, h, stack, stored, row=row, dropout=_drawn(dropout))
     else:
         r = torch.cat([matrix.t() for matrix in matrices] if across else list(matrices))
         acc = acc.addmm_(h, r) if dropout.p == 0 else acc.add_(_drop_(h @ r, dropout))
         if row is None:
             return acc.to(dtype)
         stored, found = round_with_stats_cpu(acc, dtype, full=False)
-        row.values[:] = found.numpy()
+        row[:] = found.numpy()
     if row is not None and dtype == torch.float32:
-        row.values[N_OVERFLOW : N_OVERFLOW + 2] = 0
+        row[N_OVERFLOW : N_OVERFLOW + 2] = 0
     return stored
 
 
@@ -158,5 +142,7 @@ def _drawn(dropout: Dropout) -> tuple[int, float]:
     return (0, 0.0) if dropout.seed is None else (int(dropout.seed), dropout.p)
 
 
-def _address(row: Row | None) -> int:
-    return 0 if row is None else row.address
+def _write_of_gradient(row: Row, x: Tensor) -> None:
+    """Writes the statistics of a contiguous fp32 tensor, which nobody rounded."""
+    row[:] = tensor_stats_cpu(x, False).numpy()
+    row[N_OVERFLOW : N_OVERFLOW + 2] = 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import csv
 import hashlib
+import importlib.util
 import io
 import json
 import os
@@ -18,15 +19,14 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.gpu import setup
-from benchmarks.gpu.parts import CORRECTNESS_SECONDS, PARTS, TOTAL_SECONDS, Part
+from benchmarks.gpu.parts import CORRECTNESS_SECONDS, PARTS, TOTAL_SECONDS, Part, setup
 from benchmarks.gpu.runner import HEAD, LEAST_SECONDS, TAIL, Output, Runner, compiled, environment
 from benchmarks.gpu.wheels import WANTED, reduce_wheel, requirements
 
 from ..conftest import ROOT
 
 MIB = 1 << 20
-STANDARD_LIBRARY_ALONE = ("__init__", "__main__", "parts", "runner", "child", "context", "machine", "setup", "wheels")
+STANDARD_LIBRARY_ALONE = ("__main__", "runner", "child", "context", "machine", "parts", "parts.setup", "wheels")
 
 PLANTED = {
     "good": """
@@ -62,7 +62,7 @@ PLANTED = {
             return "said a lot"
     """,
     "skips": """
-        from .context import Skip
+        from ..context import Skip
         def run(context):
             raise Skip("no such tool here")
     """,
@@ -80,17 +80,17 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tree with the runner and parts of the test's own, on a machine that says it has a GPU."""
     root = tmp_path_factory.mktemp("planted")
     package = root / "benchmarks" / "gpu"
-    package.mkdir(parents=True)
+    (package / "parts").mkdir(parents=True)
     for name in ("__init__", "__main__", "runner", "child", "context", "machine"):
         shutil.copy(ROOT / "benchmarks" / "gpu" / f"{name}.py", package)
     machine = (package / "machine.py").read_text()
     (package / "machine.py").write_text(re.sub(r"return shutil\.which.*", "return True", machine))
-    parts = (ROOT / "benchmarks" / "gpu" / "parts.py").read_text().partition("PARTS = (")[0]
+    parts = (ROOT / "benchmarks" / "gpu" / "parts" / "__init__.py").read_text().partition("PARTS = (")[0]
     rows = [f'Part("{name}", "", {6 if name == "hangs" else 60})' for name in PLANTED if name != "good"]
     listed = ['Part("setup", "", 60, module="good")', *rows, 'Part("last", "", 60, module="good")']
-    (package / "parts.py").write_text(f"{parts}\nPARTS = ({', '.join(listed)})\n")
+    (package / "parts" / "__init__.py").write_text(f"{parts}\nPARTS = ({', '.join(listed)})\n")
     for name, code in PLANTED.items():
-        (package / f"{name}.py").write_text("\n".join(line[8:] for line in code.splitlines()))
+        (package / "parts" / f"{name}.py").write_text("\n".join(line[8:] for line in code.splitlines()))
     return root
 
 
@@ -179,7 +179,7 @@ def test_an_unknown_part_and_a_machine_without_a_gpu_are_told():
 def test_the_runner_needs_nothing_but_the_standard_library():
     code = (
         "import sys; before = set(sys.modules); import "
-        + ", ".join(f"benchmarks.gpu.{name}" for name in STANDARD_LIBRARY_ALONE if name != "__init__")
+        + ", ".join(f"benchmarks.gpu.{name}" for name in STANDARD_LIBRARY_ALONE)
         + "; new = {name.split('.')[0] for name in set(sys.modules) - before}"
         + "; print(*sorted(new - set(sys.stdlib_module_names)))"
     )
@@ -192,7 +192,7 @@ def test_all_parts_fit_into_eight_minutes_and_those_of_correctness_into_four():
     assert sum(part.seconds for part in PARTS if part.correctness) <= CORRECTNESS_SECONDS == 240
     assert PARTS[0].name == "setup"
     for part in PARTS:
-        assert (ROOT / "benchmarks" / "gpu" / f"{part.module or part.name}.py").is_file()
+        assert importlib.util.find_spec(f"benchmarks.gpu.parts.{part.module or part.name}")
 
 
 def test_a_part_gets_its_own_seconds_and_what_others_left(tmp_path):
@@ -324,7 +324,7 @@ def test_a_typo_in_a_part_turns_a_dry_run_red(tmp_path, part, right, wrong):
     for name in ("benchmarks", "examples"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
     (tmp_path / "work").mkdir()
-    source = tmp_path / "benchmarks" / "gpu" / f"{part}.py"
+    source = tmp_path / "benchmarks" / "gpu" / "parts" / f"{part}.py"
     command = [sys.executable, "-m", "benchmarks.gpu.child", part, str(tmp_path / "work"), str(time.time() + 200)]
     variables = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
 

@@ -19,18 +19,19 @@ from lora_train.trainer.model.load import load_tokenizer
 from peft import LoraConfig, get_peft_model
 
 from benchmarks.overhead import __main__ as command
-from benchmarks.overhead import contender, profile, stock
+from benchmarks.overhead import contender, stock
 from benchmarks.overhead.floor import Floor, Product, products_of
 from benchmarks.overhead.growth import axes, growth_of, growth_table
-from benchmarks.overhead.load import Load
-from benchmarks.overhead.meter import Counts
+from benchmarks.overhead.measure import profile
+from benchmarks.overhead.measure.load import Load
+from benchmarks.overhead.measure.meter import Counts
+from benchmarks.overhead.measure.turns import Taken, rounds, same_rows
 from benchmarks.overhead.models import prepare
-from benchmarks.overhead.picture import limit_of, overhead_svg
 from benchmarks.overhead.rivals import RIVALS, installed
 from benchmarks.overhead.rows import LENGTHS, PROMPT_SHARES, write_rows
-from benchmarks.overhead.summary import Bar, bars, interval, percentile, ratios, row_of, rows_of
-from benchmarks.overhead.table import kinds_table, remarks, table
-from benchmarks.overhead.turns import Taken, rounds, same_rows
+from benchmarks.overhead.show.picture import limit_of, overhead_svg
+from benchmarks.overhead.show.summary import Bar, bars, interval, percentile, ratios, row_of, rows_of
+from benchmarks.overhead.show.table import kinds_table, remarks, table
 from benchmarks.overhead.watchers import WATCHERS
 from benchmarks.overhead.work import DEFAULT, WORKS, Work, configuration, lacking
 

@@ -107,7 +107,7 @@ def _trials(parts: Parts, diagnosis: Diagnosis, copy: Copy | None, live: Copy, h
             continue
         try:
             trial = try_out(parts, diagnosis, remedy, copy, healthy)
-        except torch.OutOfMemoryError:
+        except (torch.OutOfMemoryError, MemoryError):
             trial = Trial(remedy, Outcome(float("nan"), False), verified=False)
         if remedy.rolls_back and not trial.verified:
             healthy.restore(live)

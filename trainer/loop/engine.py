@@ -49,11 +49,14 @@ class OutOfMemory(Exception):
 
 @contextmanager
 def fits(examples: Sequence[Example], evaluating: bool = False) -> Iterator[None]:
-    """Tells a batch that does not fit into memory from other trouble: the CPU's allocator has no class of its own."""
+    """Tells a batch that does not fit into memory from other trouble: torch's allocator on the CPU has no class of its
+    own, and the compiled loops raise MemoryError.
+    """
     try:
         yield
-    except RuntimeError as error:
-        if isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error):
+    except (RuntimeError, MemoryError) as error:
+        out_of_memory = isinstance(error, (torch.OutOfMemoryError, MemoryError))
+        if out_of_memory or "DefaultCPUAllocator" in str(error):
             raise OutOfMemory(examples, evaluating) from error
         raise
 

@@ -80,7 +80,7 @@ def chat(request: Request) -> int:
             converse(talker)
         else:
             answer_lines(talker)
-    except torch.OutOfMemoryError as error:
+    except (torch.OutOfMemoryError, MemoryError) as error:
         raise UserError(problem("chat.memory", base=request.adapter.base)) from error
     return 0
 

@@ -10,16 +10,10 @@ import torch
 from lora_train.kernels import cpu
 from lora_train.kernels.backend import triton_on_cpu
 from lora_train.kernels.frozen import product as frozen_product
-from lora_train.kernels.lora_linear import (
-    gemm as lora_linear_gemm,
-)
-from lora_train.kernels.lora_linear import (
-    launch as lora_linear_launch,
-)
+from lora_train.kernels.lora_linear import gemm as lora_linear_gemm
+from lora_train.kernels.lora_linear import launch as lora_linear_launch
 from lora_train.kernels.lora_linear import lora_linear, site_names
-from lora_train.kernels.lora_linear import (
-    passes as lora_passes,
-)
+from lora_train.kernels.lora_linear import passes as lora_passes
 from lora_train.kernels.lora_linear.group import Dropout, Group
 from lora_train.kernels.lora_linear.reference import Watched, lora_linear_reference, slot_reference
 from lora_train.kernels.statistics.reduce import FIELDS

@@ -18,6 +18,7 @@ import psutil
 import pytest
 import yaml
 from lora_train.instrument.read.store import read_metrics
+from lora_train.kernels import cpu
 from lora_train.trainer.config.settings import with_settings
 from lora_train.trainer.errors import UserError
 from lora_train.trainer.run.resume import what_is_torn
@@ -169,6 +170,36 @@ def test_out_of_memory_names_the_batch_and_saves_what_there_is(tiny_models, tmp_
         resource.setrlimit(resource.RLIMIT_AS, limits)
     assert "`--dry-run` finds the largest batch that fits" in str(error.value)
     assert run_in_process(with_settings(config, {"training.max_steps": 1}), None) == 0
+
+
+# The command with a memory that ends in the third step, in one of its first allocations or a later one.
+SHORT_OF_MEMORY = """
+import sys
+from lora_train.kernels import cpu
+from lora_train.trainer.loop import train
+allocation, inner = int(sys.argv.pop()), train.train_step
+def train_step(parts, step):
+    cpu.fail_after(allocation if step == 3 else -1)
+    return inner(parts, step)
+train.train_step = train_step
+from lora_train.trainer.cli import main
+sys.exit(main())
+"""
+
+
+@pytest.mark.skipif(not cpu.AVAILABLE, reason="the C extension was not built")
+@pytest.mark.parametrize("allocation", [20, 120])  # of 87 forward and 150 backward
+def test_compiled_loops_without_memory_end_as_torch_does(cli, tiny_models, tmp_path, allocation):
+    config = write_config(tmp_path, tiny_models["llama"], max_steps=6, save_strategy="no")
+    command = [sys.executable, "-c", SHORT_OF_MEMORY, "--config", str(config), str(allocation)]
+    result = subprocess.run(command, capture_output=True, text=True, env=COMMAND_ENVIRONMENT, timeout=120, check=False)
+    assert result.returncode == 2, result.stdout + result.stderr
+    assert re.search(r"error: out of memory on a batch of \d+ x \d+ tokens \(rows [\d, ]+\)", result.stderr)
+    assert "Traceback" not in result.stderr
+    run = tmp_path / "run"
+    assert what_is_torn(run / "checkpoint-2") == ""
+    assert cli("--config", config, "training.max_steps=4", "--resume", "auto").returncode == 0
+    assert [row["step"] for row in steps_of(run)] == [1, 2, 3, 4]
 
 
 def launch(config: Path, *arguments: str) -> subprocess.Popen:

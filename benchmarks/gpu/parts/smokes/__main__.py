@@ -1,0 +1,7 @@
+"""What the sanitizer runs: `python -m benchmarks.gpu.parts.smokes`."""
+
+import sys
+
+from . import main
+
+sys.exit(main())
