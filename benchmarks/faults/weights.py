@@ -48,7 +48,7 @@ def lone_token(plan: Plan, n_steps: int, rng: random.Random) -> tuple[int, int, 
     count: Counter[int] = Counter()
     where: dict[int, tuple[int, Example]] = {}
     for step in range(1, n_steps + 1):
-        for example in (example for micro in plan.step(step) for example in micro):
+        for example in plan.rows(step).examples:
             count.update(set(example.input_ids.tolist()))
             where |= dict.fromkeys(example.input_ids[:-1][example.supervised[1:]].tolist(), (step, example))
     lone = sorted(token for token, found in where.items() if count[token] == 1 and token >= RESERVED and found[0] > 1)
