@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lora_train.instrument.constants import FP16_MAX
 from lora_train.trainer.data.batches import Plan
 from lora_train.trainer.data.examples import Example
 from torch import nn
@@ -30,7 +31,6 @@ from transformers import AutoModelForCausalLM
 
 from .draw import Case
 
-FP16_MAX = 65504.0
 # The trainer's first look at a model reads the tokens 0 to 3.
 RESERVED = 4
 # Embeddings have a norm of about 5.
