@@ -110,15 +110,15 @@ def config_of(case: str, folder: Path) -> Config:
 
 def predicted(case: str, folder: Path, gaps: bool) -> int:
     """Bytes at the peak, from the model's config; with or without the heap's gaps."""
-    from lora_train.trainer.dry_run.fake_model import make_twin
+    from lora_train.trainer.dry_run.fake_model import make_fake
     from lora_train.trainer.dry_run.memory import Shape, heap_gaps, predict
     from lora_train.trainer.loop.engine import Engine
 
     config = config_of(case, folder)
     n_rows = config.training.per_device_train_batch_size
-    twin = make_twin(config, Engine().device)
-    memory = predict(twin, Shape((LENGTH,) * n_rows, n_rows * (LENGTH - 1)))
-    return memory.total - (0 if gaps else heap_gaps(twin, memory.step))
+    fake = make_fake(config, Engine().device)
+    memory = predict(fake, Shape((LENGTH,) * n_rows, n_rows * (LENGTH - 1)))
+    return memory.total - (0 if gaps else heap_gaps(fake, memory.step))
 
 
 def measured(case: str, folder: Path, gaps: bool) -> int:

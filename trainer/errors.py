@@ -34,6 +34,12 @@ class Stopped(Exception):
     """The run cannot go on, through no fault of its configuration; says what is kept."""
 
 
+def first_line(error: BaseException, typed: bool = False) -> str:
+    """The first line of what an error says, its type where it says nothing; `typed`: with the type in any case."""
+    name, text = type(error).__name__, str(error).strip()
+    return (f"{name}: {text}".strip() if typed else text or name).split("\n")[0]
+
+
 def problem(key: str, /, **values: Any) -> Problem:
     """The problem whose sentences are `key` and, where the catalogue has it, `key.hint`."""
     hint = say(f"{key}.hint", **values) if f"{key}.hint" in catalogue("en") else ""

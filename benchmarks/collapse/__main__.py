@@ -42,10 +42,12 @@ def main() -> int:
 
     facts = machine()
     say(console, ", ".join(f"{name} {value}" for name, value in facts.items()))
-    from .model import HALF_MAX, MODULE, NEURON_INPUT, OUTPUT_WEIGHT, write_work
+    from lora_train.instrument.constants import FP16_MAX
+
+    from .model import MODULE, NEURON_INPUT, OUTPUT_WEIGHT, write_work
 
     config = write_work(out, arguments.seed)
-    say(console, f"{MODULE} gives {NEURON_INPUT * OUTPUT_WEIGHT:,.0f} of {HALF_MAX:,.0f} before training")
+    say(console, f"{MODULE} gives {NEURON_INPUT * OUTPUT_WEIGHT:,.0f} of {FP16_MAX:,.0f} before training")
     say(console, f"1/3  stock Trainer, three times. {NO_SCALER_ON_CPU}")
     stock, batches = run_stock(config, out)
     say(console, "2/3  lora-train, precision.on_collapse=stop")

@@ -25,7 +25,6 @@ import yaml
 ROOT = Path(__file__).resolve().parents[2]
 DATA = ROOT / "examples" / "data" / "koalpaca_mini.jsonl"
 MODULE = "gpt_neox.layers.2.mlp.dense_4h_to_h"
-HALF_MAX = 65504.0
 
 VOCABULARY, HIDDEN, LAYERS = 512, 128, 4
 LAYER, NEURON, CHANNELS = 2, 7, (17, 90)

@@ -182,7 +182,7 @@ def train(config: Config, row: Row, plan: Plan, pad_id: int, out: Path) -> Outco
 
 def batches(plan: Plan, n_steps: int) -> list[list[int]]:
     """The rows of the data that each step sees."""
-    return [[example.row for micro in plan.step(step) for example in micro] for step in range(1, n_steps + 1)]
+    return [list(plan.rows(step).numbers) for step in range(1, n_steps + 1)]
 
 
 def without_nan(value: Any) -> Any:

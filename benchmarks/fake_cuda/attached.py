@@ -12,7 +12,7 @@ from .driver import fake_cuda
 from .runs import LENGTHS, Seen, Step, watched_or_not, write_model, zeros_in_fresh_memory
 
 # The callback reads what it has found of a step once, at its end.
-WANTED = "Tensor.tolist reads a number: instrument/attach/instrument.py"
+WANTED = "Tensor.tolist reads a number: instrument/attach/step.py"
 
 
 def train(

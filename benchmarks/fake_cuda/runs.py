@@ -184,12 +184,12 @@ def _steps_are_seen(seen: Seen, watch: bool, bad_row: int | None) -> Iterator[No
 
     run_step, evaluate, loss_of = loop.train_step, loop.evaluate, SupervisedLoss.__call__
 
-    def train_step(parts: Any, step: int) -> torch.Tensor:
+    def train_step(components: Any, rows: Any) -> torch.Tensor:
         driver = seen.driver
         before, n_variants = driver.launches.copy(), len(driver.variants)
         with watched_or_not(watch) as waits:
-            row = run_step(parts, step)
-        seen.steps.append(Step(step, driver.launches - before, len(driver.variants) - n_variants, waits.faults))
+            row = run_step(components, rows)
+        seen.steps.append(Step(rows.step, driver.launches - before, len(driver.variants) - n_variants, waits.faults))
         seen.n_after_first_step = seen.n_after_first_step or len(driver.variants)
         return row
 

@@ -111,7 +111,7 @@ def break_model(case: Case, models: Path, folder: Path, plan: Plan, expected: Ex
     break_weight(models / f"{case.arch}-{case.layers}", folder, case, token, example)
     expected.steps = (step, step)
     expected.bad_rows = {example.row}
-    expected.good_rows = {e.row for micro in plan.step(step) for e in micro} - {example.row}
+    expected.good_rows = set(plan.rows(step).numbers) - {example.row}
     return folder
 
 
@@ -131,7 +131,7 @@ def _named(expected: Expected, diagnoses: list[dict[str, Any]], plan: Plan, modu
     first, last = expected.steps
     if not first <= found["step"] <= last:
         wrong.append(f"step {found['step']}, not {first if first == last else f'{first} to {last}'}")
-    rows = [example.row for micro in plan.step(found["step"]) for example in micro]
+    rows = list(plan.rows(found["step"]).numbers)
     if found["rows"] != rows:
         wrong.append(f"rows {found['rows']}, not {rows}")
     alone = set(found["evidence"].get("rows_alone", []))

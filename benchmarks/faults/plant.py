@@ -19,9 +19,9 @@ from lora_train.instrument.record.latch import PATIENCE
 from lora_train.instrument.record.trace import traced_modules
 from lora_train.trainer.config.schema import Config
 from lora_train.trainer.data import batches
-from lora_train.trainer.data.batches import Plan
+from lora_train.trainer.data.batches import Plan, StepRows
 from lora_train.trainer.loop import train as loop
-from lora_train.trainer.loop.components import Parts
+from lora_train.trainer.loop.components import Components
 from lora_train.trainer.loop.lr_schedule import lr_table
 
 from .draw import Case
@@ -64,27 +64,27 @@ class Plant:
         self.expected = Expected(case.kind or "", case.module, (first, last))
 
     @torch.no_grad()
-    def before_step(self, parts: Parts, step: int) -> None:
+    def before_step(self, components: Components, step: int) -> None:
         """Breaks what is to break at this step, once."""
         case = self._case
-        self.modules = self.modules or set(traced_modules(parts.model))
+        self.modules = self.modules or set(traced_modules(components.model))
         if self._done or step < (1 if case.fault in ("high_floor", None) else case.step):
             return
         self._done = True
         if case.fault == "lora_weight":
-            layer: Any = traced_modules(parts.model)[case.module or ""]
+            layer: Any = traced_modules(components.model)[case.module or ""]
             weight = self._rng.choice((layer.lora_A, layer.lora_B))["default"].weight
             weight.view(-1)[self._rng.randrange(weight.numel())] = case.size
         elif case.fault == "no_labels":
-            for example in (example for micro in parts.plan.step(step) for example in micro):
+            for example in components.plan.rows(step).examples:
                 example.supervised[:] = False
         elif case.fault == "learning_rate" and step > 1:  # else the configuration has it
-            training = parts.config.training
-            parts.optimizer.follow([rate * case.size for rate in lr_table(training, parts.n_steps)])
+            training = components.config.training
+            components.optimizer.follow([rate * case.size for rate in lr_table(training, components.n_steps)])
         elif case.fault in ("high_scale", "low_scale") or (case.fault is None and case.size):
-            parts.loss_scale.scale.fill_(case.size)
+            components.loss_scale.scale.fill_(case.size)
         elif case.fault == "high_floor":
-            parts.loss_scale.scale.mul_(2.0**case.size)
+            components.loss_scale.scale.mul_(2.0**case.size)
 
 
 @contextmanager
@@ -92,9 +92,9 @@ def planted(plant: Plant) -> Iterator[None]:
     """While it lasts, runs in this process meet the fault."""
     real = loop.train_step
 
-    def train_step(parts: Parts, step: int) -> torch.Tensor:
-        plant.before_step(parts, step)
-        return real(parts, step)
+    def train_step(components: Components, rows: StepRows) -> torch.Tensor:
+        plant.before_step(components, rows.step)
+        return real(components, rows)
 
     with mock.patch.object(loop, "train_step", train_step):
         yield

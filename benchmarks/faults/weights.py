@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lora_train.instrument.constants import FP16_MAX
 from lora_train.trainer.data.batches import Plan
 from lora_train.trainer.data.examples import Example
 from torch import nn
@@ -30,7 +31,6 @@ from transformers import AutoModelForCausalLM
 
 from .draw import Case
 
-FP16_MAX = 65504.0
 # The trainer's first look at a model reads the tokens 0 to 3.
 RESERVED = 4
 # Embeddings have a norm of about 5.
@@ -48,7 +48,7 @@ def lone_token(plan: Plan, n_steps: int, rng: random.Random) -> tuple[int, int, 
     count: Counter[int] = Counter()
     where: dict[int, tuple[int, Example]] = {}
     for step in range(1, n_steps + 1):
-        for example in (example for micro in plan.step(step) for example in micro):
+        for example in plan.rows(step).examples:
             count.update(set(example.input_ids.tolist()))
             where |= dict.fromkeys(example.input_ids[:-1][example.supervised[1:]].tolist(), (step, example))
     lone = sorted(token for token, found in where.items() if count[token] == 1 and token >= RESERVED and found[0] > 1)

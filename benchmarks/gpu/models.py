@@ -108,7 +108,7 @@ def write_settings(path: Path, values: Settings) -> Path:
     return path
 
 
-def parts_of(values: Settings) -> Any:
+def components_of(values: Settings) -> Any:
     """Everything a step of such a run needs, built in this process."""
     from lora_train.trainer.config.schema import Config
     from lora_train.trainer.console import Console

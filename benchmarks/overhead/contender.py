@@ -80,10 +80,10 @@ def ours(settings: dict[str, Any], gate: Gate) -> None:
     step: Callable[..., Any] = loop.train_step
     last: list[Any] = [None, None]
 
-    def gated(parts: Any, number: int) -> Any:
+    def gated(components: Any, rows: Any) -> Any:
         gate(*last)
-        row = step(parts, number)
-        last[:] = row[0], sum(example.n_supervised for micro in parts.plan.step(number) for example in micro)
+        row = step(components, rows)
+        last[:] = row[0], rows.n_supervised
         return row
 
     loop.train_step = gated

@@ -77,8 +77,8 @@ def products_of(model: Any, run_once: Any, n_tokens: int, n_supervised: int) -> 
 
 def train(settings: dict[str, Any], gate: Any) -> None:
     """Runs the products of a step again and again, stopped by the gate before each time."""
+    from lora_train.instrument.record.once import run_once
     from lora_train.trainer.config.schema import Config
-    from lora_train.trainer.loop.components import run_once
     from lora_train.trainer.model.load import add_lora, load_base
 
     config = Config.model_validate(settings)

@@ -70,9 +70,7 @@ def rows_of(config: Config, tokenizer: Any) -> tuple[list[dict[str, list[int]]],
     """The rows of the whole run in lora-train's order, and the number of supervised tokens of every step."""
     data = load_examples(config.data.train, config.data, tokenizer)
     plan = order_of(config, data, 1)
-    steps = [
-        [example for micro in plan.step(step) for example in micro] for step in range(1, config.training.max_steps + 1)
-    ]
+    steps = [plan.rows(step).examples for step in range(1, config.training.max_steps + 1)]
     rows = [row_of(example) for examples in steps for example in examples]
     return rows, [sum(example.n_supervised for example in examples) for examples in steps]
 

@@ -27,7 +27,8 @@ import torch
 from accelerate import Accelerator
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from .instrument import Instrument, four_tokens
+from ..record.once import run_once
+from .instrument import Instrument
 from .step import Step
 
 # What a report shows of TrainingArguments.
@@ -177,7 +178,7 @@ def _under_autocast(args: TrainingArguments, model: torch.nn.Module) -> None:
     dtype = torch.float16 if args.fp16 else torch.bfloat16 if args.bf16 else None
     context = torch.autocast(device.type, dtype) if dtype is not None else contextlib.nullcontext()
     with context:
-        four_tokens(model, device)
+        run_once(model, device)
 
 
 def _plain(value: Any) -> Any:

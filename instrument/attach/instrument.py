@@ -20,9 +20,8 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import json
-import math
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -33,23 +32,42 @@ from torch import nn
 
 from ...kernels.backend import is_gpu
 from ...kernels.statistics.multi_tensor import multi_tensor_stats
-from ...kernels.statistics.tensor_stats import FIELDS, exponent_histogram, tensor_stats
-from ..judge.detect import Detectors, Diagnosis, Trouble
+from ...kernels.statistics.tensor_stats import exponent_histogram, tensor_stats
+from ..constants import GIB
+from ..judge.detect import Detectors, Diagnosis, Kind, Trouble
 from ..messages import say
 from ..read.store import METRICS, SCHEMA_VERSION, MetricsLog, Site, StatsWriter, write_sites, write_text
 from ..record.capsule import incident_folder, write_diagnosis
+from ..record.latch import MAX_SKIPS
+from ..record.once import in_mode
+from ..record.once import run_once as four_tokens
 from ..record.patch import Patched, on_hooks, patch, unpatch
 from ..record.recorder import Recorder
+from ..record.sites import Watching
 from ..record.trace import Tracer, bad_weights
-from .step import Step
+from .step import Step, StepResult
 
-SUMSQ = FIELDS.index("sumsq")
-N_NAN, N_INF = FIELDS.index("n_nan"), FIELDS.index("n_inf")
-GIB = 2**30
-# A scale that halves for the thirtieth time in a row is far below any that helps (latch.py).
-MAX_SKIPS = 30
 # A loop that goes on after a collapse shows nothing new afterwards.
 MAX_DIAGNOSES = 5
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the loop said of itself, as in `Instrument`."""
+
+    fuse: bool
+    fp16: bool
+    stops: bool
+
+
+@dataclass(frozen=True)
+class Blame:
+    """What was wrong with a step, as in `Diagnosis`."""
+
+    kind: Kind
+    phase: str
+    module: str | None = None
+    evidence: dict[str, Any] = field(default_factory=dict)
 
 
 class Instrument:
@@ -93,30 +111,23 @@ class Instrument:
         Raises:
             ValueError: the model has no LoRA layer.
         """
-        self._model, self._warn, self._fp16, self._fused = model, warn, fp16, fuse
+        self._model, self._warn = model, warn
+        self._options = Options(fuse, fp16, stops)
         self._parameters = [p for p in model.parameters() if p.requires_grad]
         device = self._parameters[0].device if self._parameters else torch.device("cpu")
         once = run_once or (lambda: four_tokens(model, device))
         self._patched: Patched = patch(model, once) if fuse else on_hooks(model, once)
         if not self._patched.groups and not self._patched.unfused:
             raise ValueError(say("attach.no_lora"))
-        with _evaluating(model):
-            self.recorder = Recorder(
-                self._patched,
-                self._parameters,
-                once,
-                device,
-                n_micro_batches=gradient_accumulation_steps,
-                histogram_every=histogram_every,
-                model=model,
-                probe_every=probe_every,
-            )
+        self.n_micro_batches = gradient_accumulation_steps
+        watching = Watching(self.n_micro_batches, histogram_every, probe_every, model=model)
+        with in_mode(model, training=False):
+            self.recorder = Recorder(self._patched, self._parameters, once, device, watching)
         _compile_ahead(self.recorder.sites, device)
         self.run_dir = _free_folder(Path(run_dir))
         self._begin_folder(settings or {})
         self._metrics, self._stats = MetricsLog(self.run_dir, 0), StatsWriter(self.run_dir, 0, len(self.recorder.sites))
         self._detectors = Detectors(self.recorder.sites, fp16)
-        self.n_micro_batches, self._stops = gradient_accumulation_steps, stops
         self._n_steps = self._updates = n_steps
         self._skips = self._n_diagnosed = self._eval_seconds = 0
         self._stack = contextlib.ExitStack()
@@ -143,7 +154,7 @@ class Instrument:
         self._stack.close()
         self._metrics.close()
         self._stats.close()
-        if self._fused:
+        if self._options.fuse:
             unpatch(self._patched)
 
     @contextlib.contextmanager
@@ -174,46 +185,38 @@ class Instrument:
         Returns:
             what is wrong, if anything is; then incidents/ has a diagnosis.
         """
-        rows = self.gradient_rows() if step._rows is None else step._rows
+        rows = step.gradient_rows()
         self.recorder.finish_step(rows, self._gradients())
-        weighted = _total(step._weighted, rows) if step._weighted else rows.new_full((), math.nan)
-        counts = [_total([count[i] for count in step._counts], rows) for i in (0, 1)]
-        norm, bad_values = rows[:, SUMSQ].sum().sqrt(), (rows[:, N_NAN] + rows[:, N_INF]).sum()
-        facts = torch.stack([weighted, _total(step._bad, rows), norm, bad_values, *counts])
-        loss, n_bad, norm, n_bad_values, tokens, supervised = facts.tolist()  # the step's one wait for the device
-        step.loss = math.nan if n_bad else loss / step.loss_scale
-        step.finite = not n_bad and not n_bad_values
-        self._skips = 0 if step.finite else self._skips + 1
-        self._updates += step.finite
-        norm = math.nan if n_bad_values else norm / step.loss_scale
-        self._write_line(step, int(n_bad), norm, int(tokens), int(supervised))
-        trouble = self._statistics() or self._detectors.step(step.number, step.loss)
-        stuck = not step.finite and (not self._fp16 or self._skips >= MAX_SKIPS)
-        if n_bad or stuck:
-            trouble = self._detectors.before_overflow(step.number) or Trouble(step.number)
+        result = step.result(rows)
+        self._skips = 0 if result.finite else self._skips + 1
+        self._updates += result.finite
+        self._write_line(result)
+        trouble = self._statistics() or self._detectors.step(result.number, result.loss)
+        stuck = not result.finite and (not self._options.fp16 or self._skips >= MAX_SKIPS)
+        if result.n_bad or stuck:
+            trouble = self._detectors.before_overflow(result.number) or Trouble(result.number)
         if trouble is not None:
-            step.trouble = self._diagnosed(step, trouble)
+            step.trouble = self._diagnosed(result, trouble)
         return step.trouble
 
-    def _write_line(self, step: Step, n_bad: int, norm: float, tokens: int, supervised: int) -> None:
-        seconds = time.perf_counter() - step._started
+    def _write_line(self, result: StepResult) -> None:
         cuda = self._parameters[0].device.type == "cuda"
         self._metrics.write(
             {
-                "step": step.number,
+                "step": result.number,
                 "updates": self._updates,
-                "epoch": step.epoch,
-                "loss": step.loss,
-                "learning_rate": step.learning_rate,
-                "grad_norm": norm,
-                "loss_scale": step.loss_scale,
-                "skipped": not step.finite and self._fp16,
-                "nonfinite_micro_batches": n_bad,
-                "tokens": tokens,
-                "supervised_tokens": supervised,
-                "tokens_per_second": tokens / seconds,
-                "step_seconds": seconds,
-                "max_sequence_length": max((count[2] for count in step._counts), default=0),
+                "epoch": result.epoch,
+                "loss": result.loss,
+                "learning_rate": result.learning_rate,
+                "grad_norm": result.grad_norm,
+                "loss_scale": result.loss_scale,
+                "skipped": not result.finite and self._options.fp16,
+                "nonfinite_micro_batches": result.n_bad,
+                "tokens": result.tokens,
+                "supervised_tokens": result.supervised_tokens,
+                "tokens_per_second": result.tokens / result.seconds,
+                "step_seconds": result.seconds,
+                "max_sequence_length": result.longest,
                 "memory_allocated_gib": torch.cuda.memory_allocated() / GIB if cuda else None,
                 "memory_reserved_gib": torch.cuda.memory_reserved() / GIB if cuda else None,
                 "host_memory_gib": _host_memory(),
@@ -244,43 +247,44 @@ class Instrument:
     def _write_statistics(self, step: int, rows: torch.Tensor, exponents: torch.Tensor | None) -> None:
         self._stats.write(step, rows.numpy(), None if exponents is None else exponents.long().numpy())
 
-    def _diagnosed(self, step: Step, trouble: Trouble) -> Trouble:
+    def _diagnosed(self, result: StepResult, trouble: Trouble) -> Trouble:
         """Names kind and module, writes diagnosis.json and says it."""
         self._n_diagnosed += 1
         if self._n_diagnosed > MAX_DIAGNOSES:
             return trouble
-        kind, module, phase, evidence = trouble.kind, trouble.module, "optimizer", dict(trouble.evidence)
-        if kind is None:
-            kind, module, phase, evidence = self._blame(step)
-        action = "stop" if self._stops else "none"
-        diagnosis = Diagnosis(kind, trouble.step, module, phase, [], evidence, action=action)
+        if trouble.kind is None:
+            blame = self._blame(result)
+        else:
+            blame = Blame(trouble.kind, "optimizer", trouble.module, dict(trouble.evidence))
+        kind, module, evidence = blame.kind, blame.module, blame.evidence
+        action = "stop" if self._options.stops else "none"
+        diagnosis = Diagnosis(kind, trouble.step, module, blame.phase, [], evidence, action=action)
         write_diagnosis(incident_folder(self.run_dir, trouble.step, 0), diagnosis.as_json())
         self._warn(say("attach.trouble", step=trouble.step, kind=kind, module=module or "-", run=self.run_dir))
         return Trouble(trouble.step, kind, module, evidence)
 
-    def _blame(self, step: Step) -> tuple[str, str | None, str, dict[str, Any]]:
+    def _blame(self, result: StepResult) -> Blame:
         """The module that turned finite inputs into something else: the forward passes again, with hooks on all."""
         dead = next((name for name, module in self._layers() if bad_weights(module) == "lora"), None)
         if dead is not None:
-            return "dead_adapter", dead, "optimizer", {}
-        dtype = torch.float16 if self._fp16 else torch.float32
-        for inputs, bad in zip(step._inputs, step._bad, strict=True):
-            if not inputs or not bool(bad):
+            return Blame(Kind.DEAD_ADAPTER, "optimizer", dead)
+        dtype = torch.float16 if self._options.fp16 else torch.float32
+        for micro_batch in result.micro_batches:
+            if not micro_batch.inputs or not bool(micro_batch.bad):
                 continue
             tracer = Tracer(self._model, self._patched.groups, dtype)
             with torch.no_grad(), self._quiet(), tracer.active():
-                self._model(**inputs)
+                self._model(**micro_batch.inputs)
             origin = tracer.origin("forward", None)
             if origin is not None:
                 sides = origin.trace.sides
                 evidence = {"n": sides["out"].n, "n_inf": sides["out"].n_inf, "n_nan": sides["out"].n_nan}
                 evidence |= {"input_absmax": sides["in"].absmax, "absmax": sides["out"].absmax}
-                kind = "bad_weight" if origin.weights == "base" else "forward_overflow"
-                return kind, origin.trace.name, "forward", evidence
-        if all(int(count[1]) == 0 for count in step._counts if count[1] is not None) and step._counts:
-            return "no_supervised_tokens", None, "data", {}
-        forward = any(bool(bad) for bad in step._bad)
-        return ("forward_overflow" if forward else "backward_overflow"), None, "forward" if forward else "backward", {}
+                kind = Kind.BAD_WEIGHT if origin.weights == "base" else Kind.FORWARD_OVERFLOW
+                return Blame(kind, "forward", origin.trace.name, evidence)
+        if result.micro_batches and not result.supervised_tokens:
+            return Blame(Kind.NO_SUPERVISED_TOKENS, "data")
+        return Blame(Kind.FORWARD_OVERFLOW, "forward") if result.n_bad else Blame(Kind.BACKWARD_OVERFLOW, "backward")
 
     def _layers(self) -> Iterator[tuple[str, nn.Module]]:
         for group in self._patched.groups:
@@ -295,22 +299,6 @@ class Instrument:
             yield
         finally:
             self._stack.enter_context(self.recorder.active())
-
-
-def four_tokens(model: nn.Module, device: torch.device) -> None:
-    """One forward pass on four tokens."""
-    with _evaluating(model), torch.no_grad():
-        model(input_ids=torch.arange(4, device=device)[None], use_cache=False)
-
-
-@contextlib.contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)
 
 
 def _host_memory() -> float:
@@ -329,13 +317,6 @@ def _compile_ahead(sites: Sequence[Site], device: torch.device) -> None:
             exponent_histogram(values)
             for full in (False, True):
                 tensor_stats(values, full=full)
-
-
-def _total(values: Sequence[Any], like: torch.Tensor) -> torch.Tensor:
-    """Sum of numbers and of tensors [], float64 [] where `like` is."""
-    tensors = [value.to(like.device).double() for value in values if isinstance(value, torch.Tensor)]
-    known = float(sum(value for value in values if not isinstance(value, torch.Tensor)))
-    return torch.stack(tensors).sum() + known if tensors else like.new_full((), known)
 
 
 def _free_folder(wanted: Path) -> Path:

@@ -1,18 +1,21 @@
-"""A step of a loop that is not ours, as it is told of: its micro-batches, and what their losses weigh."""
+"""A step of a loop that is not ours, as it is told of: its micro-batches, what their losses weigh, and its result."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
 
+from ...kernels.statistics.tensor_stats import FIELDS
 from ..judge.detect import Trouble
 from ..messages import say
 from ..record.recorder import Recorder
+
+_SUMSQ, _N_NAN, _N_INF = (FIELDS.index(name) for name in ("sumsq", "n_nan", "n_inf"))
 
 
 class Recording(Protocol):
@@ -22,6 +25,55 @@ class Recording(Protocol):
     n_micro_batches: int
 
     def gradient_rows(self) -> torch.Tensor: ...
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """One that was told of.
+
+    Attributes:
+        inputs: the model's arguments, as far as they are known.
+        bad: bool [] on the device, whether its loss is not finite.
+        n_tokens, n_supervised: numbers, or tensors [] on the device.
+        longest: tokens of the longest row, padding counted.
+    """
+
+    inputs: Mapping[str, Any]
+    bad: torch.Tensor
+    n_tokens: Any
+    n_supervised: Any
+    longest: int
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What a step was, after its last backward pass and before anything is applied; plain numbers.
+
+    Attributes:
+        number: from 1.
+        loss: of the whole step, as the optimizer sees it; NaN where that of a micro-batch is not finite.
+        grad_norm: of the unscaled gradients; NaN where one is not finite.
+        finite: whether losses and gradients are.
+        n_bad: micro-batches whose loss is not finite.
+        tokens, supervised_tokens: of all micro-batches.
+        longest: tokens of the longest row.
+        seconds: since the step began.
+        micro_batches: in the order in which they were told.
+    """
+
+    number: int
+    learning_rate: float | None
+    loss_scale: float
+    epoch: float | None
+    loss: float
+    grad_norm: float
+    finite: bool
+    n_bad: int
+    tokens: int
+    supervised_tokens: int
+    longest: int
+    seconds: float
+    micro_batches: tuple[MicroBatch, ...]
 
 
 @dataclass
@@ -44,16 +96,14 @@ class Step:
     finite: bool = True
     trouble: Trouble | None = None
     _weighted: list[torch.Tensor] = field(default_factory=list)
-    _bad: list[torch.Tensor] = field(default_factory=list)
-    _inputs: list[Mapping[str, Any]] = field(default_factory=list)
-    _counts: list[tuple[Any, Any, int]] = field(default_factory=list)
+    _micro_batches: list[MicroBatch] = field(default_factory=list)
     _rows: torch.Tensor | None = None
     _begun: bool = False
     _started: float = field(default_factory=time.perf_counter)
 
     def begin_micro_batch(self) -> None:
         """To be called before the forward pass; again before a second one of the same micro-batch changes nothing."""
-        if not self._begun and len(self._bad) < self._instrument.n_micro_batches:
+        if not self._begun and len(self._micro_batches) < self._instrument.n_micro_batches:
             self._instrument.recorder.begin_micro_batch()
         self._begun = True
 
@@ -70,10 +120,8 @@ class Step:
         if not self._begun:
             raise ValueError(say("attach.not_begun"))
         self._begun = False
-        self._inputs.append(inputs or {})
-        self._counts.append(_counts(inputs or {}))
         value = loss.detach().float()
-        self._bad.append(~torch.isfinite(value))
+        self._micro_batches.append(MicroBatch(inputs or {}, ~torch.isfinite(value), *_counts(inputs or {})))
 
         def weigh(grad: torch.Tensor) -> None:
             self._weighted.append(value * grad.detach().float())
@@ -86,6 +134,40 @@ class Step:
     def _accumulated(self) -> None:
         self._rows = self._instrument.gradient_rows()
 
+    def gradient_rows(self) -> torch.Tensor:
+        """Statistics of the gradients as the last backward pass left them, float64 [parameters, 9]."""
+        return self._instrument.gradient_rows() if self._rows is None else self._rows
+
+    def result(self, rows: torch.Tensor) -> StepResult:
+        """Ends the step; waits for the device once.
+
+        Args:
+            rows: what `gradient_rows` gave.
+        """
+        told = self._micro_batches
+        weighted = _total(self._weighted, rows) if self._weighted else rows.new_full((), math.nan)
+        norm, bad_values = rows[:, _SUMSQ].sum().sqrt(), (rows[:, _N_NAN] + rows[:, _N_INF]).sum()
+        counts = [_total([m.n_tokens for m in told], rows), _total([m.n_supervised for m in told], rows)]
+        facts = torch.stack([weighted, _total([m.bad for m in told], rows), norm, bad_values, *counts])
+        loss, n_bad, grad_norm, n_bad_values, tokens, supervised = facts.tolist()  # the step's one wait
+        self.loss = math.nan if n_bad else loss / self.loss_scale
+        self.finite = not n_bad and not n_bad_values
+        return StepResult(
+            number=self.number,
+            learning_rate=self.learning_rate,
+            loss_scale=self.loss_scale,
+            epoch=self.epoch,
+            loss=self.loss,
+            grad_norm=math.nan if n_bad_values else grad_norm / self.loss_scale,
+            finite=self.finite,
+            n_bad=int(n_bad),
+            tokens=int(tokens),
+            supervised_tokens=int(supervised),
+            longest=max((m.longest for m in told), default=0),
+            seconds=time.perf_counter() - self._started,
+            micro_batches=tuple(told),
+        )
+
 
 def _counts(inputs: Mapping[str, Any]) -> tuple[Any, Any, int]:
     """Tokens, supervised tokens and the longest row of a micro-batch, the first two on the device."""
@@ -95,3 +177,10 @@ def _counts(inputs: Mapping[str, Any]) -> tuple[Any, Any, int]:
     real = mask.sum() if isinstance(mask, torch.Tensor) and mask.ndim == 2 else ids.numel()
     supervised = (labels[..., 1:] >= 0).sum() if isinstance(labels, torch.Tensor) else 0
     return real, supervised, ids.shape[-1]
+
+
+def _total(values: Sequence[Any], like: torch.Tensor) -> torch.Tensor:
+    """Sum of numbers and of tensors [], float64 [] where `like` is."""
+    tensors = [value.to(like.device).double() for value in values if isinstance(value, torch.Tensor)]
+    known = float(sum(value for value in values if not isinstance(value, torch.Tensor)))
+    return torch.stack(tensors).sum() + known if tensors else like.new_full((), known)

@@ -24,6 +24,8 @@ import math
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from enum import Enum
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from ..read.store import COLUMNS, Site
@@ -50,20 +52,40 @@ _ABSMAX, _SUBNORMAL, _UNDERFLOW, _ZERO, _N = (
 )
 
 
+class Kind(str, Enum):
+    """What can be wrong with a step, by the names at the head of this file; files hold them as text."""
+
+    FORWARD_OVERFLOW = "forward_overflow"
+    BACKWARD_OVERFLOW = "backward_overflow"
+    BAD_WEIGHT = "bad_weight"
+    DEAD_ADAPTER = "dead_adapter"
+    SCALE_COLLAPSE = "scale_collapse"
+    SCALE_UNDERFLOW = "scale_underflow"
+    NO_SUPERVISED_TOKENS = "no_supervised_tokens"
+    DIVERGENCE = "divergence"
+    NOT_REPRODUCED = "not_reproduced"
+    """Healthy when it is run again: not the numbers, the machine."""
+
+    def __str__(self) -> str:
+        return self.value
+
+    __format__ = str.__format__
+
+
 @dataclass(frozen=True)
 class Trouble:
     """A step that went wrong.
 
     Attributes:
         step: the first one, attempted.
-        kind: one of the names at the head of this file; None if only running it again can tell.
+        kind: None if only running it again can tell.
         latched: whether the device has held the state of the step.
         module: in the base model, where one is to blame.
         evidence: numbers.
     """
 
     step: int
-    kind: str | None = None
+    kind: Kind | None = None
     module: str | None = None
     evidence: Mapping[str, Any] = field(default_factory=dict)
     latched: bool = False
@@ -74,7 +96,7 @@ class Diagnosis:
     """What is written to diagnosis.json.
 
     Attributes:
-        kind: one of the names at the head of this file.
+        kind: what it is.
         step: attempted optimizer step.
         module: as in the base model, or None where none is to blame.
         phase: forward, backward, optimizer or data.
@@ -84,7 +106,7 @@ class Diagnosis:
         action: heal, rollback or stop.
     """
 
-    kind: str
+    kind: Kind
     step: int
     module: str | None
     phase: str
@@ -131,27 +153,27 @@ class LossWatch:
         self._recent.append((step, loss))
         self._first = loss if self._first is None else self._first
         losses = [value for _, value in self._recent]
-        median = _median(losses)
-        scatter = 1.4826 * _median([abs(value - median) for value in losses])
-        if len(losses) == WINDOW and median > self._limit:
-            return self._left(step, median)
+        middle = median(losses)
+        scatter = 1.4826 * median([abs(value - middle) for value in losses])
+        if len(losses) == WINDOW and middle > self._limit:
+            return self._left(step, middle)
         above = self._highest + max(MARGIN, RISE * self._best)
         if self._n_older >= WINDOW // 2 and min(losses) > above:  # all of them, whatever the scatter
-            evidence = {"loss": median, "best": self._best, "limit": above, "seen_at": step}
-            return Trouble(self._recent[0][0], "divergence", None, evidence)
-        self._calm = median <= self._best + MARGIN / 2
+            evidence = {"loss": middle, "best": self._best, "limit": above, "seen_at": step}
+            return Trouble(self._recent[0][0], Kind.DIVERGENCE, None, evidence)
+        self._calm = middle <= self._best + MARGIN / 2
         self._seen += 1
         untrained = self._first + max(WORSE * self._first + MARGIN, SCATTER * scatter)
         early = WINDOW <= self._seen <= 2 * WINDOW
         self.above_first = early and min(losses) > (1 + RISE) * self._first + MARGIN
-        if early and median > untrained:
+        if early and middle > untrained:
             onset = next((at for at, value in self._recent if value > untrained), self._recent[0][0])
-            evidence = {"loss": median, "best": self._first, "limit": untrained, "seen_at": step}
-            return Trouble(onset, "divergence", None, evidence)
+            evidence = {"loss": middle, "best": self._first, "limit": untrained, "seen_at": step}
+            return Trouble(onset, Kind.DIVERGENCE, None, evidence)
         if len(losses) >= WINDOW // 2:
-            self._best = min(self._best, median)
+            self._best = min(self._best, middle)
             # 1.4826 x the median deviation is the standard deviation of normal noise; a dozen may look calm by chance
-            if median <= self._best + MARGIN / 2:
+            if middle <= self._best + MARGIN / 2:
                 self._scatter = max(scatter, CALMING * self._scatter)
         return None
 
@@ -168,20 +190,14 @@ class LossWatch:
 
     def _left(self, step: int, loss: float) -> Trouble:
         onset = next((at for at, value in self._recent if value > self._limit), self._recent[0][0])
-        return Trouble(onset, "divergence", None, self.evidence(step, loss))
+        return Trouble(onset, Kind.DIVERGENCE, None, self.evidence(step, loss))
 
     def before_overflow(self, step: int) -> Trouble | None:
         """Whether the last losses before a step that is not finite had left already; one alone is a batch."""
         if self._best == math.inf:
             return None
-        last = _median([value for _, value in self._recent][-PATIENCE:])
+        last = median([value for _, value in self._recent][-PATIENCE:])
         return self._left(step, last) if last > self._limit else None
-
-
-def _median(values: list[float]) -> float:
-    ordered = sorted(values)
-    middle = len(ordered) // 2
-    return ordered[middle] if len(ordered) % 2 else (ordered[middle - 1] + ordered[middle]) / 2
 
 
 def lost_shares(sites: Sequence[Site], rows: np.ndarray) -> tuple[list[Site], np.ndarray]:
@@ -233,7 +249,7 @@ class UnderflowWatch:
             "lost_share": float(np.median(shares)),
             "seen_at": step,
         }
-        return Trouble(step - PATIENCE + 1, "scale_underflow", first.module, evidence)
+        return Trouble(step - PATIENCE + 1, Kind.SCALE_UNDERFLOW, first.module, evidence)
 
 
 class Detectors:
@@ -274,7 +290,7 @@ class Detectors:
         onset = self._peaks[int((growth[:, worst] >= GROWTH).argmax())][0]
         grown = {"growth": float(growth[-1, worst]), "peak": float(peaks[-1, worst])}
         module = self._sites[self._outputs[worst]].module
-        return Trouble(onset, "divergence", module, {**self._loss.evidence(step), **grown})
+        return Trouble(onset, Kind.DIVERGENCE, module, {**self._loss.evidence(step), **grown})
 
     def rows(self, step: int, rows: np.ndarray) -> tuple[Trouble | None, list[tuple[Site, Forecast]]]:
         """Looks at a step's statistics, float64 [sites, 12]: trouble, and what is about to overflow."""

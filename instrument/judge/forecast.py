@@ -16,8 +16,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-# The largest finite fp16 number.
-LIMIT = 65504.0
+from ..constants import FP16_MAX
+
 # Observations kept of each site: with +-5% of noise 256 give the slope of 20000 + 110 a step to 2%, 128 only to 5%.
 KEPT = 256
 # The shortest sees +5% a step double.
@@ -89,7 +89,7 @@ class Forecaster:
         limit: the magnitude to stay below.
     """
 
-    def __init__(self, n_sites: int, limit: float = LIMIT):
+    def __init__(self, n_sites: int, limit: float = FP16_MAX):
         self._limit = limit
         self._logs = np.zeros((n_sites, KEPT))  # ln(absmax / limit)
         self._steps = np.zeros((n_sites, KEPT))

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
+from ..constants import MIB
 from ..read.store import SCHEMA_VERSION, write_text
 
 INCIDENTS = "incidents"
@@ -51,4 +52,4 @@ def write_diagnosis(folder: Path, diagnosis: Mapping[str, Any]) -> None:
 
 def size_mib(folder: Path) -> float:
     """Size of an incident on disk."""
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 2**20
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / MIB

@@ -9,7 +9,7 @@ A ring (ring.py) carries a step's rows.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -24,6 +24,7 @@ from . import sites as site_tables
 from .patch import Group, Patched
 from .probe import Probe
 from .ring import Ring
+from .sites import Watching
 
 N_EXPONENTS = 256
 _SUMSQ, _ABSMAX, _N_NAN, _N_INF = (FIELDS.index(name) for name in ("sumsq", "absmax", "n_nan", "n_inf"))
@@ -35,6 +36,7 @@ class Recorder:
     """The statistics of one model in training.
 
     Attributes:
+        watching: what it looks at, and how often.
         sites: what is kept, in the order of the rows that `ready` and `drain` hand out.
         dropped: steps whose rows or histograms were dropped because the host lagged behind.
     """
@@ -45,14 +47,7 @@ class Recorder:
         parameters: Sequence[nn.Parameter],
         run_once: Callable[[], Any],
         device: torch.device,
-        *,
-        n_micro_batches: int,
-        patterns: Sequence[str] = ("*",),
-        histogram_every: int = 0,
-        model: nn.Module | None = None,
-        probe_every: int = 0,
-        float32: Collection[str] = (),
-        gather: Callable[[torch.Tensor], torch.Tensor] | None = None,
+        watching: Watching,
     ):
         """
         Args:
@@ -60,31 +55,24 @@ class Recorder:
             parameters: the trained parameters, in the order of the gradient rows `finish` gets.
             run_once: runs a forward on a few tokens, so that `watch` calls in it are found.
             device: of the model.
-            n_micro_batches: the most micro-batches one step has on this process.
-            patterns: which sites to keep, see `sites.selected`.
-            histogram_every: every so many steps exponents are counted; 0: never.
-            model: with the modules to probe; needed if probe_every > 0.
-            probe_every: every so many steps the outputs of the modules without LoRA are looked at in the first
-                micro-batch; 0: never.
-            float32: names of modules that compute in float32 whatever autocast says, with all that is in them.
-            gather: stacks a tensor of every process, [W, ...]; None for one process.
+            watching: what is looked at, and how often.
         """
-        self._patched, self._device, self._gather = patched, device, gather
-        self._histogram_every = histogram_every
+        self.watching, self._patched, self._device = watching, patched, device
+        self._gather = watching.gather
         self._watched: dict[str, int] = {}
         self._discovering = False
         self._exponents: torch.Tensor | None = None
         self._small: torch.Tensor | None = None
         self._micro = -1
         self._pending = PendingRows()
-        self._probed, self._probe_every = (model if probe_every else None), probe_every
+        self._probed = watching.model if watching.probe_every else None
         self._probe: Probe | None = None
-        self._index_sites(run_once, patterns, float32)
-        n_sites = len(self._all_sites)
-        self._buffer = torch.full((n_micro_batches, n_sites, N_FIELDS), torch.nan, dtype=torch.float64, device=device)
+        self._index_sites(run_once)
+        shape = (watching.n_micro_batches, len(self._all_sites), N_FIELDS)
+        self._buffer = torch.full(shape, torch.nan, dtype=torch.float64, device=device)
         self._views = [
             [self._buffer[micro, first : first + 2 + 4 * len(group.names)] for group, first in self._groups]
-            for micro in range(n_micro_batches)
+            for micro in range(watching.n_micro_batches)
         ]
         self._gradient_sites(parameters)
         keep = [index for index, kept in enumerate(self._kept) if kept]
@@ -93,7 +81,7 @@ class Recorder:
         self._ring = Ring((len(keep), len(COLUMNS)), device, may_drop=True)
         self._exponent_ring = Ring((len(keep), N_EXPONENTS), device, n_slots=1, may_drop=True)
 
-    def _index_sites(self, run_once: Callable[[], Any], patterns: Sequence[str], float32: Collection[str]) -> None:
+    def _index_sites(self, run_once: Callable[[], Any]) -> None:
         self._all_sites: list[Site] = []
         self._groups: list[tuple[Group, int]] = []
         order = 0
@@ -106,7 +94,7 @@ class Recorder:
             order += 1
             self._unfused[id(module)] = len(self._all_sites)
             self._all_sites += site_tables.module_sites(name, module, len(self._all_sites), order)
-        self._all_sites = [site_tables.in_float32(site, float32) for site in self._all_sites]
+        self._all_sites = [site_tables.in_float32(site, self.watching.float32) for site in self._all_sites]
         self._discovering = True
         with torch.no_grad(), self.active():
             run_once()
@@ -114,7 +102,7 @@ class Recorder:
                 self._probe = Probe(self._probed, run_once, len(self._all_sites), order + 1)
                 self._all_sites += self._probe.sites
         self._discovering = False
-        self._kept = site_tables.selected(self._all_sites, patterns)
+        self._kept = site_tables.selected(self._all_sites, self.watching.patterns)
 
     def _gradient_sites(self, parameters: Sequence[nn.Parameter]) -> None:
         """Pairs the sites of LoRA gradients with the positions of their parameters."""
@@ -162,7 +150,8 @@ class Recorder:
         self._buffer.fill_(torch.nan)
         self._exponents = self._small = None
         self._looks = look
-        if self._histogram_every and (look or step % self._histogram_every == 0):
+        every = self.watching.histogram_every
+        if every and (look or step % every == 0):
             shape = self._buffer.shape[:2]
             self._exponents = torch.zeros((*shape, N_EXPONENTS), dtype=torch.int64, device=self._device)
             self._small = torch.full((*shape, 2), torch.nan, dtype=torch.float64, device=self._device)
@@ -176,7 +165,7 @@ class Recorder:
             group.slot, group.pending, group.observer = view, self._pending, observer
         if self._probe is not None:
             self._probe.end()
-            if self._micro == 0 and (self._looks or self._step % self._probe_every == 0):
+            if self._micro == 0 and (self._looks or self._step % self.watching.probe_every == 0):
                 self._probe.begin(lambda row, tensor: self._assign(0, row, tensor))
 
     def finish_step(self, gradient_rows: torch.Tensor, gradients: Sequence[torch.Tensor], keep: bool = True) -> None:

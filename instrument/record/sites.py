@@ -7,8 +7,8 @@ A group of modules that read the same input has one `in` and one `grad_in`, name
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Collection, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -20,6 +20,30 @@ from .patch import Group
 GRADIENTS = ("lora_A.grad", "lora_B.grad")
 # Of a LoRA module on PEFT's path, read by hooks.
 UNFUSED_TENSORS = ("in", "out", "grad_out", "grad_in", *GRADIENTS)
+
+
+@dataclass(frozen=True)
+class Watching:
+    """What a recorder looks at, and how often.
+
+    Attributes:
+        n_micro_batches: the most micro-batches one step has on this process.
+        histogram_every: every so many steps exponents are counted; 0: never.
+        probe_every: every so many steps the outputs of the modules without LoRA are looked at in the first
+            micro-batch; 0: never.
+        model: with the modules to probe; needed if probe_every > 0.
+        patterns: which sites to keep, see `sites.selected`.
+        float32: names of modules that compute in float32 whatever autocast says, with all that is in them.
+        gather: stacks a tensor of every process, [W, ...]; None for one process.
+    """
+
+    n_micro_batches: int
+    histogram_every: int = 0
+    probe_every: int = 0
+    model: nn.Module | None = None
+    patterns: Sequence[str] = ("*",)
+    float32: Collection[str] = ()
+    gather: Callable[[torch.Tensor], torch.Tensor] | None = None
 
 
 def joined_name(names: Sequence[str]) -> str:

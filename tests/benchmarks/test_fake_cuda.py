@@ -190,15 +190,15 @@ def test_every_kind_of_wait_is_seen_and_nothing_else():
 
 
 PLANTED_IN_A_RUN = {
-    "a step": ("trainer/loop/train.py", "    totals = forward_backward(parts, step)\n", "    float(totals[0])\n"),
+    "a step": ("trainer/loop/train.py", "    totals = forward_backward(components, rows)\n", "    float(totals[0])\n"),
     "an evaluation": (
         "trainer/loop/evaluate.py",
-        "            loss_sum, n_correct = loss(batch)\n",
-        "            float(loss_sum)\n",
+        "                loss_sum, n_correct = loss(batch)\n",
+        "                float(loss_sum)\n",
     ),
     "clipping": ("trainer/loop/optim.py", "        divisor = loss_scale.clone()\n", "        float(divisor)\n"),
     "the callback": (
-        "instrument/attach/instrument.py",
+        "instrument/attach/step.py",
         "        facts = torch.stack([",
         "        float(norm)\n        facts = torch.stack([",
     ),

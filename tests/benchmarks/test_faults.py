@@ -77,7 +77,7 @@ def test_a_broken_weight_shows_at_its_token_alone(fault: str, tiny_models: dict[
         model.get_submodule(case.module or "").register_forward_hook(
             lambda _module, _args, output, peaks=peaks: peaks.append(float(output.abs().max()))
         )
-        rows = [row for micro in plan.step(step) for row in micro]
+        rows = plan.rows(step).examples
         with torch.no_grad():
             for row in rows:
                 model(input_ids=torch.from_numpy(row.input_ids).long()[None])

@@ -9,6 +9,7 @@
     overfitting  16 rows, many epochs
     lengths      rows longer and longer: so is the memory
     stock        trainer_state.json of the stock Trainer on the model of `healed`
+    v0_1_0       not made again: version 0.1.0 left it, run by `python -m tests.runs.earlier` at 5a8e8d2
 
 Paths are those of the folder they were made in, and env.json leaves out what names a machine. What explain says of
 them is in explain.en.txt and explain.ko.txt beside each; after a change, read them before committing them.
@@ -164,7 +165,8 @@ def write_explanations() -> None:
     from lora_train.instrument.judge.explain import explain, lines, read_history
 
     os.chdir(HERE)
-    for run in sorted(path.name for path in HERE.iterdir() if path.is_dir() and not path.name.startswith("_")):
+    kept = [path.name for path in HERE.iterdir() if path.is_dir() and path.name not in ("__pycache__", "v0_1_0")]
+    for run in sorted(kept):
         for lang in ("en", "ko"):
             history = read_history(run)
             text = "\n".join(lines(history, explain(history), lang)) + "\n"

@@ -158,13 +158,15 @@ print(any(name.startswith("lora_train") for name in sys.modules))
     import torch
     from lora_train.trainer.loop.checkpoint import load_checkpoint
 
-    from .loop.test_train import make_config, make_parts
+    from .loop.test_train import make_components, make_config
 
     config = make_config(tiny_models["gpt_neox"])
-    parts = make_parts(config.model_copy(update={"lora": config.lora.model_copy(update={"r": 4, "lora_alpha": 8.0})}))
-    load_checkpoint(run / "checkpoint-12", parts.model, parts.optimizer, parts.loss_scale)
+    components = make_components(
+        config.model_copy(update={"lora": config.lora.model_copy(update={"r": 4, "lora_alpha": 8.0})})
+    )
+    load_checkpoint(run / "checkpoint-12", components)
     with torch.no_grad():
-        ours = parts.model.eval()(input_ids=torch.arange(40)[None]).logits
+        ours = components.model.eval()(input_ids=torch.arange(40)[None]).logits
     # products in another order: a unit in the last place of the largest logits
     torch.testing.assert_close(torch.load(file, weights_only=True), ours, rtol=0, atol=1e-6)
     file.unlink()

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,8 @@ from ...instrument.read.store import write_text
 from ...instrument.record.four_bit import is_4bit_linear
 from ...instrument.record.trace import traced_modules, watch_ops
 from ..errors import UserError, problem
-from ..loop.components import Parts
-from .diagnose import run
+from ..loop.components import Components
+from .rehearse import rehearse
 
 LOAD = '''"""{what}
 
@@ -76,8 +77,8 @@ class _Capture:
                 floats[0].register_hook(lambda grad: self.grad_out.append(grad.detach().clone()))
 
 
-def _captured(parts: Parts, step: int, name: str, micro_batch: int) -> tuple[torch.nn.Module, _Capture]:
-    modules = traced_modules(parts.model)
+def _captured(components: Components, step: int, name: str, micro_batch: int) -> tuple[torch.nn.Module, _Capture]:
+    modules = traced_modules(components.model)
     if name not in modules:
         near = [other for other in modules if other.endswith(name.rpartition(".")[2])][:3]
         raise UserError(problem("replay.no_module", module=name, near=", ".join(near or list(modules)[:3])))
@@ -87,26 +88,27 @@ def _captured(parts: Parts, step: int, name: str, micro_batch: int) -> tuple[tor
         module.register_forward_hook(capture.after),
     ]
     try:
-        _run(parts, step, micro_batch)
+        _run(components, step, micro_batch)
     finally:
         for handle in handles:
             handle.remove()
     return module, capture
 
 
-def _run(parts: Parts, step: int, micro_batch: int) -> None:
-    micro_batches = parts.plan.step(step)
-    n_supervised = max(sum(example.n_supervised for examples in micro_batches for example in examples), 1)
-    run(parts, step, micro_batch, parts.plan.own(step, parts.engine.rank)[micro_batch], n_supervised)
+def _run(components: Components, step: int, micro_batch: int) -> None:
+    """This process's share of one micro-batch; finite gradients even where no token of the step is trained on."""
+    rows, rank = components.plan.rows(step), components.engine.rank
+    own = rows.alone(rank, micro_batch, rows.own(rank)[micro_batch])
+    rehearse(components, step, rows=replace(own, divisor=max(own.weight, 1)))
 
 
-def dump(parts: Parts, step: int, name: str, run_dir: Path) -> Path:
+def dump(components: Components, step: int, name: str, run_dir: Path) -> Path:
     """Writes input.<i>, weight.<name>, output.<i> and grad_out of a module in the step's first micro-batch.
 
     Raises:
         UserError: the model has no such module.
     """
-    module, capture = _captured(parts, step, name, 0)
+    module, capture = _captured(components, step, name, 0)
     tensors = {f"input.{i}": tensor for i, tensor in enumerate(capture.inputs)}
     tensors |= {f"output.{i}": tensor for i, tensor in enumerate(capture.outputs)}
     if capture.grad_out:
@@ -119,7 +121,7 @@ def dump(parts: Parts, step: int, name: str, run_dir: Path) -> Path:
     return path
 
 
-def extract(parts: Parts, diagnosis: Diagnosis, folder: Path) -> Path:
+def extract(components: Components, diagnosis: Diagnosis, folder: Path) -> Path:
     """Writes a folder that reproduces what is not finite in the module to blame.
 
     Raises:
@@ -128,8 +130,8 @@ def extract(parts: Parts, diagnosis: Diagnosis, folder: Path) -> Path:
     if diagnosis.module is None:
         raise UserError(problem("replay.nothing_to_blame", kind=diagnosis.kind))
     micro_batch = diagnosis.evidence.get("micro_batch", 0)
-    module, capture = _captured(parts, diagnosis.step, diagnosis.module, micro_batch)
-    dtype = parts.config.compute_dtype
+    module, capture = _captured(components, diagnosis.step, diagnosis.module, micro_batch)
+    dtype = components.config.compute_dtype
     what = f"{diagnosis.module} at step {diagnosis.step}: {diagnosis.kind} ({dtype})"
     if isinstance(module, (LoraLayer, torch.nn.Linear)) and (diagnosis.phase == "forward" or capture.grad_out):
         tensors, scaling = _linear(module)
@@ -137,7 +139,7 @@ def extract(parts: Parts, diagnosis: Diagnosis, folder: Path) -> Path:
         tensors["x" if forward else "dy"] = (capture.inputs if forward else capture.grad_out)[0]
         code = (LINEAR if forward else BACKWARD).format(scaling=scaling, dtype=dtype)
     elif diagnosis.phase != "backward":
-        tensors, code = _operation(parts, diagnosis, module, micro_batch)
+        tensors, code = _operation(components, diagnosis, module, micro_batch)
     else:
         raise UserError(problem("replay.backward_of_module", module=diagnosis.module))
     folder.mkdir(parents=True, exist_ok=True)
@@ -167,11 +169,11 @@ def _linear(module: Any) -> tuple[dict[str, torch.Tensor], float]:
 
 
 def _operation(
-    parts: Parts, diagnosis: Diagnosis, module: torch.nn.Module, micro_batch: int
+    components: Components, diagnosis: Diagnosis, module: torch.nn.Module, micro_batch: int
 ) -> tuple[dict[str, torch.Tensor], str]:
     """The first operation inside the module that made something non-finite, with its inputs."""
     with watch_ops(module) as ops:
-        _run(parts, diagnosis.step, micro_batch)
+        _run(components, diagnosis.step, micro_batch)
     if ops.found is None:
         raise UserError(problem("replay.nothing_to_blame", kind=diagnosis.kind))
     tensors: dict[str, torch.Tensor] = {}

@@ -15,19 +15,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 
-from ...instrument.judge.detect import Diagnosis, Trouble
+from ...instrument.judge.detect import Diagnosis, Kind, Trouble
 from ...instrument.messages import say
 from ...instrument.record.capsule import incident_folder, write_capsule, write_diagnosis
 from ..config.schema import Config
 from ..config.settings import as_overrides, with_settings
-from ..console import Console
-from ..loop.checkpoint import NotFinite, Progress, save_checkpoint
-from ..loop.components import Parts
-from ..loop.snapshots import Copy, Healthy
+from ..loop.checkpoint import Progress
+from ..loop.components import Components
+from ..loop.engine import OutOfMemory
+from ..loop.session import Session
+from ..loop.snapshots import Snapshot
 from .diagnose import diagnose
-from .remedy import Outcome, Remedy, Trial, attempt, candidates, listed, try_out
+from .rehearse import Outcome, rehearse
+from .remedy import Remedy, Trial, candidates, listed, try_out
 from .screen import Facts, show
 
 EXIT_COLLAPSED = 3
@@ -41,76 +42,157 @@ class Decision:
     checkpoint: Path
 
 
-def collapse(
-    parts: Parts, progress: Progress, trouble: Trouble, healthy: Healthy, run_dir: Path, console: Console
-) -> int | Decision:
-    """Handles a step that went wrong.
+@dataclass(frozen=True)
+class Incident:
+    """What is known of the step before anything is tried.
 
-    Args:
-        progress: where the state stands: before the step that the latch held, or after a trend was seen.
+    Attributes:
+        live: the state now: before the step that the latch held, or after a trend was seen.
+        earlier: the newest finite snapshot from before the step.
+        folder: where it is kept.
+    """
+
+    trouble: Trouble
+    diagnosis: Diagnosis
+    live: Snapshot
+    earlier: Snapshot | None
+    folder: Path
+
+
+@dataclass(frozen=True)
+class Trials:
+    """What running the step again gave.
+
+    Attributes:
+        unchanged: with nothing changed; None for a trend, which no single step shows.
+        trials: each remedy that was tried, cheapest first.
+        seconds: it took.
+    """
+
+    unchanged: Outcome | None
+    trials: list[Trial]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What is done about it.
+
+    Attributes:
+        remedy: the first that works.
+        state: that the run stands in again.
+        goes_on: whether the remedy is applied.
+    """
+
+    remedy: Remedy | None
+    state: Snapshot
+    goes_on: bool
+
+
+def handle_collapse(session: Session, trouble: Trouble) -> int | Decision:
+    """Handles a step that went wrong.
 
     Returns:
         the exit code, or how to go on.
     """
-    parts = replace(parts, recorder=parts.recorder if trouble.kind == "scale_underflow" else None)
-    copy = healthy.newest(before=trouble.step)
-    console.line(say("collapse.looking", step=trouble.step))
-    diagnosis = diagnose(replace(parts, recorder=None), trouble)
-    folder = incident_folder(run_dir, trouble.step, progress.start)
-    live = healthy.copy(progress)
-    kept = live if trouble.latched and trouble.kind is None else copy or live
-    if parts.engine.is_main:
-        write_capsule(folder, *capsule(parts, kept, trouble.step, progress.start))
+    incident = look(session, trouble)
+    tried = try_remedies(session, incident)
+    choice = choose(session, incident, tried)
+    return go_on_or_stop(session, incident, tried, choice)
 
+
+def look(session: Session, trouble: Trouble) -> Incident:
+    """Diagnoses the step and writes its capsule."""
+    components, progress, snapshots = session.components, session.progress, session.snapshots
+    earlier = snapshots.newest(before=trouble.step)
+    session.console.line(say("collapse.looking", step=trouble.step))
+    diagnosis = diagnose(components, trouble)
+    live = snapshots.take(progress)
+    before_step = live if trouble.latched and trouble.kind is None else earlier or live
+    folder = incident_folder(session.run_dir, trouble.step, progress.start)
+    if components.engine.is_main:
+        write_capsule(folder, *capsule(components, before_step, trouble.step, progress.start))
+    return Incident(trouble, diagnosis, live, earlier, folder)
+
+
+def try_remedies(session: Session, incident: Incident) -> Trials:
+    """Runs the step unchanged, then with one change at a time; the state may be an earlier one afterwards."""
     started = time.monotonic()
-    again = attempt(replace(parts, recorder=None), trouble.step) if trouble.latched else None
-    trials = list(_trials(parts, diagnosis, copy, live, healthy))
-    seconds = time.monotonic() - started
-    chosen = next((trial.remedy for trial in trials if trial.verified), None)
-    policy = parts.config.precision.on_collapse
-    goes_on = chosen is not None and policy != "stop" and len(progress.heals) < parts.config.precision.max_heals
-    diagnosis.remedies = [as_json(trial) for trial in trials]
-
-    back = chosen is not None and chosen.rolls_back
-    state = copy if (back or not live.is_finite()) and copy is not None else live
-    healthy.restore(state)
-    before = replace(progress, **asdict(state.progress) | {"heals": progress.heals})
-    config = parts.config
-    if goes_on:
-        assert chosen is not None
-        config = with_settings(config, chosen.settings)
-        before.heals = [*progress.heals, heal_record(parts.config, diagnosis, chosen)]
-    checkpoint = _checkpoint(parts, before, config, run_dir, console)
-    goes_on = goes_on and checkpoint is not None
-    diagnosis.action = policy if goes_on else "stop"
-    if parts.engine.is_main:
-        write_diagnosis(folder, diagnosis.as_json())
-        facts = Facts(diagnosis, trials, chosen, again, progress, before, checkpoint, folder, run_dir, seconds)
-        show(facts, parts, console)
-    parts.engine.barrier()
-    if goes_on:
-        assert checkpoint is not None
-        return Decision(config, checkpoint)
-    return EXIT_COLLAPSED
+    trouble = incident.trouble
+    unchanged = rehearse(session.components, trouble.step) if trouble.latched else None
+    trials = list(_trials(session, incident))
+    return Trials(unchanged, trials, time.monotonic() - started)
 
 
-def _trials(parts: Parts, diagnosis: Diagnosis, copy: Copy | None, live: Copy, healthy: Healthy) -> Iterator[Trial]:
+def choose(session: Session, incident: Incident, tried: Trials) -> Choice:
+    """The first remedy that works, whether it is applied, and the state to go back to."""
+    precision = session.components.config.precision
+    remedy = next((trial.remedy for trial in tried.trials if trial.verified), None)
+    may_heal = precision.on_collapse != "stop" and len(session.progress.heals) < precision.max_heals
+    live, earlier = incident.live, incident.earlier
+    rolls_back = remedy is not None and remedy.rolls_back
+    state = earlier if earlier is not None and (rolls_back or not live.is_finite()) else live
+    return Choice(remedy, state, goes_on=remedy is not None and may_heal)
+
+
+def go_on_or_stop(session: Session, incident: Incident, tried: Trials, choice: Choice) -> int | Decision:
+    """Restores and saves the chosen state, writes and shows what was found, and says how the run ends or goes on."""
+    components, progress, diagnosis = session.components, session.progress, incident.diagnosis
+    session.snapshots.restore(choice.state)
+    before = replace(progress, **asdict(choice.state.progress) | {"heals": progress.heals})
+    config = components.config
+    if choice.goes_on and choice.remedy is not None:
+        config = with_settings(config, choice.remedy.settings)
+        before.heals = [*progress.heals, heal_record(components.config, diagnosis, choice.remedy)]
+    checkpoint = _save(session, before, config)
+    goes_on = choice.goes_on and checkpoint is not None
+    diagnosis.remedies = [as_json(trial) for trial in tried.trials]
+    diagnosis.action = components.config.precision.on_collapse if goes_on else "stop"
+    if components.engine.is_main:
+        write_diagnosis(incident.folder, diagnosis.as_json())
+        facts = Facts(
+            diagnosis,
+            tried.trials,
+            choice.remedy,
+            tried.unchanged,
+            before,
+            checkpoint,
+            incident.folder,
+            session.run_dir,
+            tried.seconds,
+        )
+        show(facts, components, session.console)
+    components.engine.barrier()
+    return Decision(config, checkpoint) if goes_on and checkpoint is not None else EXIT_COLLAPSED
+
+
+def _save(session: Session, before: Progress, config: Config) -> Path | None:
+    """The checkpoint to go on from, where the main process could write it."""
+    engine = session.components.engine
+    saved = engine.is_main and session.write_checkpoint(before, config, last=True) is not None
+    # a folder of an earlier state may stand there under the same name
+    return session.run_dir / f"checkpoint-{before.step}" if engine.any(saved) else None
+
+
+def _trials(session: Session, incident: Incident) -> Iterator[Trial]:
     """What each remedy did; of the kinds that come in several strengths the first that works ends its kind."""
-    if parts.config.precision.on_collapse == "rollback" and diagnosis.kind not in ("dead_adapter", "divergence"):
+    components, diagnosis, earlier = session.components, incident.diagnosis, incident.earlier
+    policy = components.config.precision.on_collapse
+    if policy == "rollback" and diagnosis.kind not in (Kind.DEAD_ADAPTER, Kind.DIVERGENCE):
         rows = list(dict.fromkeys(diagnosis.rows))
         remedy = Remedy("skip_rows", {"data.skip_rows": rows}, values={"rows": listed(rows)})
         yield Trial(remedy, Outcome(float("nan"), True), verified=True)
         return
     worked: set[str] = set()
-    for remedy in candidates(parts, diagnosis, copy):
+    for remedy in candidates(components, diagnosis, earlier):
         if remedy.kind in worked:
             continue
         try:
-            trial = try_out(parts, diagnosis, remedy, copy, healthy)
-        except (torch.OutOfMemoryError, MemoryError):
+            trial = try_out(components, diagnosis, remedy, earlier, session.snapshots)
+        except (OutOfMemory, torch.OutOfMemoryError, MemoryError):
             trial = Trial(remedy, Outcome(float("nan"), False), verified=False)
         if remedy.rolls_back and not trial.verified:
-            healthy.restore(live)
+            session.snapshots.restore(incident.live)
         if trial.verified:
             worked.add(remedy.kind)
         yield trial
@@ -140,30 +222,16 @@ def heal_record(config: Config, diagnosis: Diagnosis, remedy: Remedy) -> dict[st
     }
 
 
-def _checkpoint(parts: Parts, progress: Progress, config: Config, run_dir: Path, console: Console) -> Path | None:
-    """The state reached, on disk; None, and said, if it could not be written."""
-    saved = False
-    if parts.engine.is_main:
-        try:
-            settings = config.model_dump()
-            save_checkpoint(run_dir, parts.model, parts.optimizer, parts.loss_scale, progress, settings, None)
-            saved = True
-        except NotFinite as error:
-            console.warn(say("save.not_finite", step=progress.step, name=error))
-        except (OSError, SafetensorError) as error:
-            console.warn(say("save.failed", step=progress.step, what=error))
-    # a folder of an earlier state may stand there under the same name
-    return run_dir / f"checkpoint-{progress.step}" if parts.engine.any(saved) else None
-
-
-def capsule(parts: Parts, state: Copy, step: int, start: int) -> tuple[dict[str, torch.Tensor], Mapping[str, Any]]:
+def capsule(
+    components: Components, state: Snapshot, step: int, start: int
+) -> tuple[dict[str, torch.Tensor], Mapping[str, Any]]:
     """Tensors and facts of a capsule: the state, and the rows of the steps from there to the step."""
     tensors = {f"adapter.{name}": value for name, value in state.adapter.items()}
     tensors |= {f"optimizer.{name}": value for name, value in state.optimizer.items()}
     tensors |= {f"loss_scale.{name}": value for name, value in state.loss_scale.items()}
     rows: dict[int, list[list[list[int]]]] = {}
     for number in range(state.progress.step + 1, step + 1):
-        shares = parts.plan.shares(number)
+        shares = components.plan.shares(number)
         rows[number] = [[[example.row for example in own] for own in micro] for micro in shares]
         for example in (example for micro in shares for own in micro for example in own):
             tensors[f"row.{example.row}.input_ids"] = torch.from_numpy(example.input_ids.copy())
@@ -173,10 +241,10 @@ def capsule(parts: Parts, state: Copy, step: int, start: int) -> tuple[dict[str,
         "start": start,
         "state_step": state.progress.step,
         "rows": rows,
-        "n_steps": parts.n_steps,
-        "steps_per_epoch": parts.plan.steps_per_epoch,
+        "n_steps": components.n_steps,
+        "steps_per_epoch": components.plan.steps_per_epoch,
         "metrics": [metric for _, metric in state.progress.evaluations],
-        "processes": parts.engine.world_size,
-        "config": parts.config.model_dump(),
+        "processes": components.engine.world_size,
+        "config": components.config.model_dump(),
     }
     return tensors, facts

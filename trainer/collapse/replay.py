@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -33,17 +32,16 @@ from ..data.batches import Plan
 from ..data.examples import Dataset, Example
 from ..data.load import load_data
 from ..errors import UserError, problem
-from ..loop.checkpoint import STATE, Progress, checkpoints
-from ..loop.components import Parts, build, loss_scale_of
+from ..loop.checkpoint import STATE, Progress, checkpoints, restore, step_of, under
+from ..loop.components import Components, build, loss_scale_of
 from ..loop.engine import Engine
 from ..loop.lr_schedule import lr_table
-from ..loop.optim import has_non_finite
-from ..loop.restore import restore
-from ..loop.snapshots import Copy, Healthy
-from ..loop.train import forward_backward, train_step
+from ..loop.snapshots import Snapshot, Snapshots
+from ..loop.train import train_step
 from ..model.load import load_tokenizer, pad_token_id
 from .diagnose import diagnose
 from .extract import dump, extract
+from .rehearse import Outcome, rehearse
 from .remedy import start_scale
 from .what_if import what_if
 
@@ -88,31 +86,30 @@ def replay(request: Request) -> int:
     transformers.logging.set_verbosity_error()
     console = Console()
     origin = find_origin(request.run, request.step)
-    parts = restored(origin, request, console)
+    components = restored(origin, request, console)
     console.line(say("replay.from", step=request.step, source=origin.folder or say("replay.beginning"),
                      state_step=origin.state_step))  # fmt: skip
     for step in range(origin.state_step + 1, request.step):
-        train_step(parts, step)
-    outcome = again(parts, request.step)
+        train_step(components, components.plan.rows(step))
+    outcome = rehearse(components, request.step, record=True)
     if request.settings:
         console.line(say("replay.changed", settings=", ".join(f"{k}={v}" for k, v in request.settings.items())))
-    compare(request, origin, outcome, console)
-    quiet = replace(parts, recorder=None)
+    compare(request, origin, outcome.loss, by_site(components, outcome), console)
     if request.what_if:
-        what_if(quiet, request.step, console)
+        what_if(components, request.step, console)
     if request.dump is not None:
-        console.line(say("replay.dumped", path=dump(quiet, request.step, request.dump, request.run)))
+        console.line(say("replay.dumped", path=dump(components, request.step, request.dump, request.run)))
     if outcome.finite:
         console.line(say("replay.finite", loss=outcome.loss))
         if request.extract is not None:
             console.line(say("replay.nothing_to_extract"))
         return 0
-    diagnosis = diagnose(quiet, Trouble(request.step, latched=True))
+    diagnosis = diagnose(components, Trouble(request.step, latched=True))
     console.line(say("replay.origin", kind=diagnosis.kind, phase=diagnosis.phase, module=diagnosis.module or "-"))
     for key, value in diagnosis.evidence.items():
         console.line(f"  {key:<16} {_shown(value)}")
     if request.extract is not None:
-        console.line(say("replay.extracted", path=extract(quiet, diagnosis, request.extract)))
+        console.line(say("replay.extracted", path=extract(components, diagnosis, request.extract)))
     return 3
 
 
@@ -135,7 +132,7 @@ def find_origin(run: Path, step: int) -> Origin:
     if step not in recorded:
         raise UserError(problem("replay.no_step", step=step, folder=run, last=max(recorded, default=0)))
     resolved = Config.model_validate(yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8")))
-    before = [path for path in checkpoints(run) if int(path.name.split("-")[1]) < step]
+    before = [path for path in checkpoints(run) if step_of(path) < step]
     if not before:
         return Origin(None, False, resolved, recorded[step], 0)
     state = json.loads((before[-1] / STATE).read_text(encoding="utf-8"))
@@ -143,18 +140,18 @@ def find_origin(run: Path, step: int) -> Origin:
     return Origin(before[-1], False, config, recorded[step], state["step"])
 
 
-def restored(origin: Origin, request: Request, console: Console) -> Parts:
-    """The parts of the run as they stood."""
+def restored(origin: Origin, request: Request, console: Console) -> Components:
+    """The components of the run as they stood before the step, or a few steps before it."""
     config = with_settings(origin.config, request.settings)
     tokenizer = load_tokenizer(config)
     engine, pad = Engine(), pad_token_id(tokenizer)
     if not origin.is_capsule:
         data, _ = load_data(config, tokenizer, Console(silent=True))
-        parts = build(config, engine, data, None, pad, console)
+        components = build(config, engine, data, None, pad, console)
         if origin.folder is not None:
-            parts, _ = restore(parts, origin.folder)
+            components, _ = restore(components, origin.folder)
         else:
-            start_scale(parts)
+            start_scale(components)
     else:
         assert origin.folder is not None
         found = read_capsule(origin.folder)
@@ -165,25 +162,19 @@ def restored(origin: Origin, request: Request, console: Console) -> Parts:
         recorded = recorded_rows(tensors, facts)
         examples = [example for step in recorded.values() for micro in step for own in micro for example in own]
         dataset = Dataset(config.data.train, examples, [], 0)
-        parts = build(config, engine, dataset, None, pad, console)
-        order = parts.plan
+        components = build(config, engine, dataset, None, pad, console)
+        order = components.plan
         plan = RecordedPlan(
             dataset, order.batch_size, order.accumulation, order.seed, order.world_size, order.skip, recorded=recorded
         )
-        parts = replace(parts, plan=plan, n_steps=facts["n_steps"])
-        parts.optimizer.follow(lr_table(config.training, facts["n_steps"], facts.get("metrics", [])))
-        state = Copy(
-            Progress(step=facts["state_step"]), *(_under(p, tensors) for p in ("adapter.", "optimizer.", "loss_scale."))
-        )
-        Healthy(parts.model, parts.optimizer, parts.loss_scale).restore(state)
+        components = replace(components, plan=plan, n_steps=facts["n_steps"])
+        components.optimizer.follow(lr_table(config.training, facts["n_steps"], facts.get("metrics", [])))
+        states = (under(prefix, tensors) for prefix in ("adapter.", "optimizer.", "loss_scale."))
+        Snapshots(components).restore(Snapshot(Progress(step=facts["state_step"]), *states))
     if any(key.startswith("precision.") and "scale" in key for key in request.settings):
-        parts.loss_scale.load_state_dict(loss_scale_of(config, engine.device).state_dict())
-    parts.model.train()
-    return parts
-
-
-def _under(prefix: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {key[len(prefix) :]: value for key, value in tensors.items() if key.startswith(prefix)}
+        components.loss_scale.load_state_dict(loss_scale_of(config, engine.device).state_dict())
+    components.model.train()
+    return components
 
 
 def recorded_rows(
@@ -209,46 +200,29 @@ class RecordedPlan(Plan):
         return [[self.kept(own) for own in micro] for micro in self.recorded[step]]
 
 
-@dataclass(frozen=True)
-class Again:
-    """What a step gives now: its loss, whether loss and gradients are finite, its rows of statistics by site name."""
-
-    loss: float
-    finite: bool
-    rows: dict[str, np.ndarray]
+def by_site(components: Components, outcome: Outcome) -> dict[str, np.ndarray]:
+    """The statistics of a step by the names of their sites; empty where none were taken."""
+    if components.recorder is None or outcome.statistics is None:
+        return {}
+    return {site.name: outcome.statistics[site.id].numpy() for site in components.recorder.sites}
 
 
-def again(parts: Parts, step: int) -> Again:
-    """Forward and backward of a step with every statistic; nothing is applied."""
-    rows: dict[str, np.ndarray] = {}
-    with parts.recorder.active() if parts.recorder else nullcontext():
-        totals = forward_backward(parts, step)
-        gradient_rows = parts.optimizer.gradient_rows()
-        if parts.recorder is not None:
-            parts.recorder.finish_step(gradient_rows, parts.optimizer.gradients)
-            for _, values, _ in parts.recorder.drain():
-                rows = {site.name: values[site.id].numpy().copy() for site in parts.recorder.sites}
-    parts.optimizer.clear()
-    loss = float(totals[0])
-    return Again(loss, math.isfinite(loss) and not bool(has_non_finite(gradient_rows)), rows)
-
-
-def compare(request: Request, origin: Origin, outcome: Again, console: Console) -> None:
-    """Prints loss and statistics beside the recorded ones."""
+def compare(request: Request, origin: Origin, now: float, rows: Mapping[str, np.ndarray], console: Console) -> None:
+    """Prints loss and statistics, by site name, beside the recorded ones."""
     lines = [row for row in read_metrics(request.run, origin.start) if row.get("step") == request.step]
     recorded = next((row for row in lines if "learning_rate" in row), None)
     loss = recorded["loss"] if recorded else None
-    console.line(say("replay.loss", recorded=_shown(loss), now=_shown(outcome.loss)))
+    console.line(say("replay.loss", recorded=_shown(loss), now=_shown(now)))
     if request.settings:
         return
     frame = load_run(request.run).stats(steps=request.step, columns=COLUMNS, start=origin.start)
     n_same = n_all = 0
     worst, worst_at = 0.0, ""
     for row in frame.to_dict("records"):
-        now = outcome.rows.get(row["site"])
-        if now is None:
+        values = rows.get(row["site"])
+        if values is None:
             continue
-        for column, value in zip(COLUMNS, now, strict=True):
+        for column, value in zip(COLUMNS, values, strict=True):
             before, value = stored(column, row[column]), stored(column, value)
             n_all += 1
             if before == value or (math.isnan(before) and math.isnan(value)):
@@ -257,7 +231,7 @@ def compare(request: Request, origin: Origin, outcome: Again, console: Console) 
                 off = abs(before - value) / max(abs(before), abs(value), 1e-300)
                 if not off <= worst:
                     worst, worst_at = off, f"{row['site']} {column}"
-    same_loss = loss == outcome.loss or (loss is None and not math.isfinite(outcome.loss))
+    same_loss = loss == now or (loss is None and not math.isfinite(now))
     if n_same == n_all and same_loss:
         console.line(say("replay.same", n=n_all))
     else:

@@ -10,15 +10,16 @@ from typing import Any
 
 from rich.cells import cell_len as width
 
-from ...instrument.judge.detect import Diagnosis
+from ...instrument.judge.detect import Diagnosis, Kind
 from ...instrument.messages import say
 from ...instrument.read.load import load_run
 from ...instrument.record.capsule import size_mib
 from ..config.settings import as_overrides
 from ..console import Console, compact
 from ..loop.checkpoint import Progress
-from ..loop.components import Parts
-from .remedy import Outcome, Remedy, Trial, listed
+from ..loop.components import Components
+from .rehearse import Outcome
+from .remedy import OVERFLOWS, Remedy, Trial, listed
 
 
 @dataclass(frozen=True)
@@ -28,8 +29,8 @@ class Facts:
     diagnosis: Diagnosis
     trials: list[Trial]
     chosen: Remedy | None
-    again: Outcome | None
-    progress: Progress
+    unchanged: Outcome | None
+    """Of the step with nothing changed."""
     before: Progress
     """Of the checkpoint that was written."""
     checkpoint: Path | None
@@ -38,41 +39,26 @@ class Facts:
     seconds: float
 
 
-def show(facts: Facts, parts: Parts, console: Console) -> None:
+def show(facts: Facts, components: Components, console: Console) -> None:
     """Prints the screen."""
     diagnosis = facts.diagnosis
     goes_on = diagnosis.action != "stop"
-    kind = diagnosis.kind if f"collapse.title.{diagnosis.kind}" in _KNOWN else "other"
-    title = say(f"collapse.title.{kind}", dtype=parts.config.compute_dtype)
+    known = diagnosis.kind != Kind.NOT_REPRODUCED
+    title = say(f"collapse.title.{diagnosis.kind if known else 'other'}", dtype=components.config.compute_dtype)
     console.line(say("collapse.heals" if goes_on else "collapse.stops", step=diagnosis.step, title=title))
-    for key, text in _paragraphs(facts, parts):
+    for key, text in _paragraphs(facts, components):
         label = say(f"collapse.label.{key}")
         console.line("  " + label + " " * max(1, 9 - width(label)) + text)
     _table(facts, console)
-    _way_on(facts, parts, console)
+    _way_on(facts, components, console)
 
 
-_KNOWN = {
-    f"collapse.title.{kind}"
-    for kind in (
-        "forward_overflow",
-        "backward_overflow",
-        "bad_weight",
-        "dead_adapter",
-        "scale_collapse",
-        "scale_underflow",
-        "no_supervised_tokens",
-        "divergence",
-    )
-}
-
-
-def _paragraphs(facts: Facts, parts: Parts) -> list[tuple[str, str]]:
+def _paragraphs(facts: Facts, components: Components) -> list[tuple[str, str]]:
     diagnosis, evidence = facts.diagnosis, facts.diagnosis.evidence
     found = [("where", _where(diagnosis))]
     if text := _before(facts):
         found.append(("before", text))
-    source = parts.plan.dataset.source
+    source = components.plan.dataset.source
     alone = evidence.get("rows_alone") or []
     rows = listed(diagnosis.rows)
     if alone and len(diagnosis.rows) > 1:
@@ -87,8 +73,8 @@ def _paragraphs(facts: Facts, parts: Parts) -> list[tuple[str, str]]:
         found.append(("adapter", say("collapse.adapter_healthy", n=n, step=diagnosis.step, checkpoint=checkpoint)))
     else:
         found.append(("adapter", say("collapse.checkpoint", checkpoint=checkpoint)))
-    if facts.again is not None:
-        stock = "stock_skip" if math.isfinite(facts.again.loss) else "stock_zero"
+    if facts.unchanged is not None:
+        stock = "stock_skip" if math.isfinite(facts.unchanged.loss) else "stock_zero"
         found.append(("stock", say(f"collapse.{stock}")))
     return found
 
@@ -97,7 +83,7 @@ def _where(diagnosis: Diagnosis) -> str:
     evidence = diagnosis.evidence
     values: dict[str, Any] = {"module": diagnosis.module or say("collapse.no_module"), **evidence}
     values |= {key: figure(values[key]) for key in ("input_absmax", "peak") if key in values}
-    if diagnosis.kind in ("forward_overflow", "bad_weight", "backward_overflow", "scale_collapse", "dead_adapter"):
+    if diagnosis.kind in (*OVERFLOWS, Kind.BAD_WEIGHT, Kind.DEAD_ADAPTER):
         if "n" not in evidence or not evidence["n"]:
             return values["module"]
         values["bad"] = evidence["n_inf"] + evidence["n_nan"]
@@ -138,7 +124,7 @@ def _before(facts: Facts) -> str:
 def _table(facts: Facts, console: Console) -> None:
     if not facts.trials:
         return
-    same = facts.again is not None and not facts.again.finite
+    same = facts.unchanged is not None and not facts.unchanged.finite
     console.line(
         say("collapse.trials_same" if same else "collapse.trials", step=facts.diagnosis.step, seconds=facts.seconds)
     )
@@ -158,7 +144,7 @@ def _table(facts: Facts, console: Console) -> None:
         console.line(text + (f"   <- {mark}" if mark else ""))
 
 
-def _way_on(facts: Facts, parts: Parts, console: Console) -> None:
+def _way_on(facts: Facts, components: Components, console: Console) -> None:
     run = facts.run_dir
     command = "lora-train --config " + str(run / "config.yaml")
     if facts.diagnosis.action != "stop":
@@ -168,7 +154,7 @@ def _way_on(facts: Facts, parts: Parts, console: Console) -> None:
                 step=facts.before.step,
                 what=say(f"remedy.{facts.chosen.kind}", **facts.chosen.values) if facts.chosen else "-",
                 number=len(facts.before.heals),
-                limit=parts.config.precision.max_heals,
+                limit=components.config.precision.max_heals,
             )
         )
     elif facts.chosen is not None:
@@ -176,10 +162,10 @@ def _way_on(facts: Facts, parts: Parts, console: Console) -> None:
         console.line(
             say("collapse.go_on", command=f"{command} --resume {facts.checkpoint or 'auto'} {overrides}".rstrip())
         )
-        if parts.config.precision.on_collapse == "stop":
-            console.line(say("collapse.sleep", limit=parts.config.precision.max_heals))
+        if components.config.precision.on_collapse == "stop":
+            console.line(say("collapse.sleep", limit=components.config.precision.max_heals))
         else:
-            console.line(say("collapse.too_often", limit=parts.config.precision.max_heals))
+            console.line(say("collapse.too_often", limit=components.config.precision.max_heals))
     else:
         console.line(say("collapse.no_remedy"))
     console.line(say("collapse.look", command=f"lora-train replay {run} --step {facts.diagnosis.step}"))

@@ -12,8 +12,8 @@ from ...instrument.record.patch import Group
 from ...instrument.record.scales import Counts, count_at_scales
 from ...kernels.statistics.tensor_stats import FIELDS, N_FIELDS
 from ..console import Console
-from ..loop.components import Parts
-from ..loop.train import forward_backward
+from ..loop.components import Components
+from .rehearse import rehearse
 from .remedy import recommended_scale
 
 SCALES = tuple(2.0**power for power in range(0, 25, 4))
@@ -54,29 +54,28 @@ class Watcher:
         return found
 
 
-def gradient_counts(parts: Parts, step: int) -> dict[str, Counts]:
+def gradient_counts(components: Components, step: int) -> dict[str, Counts]:
     """Counts of every gradient site of a step, by name."""
-    watcher = Watcher(float(parts.loss_scale.scale))
-    for group in parts.patched.groups:
-        device = parts.engine.device
+    watcher = Watcher(float(components.loss_scale.scale))
+    for group in components.patched.groups:
+        device = components.engine.device
         group.slot = torch.full((2 + 4 * len(group.names), N_FIELDS), torch.nan, dtype=torch.float64, device=device)
         group.observer = watcher
     try:
-        forward_backward(parts, step)
+        rehearse(components, step)
         return watcher.counts()
     finally:
-        parts.optimizer.clear()
-        for group in parts.patched.groups:
+        for group in components.patched.groups:
             group.slot = group.observer = None
 
 
-def what_if(parts: Parts, step: int, console: Console) -> None:
+def what_if(components: Components, step: int, console: Console) -> None:
     """Prints the table and the scale that is recommended."""
-    if not parts.config.training.fp16:
+    if not components.config.training.fp16:
         console.line(say("what_if.not_fp16"))
         return
-    counts = gradient_counts(parts, step)
-    current = float(parts.loss_scale.scale)
+    counts = gradient_counts(components, step)
+    current = float(components.loss_scale.scale)
     console.line(say("what_if.title", step=step, scale=current))
     total = sum(counts.values(), start=_nothing())
     widest = max((cell_len(site) for site in counts), default=0)
@@ -84,7 +83,7 @@ def what_if(parts: Parts, step: int, console: Console) -> None:
     console.line("  " + " " * widest + "".join(f"{head:>14}" for head in heads))
     for site, row in [*counts.items(), (say("what_if.all"), total)]:
         console.line("  " + site + " " * (widest - cell_len(site)) + "".join(f"{cell:>14}" for cell in _cells(row)))
-    better = recommended_scale(parts, step)
+    better = recommended_scale(components, step)
     if better is None:
         console.line(say("what_if.none"))
     else:

@@ -21,6 +21,15 @@ TRACKERS = {
 }
 
 
+_CHECKPOINT = re.compile(r"checkpoint-(\d+)")
+
+
+def checkpoint_step(name: str) -> int | None:
+    """The step in a checkpoint folder's name; None for another folder."""
+    match = _CHECKPOINT.fullmatch(name)
+    return int(match[1]) if match else None
+
+
 def is_path(name: str) -> bool:
     """Whether a name means a file or folder on this machine rather than a hub id.
 

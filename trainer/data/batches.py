@@ -100,6 +100,61 @@ def _concatenated(examples: Sequence[Example]) -> Batch:
 
 
 @dataclass(frozen=True)
+class StepRows:
+    """The rows of one optimizer step, and what is counted of them.
+
+    Attributes:
+        step: counted from 1.
+        shares: the micro-batches, each as what every process has of it. Where rows are left out a micro-batch is
+            smaller, and may be empty; a share may be empty at the end of an epoch too.
+        divisor: what the loss is divided by, where these are a part of a step; None: `n_supervised`.
+    """
+
+    step: int
+    shares: Sequence[Sequence[Sequence[Example]]]
+    divisor: int | None = None
+
+    def own(self, rank: int) -> list[Sequence[Example]]:
+        """One process's share of each micro-batch."""
+        return [shares[rank] for shares in self.shares]
+
+    def alone(self, rank: int, micro_batch: int, examples: Sequence[Example]) -> StepRows:
+        """These examples of one process in one micro-batch, and no others; they weigh what they weigh in the step."""
+        shares = [[[]] * (rank + 1)] * micro_batch + [[*[[]] * rank, examples]]
+        return StepRows(self.step, shares, self.weight)
+
+    @cached_property
+    def examples(self) -> list[Example]:
+        """All of them, in the order of the micro-batches and in each of the ranks."""
+        return [example for shares in self.shares for share in shares for example in share]
+
+    @cached_property
+    def n_supervised(self) -> int:
+        """Tokens that are trained on, over all processes."""
+        return sum(example.n_supervised for example in self.examples)
+
+    @property
+    def weight(self) -> int:
+        """What the loss is divided by."""
+        return self.n_supervised if self.divisor is None else self.divisor
+
+    @cached_property
+    def n_tokens(self) -> int:
+        """Tokens without the padding, over all processes."""
+        return sum(len(example.input_ids) for example in self.examples)
+
+    @cached_property
+    def longest(self) -> int:
+        """Tokens of the longest row; 0 where there is none."""
+        return max((len(example.input_ids) for example in self.examples), default=0)
+
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        """Source index of each row."""
+        return tuple(example.row for example in self.examples)
+
+
+@dataclass(frozen=True)
 class Plan:
     """The order of a whole run. Its unit is a row, or with packing a bin of rows.
 
@@ -149,16 +204,13 @@ class Plan:
         """Length of the run in optimizer steps; `max_steps` > 0 wins, as in transformers."""
         return max_steps if max_steps > 0 else math.ceil(num_train_epochs * self.steps_per_epoch)
 
-    def step(self, step: int) -> list[list[Example]]:
-        """The micro-batches of a step (counted from 1), each over all processes: rank 0's share first.
+    def rows(self, step: int) -> StepRows:
+        """The rows of a step, counted from 1."""
+        return StepRows(step, self.shares(step))
 
-        Where rows are left out a micro-batch is smaller, and may be empty.
-        """
+    def micro_batches(self, step: int) -> list[list[Example]]:
+        """The micro-batches of a step, each over all processes: rank 0's share first."""
         return [[example for share in shares for example in share] for shares in self.shares(step)]
-
-    def own(self, step: int, rank: int) -> list[list[Example]]:
-        """One process's share of each micro-batch of a step; it may be empty, at the end of an epoch too."""
-        return [shares[rank] for shares in self.shares(step)]
 
     def shares(self, step: int) -> list[list[list[Example]]]:
         """The micro-batches of a step, each as what every process has of it."""
@@ -196,10 +248,6 @@ class Plan:
         if self.group_by_length:
             return [(i,) for i in grouped_order(self._lengths, self.units_per_step, self.seed, epoch)]
         return [(i,) for i in epoch_order(len(self._lengths), self.seed, epoch)]
-
-    def epoch_at(self, step: int) -> float:
-        """Epochs completed after a step."""
-        return step / self.steps_per_epoch
 
     def fingerprint(self) -> str:
         """16 hex digits of the rows' content and order in the first epoch."""

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import UserError, problem
+from ..errors import UserError, first_line, problem
 from .formats import CHATS, Fault, Rendered, is_unicode, printable, require_object, text_faults
 from .sources import BadRow
 
@@ -114,7 +114,7 @@ class ChatFormat:
                 **values,
             )
         except Exception as error:  # raise_exception(), an undefined name, or any type error inside the template
-            what = printable((str(error) or type(error).__name__).split("\n")[0])
+            what = printable(first_line(error))
             raise BadRow(("data.chat_refused", {"what": what})) from error
         if not is_unicode(text):
             raise BadRow(("data.not_unicode", {"field": CHATS[self.name][0]}))

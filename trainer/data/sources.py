@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from ...instrument.messages import say
-from ..errors import Problem, UserError, problem
+from ..errors import Problem, UserError, first_line, problem
 
 Where = Callable[[], str]
 # files of datasets' save_to_disk
@@ -128,7 +128,7 @@ def _saved(name: str, folder: Path) -> Source:
     try:
         table = datasets.load_from_disk(str(folder))
     except Exception as error:  # the library raises what pyarrow, json and fsspec raise
-        raise UserError(problem("data.unreadable", source=name, what=_first_line(error))) from error
+        raise UserError(problem("data.unreadable", source=name, what=first_line(error))) from error
     part = folder
     if isinstance(table, datasets.DatasetDict):
         if "train" not in table:
@@ -143,11 +143,7 @@ def _hub(name: str) -> Source:
     try:
         return Source(name, (), datasets.load_dataset(name, split="train"))
     except Exception as error:  # the library raises a dozen types for "no such data set" and "no network"
-        raise UserError(problem("data.hub", source=name, what=_first_line(error))) from error
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error) or type(error).__name__).split("\n")[0]
+        raise UserError(problem("data.hub", source=name, what=first_line(error))) from error
 
 
 def _jsonl_rows(name: str, path: Path) -> Iterator[tuple[Where, Any]]:
@@ -167,7 +163,7 @@ def _parsed(line: str, name: str, number: int) -> Any:
     try:
         return json.loads(line)
     except (ValueError, RecursionError) as error:  # a number of 5,000 digits is a ValueError without a position
-        what = getattr(error, "msg", None) or _first_line(error)
+        what = getattr(error, "msg", None) or first_line(error)
         return BadRow(("data.not_json", {"source": name, "line": number, "what": what}))
 
 
@@ -178,7 +174,7 @@ def _json_rows(name: str, path: Path) -> Iterator[tuple[Where, Any]]:
         if getattr(error, "msg", "") == "Extra data":
             yield from _jsonl_rows(name, path)
             return
-        what = _first_line(error)
+        what = first_line(error)
         raise UserError(problem("data.not_json_file", source=name, what=what)) from None
     rows = content.get("data", content) if isinstance(content, dict) else content
     if isinstance(content, dict) and not isinstance(rows, list):
@@ -232,7 +228,7 @@ def _parquet_rows(name: str, path: Path) -> Iterator[tuple[Where, Any]]:
                     yield partial(say, "data.row", source=name, row=index), row
                     index += 1
     except (pyarrow.ArrowException, UnicodeDecodeError) as error:
-        raise UserError(problem("data.unreadable", source=name, what=_first_line(error))) from error
+        raise UserError(problem("data.unreadable", source=name, what=first_line(error))) from error
 
 
 READERS: dict[str, Callable[[str, Path], Iterator[tuple[Where, Any]]]] = {

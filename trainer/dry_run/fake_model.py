@@ -1,11 +1,12 @@
-"""A model without memory: the trainer's own model with its adapter, fused layers and loss, in which every tensor has a
-shape, a dtype and a device and no values. It is made from the model's config alone and runs forward and backward in
-PyTorch's fake-tensor mode, in a second or two whatever its size.
+"""A fake model: the trainer's own with its adapter, fused layers and loss, in which every tensor has a shape, a dtype
+and a device and no values. It is made from the model's config alone and runs forward and backward in PyTorch's
+fake-tensor mode, in a second or two whatever its size.
 """
 
 from __future__ import annotations
 
 from collections import Counter
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,13 +19,10 @@ from transformers.quantizers.base import get_keys_to_not_convert
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 
 from ...instrument.record.four_bit import is_4bit_weight
-from ...instrument.record.patch import patch
 from ..config.schema import Config
-from ..errors import UserError, problem
-from ..loop.components import run_once
-from ..model.fast_path import take_fast_path
-from ..model.float32 import matching, widen
-from ..model.load import add_lora, autocast, frozen, quantization_of, resolve
+from ..errors import UserError, first_line, problem
+from ..model.build import build_model
+from ..model.load import frozen, quantization_of, resolve
 from ..model.loss import SupervisedLoss, transforms_logits
 
 # bitsandbytes' own: values that share a scale, and scales that share a scale.
@@ -32,11 +30,11 @@ BLOCK, NESTED_BLOCK = 64, 256
 
 
 @dataclass(frozen=True)
-class Twin:
+class FakeModel:
     """What can be run without memory.
 
     Attributes:
-        model, loss: as in `Parts`, on fake tensors.
+        model, loss: as in `Components`, on fake tensors.
         mode: the mode in which they run.
         weights: bytes of the frozen weights and buffers, by what they are stored as.
         n_trained, n_all: parameter counts as PEFT prints them.
@@ -66,7 +64,7 @@ def read_model_config(config: Config) -> PretrainedConfig:
             resolve(model.name_or_path), revision=model.revision, trust_remote_code=model.trust_remote_code
         )
     except (OSError, ValueError) as error:
-        raise UserError(problem("model.load", name=model.name_or_path, what=str(error).split("\n")[0])) from error
+        raise UserError(problem("model.load", name=model.name_or_path, what=first_line(error))) from error
 
 
 def has_weights(config: Config) -> bool:
@@ -82,41 +80,73 @@ def has_weights(config: Config) -> bool:
         return True
 
 
-def make_twin(config: Config, device: torch.device) -> Twin:
-    """The twin of the model that the configuration trains.
+class NoMemory:
+    """Makes a model from its config alone (a `Loader` of model/build.py).
+
+    Attributes:
+        mode: in which its tensors can be used.
+        n_base: parameters of the base model.
+    """
+
+    def __init__(self, config: Config, device: torch.device):
+        self._config, self._device = config, device
+        self._model_config = read_model_config(config)
+        if config.quantization.load_in_8bit or getattr(self._model_config, "quantization_config", None) is not None:
+            raise RuntimeError("quantization_config")
+        self.mode = FakeTensorMode(allow_non_fake_inputs=True)
+        self.n_base = 0
+
+    def load(self) -> PreTrainedModel:
+        config = self._config
+        with torch.device("meta"):
+            base = _base(config, self._model_config)
+            self.n_base = sum(parameter.numel() for parameter in base.parameters())
+            if config.quantization.load_in_4bit:
+                from transformers.integrations import replace_with_bnb_linear
+
+                kept = config.quantization.llm_int8_skip_modules or get_keys_to_not_convert(base)
+                replace_with_bnb_linear(base, kept, quantization_of(config))  # in place
+        return frozen(base)
+
+    def making(self) -> AbstractContextManager:
+        return torch.device("meta")
+
+    def running(self) -> AbstractContextManager:
+        return self.mode
+
+    def complete(self, model: PeftModel) -> None:
+        _materialize(model, self._config, self._device)
+
+    def transforms_logits(self) -> bool:
+        return transforms_logits(self._model_config)
+
+    def remove_padding(self, loss: SupervisedLoss) -> None:
+        loss.assume_without_padding()
+
+
+def make_fake(config: Config, device: torch.device) -> FakeModel:
+    """The fake of the model that the configuration trains.
 
     Raises:
         UserError: the model's config cannot be read, or lora.target_modules names nothing in it.
         RuntimeError: the model reads the values of its tensors, or cannot be built from its config.
     """
-    model_config = read_model_config(config)
-    if config.quantization.load_in_8bit or getattr(model_config, "quantization_config", None) is not None:
-        raise RuntimeError("quantization_config")
-    with torch.device("meta"):
-        base = _base(config, model_config)
-        n_base = sum(parameter.numel() for parameter in base.parameters())
-        if config.quantization.load_in_4bit:
-            from transformers.integrations import replace_with_bnb_linear
-
-            kept = config.quantization.llm_int8_skip_modules or get_keys_to_not_convert(base)
-            replace_with_bnb_linear(base, kept, quantization_of(config))  # in place
-    base = frozen(base)
-    take_fast_path(base, device)
-    with torch.device("meta"):
-        model = add_lora(base, config)
-    mode = FakeTensorMode(allow_non_fake_inputs=True)
-    with mode, autocast(config, device):
-        _materialize(model, config, device)
-        wide = matching(model, config.precision.fp32_modules)
-        patch(model, lambda: run_once(model), alone=wide)
-        widen(model, wide)
-        loss = SupervisedLoss(model, getattr(torch, config.compute_dtype), transforms_logits(model_config))
-        if config.data.padding_free:
-            loss.assume_without_padding()
-    weights = _bytes_by_storage(model)
+    loader = NoMemory(config, device)
+    built = build_model(config, device, loader)
+    model = built.model
     trained = [parameter.shape for parameter in model.parameters() if parameter.requires_grad]
     n_trained = sum(shape.numel() for shape in trained)
-    return Twin(config, device, model.train(), loss, mode, weights, n_trained, n_base + n_trained, trained)
+    return FakeModel(
+        config=config,
+        device=device,
+        model=model.train(),
+        loss=built.loss,
+        mode=loader.mode,
+        weights=_bytes_by_storage(model),
+        n_trained=n_trained,
+        n_all=loader.n_base + n_trained,
+        trained=trained,
+    )
 
 
 def _base(config: Config, model_config: PretrainedConfig) -> PreTrainedModel:

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-import torch
-
+from ...instrument.constants import FP16_MAX
 from ...instrument.messages import say
+from ...instrument.record.once import in_mode
 from ...instrument.record.trace import SIDES, Origin, Tracer
-from ..collapse.diagnose import head_name, run
+from ..collapse.diagnose import head_name
+from ..collapse.rehearse import rehearse
 from ..console import Console
+from ..data.batches import StepRows
 from ..data.examples import Example
-from ..loop.components import Parts
+from ..loop.components import Components
 
-FP16_MAX = 65504.0
 N_SHOWN = 10
 
 
@@ -54,29 +55,26 @@ class Headroom:
     phase: str | None
 
 
-def measure(parts: Parts, examples: Sequence[Example]) -> Headroom:
+def measure(components: Components, examples: Sequence[Example]) -> Headroom:
     """Runs these rows as one micro-batch; adapter, optimizer and loss scale stay as they are."""
-    quiet, own = replace(parts, recorder=None), list(examples)
-    n_supervised = sum(example.n_supervised for example in own)
-    before = parts.loss_scale.scale.clone()
-    training = parts.model.training
-    parts.model.train()
-    halvings = 0
-    while True:
-        tracer = Tracer(parts.model, parts.patched.groups, getattr(torch, parts.config.compute_dtype))
-        with tracer.active():
-            loss_sum, finite = run(quiet, 1, 0, own, n_supervised)
-        if finite or not math.isfinite(loss_sum) or not bool(parts.loss_scale.can_fall()):
-            break
-        # a dynamic scale skips a step and is halved
-        parts.loss_scale.scale.mul_(0.5).clamp_(min=parts.loss_scale.min_scale)
-        halvings += 1
-    scale = float(parts.loss_scale.scale)
-    parts.loss_scale.scale.copy_(before)
-    parts.model.train(training)
-    phase = None if finite else "backward" if math.isfinite(loss_sum) else "forward"
-    origin = tracer.origin(phase, head_name(parts)) if phase else None
-    return Headroom(loss_sum / n_supervised, scale, halvings, nearest(tracer), origin, phase)
+    n_supervised = sum(example.n_supervised for example in examples)
+    rows = StepRows(1, [], n_supervised).alone(components.engine.rank, 0, examples)
+    loss_scale = components.loss_scale
+    before, halvings = loss_scale.scale.clone(), 0
+    with in_mode(components.model, training=True):
+        while True:
+            outcome = rehearse(components, rows.step, rows=rows, trace=True)
+            if outcome.finite or not math.isfinite(outcome.loss) or not bool(loss_scale.can_fall()):
+                break
+            # a dynamic scale skips a step and is halved
+            loss_scale.scale.mul_(0.5).clamp_(min=loss_scale.min_scale)
+            halvings += 1
+    scale = float(loss_scale.scale)
+    loss_scale.scale.copy_(before)
+    phase = None if outcome.finite else "backward" if math.isfinite(outcome.loss) else "forward"
+    assert outcome.tracer is not None
+    origin = outcome.tracer.origin(phase, head_name(components)) if phase else None
+    return Headroom(outcome.loss, scale, halvings, nearest(outcome.tracer), origin, phase)
 
 
 def nearest(tracer: Tracer) -> list[Peak]:

@@ -1,8 +1,8 @@
 """How much memory a run needs, from the model's config alone, and the largest batch that fits.
 
-    total = weights + gradients + optimizer states + healthy copies (CPU) + kept for backward + temporaries + overhead
+    total = weights + gradients + optimizer states + snapshots (CPU) + kept for backward + temporaries + overhead
 
-The step itself is not estimated by a formula: the twin (fake_model.py) runs it in fake-tensor mode, a meter follows
+The step itself is not estimated by a formula: the fake (fake_model.py) runs it in fake-tensor mode, a meter follows
 every storage from its birth to its release, and the largest sum ever alive is the peak. What the fused operators use
 inside is added at their calls (kernels/scratch.py).
 """
@@ -19,14 +19,14 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from ...instrument.constants import MIB
 from ...kernels.scratch import scratch_of
 from ..data.batches import Batch
 from ..data.examples import Example
-from ..loop.snapshots import N_COPIES
+from ..loop.snapshots import N_SNAPSHOTS
 from ..model.load import autocast
-from .fake_model import Twin
+from .fake_model import FakeModel
 
-MIB = 1 << 20
 # Moments an optimizer keeps of every trained value; by the first part of its name.
 MOMENTS = {"adamw": 2, "adam": 2, "ademamix": 3, "lion": 1, "rmsprop": 1, "adagrad": 1, "sgd": 0, "adafactor": 0}
 # bitsandbytes keeps the states of smaller tensors in float32, and one float32 scale for each block of 8-bit values.
@@ -155,31 +155,31 @@ class Step:
     loss: int
 
 
-def run_step(twin: Twin, shape: Shape) -> Step:
-    """Runs a micro-batch of this shape on the twin.
+def run_step(fake: FakeModel, shape: Shape) -> Step:
+    """Runs a micro-batch of this shape on the fake.
 
     Raises:
         RuntimeError: the model reads values of its tensors.
     """
-    device = twin.device
-    with twin.mode:
-        for parameter in twin.model.parameters():
+    device = fake.device
+    with fake.mode:
+        for parameter in fake.model.parameters():
             if parameter.requires_grad:
                 parameter.grad = torch.zeros_like(parameter)
-        batch = batch_of(shape, twin.loss.padding_free, device)
-        with Meter(_held(twin)) as meter:
-            with autocast(twin.config, device):
-                loss = twin.loss(batch)[0]
+        batch = batch_of(shape, fake.loss.padding_free, device)
+        with Meter(_held(fake)) as meter:
+            with autocast(fake.config, device):
+                loss = fake.loss(batch)[0]
             kept = meter.live
             loss.backward()
             del loss
     return Step(kept, meter.peak, sum(meter.room.values()), meter.loss)
 
 
-def _held(twin: Twin) -> list[torch.Tensor]:
+def _held(fake: FakeModel) -> list[torch.Tensor]:
     """Every tensor that is there before a step."""
-    found: list[torch.Tensor] = [*twin.model.buffers()]
-    for parameter in twin.model.parameters():
+    found: list[torch.Tensor] = [*fake.model.buffers()]
+    for parameter in fake.model.parameters():
         found.append(parameter)
         found += [parameter.grad] if parameter.grad is not None else []
         state: Any = getattr(parameter, "quant_state", None)
@@ -207,13 +207,13 @@ class Memory:
         return held + self.copies + self.step.peak + self.step.room + self.overhead
 
 
-def predict(twin: Twin, shape: Shape) -> Memory:
+def predict(fake: FakeModel, shape: Shape) -> Memory:
     """What a run whose largest micro-batch has this shape needs."""
-    states = optimizer_bytes(twin.config.training.optim, twin.trained)
-    lora = 4 * twin.n_trained
-    step = run_step(twin, shape)
-    copies = N_COPIES * (lora + states) if twin.device.type == "cpu" else 0
-    return Memory(twin.weights, lora, lora, states, copies, step, overhead(twin, step))
+    states = optimizer_bytes(fake.config.training.optim, fake.trained)
+    lora = 4 * fake.n_trained
+    step = run_step(fake, shape)
+    copies = N_SNAPSHOTS * (lora + states) if fake.device.type == "cpu" else 0
+    return Memory(fake.weights, lora, lora, states, copies, step, overhead(fake, step))
 
 
 def optimizer_bytes(name: str, trained: Sequence[torch.Size]) -> int:
@@ -232,18 +232,18 @@ def optimizer_bytes(name: str, trained: Sequence[torch.Size]) -> int:
     return total
 
 
-def overhead(twin: Twin, step: Step) -> int:
+def overhead(fake: FakeModel, step: Step) -> int:
     """Bytes that libraries and allocator take on the device beside the tensors."""
-    if twin.device.type != "cuda":
-        return CPU_LIBRARIES + heap_gaps(twin, step)
-    return CUDA_WORKSPACE[torch.cuda.get_device_capability(twin.device) >= (9, 0)]
+    if fake.device.type != "cuda":
+        return CPU_LIBRARIES + heap_gaps(fake, step)
+    return CUDA_WORKSPACE[torch.cuda.get_device_capability(fake.device) >= (9, 0)]
 
 
-def heap_gaps(twin: Twin, step: Step) -> int:
+def heap_gaps(fake: FakeModel, step: Step) -> int:
     """Bytes of the CPU's heap that no tensor is in at the peak, 0 on CUDA; HEAP_GAPS says why."""
-    if twin.device.type == "cuda":
+    if fake.device.type == "cuda":
         return 0
-    most, share = HEAP_GAPS[twin.config.training.gradient_checkpointing]
+    most, share = HEAP_GAPS[fake.config.training.gradient_checkpointing]
     return min(most, int(share * step.peak))
 
 

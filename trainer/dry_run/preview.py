@@ -40,11 +40,11 @@ def show_batches(plan: Plan, rank: int, tokenizer: Any, console: Console) -> Non
             console.spans([(_shortened(_visible(text)), trained) for text, trained in decoded(example, tokenizer)])
 
 
-def first_batches(plan: Plan, rank: int) -> list[tuple[int, list[Example]]]:
+def first_batches(plan: Plan, rank: int) -> list[tuple[int, Sequence[Example]]]:
     """(step, rows) of the first micro-batches that are not empty, at most N_BATCHES."""
-    found: list[tuple[int, list[Example]]] = []
+    found: list[tuple[int, Sequence[Example]]] = []
     for step in range(1, plan.steps_per_epoch + 1):
-        for own in plan.own(step, rank):
+        for own in plan.rows(step).own(rank):
             if own:
                 found.append((step, own))
             if len(found) == N_BATCHES:

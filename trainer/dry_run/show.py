@@ -8,6 +8,7 @@ import torch
 import transformers
 from rich.cells import cell_len
 
+from ...instrument.constants import GIB, MIB
 from ...instrument.messages import say
 from ..collapse.remedy import start_scale
 from ..config.schema import Config
@@ -15,11 +16,12 @@ from ..config.settings import with_settings
 from ..console import Console
 from ..data.examples import Example
 from ..data.load import load_data
+from ..errors import first_line
 from ..loop.components import build, order_of
 from ..loop.engine import Engine
 from ..model.load import load_tokenizer, pad_token_id
 from . import headroom
-from .fake_model import Twin, has_weights, make_twin
+from .fake_model import FakeModel, has_weights, make_fake
 from .memory import USABLE, Memory, Shape, available, largest_batch, longest, predict, shape_of
 from .preview import show_batches, show_lengths
 
@@ -49,10 +51,10 @@ def dry_run(config: Config) -> int:
     if n_units == 0:
         console.warn(say("dry_run.nothing_fits"))
         return 0
-    parts = build(config, engine, train_data, eval_data, pad_token_id(tokenizer), console)
-    start_scale(parts)
+    components = build(config, engine, train_data, eval_data, pad_token_id(tokenizer), console)
+    start_scale(components)
     examples = longest(units, n_units)
-    return headroom.show(headroom.measure(parts, examples), examples, console)
+    return headroom.show(headroom.measure(components, examples), examples, console)
 
 
 def show_memory(config: Config, device: torch.device, units: Sequence[Sequence[Example]], console: Console) -> int:
@@ -65,24 +67,24 @@ def show_memory(config: Config, device: torch.device, units: Sequence[Sequence[E
         units in the largest micro-batch that fits; all of them where that cannot be predicted.
     """
     try:
-        twin = make_twin(config, device)
+        fake = make_fake(config, device)
         shape = shape_of(longest(units, min(config.training.per_device_train_batch_size, len(units))))
-        memory = predict(twin, shape)
-    except RuntimeError as error:  # the model looks at the values of its tensors, which a twin has not
-        console.warn(say("dry_run.no_prediction", what=str(error).strip().split("\n")[0]))
+        memory = predict(fake, shape)
+    except RuntimeError as error:  # the model looks at the values of its tensors, which a fake has not
+        console.warn(say("dry_run.no_prediction", what=first_line(error)))
         return len(units)
-    share = 100 * twin.n_trained / twin.n_all
-    console.line(say("dry_run.parameters", trained=twin.n_trained, all=twin.n_all, share=share))
+    share = 100 * fake.n_trained / fake.n_all
+    console.line(say("dry_run.parameters", trained=fake.n_trained, all=fake.n_all, share=share))
     free = available(device)
-    show_parts(memory, twin, shape, free, console)
-    return show_largest(twin, shape, units, int(USABLE * free), console)
+    show_parts(memory, fake, shape, free, console)
+    return show_largest(fake, shape, units, int(USABLE * free), console)
 
 
-def show_parts(memory: Memory, twin: Twin, shape: Shape, free: int, console: Console) -> None:
+def show_parts(memory: Memory, fake: FakeModel, shape: Shape, free: int, console: Console) -> None:
     """One line for each thing that takes memory."""
-    console.line(say("dry_run.memory", device=twin.device, rows=shape.n_rows, length=shape.length))
+    console.line(say("dry_run.memory", device=fake.device, rows=shape.n_rows, length=shape.length))
     storages = ", ".join(f"{kind} {size(n)}" for kind, n in memory.weights.items())
-    optim = twin.config.training.optim
+    optim = fake.config.training.optim
     pageable = say("dry_run.pageable", optim=optim) if optim.startswith("paged_") else optim
     step = memory.step
     lines = [
@@ -101,12 +103,12 @@ def show_parts(memory: Memory, twin: Twin, shape: Shape, free: int, console: Con
             console.line(f"  {padded(label)} {size(n_bytes):>10}  {note}".rstrip())
 
 
-def show_largest(twin: Twin, shape: Shape, units: Sequence[Sequence[Example]], free: int, console: Console) -> int:
+def show_largest(fake: FakeModel, shape: Shape, units: Sequence[Sequence[Example]], free: int, console: Console) -> int:
     """The largest batch that fits as the run is configured, and with gradient checkpointing the other way round."""
-    training, packed = twin.config.training, twin.config.data.packing
+    training, packed = fake.config.training, fake.config.data.packing
     enabled, wanted = training.gradient_checkpointing, min(training.per_device_train_batch_size, len(units))
-    fitting = largest_batch(_needed(twin, units), free, len(units))
-    other = make_twin(with_settings(twin.config, {"training.gradient_checkpointing": not enabled}), twin.device)
+    fitting = largest_batch(_needed(fake, units), free, len(units))
+    other = make_fake(with_settings(fake.config, {"training.gradient_checkpointing": not enabled}), fake.device)
     otherwise = largest_batch(_needed(other, units), free, len(units))
     length = sum(shape_of(longest(units, 1)).lengths)
     unit = say("unit.bins" if packed else "unit.rows")
@@ -122,13 +124,13 @@ def show_largest(twin: Twin, shape: Shape, units: Sequence[Sequence[Example]], f
     return fitting
 
 
-def _needed(twin: Twin, units: Sequence[Sequence[Example]]) -> Callable[[int], int]:
-    return lambda n_units: predict(twin, shape_of(longest(units, n_units))).total
+def _needed(fake: FakeModel, units: Sequence[Sequence[Example]]) -> Callable[[int], int]:
+    return lambda n_units: predict(fake, shape_of(longest(units, n_units))).total
 
 
 def size(n_bytes: int) -> str:
     """Bytes in GiB, or MiB where that is less than one."""
-    return f"{n_bytes / 2**30:,.2f} GiB" if n_bytes >= 2**30 else f"{n_bytes / 2**20:,.1f} MiB"
+    return f"{n_bytes / GIB:,.2f} GiB" if n_bytes >= GIB else f"{n_bytes / MIB:,.1f} MiB"
 
 
 def padded(label: str) -> str:

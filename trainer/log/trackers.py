@@ -15,6 +15,7 @@ from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 from ...instrument.messages import say
 from ..config.names import trackers_wanted
 from ..config.schema import Config
+from ..errors import first_line
 
 PROJECT = "lora-train"
 # What names the project instead: a tracker does not look there once it is given a name.
@@ -69,7 +70,7 @@ class Trackers:
             call()
         except Exception as error:  # a tracker's network or disk is no reason to lose a run
             self._trackers.pop(name, None)
-            self._warn(say("tracker.failed", name=name, what=f"{type(error).__name__}: {error}".split("\n")[0]))
+            self._warn(say("tracker.failed", name=name, what=first_line(error, typed=True)))
 
 
 def _names(name: str, run_name: str, run_dir: Path) -> tuple[str, dict[str, str]]:

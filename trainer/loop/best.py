@@ -9,9 +9,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from ..config.schema import TrainingSection
+from ..config.schema import METRIC_DRIVEN, TrainingSection
+from .components import Components
 from .evaluate import Evaluation
-from .lr_schedule import greater_is_better
+from .lr_schedule import greater_is_better, lr_table
 
 # (step, metric) of every evaluation, oldest first.
 History = Sequence[tuple[int, float]]
@@ -36,3 +37,10 @@ def stops_early(training: TrainingSection, history: History) -> bool:
     best = best_step(training, history)
     since = [step for step, _ in history if best is None or step > best]
     return len(since) >= training.early_stopping_patience
+
+
+def follow_metrics(components: Components, history: History) -> None:
+    """Sets the learning rate of a schedule that follows the evaluations."""
+    if components.config.training.lr_scheduler_type in METRIC_DRIVEN:
+        metrics = [metric for _, metric in history]
+        components.optimizer.follow(lr_table(components.config.training, components.n_steps, metrics))

@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,16 +24,16 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from ...instrument.read.store import SCHEMA_VERSION
-from ...instrument.record.loss_scale import LossScale
+from ..config.names import checkpoint_step
 from ..errors import UserError, problem
 from ..model.load import trainable
-from .optim import Optimizer
+from .best import follow_metrics
+from .components import Components
 
 OPTIMIZER = "optimizer.safetensors"
 STATE = "trainer_state.json"
 ADAPTER = "adapter_model.safetensors"
 OLD = ".old"
-_NAME = re.compile(r"checkpoint-(\d+)")
 
 
 @dataclass
@@ -83,9 +83,7 @@ def save_adapter(model: PeftModel, folder: Path) -> None:
 
 def save_checkpoint(
     run_dir: Path,
-    model: PeftModel,
-    optimizer: Optimizer,
-    loss_scale: LossScale,
+    components: Components,
     progress: Progress,
     config: dict[str, Any],
     keep: int | None,
@@ -94,6 +92,7 @@ def save_checkpoint(
     """Writes checkpoint-<step> under a temporary name, syncs and renames it, then drops the oldest.
 
     Args:
+        config: the settings to go on with.
         keep: how many to keep; None: all.
         best: step of one that is kept in any case.
 
@@ -104,12 +103,12 @@ def save_checkpoint(
     final = run_dir / f"checkpoint-{progress.step}"
     partial = final.with_name(final.name + ".tmp")
     shutil.rmtree(partial, ignore_errors=True)
-    tensors = {f"optimizer.{key}": value for key, value in optimizer.state_dict().items()}
+    tensors = {f"optimizer.{key}": value for key, value in components.optimizer.state_dict().items()}
     for name, value in tensors.items():
         if value.is_floating_point() and not torch.isfinite(value).all():
             raise NotFinite(name)
-    save_adapter(model, partial)
-    tensors |= {f"loss_scale.{key}": value for key, value in loss_scale.state_dict().items()}
+    save_adapter(components.model, partial)
+    tensors |= {f"loss_scale.{key}": value for key, value in components.loss_scale.state_dict().items()}
     # cloned: bitsandbytes shares one table between parameters, and safetensors takes no shared memory
     save_file({key: value.detach().cpu().clone() for key, value in tensors.items()}, partial / OPTIMIZER)
     state = {"schema_version": SCHEMA_VERSION, **asdict(progress), "config": config}
@@ -147,13 +146,15 @@ def checkpoints(run_dir: Path) -> list[Path]:
     for old in run_dir.glob(f"checkpoint-*{OLD}"):
         if not (final := old.with_name(old.name.removesuffix(OLD))).exists():
             old.rename(final)
-    found = [path for path in run_dir.glob("checkpoint-*") if _NAME.fullmatch(path.name) and path.is_dir()]
+    found = [path for path in run_dir.glob("checkpoint-*") if checkpoint_step(path.name) is not None and path.is_dir()]
     return sorted(found, key=step_of)
 
 
 def step_of(folder: Path) -> int:
     """The step of a checkpoint's name."""
-    return int(folder.name.split("-")[1])
+    step = checkpoint_step(folder.name)
+    assert step is not None
+    return step
 
 
 def set_aside_after(run_dir: Path, step: int, start: int) -> list[Path]:
@@ -162,7 +163,7 @@ def set_aside_after(run_dir: Path, step: int, start: int) -> list[Path]:
     return [path.rename(path.with_name(f"{path.name}.start-{start}")) for path in later]
 
 
-def load_checkpoint(folder: Path, model: PeftModel, optimizer: Optimizer, loss_scale: LossScale) -> Progress:
+def load_checkpoint(folder: Path, components: Components) -> Progress:
     """Restores adapter, optimizer and scaler in place and returns where the run stood.
 
     Raises:
@@ -176,17 +177,30 @@ def load_checkpoint(folder: Path, model: PeftModel, optimizer: Optimizer, loss_s
         progress = Progress(**{key: (added_later | state)[key] for key in Progress.__dataclass_fields__})
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise UserError(problem("checkpoint.broken", folder=folder, what=error)) from error
-    own = {name: tensor.shape for name, tensor in adapter_state(model).items()}
+    optimizer, loss_scale = components.optimizer, components.loss_scale
+    own = {name: tensor.shape for name, tensor in adapter_state(components.model).items()}
     found = {name: tensor.shape for name, tensor in adapter.items()}
     foreign = sorted(name for name in own.keys() | found.keys() if own.get(name) != found.get(name))
-    optimizer_state, scale_state = _under("optimizer.", tensors), _under("loss_scale.", tensors)
+    optimizer_state, scale_state = under("optimizer.", tensors), under("loss_scale.", tensors)
     foreign += optimizer.foreign(optimizer_state) + sorted(loss_scale.state_dict().keys() - scale_state.keys())
     if foreign:
         raise UserError(problem("checkpoint.other_model", folder=folder, what=foreign[0]))
-    set_peft_model_state_dict(model, adapter)
+    set_peft_model_state_dict(components.model, adapter)
     optimizer.load_state_dict(optimizer_state)
     loss_scale.load_state_dict(scale_state)
     return progress
+
+
+def restore(components: Components, folder: Path) -> tuple[Components, Progress]:
+    """Puts the state of a checkpoint into the components; the order of the rows and the learning rate follow it.
+
+    Raises:
+        UserError: the checkpoint is torn or belongs to another model.
+    """
+    progress = load_checkpoint(folder, components)
+    follow_metrics(components, progress.evaluations)
+    plan = replace(components.plan, begins_after=progress.data_begins_after)
+    return replace(components, plan=plan), progress
 
 
 def load_adapter(model: PeftModel, folder: Path) -> None:
@@ -199,5 +213,6 @@ def adapter_state(model: PeftModel) -> dict[str, torch.Tensor]:
     return get_peft_model_state_dict(model, save_embedding_layers=False)
 
 
-def _under(prefix: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def under(prefix: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The tensors whose names begin with the prefix, without it."""
     return {key[len(prefix) :]: value for key, value in tensors.items() if key.startswith(prefix)}

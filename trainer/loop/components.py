@@ -1,25 +1,29 @@
-"""The parts of a run, built from a configuration: model, adapter, optimizer, order of the rows, and their watchers."""
+"""The components of a run, built from a configuration: model, adapter, optimizer, order of the rows, their watchers."""
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
 from peft import PeftModel
+from transformers import PreTrainedModel
 
 from ...instrument.messages import say
 from ...instrument.record.latch import Latch
 from ...instrument.record.loss_scale import INITIAL_SCALE, LossScale
-from ...instrument.record.patch import Patched, patch
+from ...instrument.record.once import run_once
+from ...instrument.record.patch import Patched
 from ...instrument.record.recorder import Recorder
+from ...instrument.record.sites import Watching
 from ..config.schema import Config
 from ..console import Console
 from ..data.batches import Plan
 from ..data.examples import Dataset
 from ..errors import UserError, problem
-from ..model.fast_path import take_fast_path
-from ..model.float32 import matching, widen
-from ..model.load import add_lora, autocast, load_base, trainable
+from ..model.build import Built, build_model
+from ..model.float32 import matching
+from ..model.load import autocast, load_base, trainable
 from ..model.loss import SupervisedLoss
 from .engine import Engine
 from .lr_schedule import lr_table
@@ -28,7 +32,7 @@ from .schedule import Schedule, schedule_of
 
 
 @dataclass(frozen=True)
-class Parts:
+class Components:
     """Everything a step needs."""
 
     config: Config
@@ -47,39 +51,80 @@ class Parts:
     recorder: Recorder | None = None
 
 
+@dataclass(frozen=True)
+class Weights:
+    """Loads a run's model from disk or hub (a `Loader` of model/build.py)."""
+
+    config: Config
+    engine: Engine
+    console: Console
+
+    def load(self) -> PreTrainedModel:
+        return load_base(self.config, self.engine.device)
+
+    def making(self) -> AbstractContextManager:
+        return nullcontext()
+
+    def running(self) -> AbstractContextManager:
+        return nullcontext()
+
+    def complete(self, model: PeftModel) -> None:
+        """Every process begins with rank 0's adapter."""
+        self.engine.same_everywhere(list(trainable(model).values()))
+
+    def transforms_logits(self) -> None:
+        return None
+
+    def remove_padding(self, loss: SupervisedLoss) -> None:
+        """Turns to padding-free batches, or says why they stay padded.
+
+        Raises:
+            UserError: the model cannot, and bins would be padded to the length of all their rows together.
+        """
+        reason = loss.without_padding(getattr(torch, self.config.compute_dtype))
+        if reason and self.config.data.packing:
+            raise UserError(problem("data.cannot_pack", reason=say(f"padding.{reason}")))
+        if reason:
+            self.console.warn(say("padding.padded", reason=say(f"padding.{reason}")))
+
+
 def build(
     config: Config, engine: Engine, train_data: Dataset, eval_data: Dataset | None, pad: int, console: Console
-) -> Parts:
+) -> Components:
     """Model, adapter, optimizer and order of a run."""
     training = config.training
     plan = order_of(config, train_data, engine.world_size)
     n_steps = plan.n_steps(training.num_train_epochs, training.max_steps)
-    base = load_base(config, engine.device)
-    take_fast_path(base)
-    model = add_lora(base, config)
-    engine.same_everywhere(list(trainable(model).values()))
-    wide = matching(model, config.precision.fp32_modules)
-    with autocast(config, engine.device):
-        patched = patch(model, lambda: run_once(model), alone=wide)
-        widen(model, wide)
-        loss = SupervisedLoss(model, getattr(torch, config.compute_dtype))
-        if config.data.padding_free:
-            go_without_padding(loss, config, console)
-    for reason in sorted({reason for _, _, reason in patched.unfused}):
-        names = [name for name, _, why in patched.unfused if why == reason]
+    built = build_model(config, engine.device, Weights(config, engine, console))
+    warn_of(built, console)
+    parameters = trainable(built.model)
+    return Components(
+        config=config,
+        engine=engine,
+        model=built.model,
+        loss=built.loss,
+        optimizer=Optimizer(parameters, training, lr_table(training, n_steps)),
+        loss_scale=loss_scale_of(config, engine.device),
+        plan=plan,
+        pad_token_id=pad,
+        n_steps=n_steps,
+        patched=built.patched,
+        # without loss scaling nothing adapts to a gradient that overflows
+        latch=Latch(engine.device) if training.fp16 else Latch(engine.device, patience=1),
+        schedule=schedule_of(training, n_steps, plan.steps_per_epoch),
+        eval_data=eval_data,
+        recorder=make_recorder(config, engine, built) if config.instrument.enabled else None,
+    )
+
+
+def warn_of(built: Built, console: Console) -> None:
+    """Says what of the model takes a slower way."""
+    for reason in sorted({reason for _, _, reason in built.patched.unfused}):
+        names = [name for name, _, why in built.patched.unfused if why == reason]
         listed = ", ".join(names[:3]) + (" ..." if len(names) > 3 else "")
         console.warn(say("patch.unfused", count=len(names), modules=listed, reason=say(f"patch.{reason}")))
-    if warning := loss.warning():
+    if warning := built.loss.warning():
         console.warn(warning)
-    optimizer = Optimizer(trainable(model), training, lr_table(training, n_steps))
-    scale = loss_scale_of(config, engine.device)
-    # without loss scaling nothing adapts to a gradient that overflows
-    latch = Latch(engine.device) if training.fp16 else Latch(engine.device, patience=1)
-    recorder = make_recorder(config, engine, model, patched) if config.instrument.enabled else None
-    when = schedule_of(training, n_steps, plan.steps_per_epoch)
-    return Parts(
-        config, engine, model, loss, optimizer, scale, plan, pad, n_steps, patched, latch, when, eval_data, recorder
-    )
 
 
 def order_of(config: Config, dataset: Dataset, world_size: int) -> Plan:
@@ -94,47 +139,29 @@ def order_of(config: Config, dataset: Dataset, world_size: int) -> Plan:
     )
 
 
-def go_without_padding(loss: SupervisedLoss, config: Config, console: Console) -> None:
-    """Turns to padding-free batches, or says why they stay padded.
-
-    Raises:
-        UserError: the model cannot, and bins would be padded to the length of all their rows together.
-    """
-    reason = loss.without_padding(getattr(torch, config.compute_dtype))
-    if reason and config.data.packing:
-        raise UserError(problem("data.cannot_pack", reason=say(f"padding.{reason}")))
-    if reason:
-        console.warn(say("padding.padded", reason=say(f"padding.{reason}")))
-
-
-def run_once(model: PeftModel) -> None:
-    """One forward on four tokens, in evaluation mode: shows in which order modules run and what they share."""
-    training = model.training
-    model.eval()
-    model(input_ids=torch.arange(4, device=model.device)[None], use_cache=False)
-    model.train(training)
-
-
-def make_recorder(config: Config, engine: Engine, model: PeftModel, patched: Patched) -> Recorder:
+def make_recorder(config: Config, engine: Engine, built: Built) -> Recorder:
     """The recorder that the configuration asks for.
 
     Raises:
         UserError: instrument.sites matches nothing.
     """
-    sites = config.instrument.sites
+    sites, model = config.instrument.sites, built.model
+    watching = Watching(
+        config.training.gradient_accumulation_steps,
+        histogram_every=config.instrument.histogram_every,
+        probe_every=config.instrument.probe_every,
+        model=model,
+        patterns=["*"] if sites == "all" else sites,
+        float32=matching(model, config.precision.fp32_modules),
+        gather=engine.gather if engine.world_size > 1 else None,
+    )
     with autocast(config, engine.device):
         recorder = Recorder(
-            patched,
+            built.patched,
             list(trainable(model).values()),
             lambda: run_once(model),
             engine.device,
-            n_micro_batches=config.training.gradient_accumulation_steps,
-            patterns=["*"] if sites == "all" else sites,
-            histogram_every=config.instrument.histogram_every,
-            model=model,
-            probe_every=config.instrument.probe_every,
-            float32=matching(model, config.precision.fp32_modules),
-            gather=engine.gather if engine.world_size > 1 else None,
+            watching,
         )
     if not recorder.sites:
         raise UserError(problem("instrument.no_sites", patterns=sites))

@@ -14,7 +14,7 @@ import torch
 from transformers import get_scheduler
 
 from ..config.schema import METRIC_DRIVEN, TrainingSection
-from ..errors import UserError, problem
+from ..errors import UserError, first_line, problem
 
 
 def lr_table(training: TrainingSection, n_steps: int, metrics: Sequence[float] = ()) -> list[float]:
@@ -38,7 +38,7 @@ def lr_table(training: TrainingSection, n_steps: int, metrics: Sequence[float] =
             return [dummy.param_groups[0]["lr"]] * (n_steps + 1)
         return list(_rates(dummy, schedule, n_steps))
     except (TypeError, ValueError) as error:
-        raise UserError(problem("config.scheduler_kwargs", kind=kind, what=str(error).split("\n")[0])) from error
+        raise UserError(problem("config.scheduler_kwargs", kind=kind, what=first_line(error))) from error
 
 
 def _rates(dummy: torch.optim.Optimizer, schedule: Any, n_steps: int):

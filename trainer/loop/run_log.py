@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, replace
 import psutil
 import torch
 
+from ...instrument.constants import GIB
 from ...instrument.judge.detect import Detectors, Trouble
 from ...instrument.messages import say
 from ...instrument.read.store import METRICS, STATS, MetricsLog, StatsWriter
@@ -20,12 +21,11 @@ from ..errors import Stopped, problem
 from ..log.layer_series import LayerSeries
 from ..log.trackers import Trackers
 from .checkpoint import Progress
-from .components import Parts
+from .components import Components
 from .evaluate import Evaluation
 
 # What train_step puts in a row, in this order; float64 on the device.
 ROW_FIELDS = ("loss", "grad_norm", "loss_scale", "skipped", "nonfinite_micro_batches", "updates", "latched")
-GIB = 2**30
 # Steps whose mean time the ETA is based on.
 RATE_WINDOW = 50
 
@@ -53,25 +53,33 @@ class RunLog:
         self,
         metrics: MetricsLog | None,
         console: Console,
-        parts: Parts,
+        components: Components,
         progress: Progress,
         stats: StatsWriter | None = None,
         trackers: Trackers | None = None,
     ):
         self._metrics, self._console, self._progress = metrics, console, progress
-        self._config, self._n_steps, self._steps_per_epoch = parts.config, parts.n_steps, parts.plan.steps_per_epoch
-        self._rates, self._device = parts.optimizer.rates, parts.engine.device
+        self._config, self._n_steps, self._steps_per_epoch = (
+            components.config,
+            components.n_steps,
+            components.plan.steps_per_epoch,
+        )
+        self._rates, self._device = components.optimizer.rates, components.engine.device
         self._stats, self._trackers = stats, trackers
-        self._scale_is_dynamic = parts.config.training.fp16 and isinstance(parts.config.precision.loss_scale, str)
-        self._detectors = Detectors(parts.recorder.sites if parts.recorder else [], parts.config.training.fp16)
-        self._schedule = parts.schedule
+        self._scale_is_dynamic = components.config.training.fp16 and isinstance(
+            components.config.precision.loss_scale, str
+        )
+        self._detectors = Detectors(
+            components.recorder.sites if components.recorder else [], components.config.training.fp16
+        )
+        self._schedule = components.schedule
         self._pending: dict[int, StepFacts] = {}
         self._recent: deque[float] = deque(maxlen=RATE_WINDOW)
         # a resumed run begins with what they cost before
         self._eval_seconds = progress.eval_seconds_total / max(1, len(progress.evaluations))
-        self._save_seconds = progress.save_seconds_total / max(1, progress.step // parts.schedule.save_every)
+        self._save_seconds = progress.save_seconds_total / max(1, progress.step // components.schedule.save_every)
         self._lines_lost = 0
-        self._layers = LayerSeries(parts.recorder.sites) if parts.recorder and trackers else None
+        self._layers = LayerSeries(components.recorder.sites) if components.recorder and trackers else None
         # lines for the trackers that wait for the statistics of their step: some trackers take a step only once
         self._untracked: dict[int, dict] = {}
         self.last_step = progress.step

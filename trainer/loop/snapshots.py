@@ -1,6 +1,6 @@
-"""The last healthy states of a run, kept in host memory: adapter, optimizer and loss scale are small.
+"""Snapshots of a run in training, kept in host memory: adapter, optimizer and loss scale are small.
 
-A copy is taken every `HEALTHY_EVERY` steps. On CUDA it goes into pinned memory without waiting; whether it is finite
+One is taken every `SNAPSHOT_EVERY` steps. On CUDA it goes into pinned memory without waiting; whether it is finite
 is asked only when it is needed.
 """
 
@@ -10,20 +10,18 @@ from collections import deque
 from dataclasses import dataclass, replace
 
 import torch
-from peft import PeftModel
 
-from ...instrument.record.loss_scale import LossScale
 from ..model.load import trainable
 from .checkpoint import Progress
-from .optim import Optimizer
+from .components import Components
 
-HEALTHY_EVERY = 100
+SNAPSHOT_EVERY = 100
 # The newest may have been taken after the trouble began and before it was seen.
-N_COPIES = 2
+N_SNAPSHOTS = 2
 
 
 @dataclass(frozen=True)
-class Copy:
+class Snapshot:
     """The state after `progress.step` steps, on the host."""
 
     progress: Progress
@@ -36,38 +34,39 @@ class Copy:
         return all(bool(torch.isfinite(t).all()) for t in (*self.adapter.values(), *self.optimizer.values()))
 
 
-class Healthy:
-    """The last copies, oldest first."""
+class Snapshots:
+    """The last snapshots of a run, oldest first."""
 
-    def __init__(self, model: PeftModel, optimizer: Optimizer, loss_scale: LossScale):
-        self._model, self._optimizer, self._loss_scale = model, optimizer, loss_scale
-        self._copies: deque[Copy] = deque(maxlen=N_COPIES)
+    def __init__(self, components: Components):
+        self._model, self._optimizer = components.model, components.optimizer
+        self._loss_scale = components.loss_scale
+        self._kept: deque[Snapshot] = deque(maxlen=N_SNAPSHOTS)
 
-    def copy(self, progress: Progress) -> Copy:
-        """The state now."""
+    def take(self, progress: Progress) -> Snapshot:
+        """The state now; it is not among those that are kept."""
         states = (trainable(self._model), self._optimizer.state_dict(), self._loss_scale.state_dict())
         adapter, optimizer, loss_scale = (
             {name: _on_host(tensor.detach()) for name, tensor in state.items()} for state in states
         )
-        return Copy(replace(progress), adapter, optimizer, loss_scale)
+        return Snapshot(replace(progress), adapter, optimizer, loss_scale)
 
     def keep(self, progress: Progress) -> None:
-        """Remembers the state now; the oldest copy goes."""
-        self._copies.append(self.copy(progress))
+        """Keeps the state now; the oldest goes."""
+        self._kept.append(self.take(progress))
 
-    def newest(self, before: int) -> Copy | None:
-        """The newest finite copy of a state from before that step."""
+    def newest(self, before: int) -> Snapshot | None:
+        """The newest finite one of a state from before that step."""
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-        return next((c for c in reversed(self._copies) if c.progress.step < before and c.is_finite()), None)
+        return next((s for s in reversed(self._kept) if s.progress.step < before and s.is_finite()), None)
 
     @torch.no_grad()
-    def restore(self, copy: Copy) -> None:
+    def restore(self, snapshot: Snapshot) -> None:
         """Puts a state back."""
         for name, parameter in trainable(self._model).items():
-            parameter.copy_(copy.adapter[name])
-        self._optimizer.load_state_dict({name: tensor.clone() for name, tensor in copy.optimizer.items()})
-        self._loss_scale.load_state_dict({name: tensor.clone() for name, tensor in copy.loss_scale.items()})
+            parameter.copy_(snapshot.adapter[name])
+        self._optimizer.load_state_dict({name: tensor.clone() for name, tensor in snapshot.optimizer.items()})
+        self._loss_scale.load_state_dict({name: tensor.clone() for name, tensor in snapshot.loss_scale.items()})
 
 
 def _on_host(tensor: torch.Tensor) -> torch.Tensor:

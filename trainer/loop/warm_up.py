@@ -12,31 +12,31 @@ from contextlib import nullcontext
 import numpy as np
 import torch
 
+from ...instrument.record.once import in_mode
 from ...kernels.backend import is_gpu
 from ..data.batches import collate
 from ..data.examples import Example
 from ..model.load import autocast
-from .components import Parts
+from .components import Components
 from .train import micro_batch_loss
 
 
-def warm_up(parts: Parts) -> None:
+def warm_up(components: Components) -> None:
     """Nothing of it is applied, recorded or drawn from a random state that a step uses; on a CPU nothing is done."""
-    if not is_gpu(parts.engine.device):
+    if not is_gpu(components.engine.device):
         return
     row = Example(0, np.arange(4, dtype=np.int32) % 2, np.arange(4) > 0)
-    recorder, optimizer = parts.recorder, parts.optimizer
-    parts.model.train()
+    recorder, optimizer = components.recorder, components.optimizer
+    components.model.train()
     with recorder.active() if recorder else nullcontext():
         if recorder:
             recorder.begin_step(1, look=True)
-        micro_batch_loss(parts, 1, 0, [row]).backward()
+        micro_batch_loss(components, 1, 0, [row]).backward()
         gradient_rows = optimizer.gradient_rows()
         if recorder:
             recorder.finish_step(gradient_rows, optimizer.gradients, keep=False)
-        parts.model.eval()
-        batch = collate([row], parts.pad_token_id, parts.loss.padding_free).to(parts.engine.device)
-        with torch.no_grad(), autocast(parts.config, parts.engine.device):
-            parts.loss(batch)
-    parts.model.train()
+        device = components.engine.device
+        batch = collate([row], components.pad_token_id, components.loss.padding_free).to(device)
+        with in_mode(components.model, training=False), torch.no_grad(), autocast(components.config, device):
+            components.loss(batch)
     optimizer.clear()

@@ -18,7 +18,7 @@ from transformers.utils import logging as transformers_logging
 from ...instrument.record.four_bit import is_4bit_linear
 from ..config.names import is_installed
 from ..config.schema import Config
-from ..errors import UserError, problem
+from ..errors import UserError, first_line, problem
 
 
 def autocast(config: Config, device: torch.device) -> AbstractContextManager:
@@ -50,7 +50,7 @@ def converted_gguf(path: Path) -> Path:
         tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
         model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
     except (ImportError, OSError, ValueError, KeyError) as error:
-        raise UserError(problem("model.gguf", path=path, what=_first_line(error))) from error
+        raise UserError(problem("model.gguf", path=path, what=first_line(error))) from error
     # transformers marks the dequantized model as quantized and then refuses to save it
     model.hf_quantizer = None  # pyright: ignore[reportArgumentType]
     del model.config.quantization_config  # pyright: ignore[reportAttributeAccessIssue]
@@ -76,7 +76,7 @@ def load_tokenizer(config: Config) -> Any:
             resolve(model.name_or_path), revision=model.revision, trust_remote_code=model.trust_remote_code
         )
     except (OSError, ValueError) as error:
-        raise UserError(problem("model.tokenizer", name=model.name_or_path, what=_first_line(error))) from error
+        raise UserError(problem("model.tokenizer", name=model.name_or_path, what=first_line(error))) from error
     if not tokenizer.is_fast:
         raise UserError(problem("model.slow_tokenizer", name=model.name_or_path))
     return tokenizer
@@ -122,7 +122,7 @@ def load_base(config: Config, device: torch.device) -> PreTrainedModel:
         if "attention implementation" in str(error):
             unsupported = problem("model.attention", name=model.name_or_path, attention=model.attn_implementation)
             raise UserError(unsupported) from error
-        raise UserError(problem("model.load", name=model.name_or_path, what=_first_line(error))) from error
+        raise UserError(problem("model.load", name=model.name_or_path, what=first_line(error))) from error
     return frozen(base)
 
 
@@ -192,7 +192,3 @@ def _sha256(path: Path) -> str:
         while chunk := file.read(1 << 20):
             digest.update(chunk)
     return digest.hexdigest()
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).split("\n")[0]

@@ -21,6 +21,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import PretrainedConfig, PreTrainedModel, masking_utils
 
 from ...instrument.messages import say
+from ...instrument.record.once import in_mode
 from ...kernels.cross_entropy import linear_cross_entropy
 from ..data.batches import Batch
 from .float32 import is_wide
@@ -137,12 +138,10 @@ class SupervisedLoss:
         """Asks the config, then compares both routes on four tokens."""
         if transforms_logits(self._model.config):
             return True
-        training = self._model.training
-        self._model.eval()
         input_ids = torch.arange(4, device=self._model.device)[None]
-        own = self._model(input_ids=input_ids, use_cache=False).logits.float()
-        ours = self._head(self._decoder(input_ids=input_ids, use_cache=False)[0]).float()
-        self._model.train(training)
+        with in_mode(self._model, training=False):
+            own = self._model(input_ids=input_ids, use_cache=False).logits.float()
+            ours = self._head(self._decoder(input_ids=input_ids, use_cache=False)[0]).float()
         limit = ROUTES_AGREE[compute_dtype] * own.nan_to_num(0.0, 0.0, 0.0).abs().max()
         return not torch.allclose(own, ours, rtol=0, atol=float(limit), equal_nan=True)
 

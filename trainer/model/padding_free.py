@@ -30,6 +30,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from ...instrument.messages import say
+from ...instrument.record.once import in_mode
 from ...kernels.attention.causal import attention, takes
 from ...kernels.attention.rows import Bounds, chip_of, kernel_for, rows_attention
 from ..data.batches import Batch, collate
@@ -233,14 +234,13 @@ def why_not(model: PreTrainedModel, hidden: Callable[[Batch], torch.Tensor], tol
         tolerance: between the two ways, of the largest value.
         rounding: of one product, of the largest value.
     """
-    before, training = attention_of(model), model.training
+    before = attention_of(model)
 
     def run(rows: Sequence[Example], padding_free: bool) -> torch.Tensor:
         return hidden(collate(rows, 0, padding_free).to(model.device)).float().nan_to_num()
 
     reason = "differs"
-    model.eval()
-    with suppress(*FOREIGN_ERRORS):
+    with in_mode(model, training=False), suppress(*FOREIGN_ERRORS):
         padded = run(TRIED, padding_free=False)
         for name in (AT_ONCE, PER_ROW) if chip_of(model.device) is not None else (PER_ROW,):
             if not prepare(model, name):
@@ -250,7 +250,6 @@ def why_not(model: PreTrainedModel, hidden: Callable[[Batch], torch.Tensor], tol
                 if _agrees(run, padded, tolerance, rounding):
                     reason = ""
                     break
-    model.train(training)
     if reason and attention_of(model) != before:
         model.set_attn_implementation(before)
     return reason

@@ -10,56 +10,59 @@ from safetensors import SafetensorError
 from ...instrument.messages import say
 from ...instrument.read.compact import compact as compact_stats
 from ..config.schema import Config
-from ..console import Console, compact, duration
+from ..console import compact, duration
 from ..errors import problem
 from ..loop.best import best_step, stops_early
 from ..loop.checkpoint import NotFinite, Progress, commit, load_adapter, save_adapter
-from ..loop.components import Parts
-from ..loop.train import Stop
+from ..loop.components import Components
+from ..loop.session import Session
 from .hub import push
 from .model_card import model_card
 from .resume import what_is_torn
 
 
-def is_complete(parts: Parts, progress: Progress) -> bool:
+def is_complete(components: Components, progress: Progress) -> bool:
     """Whether a run has nothing left to do."""
-    return progress.step >= parts.n_steps or stops_early(parts.config.training, progress.evaluations)
+    return progress.step >= components.n_steps or stops_early(components.config.training, progress.evaluations)
 
 
-def finish(parts: Parts, progress: Progress, run_dir: Path, console: Console, stop: Stop) -> int:
+def finish(session: Session) -> int:
     """Writes the final adapter of a complete run, says where things are, and gives the exit code."""
-    complete, code = is_complete(parts, progress), 0
+    components, progress, stop = session.components, session.progress, session.stop
+    complete, code = is_complete(components, progress), 0
     if not complete:
-        console.line(say("end.interrupted", step=progress.step, total=parts.n_steps, folder=run_dir))
-    elif parts.engine.is_main:
-        code = write_result(parts, progress, run_dir, console)
-    parts.engine.barrier()
+        total = components.n_steps
+        session.console.line(say("end.interrupted", step=progress.step, total=total, folder=session.run_dir))
+    elif components.engine.is_main:
+        code = write_result(session)
+    components.engine.barrier()
     return code if complete or not stop.signal else 128 + stop.signal
 
 
-def write_result(parts: Parts, progress: Progress, run_dir: Path, console: Console) -> int:
+def write_result(session: Session) -> int:
     """Compacts the statistics, writes the final or best adapter, uploads it; 0, or 1 where one of them failed."""
-    training, folder = parts.config.training, run_dir / "adapter"
+    components, progress, run_dir, console = session.components, session.progress, session.run_dir, session.console
+    training, folder = components.config.training, run_dir / "adapter"
     try:
-        if parts.recorder is not None:
+        if components.recorder is not None:
             compact_stats(run_dir)
-            if parts.recorder.dropped:
-                console.warn(say("instrument.dropped", count=parts.recorder.dropped))
+            if components.recorder.dropped:
+                console.warn(say("instrument.dropped", count=components.recorder.dropped))
         best = best_step(training, progress.evaluations) if training.load_best_model_at_end else None
         if best is not None and best != progress.step:
             if what := what_is_torn(run_dir / f"checkpoint-{best}"):
                 console.warn(say("end.no_best", step=best, what=what))
             else:
-                load_adapter(parts.model, run_dir / f"checkpoint-{best}")
+                load_adapter(components.model, run_dir / f"checkpoint-{best}")
                 console.line(say("end.best", step=best, metric=training.metric_for_best_model))
-        write_adapter(parts.model, folder, parts.config, progress.final_loss)
+        write_adapter(components.model, folder, components.config, progress.final_loss)
     except NotFinite as error:
         console.warn(say("save.not_finite", step=progress.step, name=error))
         return 1
     except (OSError, SafetensorError) as error:
         console.line(str(problem("end.cannot_write", folder=folder, what=error)))
         return 1
-    if progress.step < parts.n_steps:
+    if progress.step < components.n_steps:
         console.line(say("end.early", step=progress.step, patience=training.early_stopping_patience))
     seconds = duration(progress.train_seconds)
     console.line(say("end.done", steps=progress.step, time=seconds, loss=compact(progress.final_loss)))
@@ -68,7 +71,7 @@ def write_result(parts: Parts, progress: Progress, run_dir: Path, console: Conso
     if progress.heals:
         what = "; ".join(f"{heal['step']} {heal['kind']} {heal['module'] or ''}".rstrip() for heal in progress.heals)
         console.line(say("end.healed", n=len(progress.heals), what=what))
-    return push(folder, parts.config, console) if training.push_to_hub else 0
+    return push(folder, components.config, console) if training.push_to_hub else 0
 
 
 def write_adapter(model: PeftModel, folder: Path, config: Config, final_loss: float | None) -> None:

@@ -9,7 +9,7 @@ from huggingface_hub import HfApi, get_token
 from ...instrument.messages import say
 from ..config.schema import Config
 from ..console import Console
-from ..errors import UserError, problem
+from ..errors import UserError, first_line, problem
 
 
 def check_login(config: Config) -> None:
@@ -29,8 +29,7 @@ def push(folder: Path, config: Config, console: Console) -> int:
         repo = HfApi().create_repo(name, exist_ok=True)
         HfApi().upload_folder(repo_id=repo.repo_id, folder_path=folder, commit_message="Upload the LoRA adapter")
     except Exception as error:  # a dozen kinds of network trouble; the adapter is on disk
-        what = str(error).strip().split("\n")[0] or type(error).__name__
-        console.line(str(problem("hub.failed", name=name, what=what, folder=folder)))
+        console.line(str(problem("hub.failed", name=name, what=first_line(error), folder=folder)))
         return 1
     console.line(say("hub.pushed", url=repo))
     return 0

@@ -9,6 +9,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from ...instrument.messages import say
+from ..config.names import checkpoint_step
 from ..config.schema import Config
 from ..config.settings import with_settings
 from ..console import Console
@@ -23,7 +24,7 @@ FREE_TO_CHANGE = re.compile(
 )
 
 
-def wanted(resume: str | None, config: Config) -> str | None:
+def resume_from(resume: str | None, config: Config) -> str | None:
     """What --resume said, else training.resume_from_checkpoint: "auto", a folder, or None."""
     if resume is not None:
         return resume
@@ -47,7 +48,7 @@ def find_checkpoint(resume: str, output_dir: str, console: Console) -> Path | No
         runs = [run for run in reversed(family(output_dir)) if checkpoints(run)]
         return newest_whole(runs[0], console) if runs else None
     folder = Path(resume).expanduser()
-    if (folder / STATE).is_file() or re.fullmatch(r"checkpoint-\d+", folder.name):
+    if (folder / STATE).is_file() or checkpoint_step(folder.name) is not None:
         if what := what_is_torn(folder):
             raise UserError(problem("checkpoint.broken", folder=folder, what=what))
         return folder

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...instrument.read.store import METRICS
-from ..config.names import is_path
-from ..errors import UserError, problem
+from ..config.names import checkpoint_step, is_path
+from ..errors import UserError, first_line, problem
 
 if TYPE_CHECKING:
     from ..config.schema import Config
@@ -29,7 +29,6 @@ SETTINGS = "adapter_config.json"
 CHECKPOINT_STATE = "trainer_state.json"
 RUN_CONFIG = "config.yaml"
 _PICKLE = "adapter_model.bin"
-_CHECKPOINT = re.compile(r"checkpoint-\d+")
 
 
 @dataclass(frozen=True)
@@ -64,11 +63,11 @@ def find_weights(path: Path) -> Path:
     if not path.is_dir():
         raise UserError(problem("adapter.not_a_folder" if path.exists() else "adapter.no_folder", path=path))
     try:
-        checkpoints = [child for child in path.iterdir() if _CHECKPOINT.fullmatch(child.name)]
+        steps = {child: checkpoint_step(child.name) for child in path.iterdir()}
     except OSError as error:
         raise UserError(problem("adapter.unreadable", file=path, what=error.strerror)) from None
-    checkpoints.sort(key=lambda child: int(child.name.split("-")[1]), reverse=True)
-    for folder in (path, path / "adapter", *checkpoints):
+    checkpoints = sorted((-step, child) for child, step in steps.items() if step is not None)
+    for folder in (path, path / "adapter", *(child for _, child in checkpoints)):
         if (folder / WEIGHTS).is_file():
             return folder / WEIGHTS
     sentence = "adapter.pickle" if (path / _PICKLE).is_file() else "adapter.none_here"
@@ -167,7 +166,7 @@ def _read_yaml(file: Path) -> Any:
     try:
         return yaml.safe_load(file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(problem("adapter.unreadable", file=file, what=str(error).split("\n")[0])) from None
+        raise UserError(problem("adapter.unreadable", file=file, what=first_line(error))) from None
 
 
 def _read_json(file: Path) -> dict[str, Any]:

@@ -21,6 +21,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ...instrument.constants import GIB
+from ..errors import first_line
+
 # distribution -> the module that shows whether it works; None: its version is enough
 PACKAGES = {
     "torch": "torch",
@@ -86,12 +89,7 @@ def attempt(facts: Callable[[], Any]) -> Any:
     try:
         return facts()
     except Exception as error:  # a broken library raises anything
-        return {"error": first_line(error)}
-
-
-def first_line(error: BaseException) -> str:
-    """Type and first line of an error."""
-    return f"{type(error).__name__}: {error}".strip().split("\n")[0]
+        return {"error": first_line(error, typed=True)}
 
 
 def version(name: str) -> str | None:
@@ -109,7 +107,7 @@ def package(name: str, module: str | None) -> dict[str, Any]:
         try:
             importlib.import_module(module)
         except Exception as error:
-            facts["error"] = first_line(error)
+            facts["error"] = first_line(error, typed=True)
     return facts
 
 
@@ -144,7 +142,7 @@ def memory() -> dict[str, float]:
     import psutil
 
     now = psutil.virtual_memory()
-    return {"total_gib": round(now.total / 2**30, 1), "available_gib": round(now.available / 2**30, 1)}
+    return {"total_gib": round(now.total / GIB, 1), "available_gib": round(now.available / GIB, 1)}
 
 
 def torch_facts() -> dict[str, Any]:
@@ -172,7 +170,7 @@ def torch_gpus() -> list[dict[str, Any]]:
             {
                 "name": properties.name,
                 "compute_capability": f"{properties.major}.{properties.minor}",
-                "memory_gib": round(properties.total_memory / 2**30, 1),
+                "memory_gib": round(properties.total_memory / GIB, 1),
             }
         )
     return gpus
@@ -183,7 +181,7 @@ def nvidia_smi() -> list[str]:
     try:
         result = subprocess.run(NVIDIA_SMI, capture_output=True, text=True, timeout=20, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
-        return [] if isinstance(error, FileNotFoundError) else [first_line(error)]
+        return [] if isinstance(error, FileNotFoundError) else [first_line(error, typed=True)]
     lines = (result.stdout.strip() or result.stderr.strip()).split("\n")
     return [line for line in lines if line]
 

@@ -24,7 +24,7 @@ import numpy as np
 from safetensors import SafetensorError, deserialize, safe_open
 
 from ...instrument.messages import say
-from ..errors import UserError, problem
+from ..errors import UserError, first_line, problem
 from .adapter_folder import find_weights, read_settings_of, scaling
 
 EXIT_NON_FINITE = 3
@@ -198,7 +198,7 @@ def _read_tensors(file: Path) -> dict[str, np.ndarray]:
             raise UserError(problem("inspect.no_lora", file=file, found=", ".join(names[:3]) or "-"))
         found = deserialize(file.read_bytes())
     except (SafetensorError, OSError) as error:
-        raise UserError(problem("inspect.torn", file=file, what=str(error).split("\n")[0])) from None
+        raise UserError(problem("inspect.torn", file=file, what=first_line(error))) from None
     tensors = {}
     for name, raw in found:
         if raw["dtype"] not in DTYPES:

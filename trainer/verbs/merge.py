@@ -16,10 +16,11 @@ import transformers
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
 
+from ...instrument.constants import GIB
 from ...instrument.messages import say
 from ..config.schema import Config
 from ..console import Console
-from ..errors import UserError, problem
+from ..errors import UserError, first_line, problem
 from ..loop.checkpoint import commit
 from ..model.load import load_tokenizer, resolve
 from .adapter_folder import Adapter
@@ -63,7 +64,7 @@ def merge(request: Request) -> int:
     own = (request.adapter.folder / TOKENIZER).is_file()
     tokenizer = AutoTokenizer.from_pretrained(request.adapter.folder) if own else load_tokenizer(config)
     write_whole(merged, tokenizer, request.output)
-    console.line(say("merge.done", folder=request.output, size=folder_size(request.output) / 2**30))
+    console.line(say("merge.done", folder=request.output, size=folder_size(request.output) / GIB))
     return 0
 
 
@@ -79,7 +80,7 @@ def unquantized_dtype(config: Config) -> str:
             resolve(name), revision=model.revision, trust_remote_code=model.trust_remote_code
         )
     except (OSError, ValueError) as error:
-        raise UserError(problem("model.load", name=name, what=str(error).split("\n")[0])) from error
+        raise UserError(problem("model.load", name=name, what=first_line(error))) from error
     if getattr(base, "quantization_config", None) is not None:
         raise UserError(problem("merge.quantized_base", name=name))
     return str(base.dtype or torch.float32).removeprefix("torch.")
@@ -114,7 +115,7 @@ def write_whole(model: PreTrainedModel, tokenizer, output: Path) -> None:
             raise UserError(problem("merge.exists", folder=output))
         commit(partial, output)
     except (OSError, SafetensorError) as error:
-        what = str(error).split("\n")[0]
+        what = first_line(error)
         raise UserError(problem("merge.cannot_write", folder=output, what=what)) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)

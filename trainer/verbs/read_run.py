@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from ...instrument.constants import MIB
 from ...instrument.judge.explain import SourceError, lines, read_history
 from ...instrument.judge.explain import explain as judge
 from ...instrument.messages import say
@@ -69,7 +70,7 @@ def compare(sources: Sequence[Path], output: Path | None, lang: str) -> int:
 
 
 def _written(path: Path) -> None:
-    print(say("report.written", path=path, size=path.stat().st_size / 2**20), flush=True)
+    print(say("report.written", path=path, size=path.stat().st_size / MIB), flush=True)
 
 
 @contextlib.contextmanager

@@ -22,7 +22,7 @@ from ...overhead.measure.meter import Counts
 from ...overhead.rows import TEXT, excerpt
 from ..context import Context
 from ..device import HAS_CUDA, kernel_milliseconds, on_device, synchronize
-from ..models import TINY, WIDE, Settings, model_folder, parts_of, settings
+from ..models import TINY, WIDE, Settings, components_of, model_folder, settings
 from ..runner import write_line
 
 N_ROWS = 32
@@ -59,17 +59,17 @@ def look(context: Context, way: str, values: Settings, layers: int) -> str:
     """Takes steps and an evaluation of a run apart."""
     from lora_train.trainer.loop.train import train_step
 
-    parts, number = parts_of(values), iter(range(1, 100))
+    components, number = components_of(values), iter(range(1, 100))
 
     def step() -> None:
-        train_step(parts, next(number))
+        train_step(components, components.plan.rows(next(number)))
 
-    with parts.recorder.active() if parts.recorder else nullcontext():
+    with components.recorder.active() if components.recorder else nullcontext():
         for _ in range(WARM_UP):
             step()
         without_waits(context, way, step)
         waits = counted(step)
-        waits_evaluating = counted(lambda: judge(parts))
+        waits_evaluating = counted(lambda: judge(components))
         host, spent = host_milliseconds(step)
         kernels = kernel_milliseconds(step, repeats=3)
     launches = sum(n for n, _ in kernels.values())
@@ -84,11 +84,11 @@ def look(context: Context, way: str, values: Settings, layers: int) -> str:
     return f"{host:.1f} / {busy:.1f}"
 
 
-def judge(parts: Any) -> None:
+def judge(components: Any) -> None:
     """An evaluation; its one wait is for its result."""
     from lora_train.trainer.loop.evaluate import evaluate
 
-    evaluate(parts.model, parts.loss, parts.eval_data, parts.config, parts.engine, parts.pad_token_id)
+    evaluate(components)
 
 
 def without_waits(context: Context, way: str, step: Any) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from ...constants import FP16_MAX
 from .finding import Finding, listed
 from .history import History
 
@@ -18,7 +19,6 @@ SEARCHING = 16
 # Below 128 the smallest gradients of half the layers begin to vanish in fp16.
 LOW_SCALE = 128.0
 HEADROOM = 0.5
-FP16_LIMIT = 65504.0
 MAX_SAMPLES = 200
 
 
@@ -100,9 +100,9 @@ def headroom(history: History) -> Finding | None:
     if not np.isfinite(peaks).any():
         return None
     top: Any = frame.iloc[int(np.nanargmax(peaks))]
-    values = {"site": str(top["site"]), "peak": float(top["absmax"]), "step": int(top["step"]), "limit": FP16_LIMIT}
-    values |= {"percent": 100 * float(top["absmax"]) / FP16_LIMIT}
-    near = values["peak"] > HEADROOM * FP16_LIMIT
+    values = {"site": str(top["site"]), "peak": float(top["absmax"]), "step": int(top["step"]), "limit": FP16_MAX}
+    values |= {"percent": 100 * float(top["absmax"]) / FP16_MAX}
+    near = values["peak"] > HEADROOM * FP16_MAX
     return Finding("loss_scale", "watch" if near else "healthy", "headroom_small" if near else "headroom", values)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import numpy as np
@@ -11,6 +12,7 @@ from lora_train.instrument.judge.detect import (
     WINDOW,
     Detectors,
     Diagnosis,
+    Kind,
     LossWatch,
     UnderflowWatch,
     lost_share,
@@ -169,3 +171,13 @@ def test_one_hard_batch_before_a_bad_step_is_no_divergence():
 def test_a_diagnosis_as_json_has_no_number_that_json_has_not():
     found = Diagnosis("forward_overflow", 3, "a.b", "forward", [1, 2], {"absmax": math.inf, "rows_alone": (1,)})
     assert found.as_json()["evidence"] == {"absmax": None, "rows_alone": [1]}
+
+
+def test_a_kind_is_its_name_in_files_and_sentences_and_nothing_else_is_one():
+    assert f"{Kind.BAD_WEIGHT} {Kind.BAD_WEIGHT:>12}" == "bad_weight   bad_weight"
+    assert str(Kind.DIVERGENCE) == "divergence" == Kind.DIVERGENCE
+    assert json.dumps(Diagnosis(Kind.FORWARD_OVERFLOW, 3, None, "forward", [], {}).as_json()["kind"]) == (
+        '"forward_overflow"'
+    )
+    with pytest.raises(ValueError, match="foward_overflow"):
+        Kind("foward_overflow")

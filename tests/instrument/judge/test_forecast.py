@@ -4,14 +4,15 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from lora_train.instrument.judge.forecast import AT_ONCE, FIT_EVERY, HORIZON, LIMIT, Forecast, Forecaster
+from lora_train.instrument.constants import FP16_MAX
+from lora_train.instrument.judge.forecast import AT_ONCE, FIT_EVERY, HORIZON, Forecast, Forecaster
 
 SEEDS = 20
 OVERFLOWS = 65520.0  # the smallest magnitude that rounds to inf
 Trend = Callable[[np.ndarray], np.ndarray]
 
 
-def watch(absmax: np.ndarray, limit: float = LIMIT) -> dict[int, Forecast]:
+def watch(absmax: np.ndarray, limit: float = FP16_MAX) -> dict[int, Forecast]:
     """Feeds [steps, sites], the first row as step 1, and gives the forecast of each site that was warned of."""
     forecaster, found = Forecaster(absmax.shape[1], limit), {}
     for row, values in enumerate(absmax):
@@ -32,7 +33,7 @@ def planted(trend: Trend, noise: float, steps: int = 900, every: int = 1) -> tup
     actual = (absmax >= OVERFLOWS).argmax(axis=0) + 1
     assert (actual > 1).all()
     seen = (np.arange(steps)[:, None] + 1 < actual) & (np.arange(steps)[:, None] % every == 0)
-    return np.where(seen, np.minimum(absmax, LIMIT), np.nan)[: actual.max()], actual
+    return np.where(seen, np.minimum(absmax, FP16_MAX), np.nan)[: actual.max()], actual
 
 
 def leads_and_errors(trend: Trend, noise: float, **options: int) -> tuple[np.ndarray, np.ndarray]:
@@ -122,12 +123,12 @@ def test_says_how_large_and_how_fast():
     line = watch(20_000 + 110 * np.arange(1, 400.0)[:, None])[0]
     assert line.peak == pytest.approx(20_000 + 110 * line.step, rel=2e-3)
     assert line.per_step == pytest.approx(110, rel=1e-6)
-    assert line.predicted_step == pytest.approx((LIMIT - 20_000) / 110, abs=2)
-    assert line.limit == LIMIT
+    assert line.predicted_step == pytest.approx((FP16_MAX - 20_000) / 110, abs=2)
+    assert line.limit == FP16_MAX
     curve = watch(300 * 1.02 ** np.arange(1, 270.0)[:, None])[0]
     assert curve.peak == pytest.approx(300 * 1.02**curve.step, rel=2e-3)
     assert curve.per_step == pytest.approx(300 * 1.02**curve.step * np.log(1.02), rel=2e-3)
-    assert curve.predicted_step == pytest.approx(np.log(LIMIT / 300) / np.log(1.02), abs=2)
+    assert curve.predicted_step == pytest.approx(np.log(FP16_MAX / 300) / np.log(1.02), abs=2)
 
 
 def test_batches_out_of_line_do_not_move_the_forecast():
@@ -142,7 +143,7 @@ def test_batches_out_of_line_do_not_move_the_forecast():
 
 def test_the_limit_can_be_another():
     ours = watch(20_000 + 110 * np.arange(1, 400.0)[:, None])[0]
-    small = watch((20_000 + 110 * np.arange(1, 400.0)[:, None]) / 128, limit=LIMIT / 128)[0]
+    small = watch((20_000 + 110 * np.arange(1, 400.0)[:, None]) / 128, limit=FP16_MAX / 128)[0]
     assert (small.step, small.predicted_step) == (ours.step, ours.predicted_step)
     assert small.per_step == pytest.approx(ours.per_step / 128)
 
@@ -238,7 +239,7 @@ HEALTHY = {
     "climb": lambda: np.hstack([_climb(5_000, 25_000, 0.0), _climb(5_000, 25_000, 0.02)]),
     "wandering": lambda: _wandering(20_000),
     "near the limit": lambda: np.hstack([np.full((600, 1), 60_000.0), 60_000 * scatter(0.02, 600)]),
-    "at the limit": lambda: np.full((600, 1), LIMIT),
+    "at the limit": lambda: np.full((600, 1), FP16_MAX),
     "falling": lambda: np.linspace(60_000, 5_000, 600)[:, None] * scatter(0.05, 600),
     "never seen": lambda: np.full((600, 3), np.nan),
     "nothing but zeros": lambda: np.zeros((600, 3)),
@@ -248,4 +249,4 @@ HEALTHY = {
 
 @pytest.mark.parametrize("kind", HEALTHY)
 def test_no_alarm_for_what_is_healthy(kind: str):
-    assert watch(np.minimum(HEALTHY[kind](), LIMIT)) == {}
+    assert watch(np.minimum(HEALTHY[kind](), FP16_MAX)) == {}

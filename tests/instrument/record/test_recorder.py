@@ -11,7 +11,7 @@ from lora_train.instrument import watch
 from lora_train.instrument.read.store import COLUMNS
 from lora_train.instrument.record.patch import Patched, base_name, lora_modules, patch
 from lora_train.instrument.record.recorder import Recorder
-from lora_train.instrument.record.sites import UNFUSED_TENSORS
+from lora_train.instrument.record.sites import UNFUSED_TENSORS, Watching
 from lora_train.kernels.statistics.tensor_stats import multi_tensor_stats
 
 from .test_patch import IDS, make, patched_copy
@@ -23,7 +23,9 @@ def trained(model: Any) -> list[torch.nn.Parameter]:
 
 def make_recorder(model: Any, patched: Patched, n_micro: int = 2, **settings: Any) -> Recorder:
     settings = {"n_micro_batches": n_micro, "model": model, **settings}
-    return Recorder(patched, trained(model), lambda: model(input_ids=IDS[:, :4]), torch.device("cpu"), **settings)
+    return Recorder(
+        patched, trained(model), lambda: model(input_ids=IDS[:, :4]), torch.device("cpu"), Watching(**settings)
+    )
 
 
 def loss_of(model: Any, ids: torch.Tensor) -> torch.Tensor:
@@ -43,7 +45,8 @@ def run_step(model: Any, recorder: Recorder, micro_batches: list[torch.Tensor], 
         recorder.finish_step(multi_tensor_stats(gradients), gradients)
         ((done, rows, exponents),) = recorder.drain()
     assert done == step
-    assert (exponents is not None) == bool(recorder._histogram_every and step % recorder._histogram_every == 0)
+    every = recorder.watching.histogram_every
+    assert (exponents is not None) == bool(every and step % every == 0)
     result: dict[str, dict] = {
         site.name: dict(zip(COLUMNS, rows[site.id].tolist(), strict=True)) for site in recorder.sites
     }

@@ -22,6 +22,7 @@ from lora_train.instrument.read.load import load_run
 from lora_train.instrument.read.store import read_metrics
 from lora_train.instrument.record.ring import Ring
 from lora_train.trainer.config.schema import Config
+from lora_train.trainer.data.batches import StepRows
 from lora_train.trainer.data.examples import Dataset, load_examples
 from lora_train.trainer.loop.components import order_of
 from lora_train.trainer.loop.train import train_step
@@ -281,7 +282,7 @@ def one_bad_row(work, tiny_models) -> tuple[Path, int]:
     examples = load_examples(str(DATA), config.data, tokenizer, config.data.limit).examples
     having = Counter(token for example in examples for token in set(example.input_ids.tolist()))
     order = order_of(config, Dataset(str(DATA), examples), 1)
-    third = order.step(3)[0]
+    third = order.micro_batches(3)[0]
     row, token = next((e.row, t) for e in third for t in e.input_ids.tolist() if having[t] == 1)
     file = folder / "model.safetensors"
     tensors = load_file(file)
@@ -330,15 +331,16 @@ def test_a_planted_drift_is_forecast_in_time(tiny_models, tmp_path, monkeypatch,
     values["training"] |= {"per_device_train_batch_size": 1}
     warned_at: list[int] = []
 
-    def drifting(parts: Any, step: int) -> torch.Tensor:
-        layer = parts.model.get_base_model().get_submodule(module)
+    def drifting(components: Any, rows: StepRows) -> torch.Tensor:
+        step = rows.step
+        layer = components.model.get_base_model().get_submodule(module)
         with torch.no_grad():
             layer.base_layer.bias[3] = min(height(step), 65504.0)
             layer.base_layer.weight[3] = 1e3 if height(step) > 65504 else 0.0
         if not warned_at and "overflow near step" in (text := capsys.readouterr().out):
             warned_at.extend([step - 1, int(re.findall(r"overflow near step (\d+)", text)[0])])
             assert module in text
-        return train_step(parts, step)
+        return train_step(components, rows)
 
     monkeypatch.setattr("lora_train.trainer.loop.train.train_step", drifting)
     torch.set_num_threads(1)

@@ -30,28 +30,28 @@ def test_an_epoch_visits_every_row_once_and_the_next_in_another_order():
     plan = Plan(DATASET, batch_size=2, accumulation=2, seed=3)
     assert plan.steps_per_epoch == 3
     epochs = [
-        [example.row for step in steps for micro in plan.step(step) for example in micro]
+        [example.row for step in steps for micro in plan.micro_batches(step) for example in micro]
         for steps in ((1, 2, 3), (4, 5, 6))
     ]
     assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(10))
     assert epochs[0] != epochs[1]
-    assert [len(micro) for micro in plan.step(3)] == [2]
+    assert [len(micro) for micro in plan.micro_batches(3)] == [2]
 
 
 def test_any_step_is_found_without_the_ones_before():
     forwards, alone = Plan(DATASET, 2, 2, seed=3), Plan(DATASET, 2, 2, seed=3)
-    sequence = [forwards.step(step) for step in range(1, 8)]
-    assert alone.step(7) == sequence[6]
+    sequence = [forwards.micro_batches(step) for step in range(1, 8)]
+    assert alone.micro_batches(7) == sequence[6]
 
 
 def test_two_processes_see_the_rows_of_one_with_twice_the_accumulation():
     one, two = Plan(DATASET, 2, 2, seed=0), Plan(DATASET, 2, 1, seed=0, world_size=2)
     for step in (1, 2, 3):
-        single = [example.row for micro in one.step(step) for example in micro]
-        ranks = [example.row for rank in (0, 1) for own in two.own(step, rank) for example in own]
+        single = [example.row for micro in one.micro_batches(step) for example in micro]
+        ranks = [example.row for rank in (0, 1) for own in two.rows(step).own(rank) for example in own]
         assert ranks == single
     # the last step of the epoch has nothing left for rank 1
-    assert two.own(3, 1) == [[]]
+    assert two.rows(3).own(1) == [[]]
 
 
 @pytest.mark.parametrize(("epochs", "max_steps", "steps"), [(1, -1, 3), (2.5, -1, 8), (0.1, -1, 1), (5, 7, 7)])
@@ -75,3 +75,21 @@ def test_evaluation_batches_start_with_the_longest_rows():
     lengths = [[len(e.input_ids) for e in batch] for batch in in_batches(DATASET.examples, 4)]
     assert lengths == [[6, 6, 5, 5], [4, 4, 4, 3], [3, 3]]
     assert sorted(e.row for batch in in_batches(DATASET.examples, 4) for e in batch) == list(range(10))
+
+
+def test_the_rows_of_a_step_know_what_is_counted_of_them():
+    plan = Plan(DATASET, 2, 2, seed=3, world_size=2)
+    rows = plan.rows(1)
+    examples = [example for micro in plan.micro_batches(1) for example in micro]
+    assert rows.examples == examples
+    assert rows.numbers == tuple(example.row for example in examples)
+    assert rows.n_supervised == rows.weight == sum(example.n_supervised for example in examples)
+    assert rows.n_tokens == sum(len(example.input_ids) for example in examples)
+    assert rows.longest == max(len(example.input_ids) for example in examples)
+    own = rows.own(1)[1]
+    alone = rows.alone(1, 1, own[:1])
+    assert alone.own(1) == [[], own[:1]]
+    assert alone.examples == own[:1]
+    assert alone.weight == rows.n_supervised > alone.n_supervised
+    nothing = Plan(DATASET, 2, 2, seed=3, skip=frozenset(e.row for e in DATASET.examples)).rows(1)
+    assert (nothing.examples, nothing.longest, nothing.n_supervised) == ([], 0, 0)

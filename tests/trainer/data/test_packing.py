@@ -13,9 +13,9 @@ from lora_train.trainer.data.batches import Plan
 from lora_train.trainer.data.examples import Dataset
 from lora_train.trainer.data.packing import epoch_bins, fill_bins
 from lora_train.trainer.loop.checkpoint import Progress
-from lora_train.trainer.loop.snapshots import Copy
+from lora_train.trainer.loop.snapshots import Snapshot
 
-from ..loop.test_train import make_config, make_parts
+from ..loop.test_train import make_components, make_config
 from .test_batches import example
 
 LENGTHS = [3 + (7 * row) % 12 for row in range(30)]
@@ -23,7 +23,7 @@ DATASET = Dataset("rows", [example(row, length, 1) for row, length in enumerate(
 
 
 def rows_of(plan: Plan, steps: range) -> list[int]:
-    return [e.row for step in steps for micro in plan.step(step) for e in micro]
+    return [e.row for step in steps for micro in plan.micro_batches(step) for e in micro]
 
 
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=200))
@@ -56,17 +56,17 @@ def test_an_epoch_of_bins_visits_every_row_once_and_every_epoch_has_as_many_step
     epochs = [rows_of(plan, range(1 + e * per_epoch, 1 + (e + 1) * per_epoch)) for e in range(3)]
     assert all(sorted(epoch) == list(range(30)) for epoch in epochs)
     assert epochs[0] != epochs[1] != epochs[2]
-    for micro in (micro for step in range(1, per_epoch + 1) for micro in plan.step(step)):
+    for micro in (micro for step in range(1, per_epoch + 1) for micro in plan.micro_batches(step)):
         assert sum(len(e.input_ids) for e in micro) <= 2 * 20
     assert plan.n_rows(per_epoch * 4) >= 4 * 30
 
 
 def test_any_step_of_bins_is_found_without_the_ones_before():
     forwards, alone = (Plan(DATASET, 2, 2, seed=3, bin_tokens=20) for _ in range(2))
-    sequence = [forwards.step(step) for step in range(1, 12)]
-    assert alone.step(11) == sequence[10]
+    sequence = [forwards.micro_batches(step) for step in range(1, 12)]
+    assert alone.micro_batches(11) == sequence[10]
     begun_again = Plan(DATASET, 2, 2, seed=3, begins_after=5, bin_tokens=20)
-    assert begun_again.step(6) == sequence[0]
+    assert begun_again.micro_batches(6) == sequence[0]
 
 
 def test_two_processes_see_the_bins_of_one_with_twice_the_accumulation():
@@ -74,17 +74,18 @@ def test_two_processes_see_the_bins_of_one_with_twice_the_accumulation():
     two = Plan(DATASET, 2, 1, seed=0, world_size=2, bin_tokens=20)
     assert one.steps_per_epoch == two.steps_per_epoch
     for step in range(1, one.steps_per_epoch + 1):
-        ranks = [[e.row for e in own] for rank in (0, 1) for own in two.own(step, rank) if own]
-        assert ranks == [[e.row for e in micro] for micro in one.step(step)]
-        assert len(two.own(step, 1)) == len(two.own(step, 0))
+        ranks = [[e.row for e in own] for rank in (0, 1) for own in two.rows(step).own(rank) if own]
+        assert ranks == [[e.row for e in micro] for micro in one.micro_batches(step)]
+        assert len(two.rows(step).own(1)) == len(two.rows(step).own(0))
 
 
 def test_a_row_that_is_left_out_moves_no_other():
     whole = Plan(DATASET, 2, 1, seed=0, world_size=2, bin_tokens=20)
-    gone = whole.own(1, 0)[0][0].row
+    gone = whole.rows(1).own(0)[0][0].row
     less = replace(whole, skip=frozenset([gone]))
-    assert [[e.row for e in own] for own in less.own(1, 0)] == [[e.row for e in whole.own(1, 0)[0] if e.row != gone]]
-    assert less.own(1, 1) == whole.own(1, 1)
+    kept = [e.row for e in whole.rows(1).own(0)[0] if e.row != gone]
+    assert [[e.row for e in own] for own in less.rows(1).own(0)] == [kept]
+    assert less.rows(1).own(1) == whole.rows(1).own(1)
 
 
 def test_bins_are_part_of_the_fingerprint():
@@ -93,11 +94,11 @@ def test_bins_are_part_of_the_fingerprint():
 
 
 def test_a_capsule_gives_every_process_its_own_bins_back(tiny_models):
-    parts = make_parts(make_config(tiny_models["llama"]))
+    components = make_components(make_config(tiny_models["llama"]))
     plan = Plan(DATASET, 2, 1, seed=0, world_size=2, bin_tokens=20)
-    tensors, facts = capsule(replace(parts, plan=plan), Copy(Progress(), {}, {}, {}), 2, 0)
+    tensors, facts = capsule(replace(components, plan=plan), Snapshot(Progress(), {}, {}, {}), 2, 0)
     again = RecordedPlan(DATASET, 2, 1, seed=0, world_size=2, recorded=recorded_rows(tensors, facts))
     for step in (1, 2):
         for rank in (0, 1):
-            rows = [[e.row for e in own] for own in plan.own(step, rank)]
-            assert [[e.row for e in own] for own in again.own(step, rank)] == rows
+            rows = [[e.row for e in own] for own in plan.rows(step).own(rank)]
+            assert [[e.row for e in own] for own in again.rows(step).own(rank)] == rows

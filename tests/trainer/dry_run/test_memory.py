@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from lora_train.trainer.config.schema import Config
 from lora_train.trainer.console import Console
 from lora_train.trainer.data.examples import Dataset, Example
-from lora_train.trainer.dry_run.fake_model import has_weights, make_twin
+from lora_train.trainer.dry_run.fake_model import has_weights, make_fake
 from lora_train.trainer.dry_run.memory import (
     Meter,
     largest_batch,
@@ -23,7 +23,7 @@ from lora_train.trainer.dry_run.memory import (
     run_step,
     shape_of,
 )
-from lora_train.trainer.loop.components import Parts, build
+from lora_train.trainer.loop.components import Components, build
 from lora_train.trainer.loop.engine import Engine
 from lora_train.trainer.loop.optim import Optimizer
 from lora_train.trainer.loop.train import forward_backward
@@ -31,7 +31,7 @@ from torch.profiler import ProfilerActivity, profile
 
 CPU = torch.device("cpu")
 LENGTH, ROWS = 128, 4
-# What the twin does not see: per-mille tensors inside operators (statistics rows, generators, attention's blocks), and
+# What the fake does not see: per-mille tensors inside operators (statistics rows, generators, attention's blocks), and
 # for bf16 the float32 copies that oneDNN makes on a chip whose AVX-512 has no bf16, 7%. Of fp16 with checkpointing it
 # says 6% too much.
 TOLERANCE = 0.07
@@ -56,19 +56,19 @@ def config_of(model, **sections) -> Config:
     )
 
 
-def real_parts(config: Config) -> Parts:
+def real_parts(config: Config) -> Components:
     parts = build(config, Engine(), Dataset("rows", examples()), None, 0, Console(silent=True))
     parts.model.train()
     return parts
 
 
-def real_peak(parts: Parts) -> int:
+def real_peak(parts: Components) -> int:
     """Most bytes alive at once in a step that has its room for logits, from the allocator's own events."""
-    forward_backward(parts, 1)
-    assert parts.optimizer.gradients  # are there before, as the twin has them
+    forward_backward(parts, parts.plan.rows(1))
+    assert parts.optimizer.gradients  # are there before, as the fake has them
     assert parts.recorder is not None
     with parts.recorder.active(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
-        forward_backward(parts, 1)
+        forward_backward(parts, parts.plan.rows(1))
     assert profiled.profiler is not None
     results: Any = profiled.profiler.kineto_results
     events = [e for e in results.events() if e.name() == "[memory]"]
@@ -87,27 +87,27 @@ def real_peak(parts: Parts) -> int:
 )
 def test_twin_has_the_weights_counts_and_peak_of_the_real_model(tiny_models, arch, sections):
     config = config_of(tiny_models[arch], **sections)
-    parts, twin = real_parts(config), make_twin(config, CPU)
-    assert (twin.n_trained, twin.n_all) == parts.model.get_nb_trainable_parameters()
+    parts, fake = real_parts(config), make_fake(config, CPU)
+    assert (fake.n_trained, fake.n_all) == parts.model.get_nb_trainable_parameters()
     frozen = [p for p in parts.model.parameters() if not p.requires_grad] + list(parts.model.buffers())
     n_bytes = sum(tensor.numel() * tensor.element_size() for tensor in frozen)
-    assert sum(n for kind, n in twin.weights.items() if kind != "scales") == n_bytes
-    assert run_step(twin, shape_of(examples())).peak == pytest.approx(real_peak(parts), rel=TOLERANCE)
+    assert sum(n for kind, n in fake.weights.items() if kind != "scales") == n_bytes
+    assert run_step(fake, shape_of(examples())).peak == pytest.approx(real_peak(parts), rel=TOLERANCE)
 
 
 def test_the_room_for_logits_is_that_of_all_supervised_tokens(tiny_models):
-    twin, shape = make_twin(config_of(tiny_models["llama"]), CPU), shape_of(examples())
-    step = run_step(twin, shape)
-    vocabulary = twin.model.config.vocab_size
+    fake, shape = make_fake(config_of(tiny_models["llama"]), CPU), shape_of(examples())
+    step = run_step(fake, shape)
+    vocabulary = fake.model.config.vocab_size
     assert step.room == 4 * vocabulary * shape.n_supervised
     assert step.loss > step.room
-    memory = predict(twin, shape)
+    memory = predict(fake, shape)
     assert memory.total == replace(memory, step=replace(memory.step, room=0)).total + step.room
 
 
 def test_nested_scales_take_an_eighth_of_plain_ones(tiny_models):
     plain, nested = (
-        make_twin(config_of(tiny_models["llama"], quantization={**NESTED_NF4, "bnb_4bit_use_double_quant": on}), CPU)
+        make_fake(config_of(tiny_models["llama"], quantization={**NESTED_NF4, "bnb_4bit_use_double_quant": on}), CPU)
         for on in (False, True)
     )
     n_packed = 2 * plain.weights["nf4"]
@@ -118,15 +118,15 @@ def test_nested_scales_take_an_eighth_of_plain_ones(tiny_models):
 
 def test_checkpointing_keeps_less(tiny_models):
     kept = [
-        run_step(make_twin(config_of(tiny_models["llama"], training={"gradient_checkpointing": on}), CPU), shape).kept
+        run_step(make_fake(config_of(tiny_models["llama"], training={"gradient_checkpointing": on}), CPU), shape).kept
         for on, shape in ((False, shape_of(examples())), (True, shape_of(examples())))
     ]
     assert kept[1] < kept[0] / 5
 
 
 def test_a_second_step_takes_what_the_first_took(tiny_models):
-    twin = make_twin(config_of(tiny_models["llama"]), CPU)
-    assert run_step(twin, shape_of(examples())) == run_step(twin, shape_of(examples()))
+    fake = make_fake(config_of(tiny_models["llama"]), CPU)
+    assert run_step(fake, shape_of(examples())) == run_step(fake, shape_of(examples()))
 
 
 @pytest.mark.parametrize("optim", ["adamw_torch_fused", "adamw_8bit", "paged_adamw_8bit"])

@@ -45,7 +45,7 @@ def test_batches_are_those_of_the_run_with_rows_named_and_spans_marked(dataset, 
     plan = Plan(dataset, 2, 1, seed=42)
     show_batches(plan, 0, tokenizer, Console())
     out = capsys.readouterr().out
-    expected = [example.row for step in (1, 2) for example in plan.step(step)[0]]
+    expected = [example.row for step in (1, 2) for example in plan.micro_batches(step)[0]]
     assert [int(line.split()[1]) for line in out.splitlines() if line.startswith("row ")] == expected
     assert out.count("⟦") == out.count("⟧") == len(expected) + 1  # the legend has one
     assert all(block.split("⟧")[0].endswith("<|endoftext|>") for block in out.split("⟦")[2:])
@@ -64,7 +64,7 @@ def test_long_pieces_lose_their_middle_and_control_characters_are_shown(tokenize
 
 def test_first_batches_pass_over_those_that_are_left_out(dataset):
     plan = Plan(dataset, 1, 2, seed=0)
-    first = plan.step(1)[0][0].row
+    first = plan.micro_batches(1)[0][0].row
     plan = Plan(dataset, 1, 2, seed=0, skip=frozenset([first]))
     assert [(step, len(rows)) for step, rows in first_batches(plan, 0)] == [(1, 1), (2, 1)]
 

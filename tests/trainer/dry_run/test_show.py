@@ -96,36 +96,36 @@ def test_overflow_exits_3_and_names_the_module(overflowing, tmp_path, capsys, mo
 def headroom_of(config):
     console, engine = Console(silent=True), Engine()
     data, _ = load_data(config, load_tokenizer(config), console)
-    parts = build(config, engine, data, None, 0, console)
-    return parts, longest([[example] for example in data.examples], 3)
+    components = build(config, engine, data, None, 0, console)
+    return components, longest([[example] for example in data.examples], 3)
 
 
 def test_peaks_are_the_largest_magnitudes_whatever_the_compute_dtype(overflowing, tmp_path):
-    parts, rows = headroom_of(config_of(overflowing, tmp_path, training={"fp16": False}))
-    found = measure(parts, rows)
+    components, rows = headroom_of(config_of(overflowing, tmp_path, training={"fp16": False}))
+    found = measure(components, rows)
     assert found.phase is None
     nearest = found.peaks[0]
     assert (nearest.module, nearest.tensor) == (DOWN, "out")
     assert nearest.share == nearest.absmax / 65504 > 1
     seen = []
-    handle = dict(parts.model.named_modules())[f"base_model.model.{DOWN}"].register_forward_hook(
+    handle = dict(components.model.named_modules())[f"base_model.model.{DOWN}"].register_forward_hook(
         lambda module, args, output: seen.append(float(output.abs().max()))
     )
-    measure(parts, rows)
+    measure(components, rows)
     handle.remove()
     assert nearest.absmax == seen[0]
 
 
 def test_nothing_is_applied_and_the_loss_scale_falls_only_on_paper(tiny_models, tmp_path):
-    parts, rows = headroom_of(config_of(tiny_models["llama"], tmp_path))
-    before = {name: parameter.detach().clone() for name, parameter in trainable(parts.model).items()}
-    parts.loss_scale.scale.fill_(2.0**40)
-    found = measure(parts, rows)
+    components, rows = headroom_of(config_of(tiny_models["llama"], tmp_path))
+    before = {name: parameter.detach().clone() for name, parameter in trainable(components.model).items()}
+    components.loss_scale.scale.fill_(2.0**40)
+    found = measure(components, rows)
     assert found.phase is None
     assert found.loss_scale == 2.0 ** (40 - found.halvings) < 2.0**40
-    assert float(parts.loss_scale.scale) == 2.0**40
-    assert all(torch.equal(before[name], parameter) for name, parameter in trainable(parts.model).items())
-    assert all(parameter.grad is None for parameter in trainable(parts.model).values())
+    assert float(components.loss_scale.scale) == 2.0**40
+    assert all(torch.equal(before[name], parameter) for name, parameter in trainable(components.model).items())
+    assert all(parameter.grad is None for parameter in trainable(components.model).values())
 
 
 def test_weights_quantized_by_others_are_said_not_to_be_predictable(tiny_models, tmp_path, capsys):

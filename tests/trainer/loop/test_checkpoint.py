@@ -19,24 +19,24 @@ from lora_train.trainer.loop.checkpoint import (
 from lora_train.trainer.loop.train import train_step
 from lora_train.trainer.model.load import trainable
 
-from .test_train import make_config, make_parts
+from .test_train import make_components, make_config
 
 
 @pytest.fixture(scope="module")
 def trained(tiny_models):
-    parts = make_parts(make_config(tiny_models["gpt_neox"]))
+    components = make_components(make_config(tiny_models["gpt_neox"]))
     for step in (1, 2):
-        train_step(parts, step)
-    return parts
+        train_step(components, components.plan.rows(step))
+    return components
 
 
-def save(parts, folder, step: int, keep: int | None = None):
+def save(components, folder, step: int, keep: int | None = None):
     progress = Progress(step=step, skipped=1, train_seconds=2.5)
-    return save_checkpoint(folder, parts.model, parts.optimizer, parts.loss_scale, progress, {"a": 1}, keep)
+    return save_checkpoint(folder, components, progress, {"a": 1}, keep)
 
 
-def load(folder, parts):
-    return load_checkpoint(folder, parts.model, parts.optimizer, parts.loss_scale)
+def load(folder, components):
+    return load_checkpoint(folder, components)
 
 
 def test_holds_safetensors_and_json_only(trained, tmp_path):
@@ -50,7 +50,7 @@ def test_holds_safetensors_and_json_only(trained, tmp_path):
 
 def test_restores_adapter_optimizer_scaler_and_counters(trained, tiny_models, tmp_path, device):
     folder = save(trained, tmp_path, 2)
-    other = make_parts(make_config(tiny_models["gpt_neox"], seed=7))
+    other = make_components(make_config(tiny_models["gpt_neox"], seed=7))
     assert load(folder, other) == Progress(step=2, skipped=1, train_seconds=2.5)
     for name, parameter in trainable(trained.model).items():
         assert torch.equal(parameter, trainable(other.model)[name])
@@ -74,22 +74,22 @@ def test_unfinished_folders_are_not_checkpoints(trained, tmp_path):
 
 
 def test_a_non_finite_adapter_is_never_written(tiny_models, tmp_path):
-    parts = make_parts(make_config(tiny_models["gpt_neox"]))
-    save(parts, tmp_path, 1, keep=1)
-    name, parameter = next(iter(trainable(parts.model).items()))
+    components = make_components(make_config(tiny_models["gpt_neox"]))
+    save(components, tmp_path, 1, keep=1)
+    name, parameter = next(iter(trainable(components.model).items()))
     with torch.no_grad():
         parameter[0, 0] = float("inf")
     with pytest.raises(NotFinite, match=name):
-        save(parts, tmp_path, 2, keep=1)
+        save(components, tmp_path, 2, keep=1)
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-1"]
 
 
 def test_a_non_finite_optimizer_is_never_written(tiny_models, tmp_path):
-    parts = make_parts(make_config(tiny_models["gpt_neox"]))
-    train_step(parts, 1)
-    next(iter(parts.optimizer._inner.state.values()))["exp_avg"][0, 0] = float("nan")
+    components = make_components(make_config(tiny_models["gpt_neox"]))
+    train_step(components, components.plan.rows(1))
+    next(iter(components.optimizer._inner.state.values()))["exp_avg"][0, 0] = float("nan")
     with pytest.raises(NotFinite, match="exp_avg"):
-        save(parts, tmp_path, 2)
+        save(components, tmp_path, 2)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -117,20 +117,21 @@ def test_a_damaged_checkpoint_is_a_clear_error(trained, tiny_models, tmp_path, f
 def test_another_models_checkpoint_is_refused(trained, tiny_models, tmp_path):
     folder = save(trained, tmp_path, 2)
     with pytest.raises(UserError, match="belongs to another model or adapter"):
-        load(folder, make_parts(make_config(tiny_models["llama"])))
+        load(folder, make_components(make_config(tiny_models["llama"])))
 
 
 def test_eight_bit_adams_shared_tables_are_saved(tiny_models, tmp_path, device):
     """r=64: matrices of 4096 values and more have 8-bit state, and bitsandbytes shares one table between them."""
     config = make_config(tiny_models["gpt_neox"], optim="paged_adamw_8bit")
     config = config.model_copy(update={"lora": config.lora.model_copy(update={"r": 64})})
-    parts, other = make_parts(config), make_parts(config)
-    train_step(parts, 1)
-    load(save(parts, tmp_path, 1), other)
-    assert any(value.dtype == torch.uint8 for value in parts.optimizer.state_dict().values())
+    components, other = make_components(config), make_components(config)
+    train_step(components, components.plan.rows(1))
+    load(save(components, tmp_path, 1), other)
+    assert any(value.dtype == torch.uint8 for value in components.optimizer.state_dict().values())
     slack = 1e-5 if device == "cuda" else 0.0  # a GPU's attention adds up its gradients in any order
-    assert train_step(parts, 2).tolist() == pytest.approx(train_step(other, 2).tolist(), rel=slack)
-    for name, parameter in trainable(parts.model).items():
+    ours, theirs = (train_step(run, run.plan.rows(2)).tolist() for run in (components, other))
+    assert ours == pytest.approx(theirs, rel=slack)
+    for name, parameter in trainable(components.model).items():
         torch.testing.assert_close(parameter, trainable(other.model)[name], rtol=slack, atol=slack)
 
 

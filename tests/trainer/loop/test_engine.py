@@ -11,7 +11,7 @@ from lora_train.trainer.cli import main
 from lora_train.trainer.config.settings import with_settings
 from lora_train.trainer.console import Console
 from lora_train.trainer.data.examples import Dataset
-from lora_train.trainer.dry_run.fake_model import make_twin
+from lora_train.trainer.dry_run.fake_model import make_fake
 from lora_train.trainer.dry_run.memory import predict, run_step, shape_of
 from lora_train.trainer.loop.components import build
 from lora_train.trainer.loop.engine import Engine
@@ -22,7 +22,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from ..dry_run.test_memory import config_of, examples
 from ..test_cli import steps_of, write_config
-from .test_train import make_config, make_parts
+from .test_train import make_components, make_config
 
 NF4 = {"quantization.load_in_4bit": True, "quantization.bnb_4bit_use_double_quant": True}
 
@@ -42,16 +42,16 @@ PRECISIONS: dict[str, tuple[dict[str, Any], dict[str, Any], float]] = {
 @pytest.mark.parametrize("name", PRECISIONS)
 def test_every_precision_learns(tiny_models, device, arch, name):
     training, settings, near = PRECISIONS[name]
-    parts = make_parts(with_settings(make_config(tiny_models[arch], **training), settings))
-    assert parts.model.device.type == parts.optimizer.device.type == device
-    layers: list[Any] = [module for group in parts.patched.groups for module in group.modules]
+    components = make_components(with_settings(make_config(tiny_models[arch], **training), settings))
+    assert components.model.device.type == components.optimizer.device.type == device
+    layers: list[Any] = [module for group in components.patched.groups for module in group.modules]
     assert {layer.get_base_layer().weight.device.type for layer in layers} == {device}
-    assert parts.patched.unfused == []
-    losses = [float(train_step(parts, step)[0]) for step in range(1, 9)]
-    exact = make_parts(make_config(tiny_models[arch], per_device_train_batch_size=parts.plan.units_per_step))
-    assert losses[0] == pytest.approx(float(forward_backward(exact, 1)[0]), rel=near)
+    assert components.patched.unfused == []
+    losses = [float(train_step(components, components.plan.rows(step))[0]) for step in range(1, 9)]
+    exact = make_components(make_config(tiny_models[arch], per_device_train_batch_size=components.plan.units_per_step))
+    assert losses[0] == pytest.approx(float(forward_backward(exact, exact.plan.rows(1))[0]), rel=near)
     assert losses[-1] < losses[0]
-    for parameter in trainable(parts.model).values():
+    for parameter in trainable(components.model).values():
         assert parameter.dtype == torch.float32
         assert parameter.isfinite().all()
 
@@ -104,14 +104,14 @@ def test_predicted_memory_is_what_the_gpu_measures(tiny_models, tmp_path, sectio
         tmp_path, **{**sections, "training": {"per_device_train_batch_size": 8, **sections.get("training", {})}}
     )
     rows = examples(8)
-    parts = build(config, Engine(), Dataset("rows", rows), None, 0, Console(silent=True))
-    parts.model.train()
-    forward_backward(parts, 1)
+    components = build(config, Engine(), Dataset("rows", rows), None, 0, Console(silent=True))
+    components.model.train()
+    forward_backward(components, components.plan.rows(1))
     torch.cuda.synchronize()
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
-    forward_backward(parts, 1)
+    forward_backward(components, components.plan.rows(1))
     measured = torch.cuda.max_memory_allocated() - before
-    twin = make_twin(config, parts.engine.device)
-    assert run_step(twin, shape_of(rows)).peak == pytest.approx(measured, rel=0.15)
-    assert predict(twin, shape_of(rows)).total > measured
+    fake = make_fake(config, components.engine.device)
+    assert run_step(fake, shape_of(rows)).peak == pytest.approx(measured, rel=0.15)
+    assert predict(fake, shape_of(rows)).total > measured

@@ -11,7 +11,7 @@ from lora_train.trainer.loop.checkpoint import Progress
 from lora_train.trainer.loop.evaluate import Evaluation
 from lora_train.trainer.loop.run_log import RunLog, StepFacts
 
-from .test_train import make_config, make_parts
+from .test_train import make_components, make_config
 
 
 def facts(step: int, seconds: float) -> StepFacts:
@@ -21,9 +21,9 @@ def facts(step: int, seconds: float) -> StepFacts:
 def test_evaluations_and_saves_count_apart_from_the_steps_and_a_resumed_run_knows_their_cost(tiny_models):
     training: dict[str, Any] = {"max_steps": 20, "eval_strategy": "steps", "eval_steps": 5, "save_steps": 10}
     config = with_settings(make_config(tiny_models["llama"], **training), {"data.eval_fraction": 0.1})
-    parts = make_parts(config)
+    components = make_components(config)
     progress = Progress()
-    log = RunLog(None, Console(silent=True), parts, progress)
+    log = RunLog(None, Console(silent=True), components, progress)
     for step in range(1, 6):
         log.expect(facts(step, 2.0))
     assert log.seconds_left(5) == 15 * 2.0
@@ -37,6 +37,6 @@ def test_evaluations_and_saves_count_apart_from_the_steps_and_a_resumed_run_know
     assert progress.train_seconds == 20.0  # neither evaluation nor saving is in the rate
 
     resumed = Progress(step=10, eval_seconds_total=16.0, save_seconds_total=4.0, evaluations=[(5, 1.0), (10, 1.0)])
-    again = RunLog(None, Console(silent=True), parts, resumed)
+    again = RunLog(None, Console(silent=True), components, resumed)
     again.expect(facts(11, 3.0))
     assert again.seconds_left(11) == pytest.approx(9 * 3.0 + 2 * 8.0 + 1 * 4.0)

@@ -18,10 +18,11 @@ from lora_train.trainer.data.batches import Batch, collate
 from lora_train.trainer.data.examples import IGNORE_INDEX, Dataset, load_examples
 from lora_train.trainer.loop import train as loop
 from lora_train.trainer.loop.checkpoint import Progress
-from lora_train.trainer.loop.components import Parts, build
+from lora_train.trainer.loop.components import Components, build
 from lora_train.trainer.loop.engine import Engine
 from lora_train.trainer.loop.run_log import ROW_FIELDS
-from lora_train.trainer.loop.train import Stop, micro_batch_seed, train_step
+from lora_train.trainer.loop.session import Stop
+from lora_train.trainer.loop.train import micro_batch_seed, train_step
 from lora_train.trainer.model.load import add_lora, load_base, load_tokenizer, pad_token_id, resolve, trainable
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from transformers import Trainer, TrainingArguments
@@ -44,18 +45,18 @@ def make_config(model: Path, **training: Any) -> Config:
     )
 
 
-def make_parts(config: Config) -> Parts:
+def make_components(config: Config) -> Components:
     tokenizer = load_tokenizer(config)
     data = load_examples(config.data.train, config.data, tokenizer, config.data.limit)
-    parts = build(config, Engine(), data, None, pad_token_id(tokenizer), Console(silent=True))
-    parts.model.train()
-    return parts
+    components = build(config, Engine(), data, None, pad_token_id(tokenizer), Console(silent=True))
+    components.model.train()
+    return components
 
 
 def train_ours(config: Config) -> tuple[list[float], list[float], dict[str, torch.Tensor]]:
-    parts = make_parts(config)
-    rows = [train_step(parts, step).tolist() for step in range(1, parts.n_steps + 1)]
-    weights = {name: parameter.detach().clone() for name, parameter in trainable(parts.model).items()}
+    components = make_components(config)
+    rows = [train_step(components, components.plan.rows(step)).tolist() for step in range(1, components.n_steps + 1)]
+    weights = {name: parameter.detach().clone() for name, parameter in trainable(components.model).items()}
     return [row[0] for row in rows], [row[1] for row in rows], weights
 
 
@@ -76,12 +77,17 @@ class StockTrainer(Trainer):
 
 def train_stock(config: Config, out: Path) -> tuple[list[float], list[float], dict[str, torch.Tensor]]:
     training = config.training
-    parts = make_parts(config)
-    data: Dataset = parts.plan.dataset
-    order = [example for step in range(1, parts.n_steps + 1) for micro in parts.plan.step(step) for example in micro]
+    components = make_components(config)
+    data: Dataset = components.plan.dataset
+    order = [
+        example
+        for step in range(1, components.n_steps + 1)
+        for micro in components.plan.micro_batches(step)
+        for example in micro
+    ]
 
     def collator(examples: list[Any]) -> dict[str, torch.Tensor]:
-        batch = collate([example["example"] for example in examples], parts.pad_token_id)
+        batch = collate([example["example"] for example in examples], components.pad_token_id)
         labels = torch.full_like(batch.input_ids, IGNORE_INDEX)
         labels.view(-1)[batch.positions + 1] = batch.targets
         mask = torch.zeros_like(batch.input_ids)
@@ -108,14 +114,14 @@ def train_stock(config: Config, out: Path) -> tuple[list[float], list[float], di
         use_cpu=True,
     )
     rows: Any = [{"example": example} for example in data.examples]
-    trainer = StockTrainer(model=parts.model, args=arguments, train_dataset=rows, data_collator=collator)
+    trainer = StockTrainer(model=components.model, args=arguments, train_dataset=rows, data_collator=collator)
     index = {example.row: position for position, example in enumerate(data.examples)}
     trainer.losses, trainer.order = [], [index[example.row] for example in order]
     trainer.train()
     micro = training.gradient_accumulation_steps
     losses = [sum(trainer.losses[i : i + micro]) for i in range(0, len(trainer.losses), micro)]
     norms = [line["grad_norm"] for line in trainer.state.log_history if "grad_norm" in line]
-    weights = {name: parameter.detach().clone() for name, parameter in trainable(parts.model).items()}
+    weights = {name: parameter.detach().clone() for name, parameter in trainable(components.model).items()}
     return losses, norms, weights
 
 
@@ -218,36 +224,36 @@ def test_what_the_configuration_asks_of_the_model_reaches_it(tiny_models):
 
 def test_fp16_overflow_halves_the_scale_and_skips_the_update(tiny_models):
     config = make_config(tiny_models["gpt_neox"], fp16=True)
-    parts = make_parts(config)
-    before = {name: parameter.detach().clone() for name, parameter in trainable(parts.model).items()}
-    parts.loss_scale.scale = torch.tensor(2.0**40)
-    loss, _, scale, skipped, nonfinite, updates, latched = train_step(parts, 1).tolist()
+    components = make_components(config)
+    before = {name: parameter.detach().clone() for name, parameter in trainable(components.model).items()}
+    components.loss_scale.scale = torch.tensor(2.0**40)
+    loss, _, scale, skipped, nonfinite, updates, latched = train_step(components, components.plan.rows(1)).tolist()
     assert (scale, skipped, nonfinite, updates, latched) == (2.0**40, 1.0, 0.0, 0.0, 0.0)
     assert 5 < loss < 8
-    assert parts.loss_scale.scale.item() == 2.0**39
-    assert all(torch.equal(parameter, before[name]) for name, parameter in trainable(parts.model).items())
-    parts.loss_scale.scale = torch.tensor(1024.0)
-    _, norm, _, skipped, _, updates, _ = train_step(parts, 1).tolist()
+    assert components.loss_scale.scale.item() == 2.0**39
+    assert all(torch.equal(parameter, before[name]) for name, parameter in trainable(components.model).items())
+    components.loss_scale.scale = torch.tensor(1024.0)
+    _, norm, _, skipped, _, updates, _ = train_step(components, components.plan.rows(1)).tolist()
     assert (skipped, updates) == (0.0, 1.0)
     assert 0 < norm < 100
 
 
 def test_a_nan_in_the_model_is_counted_and_never_applied(tiny_models):
-    parts = make_parts(make_config(tiny_models["llama"], gradient_accumulation_steps=2))
-    batch = parts.plan.step(1)[1][0]
-    base: Any = parts.model.get_base_model()
+    components = make_components(make_config(tiny_models["llama"], gradient_accumulation_steps=2))
+    batch = components.plan.micro_batches(1)[1][0]
+    base: Any = components.model.get_base_model()
     with torch.no_grad():
         base.get_input_embeddings().weight[int(batch.input_ids[-1])] = float("nan")
-    loss, norm, _, skipped, nonfinite, updates, latched = train_step(parts, 1).tolist()
+    loss, norm, _, skipped, nonfinite, updates, latched = train_step(components, components.plan.rows(1)).tolist()
     assert loss != loss
     assert norm != norm
     assert (skipped, updates) == (1.0, 0.0)
     assert nonfinite >= 1.0
     assert latched == 1.0
     # and nothing after it is applied either, whatever the batch
-    _, _, _, skipped, _, updates, latched = train_step(parts, 2).tolist()
+    _, _, _, skipped, _, updates, latched = train_step(components, components.plan.rows(2)).tolist()
     assert (skipped, updates, latched) == (1.0, 0.0, 1.0)
-    assert all(torch.isfinite(parameter).all() for parameter in trainable(parts.model).values())
+    assert all(torch.isfinite(parameter).all() for parameter in trainable(components.model).values())
 
 
 def test_adapter_starts_from_the_seed_alone_and_is_float32(tiny_models):
@@ -321,12 +327,12 @@ def test_a_step_reads_nothing_on_the_host(tiny_models, monkeypatch, settings):
     """A step with every diagnostic, and one with histograms."""
     config = make_config(tiny_models["llama"], gradient_accumulation_steps=2, **settings)
     every_other = config.instrument.model_copy(update={"histogram_every": 2})
-    parts = make_parts(config.model_copy(update={"instrument": every_other}))
+    components = make_components(config.model_copy(update={"instrument": every_other}))
     monkeypatch.setattr(loop, "collate", collate_on_the_host)
-    assert parts.recorder is not None
-    with parts.recorder.active(), HostReads() as reads:
-        train_step(parts, 1)
-        train_step(parts, 2)
+    assert components.recorder is not None
+    with components.recorder.active(), HostReads() as reads:
+        train_step(components, components.plan.rows(1))
+        train_step(components, components.plan.rows(2))
     assert reads.seen == []
     with HostReads() as reads:
         torch.ones(3).sum().item()
@@ -338,16 +344,16 @@ def test_a_step_reads_nothing_on_the_host(tiny_models, monkeypatch, settings):
 def test_a_step_never_waits_for_the_gpu(tiny_models, settings):
     config = make_config(tiny_models["llama"], gradient_accumulation_steps=2, **settings)
     every_other = config.instrument.model_copy(update={"histogram_every": 2})
-    parts = make_parts(config.model_copy(update={"instrument": every_other}))
-    ring = Ring((len(ROW_FIELDS),), parts.engine.device)
-    assert parts.recorder is not None
-    with parts.recorder.active():
+    components = make_components(config.model_copy(update={"instrument": every_other}))
+    ring = Ring((len(ROW_FIELDS),), components.engine.device)
+    assert components.recorder is not None
+    with components.recorder.active():
         for step in (1, 2):  # compiles the kernels
-            train_step(parts, step)
+            train_step(components, components.plan.rows(step))
         torch.cuda.set_sync_debug_mode("error")
         try:
             for step in (3, 4):
-                ring.push(step, train_step(parts, step))
+                ring.push(step, train_step(components, components.plan.rows(step)))
         finally:
             torch.cuda.set_sync_debug_mode("default")
     assert [step for step, _ in ring.drain()] == [3, 4]

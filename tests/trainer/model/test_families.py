@@ -16,7 +16,7 @@ from lora_train.trainer.loop.train import train_step
 from lora_train.trainer.model.load import trainable
 
 from ...conftest import VOCABULARY
-from ..loop.test_train import make_config, make_parts
+from ..loop.test_train import make_components, make_config
 
 SIZES: dict[str, Any] = {
     "vocab_size": VOCABULARY,
@@ -62,15 +62,15 @@ def test_a_family_is_fused_and_learns(folders, name, fp16):
     config = make_config(folders[name], fp16=fp16, learning_rate=1e-2, max_steps=6)
     if name == "Gemma2":
         with pytest.raises(UserError, match="does not support sdpa"):
-            make_parts(config)
+            make_components(config)
         config = with_settings(config, {"model.attn_implementation": "eager"})
-    parts = make_parts(config)
-    assert parts.patched.unfused == []
-    assert sum(len(group.names) for group in parts.patched.groups) == 2 * per_layer
-    assert parts.loss.own_head is own_head
-    rows = [train_step(parts, step).tolist() for step in range(1, 7)]
+    components = make_components(config)
+    assert components.patched.unfused == []
+    assert sum(len(group.names) for group in components.patched.groups) == 2 * per_layer
+    assert components.loss.own_head is own_head
+    rows = [train_step(components, components.plan.rows(step)).tolist() for step in range(1, 7)]
     assert all(math.isfinite(row[0]) for row in rows)
     assert rows[-1][5] >= 4  # updates: the first fp16 steps may be skipped while the scale falls
-    moved = [name for name, weight in trainable(parts.model).items() if "lora_B" in name and bool(weight.any())]
+    moved = [name for name, weight in trainable(components.model).items() if "lora_B" in name and bool(weight.any())]
     assert len(moved) == 2 * per_layer
-    assert all(bool(torch.isfinite(weight).all()) for weight in trainable(parts.model).values())
+    assert all(bool(torch.isfinite(weight).all()) for weight in trainable(components.model).values())

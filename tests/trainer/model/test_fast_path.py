@@ -21,7 +21,7 @@ from lora_train.trainer.model.fast_path import FastPath, take_fast_path
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers.activations import ACT2FN
 
-from ..loop.test_train import make_config, make_parts
+from ..loop.test_train import make_components, make_config
 from .test_families import SIZES
 
 # architecture -> norms, gated activations and others in a layer, for the CPU and where Triton runs
@@ -98,13 +98,13 @@ def test_a_run_has_the_losses_and_statistics_of_the_reference_path(tiny_models, 
     config = with_settings(config, changes)
 
     def steps() -> list[tuple[list[float], dict[str, torch.Tensor]]]:
-        parts = make_parts(config)
-        assert parts.recorder is not None
+        components = make_components(config)
+        assert components.recorder is not None
         found = []
         for step in range(1, 5):
-            row = train_step(parts, step).tolist()
-            rows = [rows for _, rows, _ in parts.recorder.drain()][-1]
-            found.append((row, {site.name: rows[site.id].clone() for site in parts.recorder.sites}))
+            row = train_step(components, components.plan.rows(step)).tolist()
+            rows = [rows for _, rows, _ in components.recorder.drain()][-1]
+            found.append((row, {site.name: rows[site.id].clone() for site in components.recorder.sites}))
         return found
 
     fast = steps()
@@ -132,10 +132,10 @@ def test_triton_gives_the_loss_and_gradients_of_the_architectures_own(
     config = with_settings(config, {**changes, "lora.target_modules": targets})
 
     def loss_and_gradients() -> dict[str, torch.Tensor]:
-        parts = make_parts(config)
-        loss = parts.loss(collate(parts.plan.step(1)[0], parts.pad_token_id))[0]
+        components = make_components(config)
+        loss = components.loss(collate(components.plan.micro_batches(1)[0], components.pad_token_id))[0]
         loss.backward()
-        found = {name: p.grad for name, p in parts.model.named_parameters() if p.grad is not None}
+        found = {name: p.grad for name, p in components.model.named_parameters() if p.grad is not None}
         assert len(found) == 2 * 2 * len(targets)
         return {"loss": loss.detach(), **found}
 

@@ -22,7 +22,7 @@ from lora_train.trainer.data.batches import collate
 from lora_train.trainer.data.examples import Dataset, Example
 from lora_train.trainer.dry_run.show import dry_run
 from lora_train.trainer.errors import UserError
-from lora_train.trainer.loop.components import Parts, build
+from lora_train.trainer.loop.components import Components, build
 from lora_train.trainer.loop.engine import Engine
 from lora_train.trainer.loop.evaluate import evaluate
 from lora_train.trainer.loop.train import forward_backward, micro_batch_loss, train_step
@@ -84,22 +84,22 @@ def models(tiny_models, tmp_path_factory) -> dict[str, Path]:
     return found
 
 
-def parts_of(model: Path, settings: Settings, lengths: list[int] = LENGTHS, **training: Any) -> Parts:
+def components_of(model: Path, settings: Settings, lengths: list[int] = LENGTHS, **training: Any) -> Components:
     config = make_config(model, per_device_train_batch_size=N_ROWS, **training)
     config = with_settings(config, {"data.cutoff_len": 24, **settings})
     data = rows(lengths)
-    parts = build(config, Engine(), data, data, 0, Console())
+    components = build(config, Engine(), data, data, 0, Console())
     torch.manual_seed(0)
-    for name, parameter in trainable(parts.model).items():
+    for name, parameter in trainable(components.model).items():
         if "lora_B" in name:  # zero at first: no gradient would reach lora_A
             torch.nn.init.normal_(parameter, std=0.05)
-    parts.model.train()
-    return parts
+    components.model.train()
+    return components
 
 
-def pair(model: Path, lengths: list[int] = LENGTHS, **training: Any) -> tuple[Parts, Parts]:
+def pair(model: Path, lengths: list[int] = LENGTHS, **training: Any) -> tuple[Components, Components]:
     """The same run with padding and without."""
-    padded, free = (parts_of(model, {"data.padding_free": on}, lengths, **training) for on in (False, True))
+    padded, free = (components_of(model, {"data.padding_free": on}, lengths, **training) for on in (False, True))
     assert (padded.loss.padding_free, free.loss.padding_free) == (False, True)
     return padded, free
 
@@ -118,26 +118,29 @@ def pair(model: Path, lengths: list[int] = LENGTHS, **training: Any) -> tuple[Pa
 )
 def test_losses_and_gradients_are_those_of_padded_batches(models, name, training):
     padded, free = pair(models[name], **training)
-    losses = [float(forward_backward(parts, 1)[0]) for parts in (padded, free)]
+    losses = [float(forward_backward(components, components.plan.rows(1))[0]) for components in (padded, free)]
     assert losses[1] == pytest.approx(losses[0], rel=LOSS)
     assert relative_error(free.optimizer.gradients, padded.optimizer.gradients) < GRADIENT
 
 
 def test_fp16_trains_as_with_padding(models):
     padded, free = pair(models["llama"], fp16=True)
-    both = [[train_step(parts, step).tolist() for step in (1, 2, 3)] for parts in (padded, free)]
+    both = [
+        [train_step(components, components.plan.rows(step)).tolist() for step in (1, 2, 3)]
+        for components in (padded, free)
+    ]
     # three steps in fp16: 11 bits of mantissa in every product
     for ours, theirs in zip(both[1], both[0], strict=True):
         assert ours[0] == pytest.approx(theirs[0], rel=2e-3)
     assert both[1][-1][2:4] == both[0][-1][2:4]  # loss scale and skipped
 
 
-def statistics(parts: Parts) -> dict[str, dict[str, float]]:
-    recorder = parts.recorder
+def statistics(components: Components) -> dict[str, dict[str, float]]:
+    recorder = components.recorder
     assert recorder is not None
     with recorder.active():
-        forward_backward(parts, 1)
-        recorder.finish_step(parts.optimizer.gradient_rows(), parts.optimizer.gradients)
+        forward_backward(components, components.plan.rows(1))
+        recorder.finish_step(components.optimizer.gradient_rows(), components.optimizer.gradients)
         ((_, values, _),) = recorder.drain()
     return {site.name: dict(zip(COLUMNS, values[site.id].tolist(), strict=True)) for site in recorder.sites}
 
@@ -170,20 +173,20 @@ def test_statistics_of_unequal_rows_count_real_tokens_and_have_the_same_gradient
 
 def test_evaluation_is_that_of_padded_batches(models, device):
     found = []
-    for parts in pair(models["mistral"]):
-        assert parts.eval_data is not None
-        found.append(evaluate(parts.model, parts.loss, parts.eval_data, parts.config, parts.engine, 0))
+    for components in pair(models["mistral"]):
+        assert components.eval_data is not None
+        found.append(evaluate(components))
     # on a GPU padded and single rows are multiplied by other kernels
     assert found[1].eval_loss == pytest.approx(found[0].eval_loss, rel=10 * LOSS if device == "cuda" else LOSS)
     assert found[1].eval_token_accuracy == found[0].eval_token_accuracy
 
 
 def test_a_bin_is_its_rows_alone(models):
-    parts = replace(parts_of(models["qwen2"], {"data.packing": True}), recorder=None)
-    assert parts.plan.steps_per_epoch == 1  # 76 tokens in 4 bins of 24
-    (together,) = parts.plan.step(1)
-    alone = sum(float(micro_batch_loss(parts, 1, 0, [row]).detach()) for row in together)
-    assert float(micro_batch_loss(parts, 1, 0, together).detach()) == pytest.approx(alone, rel=LOSS)
+    components = replace(components_of(models["qwen2"], {"data.packing": True}), recorder=None)
+    assert components.plan.steps_per_epoch == 1  # 76 tokens in 4 bins of 24
+    (together,) = components.plan.micro_batches(1)
+    alone = sum(float(micro_batch_loss(components, 1, 0, [row]).detach()) for row in together)
+    assert float(micro_batch_loss(components, 1, 0, together).detach()) == pytest.approx(alone, rel=LOSS)
 
 
 def test_concatenated_rows_begin_anew_and_predict_within_themselves():
@@ -228,7 +231,7 @@ def test_on_a_gpu_all_rows_are_one_call_in_every_layer_that_has_no_mask(models, 
     padded, free = pair(models[name], **training)
     assert attention_of(free.loss._model) == AT_ONCE
     del on_h100[:]
-    losses = [float(forward_backward(parts, 1)[0]) for parts in (padded, free)]
+    losses = [float(forward_backward(components, components.plan.rows(1))[0]) for components in (padded, free)]
     n_layers = 1 if name == "qwen2" else 2
     assert on_h100 == calls * n_layers * (2 if "gradient_checkpointing" in training else 1)
     # 16-bit products are rounded on both sides; their gradients pass some ten of them
@@ -264,10 +267,10 @@ def test_what_one_call_cannot_express_goes_row_by_row(on_h100, masked, more, exp
 
 def test_a_kernel_that_gives_other_values_is_not_taken(models, on_h100, monkeypatch, capsys):
     monkeypatch.setattr(rows_attention, "efficient_forward", lambda q, *_, **__: (q + 1,))
-    parts = parts_of(models["llama"], {})
-    assert parts.loss.padding_free
-    assert attention_of(parts.loss._model) == PER_ROW
-    said = parts.loss.how_rows_attend("float32", 24)
+    components = components_of(models["llama"], {})
+    assert components.loss.padding_free
+    assert attention_of(components.loss._model) == PER_ROW
+    said = components.loss.how_rows_attend("float32", 24)
     assert said == "rows   attention row by row: in one call the model gave other values"
     assert "batches are padded" not in capsys.readouterr().out
 
@@ -277,8 +280,8 @@ def test_a_kernel_that_fails_is_not_taken(models, on_h100, monkeypatch):
         raise RuntimeError("this build has no such kernel")
 
     monkeypatch.setattr(rows_attention, "efficient_forward", fails)
-    parts = parts_of(models["llama"], {})
-    assert (parts.loss.padding_free, attention_of(parts.loss._model)) == (True, PER_ROW)
+    components = components_of(models["llama"], {})
+    assert (components.loss.padding_free, attention_of(components.loss._model)) == (True, PER_ROW)
 
 
 @pytest.mark.parametrize(
@@ -360,15 +363,15 @@ def test_causal_rows_are_computed_in_c(monkeypatch, lengths, masked, more, expec
     ],
 )
 def test_a_model_that_cannot_stays_padded_and_says_so(models, capsys, name, settings, reason):
-    parts = parts_of(models[name], settings)
-    assert not parts.loss.padding_free
-    assert attention_of(parts.loss._model) == settings.get("model.attn_implementation", "sdpa")
+    components = components_of(models[name], settings)
+    assert not components.loss.padding_free
+    assert attention_of(components.loss._model) == settings.get("model.attn_implementation", "sdpa")
     told = " ".join(capsys.readouterr().out.split())
     assert "batches are padded" in told
     assert reason in told
-    assert np.isfinite(float(forward_backward(parts, 1)[0]))
+    assert np.isfinite(float(forward_backward(components, components.plan.rows(1))[0]))
     with pytest.raises(UserError, match=r"data\.packing: rows cannot be packed"):
-        parts_of(models[name], {**settings, "data.packing": True})
+        components_of(models[name], {**settings, "data.packing": True})
 
 
 @pytest.mark.parametrize(("share", "expected"), [(0.0, ""), (1e-5, "differs"), (1.0, "differs")])
@@ -395,15 +398,15 @@ def test_experts_that_round_by_how_many_tokens_they_get_are_no_leak(models):
 
 
 def test_a_remedy_that_changes_attention_pads_and_gives_rows_back(models):
-    parts = replace(parts_of(models["llama"], {}), recorder=None)
-    before = float(forward_backward(parts, 1)[0])
-    parts.optimizer.clear()
-    with changed(parts, {"model.attn_implementation": "eager"}) as other:
+    components = replace(components_of(models["llama"], {}), recorder=None)
+    before = float(forward_backward(components, components.plan.rows(1))[0])
+    components.optimizer.clear()
+    with changed(components, {"model.attn_implementation": "eager"}) as other:
         assert not other.loss.padding_free
-        assert float(forward_backward(other, 1)[0]) == pytest.approx(before, rel=LOSS)
-        parts.optimizer.clear()
-    assert parts.loss.padding_free
-    assert float(forward_backward(parts, 1)[0]) == before
+        assert float(forward_backward(other, other.plan.rows(1))[0]) == pytest.approx(before, rel=LOSS)
+        components.optimizer.clear()
+    assert components.loss.padding_free
+    assert float(forward_backward(components, components.plan.rows(1))[0]) == before
 
 
 def test_dry_run_counts_bins(models, capsys):
@@ -420,7 +423,7 @@ def test_dry_run_counts_bins(models, capsys):
 @pytest.mark.parametrize("training", [{}, {"fp16": True}, {"gradient_checkpointing": True}], ids=str)
 def test_losses_and_gradients_are_those_of_padded_batches_on_the_gpu(models, training):
     padded, free = pair(models["mistral"], **training)
-    losses = [float(forward_backward(parts, 1)[0]) for parts in (padded, free)]
+    losses = [float(forward_backward(components, components.plan.rows(1))[0]) for components in (padded, free)]
     exact = not training.get("fp16")
     assert losses[1] == pytest.approx(losses[0], rel=1e-5 if exact else 2e-3)
     limit = 1e-4 if exact else 1e-2

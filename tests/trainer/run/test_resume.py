@@ -11,7 +11,7 @@ import pytest
 from lora_train.trainer.config.schema import Config
 from lora_train.trainer.console import Console
 from lora_train.trainer.errors import UserError
-from lora_train.trainer.run.resume import changed_settings, find_checkpoint, wanted, with_heals
+from lora_train.trainer.run.resume import changed_settings, find_checkpoint, resume_from, with_heals
 from safetensors.numpy import save_file
 
 QUIET = Console(silent=True)
@@ -81,11 +81,11 @@ def test_a_damaged_file_in_the_newest_checkpoint_costs_that_checkpoint(tmp_path,
 
 
 def test_the_command_line_wins_over_the_configuration():
-    assert wanted(None, make_config()) is None
-    assert wanted(None, make_config(resume_from_checkpoint=True)) == "auto"
-    assert wanted(None, make_config(resume_from_checkpoint=False)) is None
-    assert wanted(None, make_config(resume_from_checkpoint="runs/x")) == "runs/x"
-    assert wanted("auto", make_config(resume_from_checkpoint="runs/x")) == "auto"
+    assert resume_from(None, make_config()) is None
+    assert resume_from(None, make_config(resume_from_checkpoint=True)) == "auto"
+    assert resume_from(None, make_config(resume_from_checkpoint=False)) is None
+    assert resume_from(None, make_config(resume_from_checkpoint="runs/x")) == "runs/x"
+    assert resume_from("auto", make_config(resume_from_checkpoint="runs/x")) == "auto"
 
 
 def test_what_healed_a_run_stays_and_what_changed_is_told(tmp_path):
