@@ -36,6 +36,7 @@ from ...kernels.statistics.multi_tensor import multi_tensor_stats
 from ...kernels.statistics.tensor_stats import FIELDS, exponent_histogram, tensor_stats
 from ..judge.detect import Detectors, Diagnosis, Trouble
 from ..messages import say
+from ..read.schema import StepLine, Summary
 from ..read.store import METRICS, SCHEMA_VERSION, MetricsLog, Site, StatsWriter, write_sites, write_text
 from ..record.capsule import incident_folder, write_diagnosis
 from ..record.patch import Patched, on_hooks, patch, unpatch
@@ -198,28 +199,28 @@ class Instrument:
     def _write_line(self, step: Step, n_bad: int, norm: float, tokens: int, supervised: int) -> None:
         seconds = time.perf_counter() - step._started
         cuda = self._parameters[0].device.type == "cuda"
-        self._metrics.write(
-            {
-                "step": step.number,
-                "updates": self._updates,
-                "epoch": step.epoch,
-                "loss": step.loss,
-                "learning_rate": step.learning_rate,
-                "grad_norm": norm,
-                "loss_scale": step.loss_scale,
-                "skipped": not step.finite and self._fp16,
-                "nonfinite_micro_batches": n_bad,
-                "tokens": tokens,
-                "supervised_tokens": supervised,
-                "tokens_per_second": tokens / seconds,
-                "step_seconds": seconds,
-                "max_sequence_length": max((count[2] for count in step._counts), default=0),
-                "memory_allocated_gib": torch.cuda.memory_allocated() / GIB if cuda else None,
-                "memory_reserved_gib": torch.cuda.memory_reserved() / GIB if cuda else None,
-                "host_memory_gib": _host_memory(),
-                "eval_seconds_total": self._eval_seconds,
-            }
+        line = StepLine(
+            step=step.number,
+            updates=self._updates,
+            epoch=step.epoch,
+            loss=step.loss,
+            learning_rate=step.learning_rate,
+            grad_norm=norm,
+            loss_scale=step.loss_scale,
+            skipped=not step.finite and self._fp16,
+            nonfinite_micro_batches=n_bad,
+            tokens=tokens,
+            supervised_tokens=supervised,
+            tokens_per_second=tokens / seconds,
+            step_seconds=seconds,
+            max_sequence_length=max((count[2] for count in step._counts), default=0),
+            memory_allocated_gib=torch.cuda.memory_allocated() / GIB if cuda else None,
+            memory_reserved_gib=torch.cuda.memory_reserved() / GIB if cuda else None,
+            host_memory_gib=_host_memory(),
+            eval_seconds_total=self._eval_seconds,
+            save_seconds_total=None,
         )
+        self._metrics.write(vars(line))
 
     def evaluation(self, values: Mapping[str, float]) -> None:
         """Records an evaluation under the names of metrics.jsonl: at least eval_loss."""
@@ -228,7 +229,9 @@ class Instrument:
 
     def finished(self, seconds: float) -> None:
         """Records that the run came to its end."""
-        self._metrics.write({"train_runtime": seconds, "train_steps_per_second": self._n_steps / max(seconds, 1e-9)})
+        rate = self._n_steps / max(seconds, 1e-9)
+        line = Summary(train_runtime=seconds, train_samples_per_second=None, train_steps_per_second=rate)
+        self._metrics.write(vars(line))
 
     def _statistics(self) -> Trouble | None:
         trouble = None

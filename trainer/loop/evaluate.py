@@ -3,28 +3,17 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
 
 import torch
 from peft import PeftModel
 
+from ...instrument.read.schema import Evaluation
 from ..config.schema import Config
 from ..data.batches import collate, in_batches
 from ..data.examples import Dataset
 from ..model.load import autocast
 from ..model.loss import SupervisedLoss
 from .engine import Engine, fits
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """What one pass over the evaluation rows gave; the names are those of metrics.jsonl."""
-
-    eval_loss: float
-    eval_token_accuracy: float
-    eval_runtime: float
-    eval_samples_per_second: float
-    eval_steps_per_second: float
 
 
 @torch.no_grad()

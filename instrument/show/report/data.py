@@ -13,15 +13,12 @@ import pyarrow as pa
 from ...judge.explain import TOPICS, Finding, History, explain
 from ...judge.forecast import Forecaster
 from ...messages import LANGUAGES, say_in
+from ...read.schema import STEP_COLUMNS
 from ..page import texts
 from .aggregate import GRIDS, aggregate, histograms
 
-# Columns of metrics.jsonl that a chart shows.
-SERIES = (
-    "epoch", "loss", "grad_norm", "learning_rate", "loss_scale", "skipped", "nonfinite_micro_batches", "tokens",
-    "supervised_tokens", "tokens_per_second", "step_seconds", "max_sequence_length", "memory_allocated_gib",
-    "memory_reserved_gib", "host_memory_gib", "eval_seconds_total", "save_seconds_total",
-)  # fmt: skip
+# Columns of metrics.jsonl that go to the page beside `step`.
+SERIES = tuple(name for name in STEP_COLUMNS if name not in ("step", "updates"))
 DIGITS = 7
 
 

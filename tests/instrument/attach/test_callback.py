@@ -11,6 +11,7 @@ import torch
 from accelerate import Accelerator
 from lora_train.instrument import Instrument, InstrumentCallback, load_run
 from lora_train.instrument.judge.explain import explain, read_history
+from lora_train.instrument.read.schema import STEP_COLUMNS
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
@@ -78,6 +79,8 @@ def test_it_records_what_the_trainer_computed_and_leaves_it_alone(tiny_models, t
         torch.testing.assert_close(one, other, rtol=tolerance, atol=tolerance)
     metrics = load_run(tmp_path / "run").metrics()
     logged = [entry for entry in watched.state.log_history if "loss" in entry]
+    assert tuple(metrics.columns) == ("start", *STEP_COLUMNS)
+    assert metrics["save_seconds_total"].isna().all()  # the Trainer saves, and nobody tells how long it took
     assert metrics["step"].tolist() == [1, 2, 3, 4, 5, 6]
     assert metrics["loss"].tolist() == pytest.approx([entry["loss"] for entry in logged], abs=2e-4)
     assert metrics["grad_norm"].tolist() == pytest.approx([entry["grad_norm"] for entry in logged], rel=1e-4)
