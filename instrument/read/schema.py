@@ -89,7 +89,6 @@ class StepLine:
             "steps",
             "Steps that were applied to the weights so far; the learning-rate schedule follows it.",
             "지금까지 가중치에 반영한 스텝 수. learning rate 스케줄은 이 수를 따라갑니다.",
-            formula="step - skipped ones",
         )
     )
     epoch: float | None = field(
@@ -98,7 +97,7 @@ class StepLine:
             "Passes over the training rows so far.",
             "지금까지 학습 데이터를 본 횟수.",
             NOT_TOLD,
-            "step / steps per epoch",
+            "step / steps_per_epoch",
         )
     )
     loss: float = field(
@@ -159,10 +158,10 @@ class StepLine:
     step_seconds: float = field(
         metadata=_is(
             "s",
-            "Time from one step to the next on the host, without evaluations and checkpoints. "
-            "InstrumentCallback: from the first forward pass until the gradients are judged.",
-            "호스트에서 잰 스텝 사이의 시간. 평가와 체크포인트는 빼고 셉니다. "
-            "InstrumentCallback은 첫 순전파부터 그래디언트를 확인할 때까지 잽니다.",
+            "Time the host spent on this step, without evaluations and checkpoints: on the CPU all of its work, on a "
+            "GPU its launches and what it waited for. InstrumentCallback: until the gradients are judged.",
+            "이 스텝에 호스트가 쓴 시간. 평가와 체크포인트는 뺍니다. CPU에서는 계산 전체, GPU에서는 커널을 띄우고 "
+            "기다린 시간입니다. InstrumentCallback은 그래디언트를 확인할 때까지만 잽니다.",
         )
     )
     max_sequence_length: int = field(
@@ -210,7 +209,7 @@ class StepLine:
 
 ADDED = {
     "start": Column(
-        "starts", "Resumes and returns to an earlier state before this line: of a step that was run twice the last "
+        "starts", "Resumes and returns to an earlier state before this line; of a step that was run twice the last "
         "one counts. On every line.",
         "이 줄을 쓰기 전에 이어서 시작하거나 앞 상태로 되돌아간 횟수. 같은 스텝이 두 번 있으면 마지막 것을 씁니다. "
         "모든 줄에 있습니다.", type="int"),
@@ -232,15 +231,15 @@ class Evaluation:
             "Mean loss of all supervised tokens of the evaluation rows.",
             "평가 행의 모든 학습 대상 토큰에 대한 평균 loss.",
             NOT_FINITE,
-            "-sum(log p(token)) / supervised tokens",
+            "-sum(log p(token)) / supervised_tokens",
         )
     )
     eval_token_accuracy: float = field(
         metadata=_is(
-            "share",
-            "Supervised tokens that the model would have chosen itself.",
-            "학습 대상 토큰 가운데 모델이 스스로도 골랐을 토큰의 비율.",
-            formula="#(argmax p = token) / supervised tokens",
+            "",
+            "Share of the supervised tokens that the model gives the highest probability.",
+            "학습 대상 토큰 가운데 모델이 가장 높은 확률을 준 토큰의 비율.",
+            formula="#(argmax p = token) / supervised_tokens",
             writers=(LOOP,),
         )
     )
@@ -319,7 +318,7 @@ EXPONENTS = {
 COMPUTED = {
     "norm": Column("x", "L2 norm of the finite values; of gradients without the loss scale.",
                    "유한한 값의 L2 norm. 그래디언트이면 loss scale로 나눈 값입니다.", NO_SCALE,
-                   "sqrt(sumsq), of gradients / loss_scale", type="float"),
+                   "sqrt(sumsq)", type="float"),
 }  # fmt: skip
 """What Run.stats adds when it reads."""
 
