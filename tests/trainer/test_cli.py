@@ -442,7 +442,7 @@ print(code, "torch" in sys.modules, "transformers" in sys.modules)
     assert output == "2 False False\n"
 
 
-VERBS = ("explain", "report", "compare", "replay", "inspect", "merge", "chat", "env")
+VERBS = ("explain", "report", "compare", "replay", "inspect", "merge", "chat", "env", "schema")
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -477,7 +477,7 @@ def test_help_lists_every_verb(capsys):
         (
             ["train"],
             "train is no verb of lora-train",
-            "the verbs are explain, report, compare, replay, inspect, merge, chat, env; to train",
+            "the verbs are explain, report, compare, replay, inspect, merge, chat, env, schema; to train",
         ),
         (["koalpaca.yaml"], "the following arguments are required: --config", "lora-train --config koalpaca.yaml"),
         ([], "the following arguments are required: --config", "lora-train --config koalpaca.yaml"),
