@@ -68,7 +68,7 @@ def build(
     for reason in sorted({reason for _, _, reason in patched.unfused}):
         names = [name for name, _, why in patched.unfused if why == reason]
         listed = ", ".join(names[:3]) + (" ..." if len(names) > 3 else "")
-        console.warn(say("patch.unfused", count=len(names), modules=listed, reason=say(f"patch.{reason}")))
+        console.warn(say("patch.unfused", count=len(names), modules=listed, reason=say(reason)))
     if warning := loss.warning():
         console.warn(warning)
     optimizer = Optimizer(trainable(model), training, lr_table(training, n_steps))
@@ -102,9 +102,9 @@ def go_without_padding(loss: SupervisedLoss, config: Config, console: Console) -
     """
     reason = loss.without_padding(getattr(torch, config.compute_dtype))
     if reason and config.data.packing:
-        raise UserError(problem("data.cannot_pack", reason=say(f"padding.{reason}")))
+        raise UserError(problem("data.cannot_pack", reason=say(reason)))
     if reason:
-        console.warn(say("padding.padded", reason=say(f"padding.{reason}")))
+        console.warn(say("padding.padded", reason=say(reason)))
 
 
 def run_once(model: PeftModel) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from ...judge.explain import TOPICS, Finding, History, explain
+from ...judge.explain.finding import VERDICTS
 from ...judge.forecast import Forecaster
 from ...messages import LANGUAGES, say_in
 from ...read.schema import STEP_COLUMNS
@@ -52,7 +53,7 @@ def explanation(findings: list[Finding], lang: str) -> list[dict[str, Any]]:
     for topic in TOPICS:
         own = findings_in([finding for finding in findings if finding.topic == topic], lang)
         if own:
-            groups.append({"topic": topic, "what": say_in(lang, f"explain.what.{topic}"), "findings": own})
+            groups.append({"topic": topic, "what": say_in(lang, TOPICS[topic]), "findings": own})
     return groups
 
 
@@ -61,7 +62,7 @@ def findings_in(findings: list[Finding], lang: str) -> list[dict[str, Any]]:
     return [
         {
             "verdict": finding.verdict,
-            "word": say_in(lang, f"explain.verdict.{finding.verdict}").strip(),
+            "word": say_in(lang, VERDICTS[finding.verdict]).strip(),
             "sentence": finding.sentence(lang),
             "hint": finding.hint(lang),
         }
