@@ -3,10 +3,22 @@ from __future__ import annotations
 import re
 
 import pytest
-from lora_train.instrument.read.schema import ADDED, COMPUTED, EXPONENTS, STATISTICS, Evaluation, StepLine, Summary
+from lora_train.instrument.read.schema import (
+    ADDED,
+    COMPUTED,
+    EXPONENTS,
+    STATISTICS,
+    Evaluation,
+    StepLine,
+    Summary,
+    columns_of,
+)
 from lora_train.trainer.config.schema import sections
 
-from benchmarks.docs_tables import DOCS, columns_of, config, numbers, pages, table
+from benchmarks.docs_tables import DOCS, pages
+from benchmarks.docs_tables.config import config
+from benchmarks.docs_tables.numbers import numbers
+from benchmarks.docs_tables.table import table
 
 
 @pytest.mark.parametrize("name", pages())
