@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from lora_train.trainer.checks.no_effect import RULES
 from lora_train.trainer.config.reference import Key, in_languages, keys
 from lora_train.trainer.config.schema import sections
@@ -61,7 +63,7 @@ def config(lang: str) -> str:
 def _key(key: Key, lang: str) -> tuple[str, ...]:
     names = TYPES[lang]
     types = ", ".join(names[kind] for kind in key.types if kind != "null")
-    allowed = ", ".join(word if word[0] in "≥≤<>" else f"`{word}`" for word in key.allowed)
+    allowed = ", ".join(word if re.match("[≥>≤<0-9]", word) else f"`{word}`" for word in key.allowed)
     default = REQUIRED[lang] if key.default is None else f"`{key.default}`"
     return f"`{key.name.partition('.')[2]}`", types, default, allowed, key.meaning[lang], _note(key, lang)
 

@@ -14,7 +14,9 @@ from ...instrument.messages import language, say
 from .schema import Config, Section, sections
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
-LIMITS = {"minimum": "≥ {}", "exclusiveMinimum": "> {}", "maximum": "≤ {}", "exclusiveMaximum": "< {}"}
+# A limit alone, and where there are two.
+LIMIT = {"minimum": "≥ {:g}", "exclusiveMinimum": "> {:g}", "maximum": "≤ {:g}", "exclusiveMaximum": "< {:g}"}
+RANGE = {**LIMIT, "minimum": "{:g} ≤ x", "exclusiveMinimum": "{:g} < x"}
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,7 @@ class Key:
     Attributes:
         name: `section.key`.
         types: what its value may be, in JSON Schema's words: "integer", "array of string", "null".
-        allowed: words and limits where not every value of the type will do: "nf4", "≥ 1".
+        allowed: words and limits where not every value of the type will do: "nf4", "≥ 1", "0 ≤ x < 1".
         default: as it is written in YAML; None where there is none and the key is required.
         meaning: by language.
     """
@@ -115,9 +117,10 @@ def _type(kind: Mapping[str, Any]) -> str:
 
 def _allowed(kind: Mapping[str, Any]) -> Iterator[str]:
     yield from map(_yaml_word, kind.get("enum", [kind["const"]] if "const" in kind else []))
-    limits = [sign.format(f"{kind[name]:g}") for name, sign in LIMITS.items() if name in kind]
+    limits = [name for name in LIMIT if name in kind]
+    texts = LIMIT if len(limits) == 1 else RANGE
     if limits:
-        yield ", ".join(limits)
+        yield " ".join(texts[name].format(kind[name]) for name in limits)
 
 
 def _yaml_word(value: Any) -> str:

@@ -49,7 +49,7 @@ def test_every_key_has_a_line_with_its_default_and_its_limits(lang):
     lines = dict(re.findall(r"^\| `(\w+)` \| (.*)$", config(lang), re.M))
     assert sum(len(section.model_fields) for section in sections().values()) == len(lines)
     assert "| `adamw_torch_fused` | `adamw_torch_fused`, `adamw_torch`, " in lines["optim"]
-    assert "| `0.0` | ≥ 0, &lt; 1 |" in lines["lora_dropout"]
+    assert "| `0.0` | 0 ≤ x &lt; 1 |" in lines["lora_dropout"]
     assert ("required" if lang == "en" else "필수") in lines["train"]
 
 

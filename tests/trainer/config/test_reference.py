@@ -169,7 +169,8 @@ def test_help_is_in_the_users_language(monkeypatch, lang, lines):
 def test_allowed_values_are_those_of_the_types():
     found = {key.name: key for key in keys()}
     assert found["training.save_steps"].types == ["integer", "number"]
-    assert found["training.save_steps"].allowed == ["≥ 1", "> 0, < 1"]
+    assert found["training.save_steps"].allowed == ["≥ 1", "0 < x < 1"]
+    assert found["lora.lora_dropout"].allowed == ["0 ≤ x < 1"]
     assert found["precision.loss_scale"].allowed == ["dynamic", "auto", "> 0"]
     assert found["data.skip_rows"].types == ["array of integer"]
     assert (found["model.revision"].types, found["model.revision"].default) == (["string", "null"], "null")
