@@ -4,7 +4,7 @@
 PYTHON ?= python3
 RUN := .venv/bin/python
 
-.PHONY: demo test lint docs kernels collapse bench faults gpu gpu-dry gpu-wheels same clean
+.PHONY: demo test lint docs docs-tables kernels collapse bench faults gpu gpu-dry gpu-wheels same clean
 
 demo: .venv/ready
 	$(RUN) examples/demo.py
@@ -44,6 +44,10 @@ faults: .venv/ready
 # Whether four tiny trainings compute the same bits at another revision and in the working tree: make same BASE=main
 same: .venv/ready
 	$(RUN) -m benchmarks.same --base $(or $(BASE),HEAD)
+
+# The pages of docs/ that are made from the code; a test fails where they are not what the code gives.
+docs-tables: .venv/ready
+	$(RUN) -m benchmarks.docs_tables
 
 # Proves the GPU path on a bare machine with a GPU, torch, transformers and peft, in under 8 minutes and without a
 # network; PART="smokes waits" runs some. gpu-wheels fills .wheels beforehand, where there is a network, with what

@@ -203,6 +203,16 @@ def _env(arguments: Namespace) -> int:
     return print_environment(arguments.json)
 
 
+def _schema_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help=say("cli.schema.output"))
+
+
+def _schema(arguments: Namespace) -> int:
+    from .verbs.print_schema import print_schema
+
+    return print_schema(arguments.output)
+
+
 VERBS = {
     "explain": Verb("cli.explain", _explain_arguments, _explain),
     "report": Verb("cli.report", _report_arguments, _report),
@@ -212,6 +222,7 @@ VERBS = {
     "merge": Verb("cli.merge", _merge_arguments, _merge),
     "chat": Verb("cli.chat", _chat_arguments, _chat),
     "env": Verb("cli.env", _env_arguments, _env),
+    "schema": Verb("cli.schema", _schema_arguments, _schema),
 }
 # what the command does without a verb
 TRAIN = Verb("cli.description", _train_arguments, _train)
@@ -230,7 +241,7 @@ def _parser(name: str, verb: Verb) -> ArgumentParser:
 
 
 def _train_parser() -> ArgumentParser:
-    from .config.schema import describe
+    from .config.reference import describe
 
     verbs = "\n".join(f"  {name:<10} {say(verb.summary)}" for name, verb in VERBS.items())
     parser = _parser("", TRAIN)

@@ -42,5 +42,5 @@ def first_line(error: BaseException, typed: bool = False) -> str:
 
 def problem(key: str, /, **values: Any) -> Problem:
     """The problem whose sentences are `key` and, where the catalogue has it, `key.hint`."""
-    hint = say(f"{key}.hint", **values) if f"{key}.hint" in catalogue("en") else ""
-    return Problem(say(key, **values), hint)
+    hint = f"{key}.hint"
+    return Problem(say(key, **values), say(hint, **values) if hint in catalogue("en") else "")

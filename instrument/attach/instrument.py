@@ -36,6 +36,7 @@ from ...kernels.statistics.tensor_stats import exponent_histogram, tensor_stats
 from ..constants import GIB
 from ..judge.detect import Detectors, Diagnosis, Kind, Trouble
 from ..messages import say
+from ..read.schema import StepLine, Summary
 from ..read.store import METRICS, SCHEMA_VERSION, MetricsLog, Site, StatsWriter, write_sites, write_text
 from ..record.capsule import incident_folder, write_diagnosis
 from ..record.latch import MAX_SKIPS
@@ -201,28 +202,28 @@ class Instrument:
 
     def _write_line(self, result: StepResult) -> None:
         cuda = self._parameters[0].device.type == "cuda"
-        self._metrics.write(
-            {
-                "step": result.number,
-                "updates": self._updates,
-                "epoch": result.epoch,
-                "loss": result.loss,
-                "learning_rate": result.learning_rate,
-                "grad_norm": result.grad_norm,
-                "loss_scale": result.loss_scale,
-                "skipped": not result.finite and self._options.fp16,
-                "nonfinite_micro_batches": result.n_bad,
-                "tokens": result.tokens,
-                "supervised_tokens": result.supervised_tokens,
-                "tokens_per_second": result.tokens / result.seconds,
-                "step_seconds": result.seconds,
-                "max_sequence_length": result.longest,
-                "memory_allocated_gib": torch.cuda.memory_allocated() / GIB if cuda else None,
-                "memory_reserved_gib": torch.cuda.memory_reserved() / GIB if cuda else None,
-                "host_memory_gib": _host_memory(),
-                "eval_seconds_total": self._eval_seconds,
-            }
+        line = StepLine(
+            step=result.number,
+            updates=self._updates,
+            epoch=result.epoch,
+            loss=result.loss,
+            learning_rate=result.learning_rate,
+            grad_norm=result.grad_norm,
+            loss_scale=result.loss_scale,
+            skipped=not result.finite and self._options.fp16,
+            nonfinite_micro_batches=result.n_bad,
+            tokens=result.tokens,
+            supervised_tokens=result.supervised_tokens,
+            tokens_per_second=result.tokens / result.seconds,
+            step_seconds=result.seconds,
+            max_sequence_length=result.longest,
+            memory_allocated_gib=torch.cuda.memory_allocated() / GIB if cuda else None,
+            memory_reserved_gib=torch.cuda.memory_reserved() / GIB if cuda else None,
+            host_memory_gib=_host_memory(),
+            eval_seconds_total=self._eval_seconds,
+            save_seconds_total=None,
         )
+        self._metrics.write(vars(line))
 
     def evaluation(self, values: Mapping[str, float]) -> None:
         """Records an evaluation under the names of metrics.jsonl: at least eval_loss."""
@@ -231,7 +232,9 @@ class Instrument:
 
     def finished(self, seconds: float) -> None:
         """Records that the run came to its end."""
-        self._metrics.write({"train_runtime": seconds, "train_steps_per_second": self._n_steps / max(seconds, 1e-9)})
+        rate = self._n_steps / max(seconds, 1e-9)
+        line = Summary(train_runtime=seconds, train_samples_per_second=None, train_steps_per_second=rate)
+        self._metrics.write(vars(line))
 
     def _statistics(self) -> Trouble | None:
         trouble = None

@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .schema import COMPUTED, kind_of
 from .store import (
     COLUMNS,
     EXPONENT_COLUMNS,
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
 
 GRADIENTS = ("grad_out", "grad_in", "lora_A.grad", "lora_B.grad")
 """Tensors that are recorded multiplied by the loss scale."""
-STATS_COLUMNS = (*COLUMNS, "norm")
+STATS_COLUMNS = (*COLUMNS, *COMPUTED)
 # As many as a row group of a compacted file has.
 BLOCK_STEPS = 512
 
@@ -181,7 +182,7 @@ class Run:
 
     def _step_rows(self) -> list[dict[str, Any]]:
         rows = read_metrics(self.path) if (self.path / METRICS).exists() else []
-        return [row for row in rows if "eval_loss" not in row and "train_runtime" not in row]
+        return [row for row in rows if kind_of(row) == "step"]
 
     def _parts(self, steps: int | Iterable[int] | None, start: int | None = None) -> list[_Part]:
         """The files of stats/ that hold these steps, each with those of which it has the last word."""

@@ -1,8 +1,8 @@
 """Writes a run on disk: metrics.jsonl, sites.json and stats/. Imports no torch; `load` reads the run as frames.
 
-metrics.jsonl holds one JSON object a line: a step, an evaluation, or the summary of a run. A value that is not
-finite is written as null, never filtered. Every line carries `start`, the number of resumes so far; of a step
-that was run twice the reader keeps the last.
+metrics.jsonl holds one JSON object a line: a step, an evaluation, or the summary of a run; schema.py lists the
+columns. A value that is not finite is written as null, never filtered. Every line carries `start`, the number of
+resumes so far; of a step that was run twice the reader keeps the last.
 
 sites.json lists the sites: id -> module, tensor, shape, dtype, forward order.
 
@@ -27,6 +27,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .schema import EXPONENTS, STATISTICS, kind_of
+
 if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
@@ -36,13 +38,10 @@ METRICS = "metrics.jsonl"
 SITES = "sites.json"
 STATS = "stats"
 
-COLUMNS = (
-    "sumsq", "absmax", "n_nan", "n_inf", "n_overflow", "n_underflow", "n_subnormal", "n_zero", "n", "micro_sumsq",
-    "first_bad_micro", "first_bad_rank",
-)  # fmt: skip
-FLOAT_COLUMNS = ("sumsq", "absmax", "micro_sumsq")
+COLUMNS = tuple(STATISTICS)
+FLOAT_COLUMNS = tuple(name for name, column in STATISTICS.items() if column.type == "float")
 """float64 with 24 mantissa bits, the other columns are int64: see `rounded`."""
-EXPONENT_COLUMNS = ("exponent_first", "exponent_counts")
+EXPONENT_COLUMNS = tuple(EXPONENTS)
 """A histogram without the zeros at its ends: the exponent of the first count, and the counts."""
 N_EXPONENTS = 256
 
@@ -125,8 +124,7 @@ def read_metrics(run_dir: str | Path, start: int | None = None) -> list[dict[str
             or (start is not None and row.get("start") != start)
         ):
             continue
-        kind = "evaluation" if "eval_loss" in row else "summary" if "train_runtime" in row else "step"
-        key = (kind, row.get("step"))
+        key = (kind_of(row), row.get("step"))
         kept.pop(key, None)
         kept[key] = row
     return list(kept.values())

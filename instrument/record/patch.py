@@ -168,25 +168,25 @@ def _why_not(layer: Any) -> str:
     """Why the fused operator cannot compute this layer, as a word for the catalogue; empty if it can."""
     weight_holder = layer.get_base_layer()
     if not isinstance(weight_holder, nn.Linear):
-        return "not_linear"
+        return "patch.not_linear"
     if len(layer.active_adapters) != 1 or layer.active_adapters[0] not in layer.lora_A:
-        return "several_adapters"
+        return "patch.several_adapters"
     if any(parameter.requires_grad for parameter in weight_holder.parameters()):
-        return "trained"
+        return "patch.trained"
     adapter = layer.active_adapters[0]
     if adapter in layer.lora_variant:
-        return "variant"
+        return "patch.variant"
     if layer.lora_B[adapter].bias is not None:
-        return "lora_bias"
+        return "patch.lora_bias"
     if layer.lora_A[adapter].weight.dtype != torch.float32:
-        return "not_float32"
+        return "patch.not_float32"
     if getattr(layer, "fan_in_fan_out", False):
-        return "transposed"
+        return "patch.transposed"
     if is_4bit_linear(weight_holder):
         packed: Any = weight_holder.weight
         state = packed.quant_state
-        return "" if state is not None and state.quant_type == "nf4" else "not_nf4"
-    return "" if weight_holder.weight.dtype in (torch.float32, torch.float16, torch.bfloat16) else "quantized"
+        return "" if state is not None and state.quant_type == "nf4" else "patch.not_nf4"
+    return "" if weight_holder.weight.dtype in (torch.float32, torch.float16, torch.bfloat16) else "patch.quantized"
 
 
 def _fused(

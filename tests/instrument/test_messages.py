@@ -1,12 +1,15 @@
 from __future__ import annotations
 
-import re
 import string
 
 import pytest
+from lora_train.instrument.judge.explain.finding import TOPICS, VERDICTS
 from lora_train.instrument.messages import catalogue, language, say
+from lora_train.trainer.collapse.screen import REMEDIES
+from lora_train.trainer.config.schema import sections
 
 from ..conftest import ROOT
+from .sentences import Asked, asked_by, faults, words
 
 
 def placeholders(sentence: str) -> set[str]:
@@ -20,37 +23,67 @@ def test_both_languages_have_the_same_keys_and_placeholders():
     assert different == set()
 
 
-def test_every_key_in_the_source_exists_and_every_sentence_is_used():
-    source = "".join(path.read_text() for top in ("instrument", "trainer") for path in (ROOT / top).rglob("*.py"))
-    used = set(re.findall(r'"([a-z_]+(?:\.\w+)+)"', source))
-    asked = set(re.findall(r'(?:say|problem)\(\s*"([a-z_.0-9]+)"', source))
-    assert asked <= catalogue("en").keys()
-    # pydantic's error types are looked up by name
-    built = {key for key in catalogue("en") if key.endswith(".hint") or re.match(r"config\.[a-z]+_[a-z_]+$", key)}
-    built |= {"config.invalid", "config.missing", "config.lora.target_modules", "config.precision.loss_scale"}
-    built |= {"config.training.save_safetensors"}
-    # the reasons why a module is not fused
-    built |= {
-        f"patch.{reason}" for reason in re.findall(r'"([a-z_0-9]+)"', (ROOT / "instrument/record/patch.py").read_text())
-    }
-    # and why batches are padded
-    text = (ROOT / "trainer/model/padding_free.py").read_text()
-    built |= {f"padding.{reason}" for reason in re.findall(r'"([a-z]+)"', text)}
-    # a finding is a word in its rule, and a page asks for its own sentences without their prefix
-    words = set(re.findall(r'"([a-z_]+)"', source)) | {"eval_loss_better", "eval_loss_alike"}
-    words |= {f"{what}_{how}" for what in ("loss", "speed", "memory") for how in ("better", "alike")}
-    words |= {f"clipped_{how}" for how in ("always", "often", "rarely")}
-    pages = "".join(path.read_text() for path in (ROOT / "instrument/show/page").glob("*.js"))
-    asked_of = set(re.findall(r'\bt\("([a-z_.]+)"\)', pages)) | set(re.findall(r'"([a-z_.]+)"', pages))
-    built |= {f"{family}.{word}" for family in ("explain", "compare") for word in words}
-    built |= {f"explain.{kind}.{word}" for kind in ("what", "verdict") for word in words}
-    built |= {f"{page}.{word}" for page in ("report", "compare.page") for word in asked_of}
-    built |= {f"report.{kind}.{word}" for kind in ("metric", "time") for word in asked_of}
-    built |= {f"report.action.{action}" for action in ("heal", "rollback", "stop")}
-    # the kinds of trouble, and what was tried
-    families = ("collapse.title.", "collapse.label.", "collapse.where_", "collapse.stock_", "remedy.")
-    built |= {key for key in catalogue("en") if key.startswith(families)}
-    assert catalogue("en").keys() - used - built == set()
+CONFIG_KEYS = {f"{name}.{key}" for name, section in sections().items() for key in section.model_fields}
+ASKED = asked_by(ROOT)
+FAMILIES = sorted({key.removesuffix(".hint").rpartition(".")[0] for key in catalogue("en")})
+
+
+def test_every_sentence_is_asked_for_and_every_key_has_a_sentence():
+    assert list(faults(ASKED, catalogue("en"), CONFIG_KEYS)) == []
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_dead_sentence_and_a_missing_one_are_found_in_every_family(family):
+    sentences = catalogue("en")
+    own = [key for key in sentences if key.rpartition(".")[0] == family and not key.endswith(".hint")]
+    for key in own:
+        renamed = {f"{name}_renamed" if name == key else name: text for name, text in sentences.items()}
+        found = set(faults(ASKED, renamed, CONFIG_KEYS))
+        assert found >= {f"missing: {key}", f"dead: {key}_renamed"}
+    planted = {**sentences, f"{family}.planted": "", f"{own[0]}_planted": "", f"{own[0]}_planted.hint": ""}
+    assert set(faults(ASKED, planted, CONFIG_KEYS)) == {f"dead: {key}" for key in planted.keys() - sentences.keys()}
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ('say("data.planted")', ["missing: data.planted"]),
+        ('say("data.empty" if x else "data.planted", n=1)', ["missing: data.planted"]),
+        ('BadRow(("data.planted", {}))', ["missing: data.planted"]),
+        ('"""data.planted"""', []),
+        ('Path("data.yaml"), config["data.train"], f"data.{x}"', []),
+        ('say(f"collapse.title.{kind}")', ["composed: planted.py:1"]),
+        ('Finding("loss", "note", "explain." + key)', ["composed: planted.py:1"]),
+    ],
+)
+def test_what_counts_as_asking(source, expected):
+    asked = Asked().python(source)
+    asked.keys.update(ASKED.keys)
+    assert list(faults(asked, catalogue("en"), CONFIG_KEYS)) == expected
+
+
+def test_a_hint_of_a_sentence_that_is_only_said_is_dead():
+    sentences = {"data.one": "", "data.one.hint": "", "data.two": "", "data.two.hint": ""}
+    asked = Asked().python('say("data.one"), problem("data.two"), say("data.two")')
+    assert list(faults(asked, sentences, ())) == ["dead: data.one.hint, its sentence is only said"]
+
+
+@pytest.mark.parametrize("source", ['t("report.metric." + name)', "t(`report.${name}`)", 't(prefix + "x")'])
+def test_a_page_puts_no_key_together(source):
+    assert len(Asked().script(source).composed) == 1
+
+
+def test_a_page_asks_by_whole_keys():
+    assert Asked().script('t("report.loss"); t(NAMES[x]); const NAMES = {x: "report.x"}').keys == {
+        "report.loss": 1, "report.x": 1
+    }  # fmt: skip
+
+
+def test_tables_have_a_sentence_for_every_word():
+    """A remedy, a topic or a verdict without one would be a KeyError on the screen."""
+    assert words(ROOT, "trainer/collapse", "Remedy", 0) == set(REMEDIES)
+    assert words(ROOT, "instrument/judge/explain", "Finding", 0) == set(TOPICS)
+    assert words(ROOT, "instrument/judge/explain", "Finding", 1) == set(VERDICTS)
 
 
 @pytest.mark.parametrize(

@@ -13,17 +13,12 @@ from pathlib import Path
 import pytest
 import yaml
 from lora_train.instrument import load_run
+from lora_train.instrument.read.schema import STEP_COLUMNS, Evaluation, Summary, columns_of
 from lora_train.instrument.read.store import read_metrics
 from lora_train.trainer import cli as cli_module
 from lora_train.trainer.errors import UserError
 
 from ..conftest import COMMAND_ENVIRONMENT, DATA, ROOT
-
-STEP_KEYS = """start step updates epoch loss learning_rate grad_norm loss_scale skipped nonfinite_micro_batches tokens
-supervised_tokens tokens_per_second step_seconds max_sequence_length memory_allocated_gib memory_reserved_gib
-host_memory_gib eval_seconds_total save_seconds_total"""
-EVAL_KEYS = """start step eval_loss eval_token_accuracy eval_runtime eval_samples_per_second eval_steps_per_second"""
-
 
 LLAMA_LINEARS = [f"self_attn.{name}_proj" for name in "qkvo"] + [f"mlp.{name}_proj" for name in ("gate", "up", "down")]
 
@@ -86,9 +81,9 @@ def test_run_folder_holds_what_the_design_says(finished):
     steps = steps_of(run)
     assert [row["step"] for row in steps] == list(range(1, 13))
     assert [row["step"] for row in rows if "eval_loss" in row] == [5, 10, 12]
-    assert all(list(row) == STEP_KEYS.split() for row in steps)
-    assert all(list(row) == EVAL_KEYS.split() for row in rows if "eval_loss" in row)
-    assert rows[-1].keys() == {"start", "train_runtime", "train_samples_per_second", "train_steps_per_second"}
+    assert all(list(row) == ["start", *STEP_COLUMNS] for row in steps)
+    assert all(list(row) == ["start", "step", *columns_of(Evaluation)] for row in rows if "eval_loss" in row)
+    assert list(rows[-1]) == ["start", *columns_of(Summary)]
     assert steps[-1]["epoch"] == pytest.approx(12 / 18)
     assert steps[0]["learning_rate"] == 1e-3
     assert steps[0]["learning_rate"] > steps[-1]["learning_rate"] > 0
@@ -449,7 +444,7 @@ print(code, "torch" in sys.modules, "transformers" in sys.modules)
     assert output == "2 False False\n"
 
 
-VERBS = ("explain", "report", "compare", "replay", "inspect", "merge", "chat", "env")
+VERBS = ("explain", "report", "compare", "replay", "inspect", "merge", "chat", "env", "schema")
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -484,7 +479,7 @@ def test_help_lists_every_verb(capsys):
         (
             ["train"],
             "train is no verb of lora-train",
-            "the verbs are explain, report, compare, replay, inspect, merge, chat, env; to train",
+            "the verbs are explain, report, compare, replay, inspect, merge, chat, env, schema; to train",
         ),
         (["koalpaca.yaml"], "the following arguments are required: --config", "lora-train --config koalpaca.yaml"),
         ([], "the following arguments are required: --config", "lora-train --config koalpaca.yaml"),

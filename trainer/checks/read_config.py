@@ -14,7 +14,7 @@ import yaml
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from ...instrument.messages import catalogue, say
+from ...instrument.messages import say
 from ..config.names import TRACKERS, is_installed, is_path, trackers_wanted
 from ..config.schema import METRIC_DRIVEN, Config, sections
 from ..errors import Problem, UserError, problem
@@ -88,6 +88,30 @@ PEER_NAMES = {
 OLD_NAMES = {"training.evaluation_strategy": "eval_strategy"}
 # transformers' schedule ends there and wants to start above it
 POLYNOMIAL_LR_END = 1e-7
+# What is said of any wrong value of a key, and else of a kind of mistake as pydantic calls it.
+KEY_SENTENCES = {
+    "lora.target_modules": "config.lora.target_modules",
+    "precision.loss_scale": "config.precision.loss_scale",
+    "training.save_safetensors": "config.training.save_safetensors",
+}
+KIND_SENTENCES = {
+    "int_parsing": "config.int_parsing",
+    "int_type": "config.int_type",
+    "int_from_float": "config.int_from_float",
+    "float_parsing": "config.float_parsing",
+    "float_type": "config.float_type",
+    "finite_number": "config.finite_number",
+    "bool_parsing": "config.bool_parsing",
+    "bool_type": "config.bool_type",
+    "string_type": "config.string_type",
+    "string_too_short": "config.string_too_short",
+    "list_type": "config.list_type",
+    "literal_error": "config.literal_error",
+    "greater_than": "config.greater_than",
+    "greater_than_equal": "config.greater_than_equal",
+    "less_than": "config.less_than",
+    "less_than_equal": "config.less_than_equal",
+}
 # Stand for a required key that is missing or wrong, so that the other checks still run.
 PLACEHOLDER = {"name_or_path": "unknown/unknown", "train": "unknown/unknown"}
 
@@ -236,8 +260,7 @@ def _explain(file: str, key: str, detail: ErrorDetails, known: list[str], values
         return _unknown(file, key, known, "config.unknown_key")
     if kind == "missing":
         return problem("config.missing", file=file, key=key)
-    sentences = (f"config.{key}", f"config.{kind}", "config.invalid")
-    sentence = next(sentence for sentence in sentences if sentence in catalogue("en"))
+    sentence = KEY_SENTENCES.get(key) or KIND_SENTENCES.get(kind) or "config.invalid"
     given = values.get(key.partition(".")[2], given)
     if "expected" in context:
         context["expected"] = context["expected"].replace("'", "").replace(" or ", ", ")

@@ -21,6 +21,40 @@ from ..loop.components import Components
 from .rehearse import Outcome
 from .remedy import OVERFLOWS, Remedy, Trial, listed
 
+# Sentences by the kind of trouble, and of what is not one of these.
+TITLES = {
+    "forward_overflow": "collapse.title.forward_overflow",
+    "backward_overflow": "collapse.title.backward_overflow",
+    "bad_weight": "collapse.title.bad_weight",
+    "dead_adapter": "collapse.title.dead_adapter",
+    "scale_collapse": "collapse.title.scale_collapse",
+    "scale_underflow": "collapse.title.scale_underflow",
+    "no_supervised_tokens": "collapse.title.no_supervised_tokens",
+    "divergence": "collapse.title.divergence",
+}
+OTHER_TITLE = "collapse.title.other"
+WHERE = {
+    "no_supervised_tokens": "collapse.where_no_supervised_tokens",
+    "not_reproduced": "collapse.where_not_reproduced",
+    "divergence": "collapse.where_divergence",
+    "scale_underflow": "collapse.where_scale_underflow",
+}
+LABELS = {
+    "where": "collapse.label.where",
+    "before": "collapse.label.before",
+    "batch": "collapse.label.batch",
+    "adapter": "collapse.label.adapter",
+    "stock": "collapse.label.stock",
+}
+REMEDIES = {
+    "loss_scale": "remedy.loss_scale",
+    "sdpa": "remedy.sdpa",
+    "fp32_module": "remedy.fp32_module",
+    "skip_rows": "remedy.skip_rows",
+    "rollback": "remedy.rollback",
+    "learning_rate": "remedy.learning_rate",
+}
+
 
 @dataclass(frozen=True)
 class Facts:
@@ -43,11 +77,10 @@ def show(facts: Facts, components: Components, console: Console) -> None:
     """Prints the screen."""
     diagnosis = facts.diagnosis
     goes_on = diagnosis.action != "stop"
-    known = diagnosis.kind != Kind.NOT_REPRODUCED
-    title = say(f"collapse.title.{diagnosis.kind if known else 'other'}", dtype=components.config.compute_dtype)
+    title = say(TITLES.get(diagnosis.kind, OTHER_TITLE), dtype=components.config.compute_dtype)
     console.line(say("collapse.heals" if goes_on else "collapse.stops", step=diagnosis.step, title=title))
     for key, text in _paragraphs(facts, components):
-        label = say(f"collapse.label.{key}")
+        label = say(LABELS[key])
         console.line("  " + label + " " * max(1, 9 - width(label)) + text)
     _table(facts, console)
     _way_on(facts, components, console)
@@ -74,8 +107,8 @@ def _paragraphs(facts: Facts, components: Components) -> list[tuple[str, str]]:
     else:
         found.append(("adapter", say("collapse.checkpoint", checkpoint=checkpoint)))
     if facts.unchanged is not None:
-        stock = "stock_skip" if math.isfinite(facts.unchanged.loss) else "stock_zero"
-        found.append(("stock", say(f"collapse.{stock}")))
+        stock = "collapse.stock_skip" if math.isfinite(facts.unchanged.loss) else "collapse.stock_zero"
+        found.append(("stock", say(stock)))
     return found
 
 
@@ -89,11 +122,11 @@ def _where(diagnosis: Diagnosis) -> str:
         values["bad"] = evidence["n_inf"] + evidence["n_nan"]
         values["what"] = "inf" if not evidence["n_nan"] else "nan" if not evidence["n_inf"] else "inf/nan"
         values["op"] = f" ({evidence['op']})" if "op" in evidence else ""
-        side = "forward" if diagnosis.phase != "backward" else "backward"
-        return say(f"collapse.where_{side}", **values)
+        side = "collapse.where_forward" if diagnosis.phase != "backward" else "collapse.where_backward"
+        return say(side, **values)
     if "growth" in evidence:
         return say("collapse.where_blown_up", **values)
-    return say(f"collapse.where_{diagnosis.kind}", **values)
+    return say(WHERE[diagnosis.kind], **values)
 
 
 def figure(value: float) -> str:
@@ -130,7 +163,7 @@ def _table(facts: Facts, console: Console) -> None:
     )
     lines = []
     for trial in facts.trials:
-        what = say(f"remedy.{trial.remedy.kind}", **trial.remedy.values)
+        what = say(REMEDIES[trial.remedy.kind], **trial.remedy.values)
         gradients = say("collapse.gradients_finite" if trial.outcome.finite else "collapse.no_help")
         if trial.outcome.finite and math.isnan(trial.outcome.loss):
             gradients = say("collapse.step_left_out")
@@ -152,7 +185,7 @@ def _way_on(facts: Facts, components: Components, console: Console) -> None:
             say(
                 "collapse.goes_on",
                 step=facts.before.step,
-                what=say(f"remedy.{facts.chosen.kind}", **facts.chosen.values) if facts.chosen else "-",
+                what=say(REMEDIES[facts.chosen.kind], **facts.chosen.values) if facts.chosen else "-",
                 number=len(facts.before.heals),
                 limit=components.config.precision.max_heals,
             )

@@ -83,9 +83,9 @@ class Weights:
         """
         reason = loss.without_padding(getattr(torch, self.config.compute_dtype))
         if reason and self.config.data.packing:
-            raise UserError(problem("data.cannot_pack", reason=say(f"padding.{reason}")))
+            raise UserError(problem("data.cannot_pack", reason=say(reason)))
         if reason:
-            self.console.warn(say("padding.padded", reason=say(f"padding.{reason}")))
+            self.console.warn(say("padding.padded", reason=say(reason)))
 
 
 def build(
@@ -122,7 +122,7 @@ def warn_of(built: Built, console: Console) -> None:
     for reason in sorted({reason for _, _, reason in built.patched.unfused}):
         names = [name for name, _, why in built.patched.unfused if why == reason]
         listed = ", ".join(names[:3]) + (" ..." if len(names) > 3 else "")
-        console.warn(say("patch.unfused", count=len(names), modules=listed, reason=say(f"patch.{reason}")))
+        console.warn(say("patch.unfused", count=len(names), modules=listed, reason=say(reason)))
     if warning := built.loss.warning():
         console.warn(warning)
 

@@ -3,26 +3,15 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
 
 import torch
 
+from ...instrument.read.schema import Evaluation
 from ...instrument.record.once import in_mode
 from ..data.batches import collate, in_batches
 from ..model.load import autocast
 from .components import Components
 from .engine import fits
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """What one pass over the evaluation rows gave; the names are those of metrics.jsonl."""
-
-    eval_loss: float
-    eval_token_accuracy: float
-    eval_runtime: float
-    eval_samples_per_second: float
-    eval_steps_per_second: float
 
 
 @torch.no_grad()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
+from typing import Any
 
 import psutil
 import torch
@@ -12,6 +13,7 @@ import torch
 from ...instrument.constants import GIB
 from ...instrument.judge.detect import Detectors, Trouble
 from ...instrument.messages import say
+from ...instrument.read.schema import StepLine, Summary
 from ...instrument.read.store import METRICS, STATS, MetricsLog, StatsWriter
 from ...instrument.record.recorder import Recorder
 from ...instrument.record.ring import Ring
@@ -120,25 +122,26 @@ class RunLog:
         skipped = bool(row["skipped"])
         self._progress.skipped += skipped
         updates = int(row["updates"])
-        line = {
-            "step": step,
-            "updates": updates,
-            "epoch": step / self._steps_per_epoch,
-            "loss": row["loss"],
-            "learning_rate": self._rates[updates - (not skipped)],
-            "grad_norm": row["grad_norm"],
-            "loss_scale": row["loss_scale"],
-            "skipped": skipped,
-            "nonfinite_micro_batches": int(row["nonfinite_micro_batches"]),
-            "tokens": facts.tokens,
-            "supervised_tokens": facts.supervised_tokens,
-            "tokens_per_second": facts.tokens / facts.step_seconds,
-            "step_seconds": facts.step_seconds,
-            "max_sequence_length": facts.max_sequence_length,
+        record = StepLine(
+            step=step,
+            updates=updates,
+            epoch=step / self._steps_per_epoch,
+            loss=row["loss"],
+            learning_rate=self._rates[updates - (not skipped)],
+            grad_norm=row["grad_norm"],
+            loss_scale=row["loss_scale"],
+            skipped=skipped,
+            nonfinite_micro_batches=int(row["nonfinite_micro_batches"]),
+            tokens=facts.tokens,
+            supervised_tokens=facts.supervised_tokens,
+            tokens_per_second=facts.tokens / facts.step_seconds,
+            step_seconds=facts.step_seconds,
+            max_sequence_length=facts.max_sequence_length,
             **self._memory(),
-            "eval_seconds_total": self._progress.eval_seconds_total,
-            "save_seconds_total": self._progress.save_seconds_total,
-        }
+            eval_seconds_total=self._progress.eval_seconds_total,
+            save_seconds_total=self._progress.save_seconds_total,
+        )
+        line = dict(vars(record))
         latched = bool(row["latched"])
         if not math.isfinite(row["loss"]) and facts.rows:
             line["rows"] = facts.rows
@@ -229,10 +232,10 @@ class RunLog:
         """Records an evaluation."""
         self._eval_seconds = evaluation.eval_runtime
         self._progress.eval_seconds_total += evaluation.eval_runtime
-        self._write({"step": step, **asdict(evaluation)})
+        self._write({"step": step, **vars(evaluation)})
         self._track(step, None)
         if self._trackers:
-            self._trackers.log(asdict(evaluation), step)
+            self._trackers.log(vars(evaluation), step)
         self._console.line(
             say(
                 "eval.line",
@@ -257,7 +260,7 @@ class RunLog:
         """Writes the last line of a run: seconds spent in steps over all starts, and the rates."""
         seconds = max(self._progress.train_seconds, 1e-9)
         rates = {"train_samples_per_second": n_rows / seconds, "train_steps_per_second": n_steps / seconds}
-        self._write({"train_runtime": seconds, **rates})
+        self._write(vars(Summary(train_runtime=seconds, **rates)))
 
     def seconds_left(self, step: int) -> float:
         """Steps at their recent rate, evaluations and checkpoints at their last cost."""
@@ -297,7 +300,7 @@ class RunLog:
             )
         )
 
-    def _memory(self) -> dict[str, float | None]:
+    def _memory(self) -> dict[str, Any]:
         """GiB in use: of the GPU (null on the CPU) and of this process on the host."""
         cuda = self._device.type == "cuda"
         return {

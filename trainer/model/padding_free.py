@@ -239,12 +239,12 @@ def why_not(model: PreTrainedModel, hidden: Callable[[Batch], torch.Tensor], tol
     def run(rows: Sequence[Example], padding_free: bool) -> torch.Tensor:
         return hidden(collate(rows, 0, padding_free).to(model.device)).float().nan_to_num()
 
-    reason = "differs"
+    reason = "padding.differs"
     with in_mode(model, training=False), suppress(*FOREIGN_ERRORS):
         padded = run(TRIED, padding_free=False)
         for name in (AT_ONCE, PER_ROW) if chip_of(model.device) is not None else (PER_ROW,):
             if not prepare(model, name):
-                reason = "eager" if before == "eager" else "unknown"
+                reason = "padding.eager" if before == "eager" else "padding.unknown"
                 break
             with suppress(*FOREIGN_ERRORS):
                 if _agrees(run, padded, tolerance, rounding):

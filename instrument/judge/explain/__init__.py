@@ -13,7 +13,7 @@ import numpy as np
 
 from ...messages import say_in
 from . import evaluation, gradients, loss, outcome, resources, schedule, stock
-from .finding import TOPICS, Finding
+from .finding import TOPICS, VERDICTS, Finding
 from .history import History, SourceError, read_history
 
 __all__ = ["TOPICS", "Finding", "History", "SourceError", "explain", "lines", "read_history"]
@@ -32,10 +32,10 @@ RULES = (
 def explain(history: History) -> list[Finding]:
     """Every finding, in the order a person asks."""
     if history.steps.empty:
-        return [Finding("outcome", "note", "no_steps"), *outcome.incidents(history)]
+        return [Finding("outcome", "note", "explain.no_steps"), *outcome.incidents(history)]
     with np.errstate(all="ignore"):
         found = outcome.incidents(history) + [finding for rule in RULES if (finding := rule(history))]
-    return sorted(found, key=lambda finding: TOPICS.index(finding.topic))
+    return sorted(found, key=lambda finding: list(TOPICS).index(finding.topic))
 
 
 def lines(history: History, findings: list[Finding], lang: str) -> list[str]:
@@ -48,9 +48,9 @@ def lines(history: History, findings: list[Finding], lang: str) -> list[str]:
         own = [finding for finding in findings if finding.topic == topic]
         if not own:
             continue
-        text += ["", f"{topic}  {say_in(lang, f'explain.what.{topic}')}"]
+        text += ["", f"{topic}  {say_in(lang, TOPICS[topic])}"]
         for finding in own:
-            text.append(f"  {say_in(lang, f'explain.verdict.{finding.verdict}')}  {finding.sentence(lang)}")
+            text.append(f"  {say_in(lang, VERDICTS[finding.verdict])}  {finding.sentence(lang)}")
             if hint := finding.hint(lang):
                 text.append(f"  {say_in(lang, 'explain.change')}  {hint}")
     return text

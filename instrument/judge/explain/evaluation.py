@@ -18,7 +18,7 @@ def missing(history: History) -> Finding | None:
     """Without evaluation nobody can tell learning from knowing by heart."""
     if len(history.evals):
         return None
-    return Finding("eval_loss", "watch", "eval_missing_stock" if history.stock else "eval_missing")
+    return Finding("eval_loss", "watch", "explain.eval_missing_stock" if history.stock else "explain.eval_missing")
 
 
 def overfitting(history: History) -> Finding | None:
@@ -32,7 +32,7 @@ def overfitting(history: History) -> Finding | None:
         return None
     values = {"best": loss[best], "step": int(step[best]), "last": loss[-1], "last_step": int(step[-1])}
     values |= {"train_then": train_then, "train_now": train_now, "percent": 100 * (loss[-1] / loss[best] - 1)}
-    return Finding("eval_loss", "wrong" if loss[-1] > 1.1 * loss[best] else "watch", "overfitting", values)
+    return Finding("eval_loss", "wrong" if loss[-1] > 1.1 * loss[best] else "watch", "explain.overfitting", values)
 
 
 def trained_worse(history: History) -> Finding | None:
@@ -44,7 +44,9 @@ def trained_worse(history: History) -> Finding | None:
     train_then, train_now = _train_at(history, step[best]), _train_at(history, step[-1])
     if loss[-1] < (1 + RISE) * loss[best] or not train_now >= train_then:
         return None
-    return Finding("eval_loss", "wrong", "eval_rose", {"best": loss[best], "step": int(step[best]), "last": loss[-1]})
+    return Finding(
+        "eval_loss", "wrong", "explain.eval_rose", {"best": loss[best], "step": int(step[best]), "last": loss[-1]}
+    )
 
 
 def course(history: History) -> Finding | None:
@@ -54,8 +56,8 @@ def course(history: History) -> Finding | None:
         return None
     values = {"first": loss[0], "last": loss[-1], "n": len(loss), "step": int(step[-1])}
     if loss[-2] - loss[-1] > FALLING * loss[-2]:
-        return Finding("eval_loss", "watch", "underfitting", values)
-    return Finding("eval_loss", "healthy", "eval_flat", values)
+        return Finding("eval_loss", "watch", "explain.underfitting", values)
+    return Finding("eval_loss", "healthy", "explain.eval_flat", values)
 
 
 def gap(history: History) -> Finding | None:
@@ -66,7 +68,9 @@ def gap(history: History) -> Finding | None:
     train = _train_at(history, step[-1])
     if not np.isfinite(train) or train <= 0:
         return None
-    return Finding("eval_loss", "note", "eval_gap", {"eval": loss[-1], "train": train, "ratio": loss[-1] / train})
+    return Finding(
+        "eval_loss", "note", "explain.eval_gap", {"eval": loss[-1], "train": train, "ratio": loss[-1] / train}
+    )
 
 
 def too_rare(history: History) -> Finding | None:
@@ -75,7 +79,9 @@ def too_rare(history: History) -> Finding | None:
     n_steps = int(history.column("step")[-1])
     if not 0 < len(loss) < FEW or n_steps < 10 * FEW:
         return None
-    return Finding("eval_loss", "note", "eval_rare", {"n": len(loss), "steps": n_steps, "every": n_steps // (2 * FEW)})
+    return Finding(
+        "eval_loss", "note", "explain.eval_rare", {"n": len(loss), "steps": n_steps, "every": n_steps // (2 * FEW)}
+    )
 
 
 def _evals(history: History) -> tuple[np.ndarray, np.ndarray]:

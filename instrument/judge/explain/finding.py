@@ -1,7 +1,7 @@
 """What a rule found: a verdict, the numbers it rests on, and the key that would change it.
 
-The sentences are in the catalogue: `explain.<key>`, and what to change as `explain.<key>.hint` where there is
-something to change. Imports no torch.
+The sentences are in the catalogue: `key`, and what to change as `<key>.hint` where there is something to change.
+Imports no torch.
 """
 
 from __future__ import annotations
@@ -16,9 +16,23 @@ from ...messages import catalogue, say_in
 if TYPE_CHECKING:
     import numpy as np
 
-TOPICS = ("outcome", "loss", "eval_loss", "grad_norm", "learning_rate", "loss_scale", "memory", "time")
-"""In the order a person asks."""
-VERDICTS = ("healthy", "watch", "wrong", "note")
+TOPICS = {
+    "outcome": "explain.what.outcome",
+    "loss": "explain.what.loss",
+    "eval_loss": "explain.what.eval_loss",
+    "grad_norm": "explain.what.grad_norm",
+    "learning_rate": "explain.what.learning_rate",
+    "loss_scale": "explain.what.loss_scale",
+    "memory": "explain.what.memory",
+    "time": "explain.what.time",
+}
+"""In the order a person asks, with the sentence that says what each is."""
+VERDICTS = {
+    "healthy": "explain.verdict.healthy",
+    "watch": "explain.verdict.watch",
+    "wrong": "explain.verdict.wrong",
+    "note": "explain.verdict.note",
+}
 # Means of fewer steps still show the batch rather than the run.
 WINDOW = 12
 
@@ -30,24 +44,22 @@ class Finding:
     Attributes:
         topic: one of TOPICS.
         verdict: one of VERDICTS; a note is a fact or advice and judges nothing.
-        key: `explain.<key>` in the catalogue.
+        key: of its sentence in the catalogue.
         values: for its placeholders.
-        family: what its keys begin with.
     """
 
     topic: str
     verdict: str
     key: str
     values: dict[str, Any] = field(default_factory=dict)
-    family: str = "explain"
 
     def sentence(self, lang: str) -> str:
         """The judgement with its evidence."""
-        return say_in(lang, f"{self.family}.{self.key}", **self.values)
+        return say_in(lang, self.key, **self.values)
 
     def hint(self, lang: str) -> str | None:
         """What to change, if anything."""
-        key = f"{self.family}.{self.key}.hint"
+        key = f"{self.key}.hint"
         return say_in(lang, key, **self.values) if key in catalogue(lang) else None
 
 

@@ -26,7 +26,7 @@ def spread(history: History) -> Finding | None:
         return None
     low, middle, high = (float(np.quantile(norm, q)) for q in (0.05, 0.5, 0.95))
     values = {"low": low, "median": middle, "high": high, "n": len(norm), "unusual": SPIKE_FACTOR * high}
-    return Finding("grad_norm", "healthy", "grad_spread", values)
+    return Finding("grad_norm", "healthy", "explain.grad_spread", values)
 
 
 def spikes(history: History) -> Finding | None:
@@ -43,7 +43,7 @@ def spikes(history: History) -> Finding | None:
     verdict = "watch" if len(at) > max(1, SPIKES_WATCHED * len(norm)) else "note"
     layers = history.layers
     if layers is None or (own := _at(layers, int(step[highest]), history)) is None:
-        return Finding("grad_norm", verdict, "spikes", values)
+        return Finding("grad_norm", verdict, "explain.spikes", values)
     shares = layers.pow(2).div(layers.pow(2).sum(axis=1), axis=0).median()
     square = own.to_numpy("float64") ** 2
     share, usual = square / square.sum(), shares.to_numpy("float64")
@@ -53,7 +53,7 @@ def spikes(history: History) -> Finding | None:
         "share": 100 * float(share[most]),
         "usual": 100 * float(usual[most]),
     }
-    return Finding("grad_norm", verdict, "spikes_layer", values)
+    return Finding("grad_norm", verdict, "explain.spikes_layer", values)
 
 
 def _at(layers, step: int, history: History):
@@ -87,7 +87,7 @@ def exploding(history: History) -> Finding | None:
     if medians[calm] <= 0 or last < EXPLODED * medians[calm] or not _loss_rose(history):
         return None
     values = {"last": last, "calm": medians[calm], "step": int(step[calm * WINDOW]), "factor": last / medians[calm]}
-    return Finding("grad_norm", "wrong", "exploding", values)
+    return Finding("grad_norm", "wrong", "explain.exploding", values)
 
 
 def _loss_rose(history: History) -> bool:
@@ -106,7 +106,7 @@ def vanishing(history: History) -> Finding | None:
     early, last = median(norm[1 : 1 + WINDOW]), median(norm[-WINDOW:])
     if last >= VANISHED * early or median(loss[-WINDOW:]) < 0.5 * median(loss[:WINDOW]):
         return None
-    return Finding("grad_norm", "wrong", "vanishing", {"early": early, "last": last, "step": int(step[-1])})
+    return Finding("grad_norm", "wrong", "explain.vanishing", {"early": early, "last": last, "step": int(step[-1])})
 
 
 def clipping(history: History) -> Finding | None:
@@ -116,9 +116,10 @@ def clipping(history: History) -> Finding | None:
     if not limit or not len(norm):
         return None
     share = float((norm > limit).mean())
-    key = "always" if share >= CLIPPED_NEARLY_ALWAYS else "rarely" if share <= CLIPPED_RARELY else "often"
+    always, rarely = share >= CLIPPED_NEARLY_ALWAYS, share <= CLIPPED_RARELY
+    key = "explain.clipped_always" if always else "explain.clipped_rarely" if rarely else "explain.clipped_often"
     values = {"limit": float(limit), "percent": 100 * share, "n": int((norm > limit).sum()), "median": median(norm)}
-    return Finding("grad_norm", "note" if key == "always" else "healthy", f"clipped_{key}", values)
+    return Finding("grad_norm", "note" if always else "healthy", key, values)
 
 
 def layers(history: History) -> Finding | None:
@@ -133,8 +134,8 @@ def layers(history: History) -> Finding | None:
     top = ", ".join(f"{name} {share:.0%}" for name, share in shares.head(3).items())
     values = {"top": top, "n": len(shares), "module": str(shares.index[0]), "percent": 100 * float(shares.iloc[0])}
     if shares.iloc[0] > LOPSIDED and len(shares) > 4:
-        return Finding("grad_norm", "watch", "layers_lopsided", values)
-    return Finding("grad_norm", "healthy", "layers", values)
+        return Finding("grad_norm", "watch", "explain.layers_lopsided", values)
+    return Finding("grad_norm", "healthy", "explain.layers", values)
 
 
 def unmoved_layers(history: History) -> Finding | None:
@@ -145,7 +146,9 @@ def unmoved_layers(history: History) -> Finding | None:
     dead = [str(name) for name in norms.columns if (norms[name].iloc[1:] == 0).all()]
     if not dead:
         return None
-    return Finding("grad_norm", "wrong", "layers_dead", {"n": len(dead), "of": norms.shape[1], "module": dead[0]})
+    return Finding(
+        "grad_norm", "wrong", "explain.layers_dead", {"n": len(dead), "of": norms.shape[1], "module": dead[0]}
+    )
 
 
 def above_one(history: History) -> Finding | None:
@@ -157,7 +160,7 @@ def above_one(history: History) -> Finding | None:
     first, last = median(loss[:WINDOW]), median(loss[-WINDOW:])
     if last > 0.95 * first or last == 0:
         return None
-    return Finding("grad_norm", "note", "above_one", {"median": median(norm), "first": first, "last": last})
+    return Finding("grad_norm", "note", "explain.above_one", {"median": median(norm), "first": first, "last": last})
 
 
 RULES = (spread, spikes, exploding, vanishing, clipping, layers, unmoved_layers, above_one)

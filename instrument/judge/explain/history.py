@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...messages import say
 from ...read.load import Run
+from ...read.schema import STEP_COLUMNS, kind_of
 from ...read.store import METRICS, SCHEMA_VERSION, SITES, read_metrics
 
 if TYPE_CHECKING:
@@ -29,12 +30,7 @@ if TYPE_CHECKING:
 
 STATE = "trainer_state.json"
 # Columns that every history has, NaN where the source does not know.
-COLUMNS = (
-    "step", "start", "updates", "epoch", "loss", "grad_norm", "learning_rate", "loss_scale", "skipped",
-    "nonfinite_micro_batches", "tokens", "supervised_tokens", "tokens_per_second", "step_seconds",
-    "max_sequence_length", "memory_allocated_gib", "memory_reserved_gib", "host_memory_gib", "eval_seconds_total",
-    "save_seconds_total",
-)  # fmt: skip
+COLUMNS = ("start", *STEP_COLUMNS)
 # Norms of single layers are read at no more steps than this: a judgement of spread needs no more.
 MAX_LAYER_STEPS = 400
 _RECORD = re.compile(r"\{[^{}]*\}")
@@ -203,12 +199,12 @@ def _from_run(path: Path) -> History:
     return History(
         name=str(path),
         kind="run",
-        steps=_steps(row for row in rows if "eval_loss" not in row and "train_runtime" not in row),
-        evals=_evals(row for row in rows if "eval_loss" in row),
+        steps=_steps(row for row in rows if kind_of(row) == "step"),
+        evals=_evals(row for row in rows if kind_of(row) == "evaluation"),
         config=_yaml(path / "config.yaml"),
         env=env,
         incidents=incidents_of(path),
-        finished=any("train_runtime" in row for row in rows),
+        finished=any(kind_of(row) == "summary" for row in rows),
         run=run,
     )
 

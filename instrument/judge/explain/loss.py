@@ -33,7 +33,7 @@ def nonfinite(history: History) -> Finding | None:
         return None
     last = bool(lost[-1])
     values = {"n": len(bad), "steps": listed(bad)}
-    return Finding("loss", "wrong" if last else "watch", "loss_nonfinite", values)
+    return Finding("loss", "wrong" if last else "watch", "explain.loss_nonfinite", values)
 
 
 def course(history: History) -> Finding | None:
@@ -43,7 +43,7 @@ def course(history: History) -> Finding | None:
     """
     _, loss = history.finite("loss")
     if len(loss) < 4:
-        return Finding("loss", "note", "loss_short", {"n": len(loss)})
+        return Finding("loss", "note", "explain.loss_short", {"n": len(loss)})
     first, last = ends(loss)
     half = len(loss) // 2
     k = at_end(len(loss))
@@ -53,12 +53,12 @@ def course(history: History) -> Finding | None:
     if stock_zeros(history):
         return None
     if last < first - chance:
-        return Finding("loss", "healthy", "loss_fell", values)
+        return Finding("loss", "healthy", "explain.loss_fell", values)
     if len(loss) < FEW:
-        return Finding("loss", "note", "loss_unclear", values)
+        return Finding("loss", "note", "explain.loss_unclear", values)
     if last > first + chance:
-        return Finding("loss", "wrong", "loss_rose", values)
-    return Finding("loss", "watch", "loss_flat", values)
+        return Finding("loss", "wrong", "explain.loss_rose", values)
+    return Finding("loss", "watch", "explain.loss_flat", values)
 
 
 def stock_zeros(history: History) -> list[int]:
@@ -76,7 +76,7 @@ def plateau(history: History) -> Finding | None:
     """
     step, loss = history.finite("loss")
     fell = course(history)
-    if len(loss) < 4 * WINDOW or fell is None or fell.key != "loss_fell":
+    if len(loss) < 4 * WINDOW or fell is None or fell.key != "explain.loss_fell":
         return None
     half = len(loss) // 2
     first, end = ends(loss[:half])[0], ends(loss)[1]
@@ -87,13 +87,13 @@ def plateau(history: History) -> Finding | None:
     values = {"since": since, "loss": end, "moved": 100 * abs(middle - end) / middle}
     rate = history.column("learning_rate")
     if rate[half] < 0.05 * max(rate.max(), 1e-30):
-        return Finding("loss", "note", "plateau_rate", values | {"rate": float(rate[half])})
+        return Finding("loss", "note", "explain.plateau_rate", values | {"rate": float(rate[half])})
     epochs = history.epochs
     if epochs is not None and epochs < 1:
-        return Finding("loss", "note", "plateau_first_epoch", values | {"share": 100 * epochs})
+        return Finding("loss", "note", "explain.plateau_first_epoch", values | {"share": 100 * epochs})
     if history.setting("data.train_on_inputs"):
-        return Finding("loss", "watch", "plateau_prompts", values)
-    return None if epochs is None else Finding("loss", "note", "plateau", values | {"epochs": epochs})
+        return Finding("loss", "watch", "explain.plateau_prompts", values)
+    return None if epochs is None else Finding("loss", "note", "explain.plateau", values | {"epochs": epochs})
 
 
 def stairs(history: History) -> Finding | None:
@@ -117,7 +117,7 @@ def stairs(history: History) -> Finding | None:
     typical = median(noise)
     if min(drops) <= max(STAIR * typical, SMALL * median(loss)):
         return None
-    return Finding("loss", "note", "stairs", {"n": len(drops), "drop": median(drops), "within": typical})
+    return Finding("loss", "note", "explain.stairs", {"n": len(drops), "drop": median(drops), "within": typical})
 
 
 def by_heart(history: History) -> Finding | None:
@@ -129,8 +129,8 @@ def by_heart(history: History) -> Finding | None:
     if last >= BY_HEART or first < 5 * last:
         return None
     if history.epochs is None:
-        return Finding("loss", "watch", "by_heart_sometime", {"last": last})
-    return Finding("loss", "watch", "by_heart", {"last": last, "epochs": history.epochs})
+        return Finding("loss", "watch", "explain.by_heart_sometime", {"last": last})
+    return Finding("loss", "watch", "explain.by_heart", {"last": last, "epochs": history.epochs})
 
 
 def jagged(history: History) -> Finding | None:
@@ -147,7 +147,7 @@ def jagged(history: History) -> Finding | None:
         return None
     values = {"early": 100 * early, "late": 100 * late, "batch": history.rows_per_step}
     grew = late > 2 * early and late > 0.1
-    return Finding("loss", "watch" if grew else "healthy", "jagged_more" if grew else "jagged", values)
+    return Finding("loss", "watch" if grew else "healthy", "explain.jagged_more" if grew else "explain.jagged", values)
 
 
 def coarse_log(history: History) -> Finding | None:
@@ -168,7 +168,7 @@ def coarse_log(history: History) -> Finding | None:
     if fall < LEARNED * first or first - seen < HIDDEN * fall:
         return None
     values = {"every": every, "first": first, "seen": seen, "share": 100 * (first - seen) / fall}
-    return Finding("loss", "note", "coarse_stock" if history.stock else "coarse", values)
+    return Finding("loss", "note", "explain.coarse_stock" if history.stock else "explain.coarse", values)
 
 
 RULES = (nonfinite, course, plateau, stairs, by_heart, jagged, coarse_log)

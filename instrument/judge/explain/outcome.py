@@ -14,10 +14,10 @@ def finished(history: History) -> Finding | None:
         return None
     last = int(history.column("step")[-1])
     if history.finished:
-        return Finding("outcome", "healthy", "finished", {"step": last})
+        return Finding("outcome", "healthy", "explain.finished", {"step": last})
     if any(incident["action"] == "stop" for incident in history.incidents):
         return None
-    return Finding("outcome", "note", "not_finished", {"step": last})
+    return Finding("outcome", "note", "explain.not_finished", {"step": last})
 
 
 def incidents(history: History) -> list[Finding]:
@@ -34,14 +34,15 @@ def incidents(history: History) -> list[Finding]:
             "run": history.name,
         }
         if history.attached:
-            key = "attached_stopped" if incident["action"] == "stop" else "attached_went_on"
+            key = "explain.attached_stopped" if incident["action"] == "stop" else "explain.attached_went_on"
         elif incident["action"] == "stop":
-            key = "stopped" if change else "stopped_without_remedy"
+            key = "explain.stopped" if change else "explain.stopped_without_remedy"
         else:
-            key = "healed" if change else "went_on"
-        found.append(Finding("outcome", "watch" if key in ("healed", "went_on") else "wrong", key, values))
+            key = "explain.healed" if change else "explain.went_on"
+        ended = history.attached or incident["action"] == "stop"
+        found.append(Finding("outcome", "wrong" if ended else "watch", key, values))
     if len(history.incidents) > MOST:
-        found.append(Finding("outcome", "note", "more_incidents", {"n": len(history.incidents) - MOST}))
+        found.append(Finding("outcome", "note", "explain.more_incidents", {"n": len(history.incidents) - MOST}))
     return found
 
 
@@ -54,14 +55,14 @@ def other_step_next_time(history: History) -> Finding | None:
         rows = incident["evidence"]["rows_alone"]
         if rows and incident.get("phase") == "forward":
             values = {"rows": listed(rows), "step": incident["step"], "seed": history.setting("training.seed", "?")}
-            return Finding("outcome", "note", "other_step", values)
+            return Finding("outcome", "note", "explain.other_step", values)
     return None
 
 
 def damaged(history: History) -> Finding | None:
     """Statistics of layers that are there and cannot be read."""
     _ = history.layers
-    return Finding("outcome", "watch", "damaged") if history.damaged else None
+    return Finding("outcome", "watch", "explain.damaged") if history.damaged else None
 
 
 RULES = (finished, other_step_next_time, damaged)

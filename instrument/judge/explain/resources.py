@@ -13,6 +13,8 @@ GREW, GREW_GIB = 0.05, 0.1
 MOSTLY = 0.6
 SLOWER = 1.1
 EVAL_SHARE, SAVE_SHARE = 0.2, 0.1
+# What memory may have grown with: the column that rises then, and what is said.
+MEMORY_GREW = {"eval_seconds_total": "explain.memory_eval", "save_seconds_total": "explain.memory_save"}
 # Seconds. Nobody waits for a share of less.
 SHORT = 60.0
 
@@ -27,7 +29,7 @@ def memory(history: History) -> Finding | None:
     facts = {"first": first, "last": last, "peak": float(np.nanmax(values)), "where": column.split("_")[0]}
     growth = np.nanmax(values) - first
     if growth < max(GREW * first, GREW_GIB):
-        return Finding("memory", "healthy", "memory_flat", facts)
+        return Finding("memory", "healthy", "explain.memory_flat", facts)
     rises = np.diff(values, prepend=values[0]).clip(min=0)
     rises[:2] = 0
     total = np.nansum(rises)
@@ -36,13 +38,15 @@ def memory(history: History) -> Finding | None:
     facts |= {"longest": float(np.nanmax(length)) if records is not None else 0.0}
     if records is not None and np.nansum(rises[records]) > MOSTLY * total:
         facts["step"] = int(history.column("step")[int(np.argmax(length))])
-        return Finding("memory", "healthy", "memory_lengths", facts)
-    for name, key in (("eval_seconds_total", "memory_eval"), ("save_seconds_total", "memory_save")):
+        return Finding("memory", "healthy", "explain.memory_lengths", facts)
+    for name, key in MEMORY_GREW.items():
         spent = np.diff(history.column(name), prepend=0.0) > 0
         if np.nansum(rises[spent]) > MOSTLY * total:
             return Finding("memory", "note", key, facts)
     settled = np.nanmax(values[: max(2, len(values) // 2)]) > facts["peak"] - max(GREW * first, GREW_GIB) / 2
-    return Finding("memory", "note" if settled else "watch", "memory_settled" if settled else "memory_grows", facts)
+    return Finding(
+        "memory", "note" if settled else "watch", "explain.memory_settled" if settled else "explain.memory_grows", facts
+    )
 
 
 def drift(history: History) -> Finding | None:
@@ -54,12 +58,12 @@ def drift(history: History) -> Finding | None:
     early, late = median(seconds[2:third]), median(seconds[-third:])
     facts = {"early": early, "late": late, "percent": 100 * (late / early - 1)}
     if late < SLOWER * early:
-        return Finding("time", "healthy", "time_steady", facts)
+        return Finding("time", "healthy", "explain.time_steady", facts)
     rates = median(tokens[2:third] / seconds[2:third]), median(tokens[-third:] / seconds[-third:])
     facts |= {"tokens_early": median(tokens[2:third]), "tokens_late": median(tokens[-third:])}
     if rates[1] > rates[0] / SLOWER**0.5:
-        return Finding("time", "healthy", "time_lengths", facts)
-    return Finding("time", "watch", "time_slower", facts | {"rate_early": rates[0], "rate_late": rates[1]})
+        return Finding("time", "healthy", "explain.time_lengths", facts)
+    return Finding("time", "watch", "explain.time_slower", facts | {"rate_early": rates[0], "rate_late": rates[1]})
 
 
 def shares(history: History) -> Finding | None:
@@ -76,12 +80,12 @@ def shares(history: History) -> Finding | None:
     facts = {"steps": clock(stepping), "eval": clock(evaluating), "save": clock(saving), "total": clock(total)}
     facts |= {"eval_percent": 100 * evaluating / total, "save_percent": 100 * saving / total, "n": len(evals)}
     if total < SHORT:
-        return Finding("time", "healthy", "time_shares", facts)
+        return Finding("time", "healthy", "explain.time_shares", facts)
     if evaluating > EVAL_SHARE * total:
-        return Finding("time", "watch", "time_eval", facts)
+        return Finding("time", "watch", "explain.time_eval", facts)
     if saving > SAVE_SHARE * total:
-        return Finding("time", "watch", "time_save", facts)
-    return Finding("time", "healthy", "time_shares", facts)
+        return Finding("time", "watch", "explain.time_save", facts)
+    return Finding("time", "healthy", "explain.time_shares", facts)
 
 
 def stock_evaluation(history: History) -> Finding | None:
@@ -89,7 +93,7 @@ def stock_evaluation(history: History) -> Finding | None:
     if not history.stock or "eval_runtime" not in history.evals or np.isfinite(history.column("step_seconds")).any():
         return None
     seconds = history.evals["eval_runtime"].astype("float64")
-    return Finding("time", "note", "time_eval_stock", {"n": len(seconds), "time": clock(float(seconds.sum()))})
+    return Finding("time", "note", "explain.time_eval_stock", {"n": len(seconds), "time": clock(float(seconds.sum()))})
 
 
 RULES = (memory, drift, shares, stock_evaluation)

@@ -30,8 +30,8 @@ def course(history: History) -> Finding | None:
     peak = int(np.argmax(rate))
     values = {"peak": float(rate[peak]), "step": int(step[peak]), "last": float(rate[-1]), "n": int(step[-1])}
     if peak > LONG_WARM_UP * len(rate) and len(rate) >= 20:
-        return Finding("learning_rate", "watch", "warm_up_long", values)
-    return Finding("learning_rate", "healthy", "rate_course", values)
+        return Finding("learning_rate", "watch", "explain.warm_up_long", values)
+    return Finding("learning_rate", "healthy", "explain.rate_course", values)
 
 
 def frozen(history: History) -> Finding | None:
@@ -43,7 +43,7 @@ def frozen(history: History) -> Finding | None:
     if same < 3 or rate[-1] < UNFINISHED * rate.max() or not _skips(history, same):
         return None
     values = {"rate": float(rate[-1]), "since": int(step[-same]), "n": same}
-    return Finding("learning_rate", "wrong", "rate_frozen", values)
+    return Finding("learning_rate", "wrong", "explain.rate_frozen", values)
 
 
 def _skips(history: History, n: int) -> bool:
@@ -64,7 +64,7 @@ def unfinished(history: History) -> Finding | None:
         return None
     if not rate[-1] > UNFINISHED * np.nanmax(rate):
         return None
-    return Finding("learning_rate", "note", "rate_unfinished", {"missed": missed, "rate": float(rate[-1])})
+    return Finding("learning_rate", "note", "explain.rate_unfinished", {"missed": missed, "rate": float(rate[-1])})
 
 
 def scale(history: History) -> Finding | None:
@@ -76,12 +76,12 @@ def scale(history: History) -> Finding | None:
     facts: dict[str, Any] = {"first": float(values[0]), "last": float(values[-1]), "lowest": float(np.nanmin(values))}
     facts |= {"n": len(skipped), "steps": listed(skipped) if len(skipped) else "-"}
     if facts["lowest"] < LOW_SCALE:
-        return Finding("loss_scale", "watch", "scale_low", facts)
+        return Finding("loss_scale", "watch", "explain.scale_low", facts)
     if not len(skipped) and facts["first"] == facts["last"]:
-        return Finding("loss_scale", "healthy", "scale_steady", facts)
+        return Finding("loss_scale", "healthy", "explain.scale_steady", facts)
     if len(skipped) and skipped[-1] > SEARCHING and len(skipped) > SEARCHING:
-        return Finding("loss_scale", "watch", "scale_restless", facts)
-    return Finding("loss_scale", "healthy", "scale_course", facts)
+        return Finding("loss_scale", "watch", "explain.scale_restless", facts)
+    return Finding("loss_scale", "healthy", "explain.scale_course", facts)
 
 
 def headroom(history: History) -> Finding | None:
@@ -103,7 +103,9 @@ def headroom(history: History) -> Finding | None:
     values = {"site": str(top["site"]), "peak": float(top["absmax"]), "step": int(top["step"]), "limit": FP16_MAX}
     values |= {"percent": 100 * float(top["absmax"]) / FP16_MAX}
     near = values["peak"] > HEADROOM * FP16_MAX
-    return Finding("loss_scale", "watch" if near else "healthy", "headroom_small" if near else "headroom", values)
+    return Finding(
+        "loss_scale", "watch" if near else "healthy", "explain.headroom_small" if near else "explain.headroom", values
+    )
 
 
 RULES = (course, frozen, unfinished, scale, headroom)

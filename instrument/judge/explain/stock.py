@@ -35,17 +35,17 @@ def zero(history: History) -> Finding | None:
     values |= {"last": int(step[-1]), "rate": float(rate[at])}
     after = norm[at:]
     if np.isfinite(after).all() and np.abs(after).max() < TINY:
-        return Finding("loss", "wrong", "zero_no_labels", values)
+        return Finding("loss", "wrong", "explain.zero_no_labels", values)
     if np.isfinite(after).any() and not np.isnan(after).all():
         if at and median(before[-3:]) < ROUNDED and np.isfinite(after).all():
-            return Finding("loss", "note", "zero_rounded", values)
-        return Finding("loss", "wrong", "zero_other", values)
+            return Finding("loss", "note", "explain.zero_rounded", values)
+        return Finding("loss", "wrong", "explain.zero_other", values)
     if len(after) < 2 or not np.isfinite(rate[at:]).all():
-        return Finding("loss", "wrong", "zero_unknown_rate", values)
+        return Finding("loss", "wrong", "explain.zero_unknown_rate", values)
     constant = len(np.unique(rate[: at + 1])) == 1 and at > 1
     if len(np.unique(rate[at:])) > 1:
-        return Finding("loss", "wrong", "zero_rate_moves", values)
-    return Finding("loss", "wrong", "zero_unknown_rate" if constant else "zero_rate_frozen", values)
+        return Finding("loss", "wrong", "explain.zero_rate_moves", values)
+    return Finding("loss", "wrong", "explain.zero_unknown_rate" if constant else "explain.zero_rate_frozen", values)
 
 
 def artefact(history: History) -> Finding | None:
@@ -59,13 +59,13 @@ def artefact(history: History) -> Finding | None:
     if not at or not loss[at - 1] > ARTEFACT * usual:
         return None
     values = {"step": int(history.column("step")[at - 1]), "loss": float(loss[at - 1]), "usual": usual}
-    return Finding("loss", "note", "artefact", values)
+    return Finding("loss", "note", "explain.artefact", values)
 
 
 def other_step(history: History) -> Finding | None:
     """Why the same script fails at step 500 one day and at 1200 the next."""
     zeros = stock_zeros(history)
-    return Finding("loss", "note", "other_step_stock", {"step": zeros[0]}) if zeros else None
+    return Finding("loss", "note", "explain.other_step_stock", {"step": zeros[0]}) if zeros else None
 
 
 def never_logged(history: History) -> Finding | None:
@@ -75,7 +75,7 @@ def never_logged(history: History) -> Finding | None:
     bad = history.column("step")[~np.isfinite(history.column("loss"))]
     if not len(bad):
         return None
-    return Finding("loss", "wrong", "loss_nan", {"n": len(bad), "steps": listed(bad)})
+    return Finding("loss", "wrong", "explain.loss_nan", {"n": len(bad), "steps": listed(bad)})
 
 
 def backward_only(history: History) -> Finding | None:
@@ -91,7 +91,10 @@ def backward_only(history: History) -> Finding | None:
     searching = bad[-1] <= max(SEARCHING, history.coarse * 2)
     values = {"n": len(bad), "steps": listed(bad)}
     return Finding(
-        "grad_norm", "healthy" if searching else "watch", "scale_search" if searching else "backward", values
+        "grad_norm",
+        "healthy" if searching else "watch",
+        "explain.scale_search" if searching else "explain.backward",
+        values,
     )
 
 
@@ -102,7 +105,7 @@ def no_gradient(history: History) -> Finding | None:
     norm = norm[step > 1]
     if not history.stock or len(norm) < 3 or np.nanmax(np.abs(norm)) > TINY or not np.nanmax(np.abs(loss)) > 0:
         return None
-    return Finding("grad_norm", "wrong", "no_gradient", {"largest": float(np.max(np.abs(norm)))})
+    return Finding("grad_norm", "wrong", "explain.no_gradient", {"largest": float(np.max(np.abs(norm)))})
 
 
 RULES = (zero, artefact, other_step, never_logged, backward_only, no_gradient)

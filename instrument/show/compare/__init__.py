@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ...judge.explain.finding import Finding, ends, median
+from ...judge.explain.finding import VERDICTS, Finding, ends, median
 from ...judge.explain.history import History
 from ...messages import LANGUAGES, say_in
 from ...read.store import write_text
@@ -57,24 +57,30 @@ def compare_runs(histories: Sequence[History]) -> Comparison:
 
 
 def _remark(key: str, verdict: str = "note", **values: Any) -> Finding:
-    return Finding("compare", verdict, key, values, family="compare")
+    return Finding("compare", verdict, key, values)
 
 
 def final_loss(histories: Sequence[History], names: Sequence[str]) -> Finding | None:
     """The last losses of training."""
     last = [ends(loss)[1] if len(loss) else np.nan for _, loss in (history.finite("loss") for history in histories)]
-    return _ranked("loss", last, names, lower=True)
+    return _ranked("compare.loss_better", "compare.loss_alike", last, names, lower=True)
 
 
 def best_evaluation(histories: Sequence[History], names: Sequence[str]) -> Finding | None:
     """The lowest evaluation loss."""
     best = [float(h.evals["eval_loss"].astype("float64").min()) if len(h.evals) else np.nan for h in histories]
-    return _ranked("eval_loss", best, names, lower=True)
+    return _ranked("compare.eval_loss_better", "compare.eval_loss_alike", best, names, lower=True)
 
 
 def speed(histories: Sequence[History], names: Sequence[str]) -> Finding | None:
     """Tokens a second at the median step."""
-    return _ranked("speed", [median(history.column("tokens_per_second")) for history in histories], names, lower=False)
+    return _ranked(
+        "compare.speed_better",
+        "compare.speed_alike",
+        [median(history.column("tokens_per_second")) for history in histories],
+        names,
+        lower=False,
+    )
 
 
 def memory(histories: Sequence[History], names: Sequence[str]) -> Finding | None:
@@ -82,11 +88,17 @@ def memory(histories: Sequence[History], names: Sequence[str]) -> Finding | None
     for column in ("memory_reserved_gib", "host_memory_gib"):
         values = [history.column(column) for history in histories]
         if all(np.isfinite(v).any() for v in values):
-            return _ranked("memory", [float(np.nanmax(v)) for v in values], names, lower=True)
+            return _ranked(
+                "compare.memory_better",
+                "compare.memory_alike",
+                [float(np.nanmax(v)) for v in values],
+                names,
+                lower=True,
+            )
     return None
 
 
-def _ranked(what: str, values: Sequence[float], names: Sequence[str], lower: bool) -> Finding | None:
+def _ranked(better: str, alike: str, values: Sequence[float], names: Sequence[str], lower: bool) -> Finding | None:
     known = [(value, name) for value, name in zip(values, names, strict=True) if np.isfinite(value)]
     if len(known) < 2:
         return None
@@ -94,10 +106,9 @@ def _ranked(what: str, values: Sequence[float], names: Sequence[str], lower: boo
     (best, winner), (second, _) = ordered[0], ordered[1]
     listed = ", ".join(f"{name} {value:.4g}" for value, name in known)
     margin = abs(second - best) / max(abs(second), 1e-12)
-    alike = margin < (ALIKE if lower else FASTER - 1)
-    if alike:
-        return _remark(f"{what}_alike", listed=listed)
-    return _remark(f"{what}_better", "healthy", listed=listed, winner=winner, percent=100 * margin)
+    if margin < (ALIKE if lower else FASTER - 1):
+        return _remark(alike, listed=listed)
+    return _remark(better, "healthy", listed=listed, winner=winner, percent=100 * margin)
 
 
 def norm_spread(histories: Sequence[History], names: Sequence[str]) -> Finding | None:
@@ -112,7 +123,9 @@ def norm_spread(histories: Sequence[History], names: Sequence[str]) -> Finding |
         return None
     listed = ", ".join(f"{name} x{spread:.3g} (median {middle:.3g})" for spread, middle, name in spreads)
     widest, calmest = max(spreads), min(spreads)
-    return _remark("norm_spread", listed=listed, widest=widest[2], factor=widest[0] / calmest[0], calmest=calmest[2])
+    return _remark(
+        "compare.norm_spread", listed=listed, widest=widest[2], factor=widest[0] / calmest[0], calmest=calmest[2]
+    )
 
 
 RULES = (final_loss, best_evaluation, norm_spread, speed, memory)
@@ -131,7 +144,7 @@ def comparison_lines(comparison: Comparison, lang: str) -> list[str]:
             lines.append(f"  {difference.key:<40} {own}")
     lines += [""]
     for finding in comparison.findings:
-        lines.append(f"  {say_in(lang, f'explain.verdict.{finding.verdict}')}  {finding.sentence(lang)}")
+        lines.append(f"  {say_in(lang, VERDICTS[finding.verdict])}  {finding.sentence(lang)}")
         if hint := finding.hint(lang):
             lines.append(f"  {say_in(lang, 'explain.change')}  {hint}")
     return lines

@@ -88,35 +88,35 @@ def consequences(histories: Sequence[History], names: Sequence[str], differing: 
     settings = sorted(changed - {"environment.data_fingerprint"})
     found = []
     if len(settings) > 1:
-        found.append(_note("several", "watch", n=len(settings), keys=", ".join(settings)))
+        found.append(_note("compare.several", "watch", n=len(settings), keys=", ".join(settings)))
     elif not changed and told(histories):
-        found.append(_note("same_settings", "note"))
+        found.append(_note("compare.same_settings", "note"))
     if rate := _rate_parts(histories):
         step, values = rate
         cause = ", ".join(key for key in (*SCHEDULE, *BATCH, "data.limit", "data.train") if key in changed) or MISSING
         listed = ", ".join(f"{name} {value:.3g}" for name, value in zip(names, values, strict=True))
         if not told(histories):
-            found.append(_note("rates_part", "watch", step=step, listed=listed))
+            found.append(_note("compare.rates_part", "watch", step=step, listed=listed))
         else:
-            key = "slope" if not changed & set(SCHEDULE[:2]) else "other_rate"
+            key = "compare.slope" if not changed & set(SCHEDULE[:2]) else "compare.other_rate"
             found.append(_note(key, "watch", step=step, listed=listed, cause=cause))
     if changed & set(BATCH):
         rows = [history.rows_per_step for history in histories]
         listed = ", ".join(f"{name} {n}" for name, n in zip(names, rows, strict=True))
-        found.append(_note("batches", "watch", listed=listed))
+        found.append(_note("compare.batches", "watch", listed=listed))
     if (order := sorted(changed & set(ORDER))) or "environment.data_fingerprint" in changed:
-        found.append(_note("order", "note", cause=", ".join(order) or "data"))
+        found.append(_note("compare.order", "note", cause=", ".join(order) or "data"))
     if any(d.key == "training.logging_steps" for d in differing):
-        found.append(_note("interval", "note"))
+        found.append(_note("compare.interval", "note"))
     if surroundings := [d.key.removeprefix("environment.") for d in differing if d.key.startswith("environment.")]:
         other = [key for key in surroundings if key != "data_fingerprint"]
         if other:
-            found.append(_note("surroundings", "note", keys=", ".join(other[:6])))
+            found.append(_note("compare.surroundings", "note", keys=", ".join(other[:6])))
     return found
 
 
 def _note(key: str, verdict: str, **values: Any) -> Finding:
-    return Finding("compare", verdict, key, values, family="compare")
+    return Finding("compare", verdict, key, values)
 
 
 def _rate_parts(histories: Sequence[History]) -> tuple[int, list[float]] | None:

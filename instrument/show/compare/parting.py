@@ -26,18 +26,18 @@ def parting(one: History, other: History, name: str, other_name: str, differing:
         return []
     values = {"one": name, "other": other_name, "n": len(steps)}
     if same.all():
-        key = "identical"
+        key = "compare.identical"
         if found := _site(one, other, int(steps[-1])):
-            key, values = "identical_losses", values | {"step": found[0], "site": found[1]}
-        return [Finding("compare", "healthy", key, values, family="compare")]
+            key, values = "compare.identical_losses", values | {"step": found[0], "site": found[1]}
+        return [Finding("compare", "healthy", key, values)]
     step = int(steps[int(np.argmin(same))])
     values["step"] = step
     if weighty(differing) or not told((one, other)):
-        return [Finding("compare", "note", "parts", values, family="compare")]
+        return [Finding("compare", "note", "compare.parts", values)]
     if found := _site(one, other, step):
         values |= {"site_step": found[0], "site": found[1]}
-        return [Finding("compare", "watch", "parts_unasked_site", values, family="compare")]
-    return [Finding("compare", "watch", "parts_unasked", values, family="compare")]
+        return [Finding("compare", "watch", "compare.parts_unasked_site", values)]
+    return [Finding("compare", "watch", "compare.parts_unasked", values)]
 
 
 def _common(one: History, other: History) -> tuple[np.ndarray, np.ndarray]:

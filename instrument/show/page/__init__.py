@@ -67,9 +67,9 @@ def as_json(data: Any) -> str:
     return text
 
 
-def texts(prefix: str) -> dict[str, dict[str, str]]:
-    """By language the sentences under a prefix, without it: what a page says."""
+def texts(family: str) -> dict[str, dict[str, str]]:
+    """By language what a page says: the sentences of its family, and those that both pages share."""
     return {
-        lang: {key.removeprefix(prefix): text for key, text in catalogue(lang).items() if key.startswith(prefix)}
+        lang: {key: text for key, text in catalogue(lang).items() if key.startswith((family, "page."))}
         for lang in LANGUAGES
     }

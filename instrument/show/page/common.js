@@ -118,7 +118,7 @@ function findings(groups) {
     el("h3", {}, group.topic, " ", el("span", { class: "dim" }, group.what)),
     ...group.findings.map((found) => el("div", { class: "finding " + found.verdict },
       el("span", { class: "word" }, found.word), el("p", {}, found.sentence),
-      found.hint ? el("p", { class: "hint" }, t("change"), " ", found.hint) : null))));
+      found.hint ? el("p", { class: "hint" }, t("page.change"), " ", found.hint) : null))));
 }
 
 const pairs = (rows) => el("table", {}, ...rows.map(([key, value]) => el("tr", {}, el("td", {}, key), el("td", {}, value))));

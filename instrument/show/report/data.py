@@ -11,17 +11,15 @@ import numpy as np
 import pyarrow as pa
 
 from ...judge.explain import TOPICS, Finding, History, explain
+from ...judge.explain.finding import VERDICTS
 from ...judge.forecast import Forecaster
 from ...messages import LANGUAGES, say_in
+from ...read.schema import STEP_COLUMNS
 from ..page import texts
 from .aggregate import GRIDS, aggregate, histograms
 
-# Columns of metrics.jsonl that a chart shows.
-SERIES = (
-    "epoch", "loss", "grad_norm", "learning_rate", "loss_scale", "skipped", "nonfinite_micro_batches", "tokens",
-    "supervised_tokens", "tokens_per_second", "step_seconds", "max_sequence_length", "memory_allocated_gib",
-    "memory_reserved_gib", "host_memory_gib", "eval_seconds_total", "save_seconds_total",
-)  # fmt: skip
+# Columns of metrics.jsonl that go to the page beside `step`.
+SERIES = tuple(name for name in STEP_COLUMNS if name not in ("step", "updates"))
 DIGITS = 7
 
 
@@ -55,7 +53,7 @@ def explanation(findings: list[Finding], lang: str) -> list[dict[str, Any]]:
     for topic in TOPICS:
         own = findings_in([finding for finding in findings if finding.topic == topic], lang)
         if own:
-            groups.append({"topic": topic, "what": say_in(lang, f"explain.what.{topic}"), "findings": own})
+            groups.append({"topic": topic, "what": say_in(lang, TOPICS[topic]), "findings": own})
     return groups
 
 
@@ -64,7 +62,7 @@ def findings_in(findings: list[Finding], lang: str) -> list[dict[str, Any]]:
     return [
         {
             "verdict": finding.verdict,
-            "word": say_in(lang, f"explain.verdict.{finding.verdict}").strip(),
+            "word": say_in(lang, VERDICTS[finding.verdict]).strip(),
             "sentence": finding.sentence(lang),
             "hint": finding.hint(lang),
         }

@@ -11,6 +11,7 @@ import torch
 from accelerate import Accelerator
 from lora_train.instrument import Instrument, InstrumentCallback, load_run
 from lora_train.instrument.judge.explain import explain, read_history
+from lora_train.instrument.read.schema import STEP_COLUMNS
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
@@ -78,6 +79,8 @@ def test_it_records_what_the_trainer_computed_and_leaves_it_alone(tiny_models, t
         torch.testing.assert_close(one, other, rtol=tolerance, atol=tolerance)
     metrics = load_run(tmp_path / "run").metrics()
     logged = [entry for entry in watched.state.log_history if "loss" in entry]
+    assert tuple(metrics.columns) == ("start", *STEP_COLUMNS)
+    assert metrics["save_seconds_total"].isna().all()  # the Trainer saves, and nobody tells how long it took
     assert metrics["step"].tolist() == [1, 2, 3, 4, 5, 6]
     assert metrics["loss"].tolist() == pytest.approx([entry["loss"] for entry in logged], abs=2e-4)
     assert metrics["grad_norm"].tolist() == pytest.approx([entry["grad_norm"] for entry in logged], rel=1e-4)
@@ -93,7 +96,7 @@ def test_it_records_what_the_trainer_computed_and_leaves_it_alone(tiny_models, t
     tensors = {site.rpartition(":")[2] for site in load_run(tmp_path / "run").sites["name"]}
     assert {"in", "out", "grad_out", "grad_in", "lora_A.grad", "lora_B.grad"} <= tensors
     assert load_run(tmp_path / "run").exponents(f"{name}:out", step=3) is not None
-    assert any(finding.key == "finished" for finding in explain(read_history(tmp_path / "run")))
+    assert any(finding.key == "explain.finished" for finding in explain(read_history(tmp_path / "run")))
 
 
 def overflowing(folder: Path, dtype: torch.dtype) -> Any:
@@ -155,8 +158,8 @@ def test_a_run_that_goes_on_says_so_and_a_resumed_one_goes_on_counting(tiny_mode
     callback = InstrumentCallback(tmp_path / "run", stop=False)
     train(overflowing(tiny_models["llama"], torch.float16), tmp_path / "out", callback, max_steps=7)
     keys = [finding.key for finding in explain(read_history(tmp_path / "run")) if finding.topic == "outcome"]
-    assert keys.count("attached_went_on") == 5  # no more are diagnosed
-    assert not {"stopped", "attached_stopped"} & set(keys)
+    assert keys.count("explain.attached_went_on") == 5  # no more are diagnosed
+    assert not {"explain.stopped", "explain.attached_stopped"} & set(keys)
     first = train(lora(tiny_models["llama"]), tmp_path / "two", None, save_strategy="steps", save_steps=3)
     again = Remembers(lora(tiny_models["llama"]), first.args, train_dataset=rows())  # pyright: ignore[reportArgumentType]
     again.add_callback(InstrumentCallback(tmp_path / "again"))

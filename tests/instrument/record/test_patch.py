@@ -161,14 +161,15 @@ def test_disabling_merging_and_saving_stay_pefts_own(tmp_path):
 def test_what_cannot_be_fused_stays_on_pefts_path():
     _, patched = patched_copy(make("llama", use_dora=True, target_modules=["q_proj", "down_proj"]))
     assert [(name.rpartition(".")[2], reason) for name, _, reason in patched.unfused] == [
-        ("q_proj", "variant"), ("down_proj", "variant"), ("q_proj", "variant"), ("down_proj", "variant"),
+        ("q_proj", "patch.variant"), ("down_proj", "patch.variant"),
+        ("q_proj", "patch.variant"), ("down_proj", "patch.variant"),
     ]  # fmt: skip
     _, patched = patched_copy(make("bert", lora_bias=True, target_modules=["query"]))
-    assert {reason for _, _, reason in patched.unfused} == {"lora_bias"}
+    assert {reason for _, _, reason in patched.unfused} == {"patch.lora_bias"}
     model: Any = make("llama", target_modules=["o_proj"])
     model.add_adapter("second", LoraConfig(r=2, target_modules=["o_proj"]))
     model.base_model.set_adapter(["default", "second"])
-    assert {reason for _, _, reason in patched_copy(model)[1].unfused} == {"several_adapters"}
+    assert {reason for _, _, reason in patched_copy(model)[1].unfused} == {"patch.several_adapters"}
 
 
 def test_a_module_called_with_another_tensor_computes_alone():

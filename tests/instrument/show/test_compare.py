@@ -27,7 +27,7 @@ def findings(*paths: Path) -> dict:
     comparison = compare_runs([read_history(path) for path in paths])
     for lang in ("en", "ko"):
         assert comparison_lines(comparison, lang)
-    return {finding.key: finding.values for finding in comparison.findings}
+    return {finding.key.removeprefix("compare."): finding.values for finding in comparison.findings}
 
 
 def change(run: Path, **keys: object) -> None:
@@ -70,8 +70,9 @@ def test_the_site_that_parts_first_is_named(twins, monkeypatch):
         return frame
 
     monkeypatch.setattr(two, "stats", changed)
-    (parted,) = [finding for finding in compare_runs([one, two]).findings if finding.key.startswith("parts")]
-    assert (parted.key, parted.values["site_step"], parted.values["site"]) == ("parts_unasked_site", 29, sites[5])
+    (parted,) = [finding for finding in compare_runs([one, two]).findings if finding.key.startswith("compare.parts")]
+    assert parted.key == "compare.parts_unasked_site"
+    assert (parted.values["site_step"], parted.values["site"]) == (29, sites[5])
 
 
 def test_several_changes_at_once_are_warned_of_and_harmless_ones_are_not_counted(twins):
@@ -91,7 +92,7 @@ def test_another_number_of_steps_is_another_slope():
         history(loss=falling(60), learning_rate=rate(n), config={"training": {"max_steps": n, "learning_rate": 1e-3}})
         for n in (60, 120)
     ]
-    found = {finding.key: finding.values for finding in compare_runs(runs).findings}
+    found = {finding.key.removeprefix("compare."): finding.values for finding in compare_runs(runs).findings}
     assert found["slope"]["step"] == 2
     assert "training.max_steps" in found["slope"]["cause"]
 
@@ -106,7 +107,7 @@ def test_batches_order_and_outcomes():
         history(loss=high, grad_norm=noise**0.1, tokens_per_second=100, host_memory_gib=4, config=big, evals=evals),
         history(loss=low, grad_norm=noise, tokens_per_second=200, host_memory_gib=2, config=small, evals=worse),
     ]
-    found = {finding.key: finding.values for finding in compare_runs(runs).findings}
+    found = {finding.key.removeprefix("compare."): finding.values for finding in compare_runs(runs).findings}
     assert found["batches"]["listed"] == "A 16, B 4"
     assert "per_device_train_batch_size" in found["order"]["cause"]
     assert found["loss_better"]["winner"] == "B"

@@ -1,21 +1,45 @@
-"""The time that is left, as a run and a resumed run know it."""
+"""What a step writes to metrics.jsonl, and the time that is left, as a run and a resumed run know it."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
+from lora_train.instrument.read.schema import Evaluation, StepLine, Summary, columns_of
+from lora_train.instrument.read.store import MetricsLog, read_metrics
 from lora_train.trainer.config.settings import with_settings
 from lora_train.trainer.console import Console
 from lora_train.trainer.loop.checkpoint import Progress
-from lora_train.trainer.loop.evaluate import Evaluation
-from lora_train.trainer.loop.run_log import RunLog, StepFacts
+from lora_train.trainer.loop.run_log import ROW_FIELDS, RunLog, StepFacts
 
 from .test_train import make_components, make_config
 
 
 def facts(step: int, seconds: float) -> StepFacts:
     return StepFacts(step, 100, 50, 10, seconds, (1, 2))
+
+
+def test_lines_hold_the_columns_of_the_table_in_its_order(tiny_models, tmp_path: Path):
+    log = RunLog(
+        MetricsLog(tmp_path, 3), Console(silent=True), make_components(make_config(tiny_models["llama"])), Progress()
+    )
+    row = {"loss": 2.5, "grad_norm": 0.25, "loss_scale": 1.0, "skipped": 0.0, "updates": 1.0}
+    for step, loss in ((1, 2.5), (2, float("nan"))):
+        log.expect(facts(step, 2.0))
+        log.step(step, [(row | {"loss": loss}).get(name, 0.0) for name in ROW_FIELDS])
+    log.evaluation(2, Evaluation(1.0, 0.5, 7.0, 1.0, 1.0))
+    log.summary(n_rows=4, n_steps=2)
+    log.close()
+    first, second, evaluation, summary = read_metrics(tmp_path)
+    assert list(first) == ["start", *columns_of(StepLine)]
+    assert list(second) == ["start", *columns_of(StepLine), "rows"]
+    assert list(evaluation) == ["start", "step", *columns_of(Evaluation)]
+    assert list(summary) == ["start", *columns_of(Summary)]
+    known = {"start": 3, "step": 1, "loss": 2.5, "grad_norm": 0.25, "tokens": 100, "tokens_per_second": 50.0}
+    assert first.items() >= known.items()
+    assert (first["skipped"], second["loss"], second["rows"]) == (False, None, [1, 2])
+    assert (summary["train_runtime"], summary["train_samples_per_second"]) == (4.0, 1.0)
 
 
 def test_evaluations_and_saves_count_apart_from_the_steps_and_a_resumed_run_knows_their_cost(tiny_models):

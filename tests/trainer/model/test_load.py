@@ -22,7 +22,7 @@ def components_with(model, settings: dict[str, Any], **training: Any):
 @pytest.mark.parametrize("fp16", [False, True], ids=["fp32", "fp16"])
 def test_biases_are_trained_in_float32_on_the_slower_path(tiny_models, tmp_path, fp16):
     components = components_with(tiny_models["gpt_neox"], {"lora.bias": "lora_only"}, fp16=fp16)
-    assert {reason for _, _, reason in components.patched.unfused} == {"trained"}
+    assert {reason for _, _, reason in components.patched.unfused} == {"patch.trained"}
     biases = {name: p for name, p in trainable(components.model).items() if name.endswith("bias")}
     assert len(biases) == 8
     assert {p.dtype for p in trainable(components.model).values()} == {torch.float32}
@@ -68,7 +68,7 @@ def test_a_regular_expression_and_what_matches_nothing(tiny_models):
 
 def test_an_8_bit_base_trains_on_the_slower_path(tiny_models):
     components = components_with(tiny_models["llama"], {"quantization.load_in_8bit": True}, bf16=True)
-    assert {reason for _, _, reason in components.patched.unfused} == {"quantized"}
+    assert {reason for _, _, reason in components.patched.unfused} == {"patch.quantized"}
     losses = [train_step(components, components.plan.rows(step))[0].item() for step in (1, 2, 3)]
     plain = components_with(tiny_models["llama"], {}, bf16=True)
     expected = [train_step(plain, plain.plan.rows(step))[0].item() for step in (1, 2, 3)]

@@ -32,7 +32,7 @@ def test_a_pasted_log(tmp_path):
     assert history.steps["loss"].tolist() == [1.934, 1.8, 0, 0]
     assert math.isnan(history.column("grad_norm")[3])
     assert history.evals[["step", "eval_loss"]].values.tolist() == [[2, 1.85]]
-    assert "zero_rate_frozen" in [finding.key for finding in explain(history)]
+    assert "zero_rate_frozen" in [finding.key.removeprefix("explain.") for finding in explain(history)]
 
 
 def test_a_trainers_state_and_its_checkpoint_folder(tmp_path):
@@ -49,7 +49,7 @@ def test_a_trainers_state_and_its_checkpoint_folder(tmp_path):
         assert (history.kind, history.coarse, history.finished) == ("trainer", 10, True)
         assert history.steps["step"].tolist() == list(range(10, 90, 10))
         assert history.setting("training.per_device_train_batch_size") == 2
-    assert [f.key for f in explain(history) if f.topic == "outcome"] == ["finished"]
+    assert [f.key.removeprefix("explain.") for f in explain(history) if f.topic == "outcome"] == ["finished"]
 
 
 def test_a_run_folder_reads_the_last_word_on_each_step():
@@ -118,7 +118,7 @@ def test_steps_of_which_nothing_is_known_are_not_judged(tmp_path):
     known = ("step", "start", "eval_loss", "train_runtime")
     nothing = [{key: value if key in known else None for key, value in row.items()} for row in rows]
     (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in nothing))
-    assert not [f.key for f in explain(read_history(run)) if f.verdict == "wrong"]
+    assert not [f.key.removeprefix("explain.") for f in explain(read_history(run)) if f.verdict == "wrong"]
 
 
 def test_a_resumed_state_keeps_the_last_word_on_a_step(tmp_path):
@@ -139,7 +139,7 @@ def test_explanations_of_recorded_runs_are_those_that_were_read(monkeypatch, run
 
 def test_what_the_recorded_runs_are_recorded_for():
     found = {
-        run: {f.key for f in explain(read_history(RUNS / run))}
+        run: {f.key.removeprefix("explain.") for f in explain(read_history(RUNS / run))}
         for run in ("healthy", "healed", "overfitting", "lengths", "stock")
     }
     assert {"finished", "loss_fell", "grad_spread"} <= found["healthy"]
@@ -147,7 +147,7 @@ def test_what_the_recorded_runs_are_recorded_for():
     assert "overfitting" in found["overfitting"]
     assert "memory_lengths" in found["lengths"]
     assert "zero_rate_frozen" in found["stock"]
-    wrong = [f.key for f in explain(read_history(RUNS / "healthy")) if f.verdict == "wrong"]
+    wrong = [f.key.removeprefix("explain.") for f in explain(read_history(RUNS / "healthy")) if f.verdict == "wrong"]
     assert wrong == []
 
 
@@ -159,5 +159,5 @@ def test_a_spike_is_put_down_to_the_module_that_carried_it(tmp_path):
     module = layers.columns[3]
     layers.loc[40, module] = 50 * np.sqrt((layers.loc[40] ** 2).sum())
     history.steps.loc[history.steps["step"] == 40, "grad_norm"] *= 50
-    (spike,) = [finding for finding in explain(history) if finding.key == "spikes_layer"]
+    (spike,) = [finding for finding in explain(history) if finding.key.removeprefix("explain.") == "spikes_layer"]
     assert (spike.values["step"], spike.values["module"]) == (40, module)

@@ -31,11 +31,11 @@ PART, THRICE = np.linspace(0, 0.4, 200), np.linspace(0, 3, 200)
 
 
 def keys(found) -> list[str]:
-    return [finding.key for finding in found]
+    return [finding.key.removeprefix("explain.") for finding in found]
 
 
 def key(finding) -> str | None:
-    return finding.key if finding else None
+    return finding.key.removeprefix("explain.") if finding else None
 
 
 @pytest.mark.parametrize(
@@ -119,7 +119,7 @@ def test_stairs_at_the_borders_of_epochs():
     steps = 3 - 0.5 * np.ceil(epoch - 1e-9)
     found = loss.stairs(history(loss=steps + noise, epoch=epoch))
     assert found is not None
-    assert (found.key, found.values["n"]) == ("stairs", 2)
+    assert (key(found), found.values["n"]) == ("stairs", 2)
     assert found.values["drop"] == pytest.approx(0.5, abs=0.05)
     assert loss.stairs(history(loss=3 - 0.5 * epoch + noise, epoch=epoch)) is None
 
@@ -128,7 +128,7 @@ def test_what_a_log_in_intervals_hides():
     steep = 1 + 3 * np.exp(-np.arange(100) / 4)
     found = loss.coarse_log(history(loss=steep, config={"training": {"logging_steps": 10}}))
     assert found is not None
-    assert (found.key, found.values["first"], found.values["every"]) == ("coarse", 4.0, 10)
+    assert (key(found), found.values["first"], found.values["every"]) == ("coarse", 4.0, 10)
     assert loss.coarse_log(history(loss=steep, config={"training": {"logging_steps": 1}})) is None
     assert key(loss.coarse_log(history(loss=steep[::10], kind="trainer", coarse=10))) == "coarse_stock"
     assert loss.coarse_log(history(loss=falling(10), kind="trainer", coarse=10)) is None
@@ -148,7 +148,7 @@ def test_what_a_loss_of_zero_means_in_a_stock_log(norm, rate, expected):
     columns = {"loss": [2.0, 1.9, 1.8, 0, 0, 0], "grad_norm": norm, "learning_rate": rate}
     found = stock.zero(history(kind="trainer", **columns))
     assert found is not None
-    assert (found.key, found.verdict, found.values["step"]) == (expected, "wrong", 4)
+    assert (key(found), found.verdict, found.values["step"]) == (expected, "wrong", 4)
     assert stock.zero(history(**columns)) is None  # our own log filters nothing
     assert key(stock.other_step(history(kind="trainer", **columns))) == "other_step_stock"
     assert stock.other_step(history(**columns)) is None
@@ -158,7 +158,7 @@ def test_a_loss_that_is_too_small_to_be_printed_is_no_collapse():
     norm = [1, 0.1, 0.01, 0.01, 0.001, 0.001]
     found = stock.zero(history(kind="log", loss=[2.0, 0.01, 0.001, 0.0001, 0, 0], grad_norm=norm))
     assert found is not None
-    assert (found.key, found.verdict) == ("zero_rounded", "note")
+    assert (key(found), found.verdict) == ("zero_rounded", "note")
 
 
 def test_the_other_rows_of_the_table_of_symptoms():
@@ -204,7 +204,7 @@ def test_evaluations_share_of_the_time():
     evals = {"step": [50, 100], "eval_loss": [2.0, 1.9], "eval_runtime": [30.0, 30.0]}
     found = resources.shares(history(step_seconds=np.ones(N), evals=evals))
     assert found is not None
-    assert (found.key, found.values["eval_percent"]) == ("time_eval", pytest.approx(37.5))
+    assert (key(found), found.values["eval_percent"]) == ("time_eval", pytest.approx(37.5))
 
 
 def test_an_incident_and_why_it_is_another_step_next_time():
@@ -214,13 +214,13 @@ def test_an_incident_and_why_it_is_another_step_next_time():
     }  # fmt: skip
     run = history(loss=falling(), incidents=[incident], config={"training": {"seed": 42}})
     healed, *_ = outcome.incidents(run)
-    assert (healed.key, healed.verdict, healed.values["rows"]) == ("healed", "watch", "7")
+    assert (key(healed), healed.verdict, healed.values["rows"]) == ("healed", "watch", "7")
     assert "precision.fp32_modules=[m]" in healed.sentence("en")
     again = outcome.other_step_next_time(run)
     assert again is not None
     assert "training.seed=42" in again.sentence("en")
     stopped, *_ = outcome.incidents(history(loss=falling(), incidents=[{**incident, "action": "stop"}]))
-    assert (stopped.key, stopped.verdict) == ("stopped", "wrong")
+    assert (key(stopped), stopped.verdict) == ("stopped", "wrong")
     bare = {**incident, "action": "stop", "remedies": []}
     many = outcome.incidents(history(loss=falling(), incidents=[bare] * 7))
     assert keys(many) == ["stopped_without_remedy"] * 5 + ["more_incidents"]
