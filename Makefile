@@ -4,7 +4,7 @@
 PYTHON ?= python3
 RUN := .venv/bin/python
 
-.PHONY: demo test lint docs docs-tables kernels collapse bench faults gpu gpu-dry gpu-wheels same clean
+.PHONY: demo test test-fast lint docs docs-tables kernels collapse bench faults gpu gpu-dry gpu-wheels same clean
 
 demo: .venv/ready
 	$(RUN) examples/demo.py
@@ -12,6 +12,10 @@ demo: .venv/ready
 # two processes share two cores; their models are tiny
 test: .venv/ready lint
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile
+
+# For the inner loop: what starts no process and does not run in Triton's interpreter.
+test-fast: .venv/ready
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile --fast
 
 lint: .venv/ready
 	$(RUN) -m ruff check .

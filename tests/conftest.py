@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = ROOT / "examples" / "data" / "koalpaca_mini.jsonl"
@@ -50,24 +49,49 @@ def wants_gpu(expression: str) -> bool:
     return re.search(r"(?<!not )\bgpu\b", expression) is not None
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--fast", action="store_true", help="leave out what starts a process or runs in Triton's interpreter"
+    )
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
     """Decides what this process tests, before a kernel is defined and before CUDA starts."""
     global ON_GPU
     assert "triton" not in sys.modules, "a conftest.py imports triton, whose own functions are defined by now"
-    ON_GPU = wants_gpu(config.option.markexpr) and torch.cuda.is_available()
+    ON_GPU = wants_gpu(config.option.markexpr) and has_gpu()
     if not ON_GPU:
         COMMAND_ENVIRONMENT["CUDA_VISIBLE_DEVICES"] = os.environ["CUDA_VISIBLE_DEVICES"] = ""
         os.environ["TRITON_INTERPRET"] = "1"
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skips what is marked gpu where there is none, with the reason."""
+def has_gpu() -> bool:
+    import torch  # a tenth of the tests need none
+
+    return torch.cuda.is_available()
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Skips what is marked gpu where there is none, with the reason; --fast deselects what the interpreter runs."""
+    if config.option.fast:
+        interpreted = [item for item in items if "interpreter" in item.name or "triton_device" in item.fixturenames]  # type: ignore[attr-defined]
+        config.hook.pytest_deselected(items=interpreted)
+        items[:] = [item for item in items if item not in interpreted]
     if not ON_GPU:
         for item in items:
             # a mark, not a keyword: names of folders are keywords too
             if item.get_closest_marker("gpu"):
                 item.add_marker(pytest.mark.skip(reason="needs a CUDA device, and pytest -m gpu"))
+
+
+@pytest.fixture(autouse=True)
+def no_process_in_a_fast_run(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Skips a test of --fast where it would start a process."""
+    if request.config.option.fast:
+        monkeypatch.setattr(
+            subprocess.Popen, "__init__", lambda *_, **__: pytest.skip("starts a process; not in --fast")
+        )
 
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
@@ -79,6 +103,7 @@ def device(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(scope="session")
 def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Folders with a two-layer GPT-NeoX and a two-layer LLaMA (float32) and a byte-level BPE tokenizer."""
+    import torch
     from tokenizers import ByteLevelBPETokenizer
     from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 

@@ -45,8 +45,7 @@ if TYPE_CHECKING:
 GRADIENTS = ("grad_out", "grad_in", "lora_A.grad", "lora_B.grad")
 """Tensors that are recorded multiplied by the loss scale."""
 STATS_COLUMNS = (*COLUMNS, *COMPUTED)
-# As many as a row group of a compacted file has.
-BLOCK_STEPS = 512
+BLOCK_STEPS = 512  # as many as a row group of a compacted file has
 
 
 def load_run(path: str | Path) -> Run:

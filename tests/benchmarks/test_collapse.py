@@ -9,6 +9,7 @@ from xml.etree import ElementTree
 
 import pytest
 import torch
+from lora_train.instrument.constants import FP16_MAX
 from lora_train.instrument.read.store import METRICS
 from lora_train.trainer.config.schema import Config
 from lora_train.trainer.data.examples import load_examples
@@ -16,7 +17,7 @@ from lora_train.trainer.model.load import load_tokenizer
 
 from benchmarks.collapse.bars import bar_stock, bar_time, bars_heal, bars_stop
 from benchmarks.collapse.contenders import Contender, read_console, read_run
-from benchmarks.collapse.model import HALF_MAX, MODULE, build, peak, settings
+from benchmarks.collapse.model import MODULE, build, peak, settings
 from benchmarks.collapse.picture import collapse_svg
 from benchmarks.collapse.screen import side_by_side
 
@@ -43,7 +44,7 @@ def test_the_output_is_near_the_limit_before_training_and_finite(work):
         assert peak(model, input_ids) == pytest.approx(40_000, rel=1e-3)
         assert torch.isfinite(model(input_ids=input_ids).logits).all()
     with torch.no_grad():  # and what training does to it ends it
-        model.get_parameter(f"{MODULE}.weight").mul_(1.01 * HALF_MAX / 40_000)
+        model.get_parameter(f"{MODULE}.weight").mul_(1.01 * FP16_MAX / 40_000)
         assert not torch.isfinite(model(input_ids=input_ids).logits).all()
 
 

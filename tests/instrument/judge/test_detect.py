@@ -169,7 +169,7 @@ def test_one_hard_batch_before_a_bad_step_is_no_divergence():
 
 
 def test_a_diagnosis_as_json_has_no_number_that_json_has_not():
-    found = Diagnosis("forward_overflow", 3, "a.b", "forward", [1, 2], {"absmax": math.inf, "rows_alone": (1,)})
+    found = Diagnosis(Kind.FORWARD_OVERFLOW, 3, "a.b", "forward", [1, 2], {"absmax": math.inf, "rows_alone": (1,)})
     assert found.as_json()["evidence"] == {"absmax": None, "rows_alone": [1]}
 
 
