@@ -88,7 +88,8 @@ class PendingRows:
             rule: ONLY_COUNTS, AFTER_PRODUCT or NULL.
             inputs: of AFTER_PRODUCT, what went into the product, at most two.
         """
-        first, second = (*inputs, NOTHING, NOTHING)[:2]
+        first = inputs[0] if inputs else NOTHING
+        second = inputs[1] if len(inputs) > 1 else NOTHING
         where = rows.address + index * ROW_BYTES
         self._table.append((where, partials[1], partials[2], n, rule, first[1], first[2], second[1], second[2]))
         self._kept += (rows.slot, partials[0], first[0], second[0])
