@@ -199,7 +199,7 @@ def forward(x: Tensor, group: Group, rows: Rows | None) -> tuple[list[Tensor], T
         (inputs,) = regions(in_found, [in_found.shape[0]], True)
         rows.pending.add(rows, 0, inputs, x.numel(), ONLY_COUNTS)
         for i, (y, site) in enumerate(zip(ys, sites, strict=True)):
-            rows.pending.add(rows, 1 + i, site, y.numel(), AFTER_PRODUCT, [inputs])
+            rows.pending.add(rows, 1 + i, site, y.numel(), AFTER_PRODUCT, (inputs, NOTHING))
     return ys, h
 
 
@@ -277,8 +277,8 @@ def _add_rows(
         n = len(found[0])
         for at, (site, bad) in enumerate(zip(*found, strict=True)):
             add(rows, i, site, activations[i].numel())
-            add(rows, group + 1 + i, sites[at], gradients[i].numel(), AFTER_PRODUCT, [site, bad])
-            add(rows, 2 * group + 1 + i, sites[n + at], gradients[group + i].numel(), AFTER_PRODUCT, [site, bad])
+            add(rows, group + 1 + i, sites[at], gradients[i].numel(), AFTER_PRODUCT, (site, bad))
+            add(rows, 2 * group + 1 + i, sites[n + at], gradients[group + i].numel(), AFTER_PRODUCT, (site, bad))
             i += 1
     if dx_site is None:
         add(rows, group, NOTHING, 0, NULL)
@@ -287,4 +287,11 @@ def _add_rows(
     if len(ranges) > 2:
         joined = torch.cat([found.buffer[: found.count] for found in ranges])
         ranges = regions(joined, [joined.shape[0]], True)
-    add(rows, group, dx_site[0], activations[-1].numel(), AFTER_PRODUCT, ranges)
+    add(
+        rows,
+        group,
+        dx_site[0],
+        activations[-1].numel(),
+        AFTER_PRODUCT,
+        (ranges[0], ranges[-1] if len(ranges) > 1 else NOTHING),
+    )

@@ -77,7 +77,7 @@ class PendingRows:
         partials: Partials,
         n: int,
         rule: int = 0,
-        inputs: Sequence[Partials] = (),
+        inputs: tuple[Partials, Partials] = (NOTHING, NOTHING),
     ) -> None:
         """A row to write.
 
@@ -86,9 +86,9 @@ class PendingRows:
             partials: of its tensor; NOTHING with NULL.
             n: values of that tensor.
             rule: ONLY_COUNTS, AFTER_PRODUCT or NULL.
-            inputs: of AFTER_PRODUCT, what went into the product, at most two.
+            inputs: of AFTER_PRODUCT, what went into the product; NOTHING for a second where there is one.
         """
-        first, second = (*inputs, NOTHING, NOTHING)[:2]
+        first, second = inputs
         where = rows.address + index * ROW_BYTES
         self._table.append((where, partials[1], partials[2], n, rule, first[1], first[2], second[1], second[2]))
         self._kept += (rows.slot, partials[0], first[0], second[0])
