@@ -58,7 +58,7 @@ def test_a_run_folder_is_read(work):
     assert frame["n_nan"].sum() == 0
     assert run.exponents("model.layers.1.mlp.down_proj:out", step=6) is not None
     outcome = [finding.key for finding in explain(read_history(work / "collapsed")) if finding.topic == "outcome"]
-    assert outcome[0] == "stopped"
+    assert outcome[0] == "explain.stopped"
 
 
 def test_a_checkpoint_is_gone_on_from_and_gives_what_the_run_gave(work):
