@@ -125,7 +125,9 @@ class Session:
             self.console.warn(say("save.not_finite", step=progress.step, name=error))
         except (OSError, SafetensorError) as error:
             shutil.rmtree(self.run_dir / f"{name}.tmp", ignore_errors=True)
-            if not last:
-                write_failed(self.components.config, name, OSError(str(error)))
+            if last:
+                self.console.warn(say("save.failed_at_end", step=progress.step, what=error))
+                return None
+            write_failed(self.components.config, name, OSError(str(error)))
             self.console.warn(say("save.failed", step=progress.step, what=error))
         return None
