@@ -86,8 +86,8 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     machine = (package / "machine.py").read_text()
     (package / "machine.py").write_text(re.sub(r"return shutil\.which.*", "return True", machine))
     parts = (ROOT / "benchmarks" / "gpu" / "parts" / "__init__.py").read_text().partition("PARTS = (")[0]
-    rows = [f'Part("{name}", "", {6 if name == "hangs" else 60})' for name in PLANTED if name != "good"]
-    listed = ['Part("setup", "", 60, module="good")', *rows, 'Part("last", "", 60, module="good")']
+    rows = [f'Part("{name}", "", {6 if name == "hangs" else 20})' for name in PLANTED if name != "good"]
+    listed = ['Part("setup", "", 20, module="good")', *rows, 'Part("last", "", 60, module="good")']
     (package / "parts" / "__init__.py").write_text(f"{parts}\nPARTS = ({', '.join(listed)})\n")
     for name, code in PLANTED.items():
         (package / "parts" / f"{name}.py").write_text("\n".join(line[8:] for line in code.splitlines()))

@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 LAUNCHES = """
 import pytest
 import torch
-from lora_train.kernels import lora_linear_triton as kernels
+from lora_train.kernels.lora_linear import kernels
 from lora_train.kernels.backend import jit
 from lora_train.kernels.launcher import launch
 from benchmarks.fake_cuda import fake_cuda

@@ -269,7 +269,7 @@ def test_the_same_bits_twice_with_and_without_statistics(device):
 LAUNCHES = """
 import torch
 from benchmarks.fake_cuda import fake_cuda
-from lora_train.kernels import gated, gelu, layer_norm, rms_norm, rotary
+from lora_train.kernels.elementwise import gated, gelu, layer_norm, rms_norm, rotary
 
 def run(rows, cols, dtype, slots):
     x, u = (torch.ones(rows, cols, dtype=dtype, requires_grad=True) for _ in range(2))

@@ -108,7 +108,7 @@ def test_a_run_has_the_losses_and_statistics_of_the_reference_path(tiny_models, 
         return found
 
     fast = steps()
-    monkeypatch.setattr("lora_train.trainer.loop.components.take_fast_path", lambda base: None)
+    monkeypatch.setattr("lora_train.trainer.model.build.take_fast_path", lambda base, device: None)
     for module in (transformers.models.llama.modeling_llama,):
         monkeypatch.setattr(module, fast_path.ROTARY, module.apply_rotary_pos_emb.replaces)
     for (row, rows), (expected_row, expected_rows) in zip(fast, steps(), strict=True):
@@ -141,7 +141,7 @@ def test_triton_gives_the_loss_and_gradients_of_the_architectures_own(
 
     with triton_on_cpu():
         fast = loss_and_gradients()
-    monkeypatch.setattr("lora_train.trainer.loop.components.take_fast_path", lambda base: None)
+    monkeypatch.setattr("lora_train.trainer.model.build.take_fast_path", lambda base, device: None)
     architecture = importlib.import_module(f"transformers.models.{name}.modeling_{name}")
     monkeypatch.setattr(architecture, fast_path.ROTARY, architecture.apply_rotary_pos_emb.replaces)
     own = loss_and_gradients()

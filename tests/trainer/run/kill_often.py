@@ -1,4 +1,4 @@
-"""Starts a run again and again and kills each start at a random moment: python -m tests.trainer.kill_often CONFIG.
+"""Starts a run again and again and kills each start at a random moment: python -m tests.trainer.run.kill_often CONFIG.
 
 One process imports the libraries and forks a child for every start, which spares each of them ten seconds. Prints for
 every start how far it came.

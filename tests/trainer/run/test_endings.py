@@ -62,7 +62,8 @@ def test_twenty_kills_at_random_moments_leave_no_trace(cli, tiny_models, tmp_pat
     result = cli("--config", tmp_path / "straight" / "run.yaml")
     assert result.returncode == 0, result.stderr
     seconds = sum(row["step_seconds"] for row in steps_of(newest(tmp_path / "straight"))) / 10
-    command = [sys.executable, "-m", "tests.trainer.kill_often", tmp_path / "killed" / "run.yaml", "20", seconds, "1"]
+    config = tmp_path / "killed" / "run.yaml"
+    command = [sys.executable, "-m", "tests.trainer.run.kill_often", config, "20", seconds, "1"]
     killed = subprocess.run(
         [str(part) for part in command], cwd=ROOT, env=COMMAND_ENVIRONMENT, capture_output=True, text=True, timeout=280
     )
@@ -178,9 +179,9 @@ import sys
 from lora_train.kernels import cpu
 from lora_train.trainer.loop import train
 allocation, inner = int(sys.argv.pop()), train.train_step
-def train_step(parts, step):
-    cpu.fail_after(allocation if step == 3 else -1)
-    return inner(parts, step)
+def train_step(components, rows):
+    cpu.fail_after(allocation if rows.step == 3 else -1)
+    return inner(components, rows)
 train.train_step = train_step
 from lora_train.trainer.cli import main
 sys.exit(main())
