@@ -3,6 +3,9 @@
 # step costs beside the stock Trainer.
 PYTHON ?= python3
 RUN := .venv/bin/python
+# Where most tests need no whole model.
+FAST := tests/instrument tests/kernels/statistics \
+	$(addprefix tests/trainer/,checks config data log)
 
 .PHONY: demo test test-fast lint docs docs-tables kernels collapse bench faults gpu gpu-dry gpu-wheels same clean
 
@@ -13,9 +16,9 @@ demo: .venv/ready
 test: .venv/ready lint
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile
 
-# For the inner loop: what starts no process and does not run in Triton's interpreter.
+# For the inner loop: no whole model, no process, no interpreter; under two minutes.
 test-fast: .venv/ready
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile --fast
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile --fast $(FAST) tests/test_house.py tests/test_docs.py
 
 lint: .venv/ready
 	$(RUN) -m ruff check .

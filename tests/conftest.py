@@ -40,6 +40,8 @@ os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
 COMMAND_ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 COMMAND_ENVIRONMENT.pop("TRITON_INTERPRET", None)  # a process of pytest-xdist inherits it
 ON_GPU = False
+SLOW_FIXTURES = {"tiny_models", "cli", "triton_device"}
+"""Of whole models, processes and Triton's interpreter."""
 
 Cli = Callable[..., subprocess.CompletedProcess]
 
@@ -50,9 +52,7 @@ def wants_gpu(expression: str) -> bool:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption(
-        "--fast", action="store_true", help="leave out what starts a process or runs in Triton's interpreter"
-    )
+    parser.addoption("--fast", action="store_true", help="leave out whole models, processes and Triton's interpreter")
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -73,11 +73,15 @@ def has_gpu() -> bool:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Skips what is marked gpu where there is none, with the reason; --fast deselects what the interpreter runs."""
+    """Skips what is marked gpu where there is none, with the reason; --fast deselects what is slow."""
     if config.option.fast:
-        interpreted = [item for item in items if "interpreter" in item.name or "triton_device" in item.fixturenames]  # type: ignore[attr-defined]
-        config.hook.pytest_deselected(items=interpreted)
-        items[:] = [item for item in items if item not in interpreted]
+        slow = {
+            item
+            for item in items
+            if "interpreter" in item.name or SLOW_FIXTURES & set(getattr(item, "fixturenames", ()))
+        }
+        config.hook.pytest_deselected(items=list(slow))
+        items[:] = [item for item in items if item not in slow]
     if not ON_GPU:
         for item in items:
             # a mark, not a keyword: names of folders are keywords too
