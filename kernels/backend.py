@@ -72,8 +72,14 @@ def n_multiprocessors(device: torch.device) -> int:
 
 def has_tensor_cores(device: torch.device) -> bool:
     """Whether Triton's `tl.dot` runs on tensor cores: from sm_80. The interpreter counts as such a chip."""
-    chip = _chip(device) if device.type == "cuda" else _stand_in
-    return chip is None or chip.capability >= (8, 0)
+    found = _tensor_cores.get(device)
+    if found is None:
+        chip = _chip(device) if device.type == "cuda" else _stand_in
+        found = _tensor_cores[device] = chip is None or chip.capability >= (8, 0)
+    return found
+
+
+_tensor_cores: dict[torch.device, bool] = {}
 
 
 def _mend_interpreter() -> None:
@@ -135,6 +141,9 @@ def forget_at_another_gpu(kept: dict) -> None:
     _of_this_gpu.append(kept)
 
 
+forget_at_another_gpu(_tensor_cores)
+
+
 def _forget() -> None:
     for kept in _of_this_gpu:
         kept.clear()
@@ -146,9 +155,12 @@ def on_device(x: torch.Tensor) -> AbstractContextManager[Any]:
     Every launch stands in one: a model spread over several GPUs has tensors elsewhere, whose addresses would be read
     on the wrong device.
     """
-    if not x.is_cuda or x.device.index == torch.cuda.current_device():
-        return _NOTHING
-    return torch.cuda.device(x.device)
+    return torch.cuda.device(x.device) if is_elsewhere(x) else _NOTHING
+
+
+def is_elsewhere(x: torch.Tensor) -> bool:
+    """Whether `x` lies on a GPU that is not the current one."""
+    return x.is_cuda and x.device.index != torch.cuda.current_device()
 
 
 @dataclass(frozen=True)

@@ -45,10 +45,15 @@ def launch(
     first = tensors[0]
     key = (id(kernel), first.device, first.dtype, tensors[1].dtype, sizes, constants)
     variant = _variants.get(key)
-    addresses = 0
+    addresses, before = 0, None
     for tensor in tensors:
-        addresses |= tensor.data_ptr()
+        if tensor is not before:  # places that are not needed hold their neighbour once more
+            addresses |= tensor.data_ptr()
+            before = tensor
     usual = addresses % _ALIGNED == 0 and (not free or max(free) < _INT32)
+    if variant is not None and usual and not backend.is_elsewhere(first):  # a context costs more than it is worth
+        variant[grid](*tensors, *sizes, *free, *constants)
+        return
     with backend.on_device(first):
         if variant is not None and usual:
             variant[grid](*tensors, *sizes, *free, *constants)

@@ -73,6 +73,10 @@ def direct(forward: Callable[..., tuple[Any, Saved]], differentiate: Differentia
     autograd looks at each argument, so there should be few that are no tensors.
     """
 
+    @once_differentiable
+    def gradients_once(ctx: Any, *grads: Tensor | None) -> tuple:
+        return differentiate(grads, ctx.saved_tensors, ctx.how, ctx.needs_input_grad)
+
     class Direct(torch.autograd.Function):
         @staticmethod
         def forward(ctx, *inputs):
@@ -83,8 +87,9 @@ def direct(forward: Callable[..., tuple[Any, Saved]], differentiate: Differentia
             return output
 
         @staticmethod
-        @once_differentiable
         def backward(ctx, *grads):  # type: ignore[reportIncompatibleMethodOverride]
+            if torch.is_grad_enabled():  # whoever wants a second derivative gets torch's error; else its frame is cost
+                return gradients_once(ctx, *grads)
             return differentiate(grads, ctx.saved_tensors, ctx.how, ctx.needs_input_grad)
 
     return Direct.apply

@@ -13,8 +13,11 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 
 LAUNCHES = """
+from unittest.mock import patch
+
 import pytest
 import torch
+from lora_train.kernels import backend
 from lora_train.kernels.lora_linear import kernels
 from lora_train.kernels.backend import jit
 from lora_train.kernels.launcher import launch
@@ -43,6 +46,11 @@ with fake_cuda(90) as driver:
     widen(z[:1], 64, 1)
     assert len(driver.variants) == 5
     assert driver.launches["_widen_kernel"] == 9
+    with patch.object(backend, "is_elsewhere", lambda x: True), patch.object(backend, "on_device") as on_device:
+        widen(z[:1], 64, 1)  # of tensors on another GPU that one is made the current first, known variant or not
+    assert on_device.call_count == 1
+    widen(z[:1], 64, 1)
+    assert driver.launches["_widen_kernel"] == 11
 with fake_cuda(75) as driver:  # another GPU has compiled nothing yet
     widen(z, 64, 64)
     assert len(driver.variants) == 1

@@ -394,3 +394,12 @@ def test_checkpointing_changes_neither_gradients_nor_statistics():
         found.append([y, *torch.autograd.grad(y.square().sum(), [x, *parameters])])
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
     assert torch.equal(slots[0].nan_to_num(-2), slots[1].nan_to_num(-2))
+
+
+def test_a_second_derivative_is_refused_and_not_silently_zero():
+    x = torch.randn(4, 8, requires_grad=True)
+    A, B = torch.randn(2, 8, requires_grad=True), torch.randn(6, 2, requires_grad=True)
+    (y,) = lora_linear(x, [torch.randn(6, 8)], [A], [B], [1.0])
+    (dx,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        dx.sum().backward()
