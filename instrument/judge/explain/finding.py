@@ -32,6 +32,7 @@ VERDICTS = {
     "watch": "explain.verdict.watch",
     "wrong": "explain.verdict.wrong",
     "note": "explain.verdict.note",
+    "undecided": "explain.verdict.undecided",
 }
 # Means of fewer steps still show the batch rather than the run.
 WINDOW = 12
@@ -43,7 +44,7 @@ class Finding:
 
     Attributes:
         topic: one of TOPICS.
-        verdict: one of VERDICTS; a note is a fact or advice and judges nothing.
+        verdict: one of VERDICTS; a note is a fact or advice and judges nothing, `undecided` says what would tell.
         key: of its sentence in the catalogue.
         values: for its placeholders.
     """

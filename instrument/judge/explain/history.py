@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 STATE = "trainer_state.json"
 # Columns that every history has, NaN where the source does not know.
 COLUMNS = ("start", *STEP_COLUMNS)
+TASKS = ("causal_lm", "seq_cls", "token_cls", "regression", "preference", "reward", "grpo")
+TRAINERS = ("lora-train", "transformers", "trl", "axolotl", "llamafactory", "unsloth")
 # Norms of single layers are read at no more steps than this: a judgement of spread needs no more.
 MAX_LAYER_STEPS = 400
 _RECORD = re.compile(r"\{[^{}]*\}")
@@ -58,6 +60,10 @@ class History:
         env, incidents: env.json and every diagnosis.json, in order of steps.
         coarse: steps between two rows; 1 where every step is there.
         finished: whether the run came to its end.
+        task: what is trained, one of TASKS: words, units and rules differ.
+        trainer: whose log it is, one of TRAINERS: advice names its keys.
+        planned: steps the run was to make, where that is known.
+        numbered: whether `step` counts optimizer steps; else it counts the lines of a log that does not say.
         run: the folder's reader, where there is one.
         damaged: whether statistics were found that cannot be read.
     """
@@ -71,6 +77,10 @@ class History:
     incidents: list[dict[str, Any]] = field(default_factory=list)
     coarse: int = 1
     finished: bool = False
+    task: str = "causal_lm"
+    trainer: str = "lora-train"
+    planned: int | None = None
+    numbered: bool = True
     run: Run | None = None
     damaged: bool = False
 
