@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+from ..instrument.judge.wording import TRAINERS
 from ..instrument.messages import LANGUAGES, language, say
 from ..kernels.cpu_level import VARIABLE, LevelError
 from .errors import UserError, problem
@@ -158,14 +159,19 @@ def _inspect(arguments: Namespace) -> int:
 
 
 def _explain_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("source", metavar="RUN|FILE", type=Path, help=say("cli.explain.source"))
+    parser.add_argument("sources", metavar="RUN|FILE|-", nargs="*", help=say("cli.explain.source"))
+    parser.add_argument("--what", metavar="WORD", help=say("cli.explain.what"))
+    parser.add_argument("--trainer", choices=TRAINERS, help=say("cli.explain.trainer"))
+    parser.add_argument("--json", action="store_true", help=say("cli.explain.json"))
+    parser.add_argument("--exit-code", action="store_true", help=say("cli.explain.exit_code"))
     parser.add_argument("--lang", choices=LANGUAGES, default=language(), help=say("cli.lang"))
 
 
 def _explain(arguments: Namespace) -> int:
-    from .verbs.read_run import explain
+    from .verbs.read_run import Question, explain
 
-    return explain(arguments.source, arguments.lang)
+    asked = {name: getattr(arguments, name) for name in ("sources", "lang", "what", "exit_code", "trainer")}
+    return explain(Question(**asked, as_json=arguments.json))
 
 
 def _report_arguments(parser: ArgumentParser) -> None:

@@ -1,7 +1,7 @@
 """Which sentences the code asks for.
 
 A key of the catalogue stands whole, as one literal, where it is asked for or in a table beside it: `say("data.empty")`,
-TITLES in trainer/collapse/screen.py. A key with `.hint` goes with its sentence where `problem`, a finding or a
+TITLES in trainer/collapse/screen.py. A key with `.hint` or `.hint_stock` goes with its sentence where `problem`, a finding or a
 SourceError asks for that.
 """
 
@@ -16,6 +16,8 @@ from pathlib import Path
 # what takes a key, and at which place
 ASKS = {"say": 0, "problem": 0, "SourceError": 0, "say_in": 1, "Finding": 2, "_note": 0, "_remark": 0}
 WITHOUT_HINT = ("say", "say_in", "partial")
+# orders findings by their keys, and makes none
+NO_ASKING = "reconcile.py"
 FILES = (".yaml", ".html", ".js", ".css")
 KEY = re.compile(r"[a-z_]+(\.\w+)+")
 
@@ -66,6 +68,8 @@ def asked_by(root: Path) -> Asked:
     asked = Asked()
     for top in ("instrument", "trainer"):
         for path in sorted((root / top).rglob("*.py")):
+            if path.name == NO_ASKING:
+                continue
             asked.python(path.read_text(encoding="utf-8"), str(path.relative_to(root)))
     for path in sorted((root / "instrument/show/page").glob("*.js")):
         asked.script(path.read_text(encoding="utf-8"), path.name)
@@ -80,7 +84,7 @@ def faults(asked: Asked, sentences: Mapping[str, str], no_sentences: Collection[
     """
     families = {key.partition(".")[0] for key in sentences}
     for key in sentences:
-        base = key.removesuffix(".hint")
+        base = re.sub(r"\.hint(_stock)?$", "", key)
         if not asked.keys[base]:
             yield f"dead: {key}"
         elif key != base and asked.keys[base] == asked.only_said[base]:

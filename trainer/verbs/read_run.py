@@ -4,27 +4,76 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
+import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from ...instrument.constants import MIB
-from ...instrument.judge.explain import SourceError, lines, read_history
+from ...instrument.judge.explain import SourceError, advised, exit_code, glossary, lines, read_history
 from ...instrument.judge.explain import explain as judge
 from ...instrument.messages import say
 from ..errors import UserError, problem
 
 
-def explain(source: Path, lang: str) -> int:
+@dataclass(frozen=True)
+class Question:
+    """What `explain` is asked.
+
+    Attributes:
+        sources: a run folder, a state, a log, `-` for standard input; several are parts of one run.
+        what: a word of a log to explain instead of the whole run.
+        as_json, exit_code: for scripts.
+        trainer: whose keys advice names; None: those of the program that trained.
+    """
+
+    sources: Sequence[str]
+    lang: str
+    what: str | None = None
+    as_json: bool = False
+    exit_code: bool = False
+    trainer: str | None = None
+
+
+UNREADABLE = 3
+"""Exit code of `explain --exit-code` where nothing can be judged."""
+
+
+def explain(question: Question) -> int:
     """Prints what the numbers of a run mean.
 
+    Returns:
+        0; with `exit_code` 0 nothing, 1 something to watch, 2 something wrong, 3 unreadable.
+
     Raises:
-        UserError: it is no run.
+        UserError: it is no run, or nobody logs such a word.
     """
-    with _as_user_errors():
-        history = read_history(source)
-    print("\n".join(lines(history, judge(history), lang)))
-    return 0
+    try:
+        with _as_user_errors():
+            return _explain(question)
+    except UserError as error:
+        if not question.exit_code:
+            raise
+        print(error, file=sys.stderr)
+        return UNREADABLE
+
+
+def _explain(question: Question) -> int:
+    history = read_history(*question.sources) if question.sources else None
+    findings = judge(history) if history is not None else []
+    if question.what is not None:
+        print("\n".join(glossary(question.what, history, findings, question.lang)))
+        return 0
+    if history is None:
+        raise UserError(problem("explain.nothing"))
+    if question.as_json:
+        trainer = question.trainer or advised(history)
+        print(json.dumps([f.as_json(question.lang, trainer) for f in findings], ensure_ascii=False, indent=1))
+    else:
+        print("\n".join(lines(history, findings, question.lang, question.trainer)))
+    return exit_code(findings) if question.exit_code else 0
 
 
 def report(source: Path, output: Path | None, following: bool) -> int:

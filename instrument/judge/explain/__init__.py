@@ -1,7 +1,8 @@
 """lora-train explain: what the numbers of a run mean, judged from the run itself. Imports no torch.
 
     history = read_history("runs/koalpaca")     history.py: a run folder, a trainer_state.json, a pasted log
-    findings = explain(history)                 outcome, loss, stock, evaluation, gradients, schedule, resources: rules
+    findings = explain(history)                 outcome, the other files but four: rules;
+                                                reconcile.py, overall.py: what may stand together, and the first line
     print("\\n".join(lines(history, findings, "ko")))
 
 A rule is one function of the history that returns a finding or None; its thresholds stand at the head of its file.
@@ -12,11 +13,18 @@ from __future__ import annotations
 import numpy as np
 
 from ...messages import say_in
-from . import evaluation, gradients, loss, outcome, resources, schedule, stock
+from ..wording import DESCRIBED, OURS
+from . import evaluation, gradients, loss, outcome, resources, schedule, speed, stock
 from .finding import TOPICS, VERDICTS, Finding
+from .glossary import glossary
 from .history import History, SourceError, read_history
+from .overall import exit_code, next_move, overall
+from .reconcile import reconcile
 
-__all__ = ["TOPICS", "Finding", "History", "SourceError", "explain", "lines", "read_history"]
+__all__ = [
+    "TOPICS", "Finding", "History", "SourceError", "advised", "exit_code", "explain", "glossary", "lines",
+    "read_history",
+]  # fmt: skip
 
 RULES = (
     *outcome.RULES,
@@ -26,20 +34,28 @@ RULES = (
     *gradients.RULES,
     *schedule.RULES,
     *resources.RULES,
+    *speed.RULES,
 )
 
 
 def explain(history: History) -> list[Finding]:
-    """Every finding, in the order a person asks."""
+    """Every finding: all in all first, then in the order a person asks. No two of them ask for opposite moves."""
     if history.steps.empty:
-        return [Finding("outcome", "note", "explain.no_steps"), *outcome.incidents(history)]
-    with np.errstate(all="ignore"):
-        found = outcome.incidents(history) + [finding for rule in RULES if (finding := rule(history))]
-    return sorted(found, key=lambda finding: list(TOPICS).index(finding.topic))
+        found = [Finding("outcome", "note", "explain.no_steps"), *outcome.incidents(history)]
+    else:
+        with np.errstate(all="ignore"):
+            found = outcome.incidents(history) + [finding for rule in RULES if (finding := rule(history))]
+    found = reconcile(found)
+    return [overall(history, found), *found]
 
 
-def lines(history: History, findings: list[Finding], lang: str) -> list[str]:
-    """The explanation as text: for each topic what it is, then the judgements, each with what to change."""
+def lines(history: History, findings: list[Finding], lang: str, trainer: str | None = None) -> list[str]:
+    """The explanation as text: for each topic what it is, then the judgements, each with what to change.
+
+    Args:
+        trainer: whose keys advice names, one of TRAINERS; that of the history.
+    """
+    trainer = trainer or advised(history)
     n, evals = len(history.steps), len(history.evals)
     text = [say_in(lang, "explain.head", name=history.name, n=n, evals=evals)]
     if history.kind != "run":
@@ -48,9 +64,16 @@ def lines(history: History, findings: list[Finding], lang: str) -> list[str]:
         own = [finding for finding in findings if finding.topic == topic]
         if not own:
             continue
-        text += ["", f"{topic}  {say_in(lang, TOPICS[topic])}"]
+        described = DESCRIBED.get(history.task, {}).get(topic, TOPICS[topic])
+        text += ["", f"{topic}  {say_in(lang, described)}"]
         for finding in own:
             text.append(f"  {say_in(lang, VERDICTS[finding.verdict])}  {finding.sentence(lang)}")
-            if hint := finding.hint(lang):
+            hinted = next_move(findings) if topic == "overall" else finding
+            if hint := hinted and hinted.hint(lang, trainer):
                 text.append(f"  {say_in(lang, 'explain.change')}  {hint}")
     return text
+
+
+def advised(history: History) -> str:
+    """Whose keys advice names: those of the program that trained."""
+    return "transformers" if history.attached and history.trainer == OURS else history.trainer

@@ -12,11 +12,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ...messages import catalogue, say_in
+from ..wording import OURS, keys_of
 
 if TYPE_CHECKING:
     import numpy as np
 
 TOPICS = {
+    "overall": "explain.what.overall",
     "outcome": "explain.what.outcome",
     "loss": "explain.what.loss",
     "eval_loss": "explain.what.eval_loss",
@@ -39,6 +41,17 @@ WINDOW = 12
 
 
 @dataclass(frozen=True)
+class Phrase:
+    """A part of a sentence, with a key of its own."""
+
+    key: str
+    values: dict[str, Any] = field(default_factory=dict)
+
+    def sentence(self, lang: str) -> str:
+        return say_in(lang, self.key, **self.values)
+
+
+@dataclass(frozen=True)
 class Finding:
     """One judgement.
 
@@ -46,22 +59,64 @@ class Finding:
         topic: one of TOPICS.
         verdict: one of VERDICTS; a note is a fact or advice and judges nothing, `undecided` says what would tell.
         key: of its sentence in the catalogue.
-        values: for its placeholders.
+        values: for its placeholders; a Phrase is said in the reader's language.
+        advises: whether what to change is shown; false where stronger evidence asks for something else.
     """
 
     topic: str
     verdict: str
     key: str
     values: dict[str, Any] = field(default_factory=dict)
+    advises: bool = True
 
     def sentence(self, lang: str) -> str:
         """The judgement with its evidence."""
-        return say_in(lang, self.key, **self.values)
+        return say_in(lang, self.key, **self._said(lang))
 
-    def hint(self, lang: str) -> str | None:
-        """What to change, if anything."""
-        key = f"{self.key}.hint"
-        return say_in(lang, key, **self.values) if key in catalogue(lang) else None
+    def hint(self, lang: str, trainer: str = OURS) -> str | None:
+        """What to change, if anything, in the keys of the program that trains.
+
+        Args:
+            trainer: one of TRAINERS. For others than lora-train `<key>.hint_stock` is preferred where there is one.
+        """
+        if not self.advises:
+            return None
+        keys = [f"{self.key}.hint"] if trainer == OURS else [f"{self.key}.hint_stock", f"{self.key}.hint"]
+        for key in keys:
+            if key in catalogue(lang):
+                return keys_of(trainer, say_in(lang, key, **self._said(lang)))
+        return None
+
+    def _said(self, lang: str) -> dict[str, Any]:
+        """The values, what is a sentence itself in that language."""
+        return {
+            name: value.sentence(lang) if isinstance(value, Phrase) else value for name, value in self.values.items()
+        }
+
+    def as_json(self, lang: str, trainer: str = OURS) -> dict[str, Any]:
+        """For scripts: {topic, key, verdict, step, values, change}; what is not finite is null."""
+        values = {name: _plain(value) for name, value in self.values.items()}
+        step = values.get("step")
+        return {
+            "topic": self.topic,
+            "key": self.key,
+            "verdict": self.verdict,
+            "step": step if isinstance(step, (int, float)) else None,
+            "values": values,
+            "change": self.hint(lang, trainer),
+        }
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Phrase):
+        return value.key
+    if isinstance(value, (bool, int, str)) or value is None:
+        return value
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return str(value)
+    return number if math.isfinite(number) else None
 
 
 def median(values: Sequence[float] | np.ndarray) -> float:

@@ -32,7 +32,7 @@ STATE = "trainer_state.json"
 # Columns that every history has, NaN where the source does not know.
 COLUMNS = ("start", *STEP_COLUMNS)
 TASKS = ("causal_lm", "seq_cls", "token_cls", "regression", "preference", "reward", "grpo")
-TRAINERS = ("lora-train", "transformers", "trl", "axolotl", "llamafactory", "unsloth")
+
 # Norms of single layers are read at no more steps than this: a judgement of spread needs no more.
 MAX_LAYER_STEPS = 400
 _RECORD = re.compile(r"\{[^{}]*\}")
@@ -61,7 +61,7 @@ class History:
         coarse: steps between two rows; 1 where every step is there.
         finished: whether the run came to its end.
         task: what is trained, one of TASKS: words, units and rules differ.
-        trainer: whose log it is, one of TRAINERS: advice names its keys.
+        trainer: whose log it is, one of TRAINERS (judge/wording.py): advice names its keys.
         planned: steps the run was to make, where that is known.
         numbered: whether `step` counts optimizer steps; else it counts the lines of a log that does not say.
         run: the folder's reader, where there is one.
