@@ -14,11 +14,11 @@ COLUMNS = (*PYTHON, "axolotl", "llamafactory")
 TRAINERS = (OURS, *COLUMNS)
 """Programs whose logs are known."""
 
-# ours: transformers, TRL, Unsloth, axolotl, LLaMA-Factory. Sources: TrainingArguments and LoraConfig (5.x, 0.2x), SFTConfig
-# and DPOConfig (TRL 0.2x), FastLanguageModel (Unsloth), axolotl's config reference, LLaMA-Factory's arguments.
+# ours: transformers, TRL, Unsloth, axolotl, LLaMA-Factory. Sources: TrainingArguments, LoraConfig, TRL's SFTConfig,
+# Unsloth's FastLanguageModel, axolotl's config reference, LLaMA-Factory's arguments.
 _SAME = (
-    "learning_rate warmup_steps max_steps gradient_accumulation_steps eval_steps save_steps logging_steps max_grad_norm "
-    "load_best_model_at_end weight_decay"
+    "learning_rate warmup_steps max_steps gradient_accumulation_steps eval_steps save_steps logging_steps "
+    "max_grad_norm load_best_model_at_end weight_decay"
 )
 KEYS: dict[str, tuple[str, str, str, str, str]] = {
     **{f"training.{key}": (key, key, key, key, key) for key in _SAME.split()},
@@ -44,7 +44,9 @@ KEYS: dict[str, tuple[str, str, str, str, str]] = {
     + ("auto_resume_from_checkpoints: true", "resume_from_checkpoint"),
 }  # fmt: skip
 
-_KEY = re.compile("|".join(re.escape(key) for key in sorted(KEYS, key=len, reverse=True)) + r"(?!\w|\.\w)")
+_KEY = re.compile(
+    "|".join(re.escape(key) for key in sorted(KEYS, key=len, reverse=True)) + r"(?!\w|\.\w)", re.ASCII
+)  # a particle of Korean follows at once
 _SETTING = re.compile(r"\b([a-z_]+)=(?=[\w.\[-])")
 
 

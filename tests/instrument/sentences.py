@@ -1,8 +1,8 @@
 """Which sentences the code asks for.
 
 A key of the catalogue stands whole, as one literal, where it is asked for or in a table beside it: `say("data.empty")`,
-TITLES in trainer/collapse/screen.py. A key with `.hint` or `.hint_stock` goes with its sentence where `problem`, a finding or a
-SourceError asks for that.
+TITLES in trainer/collapse/screen.py. A key with `.hint` or `.hint_stock` goes with its sentence where `problem`, a
+finding or a SourceError asks for that.
 """
 
 from __future__ import annotations

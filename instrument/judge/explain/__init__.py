@@ -18,7 +18,7 @@ from . import evaluation, gradients, loss, outcome, resources, schedule, speed, 
 from .finding import TOPICS, VERDICTS, Finding
 from .glossary import glossary
 from .history import History, SourceError, read_history
-from .overall import exit_code, next_move, overall
+from .overall import exit_code, overall
 from .reconcile import reconcile
 
 __all__ = [
@@ -41,11 +41,9 @@ RULES = (
 def explain(history: History) -> list[Finding]:
     """Every finding: all in all first, then in the order a person asks. No two of them ask for opposite moves."""
     if history.steps.empty:
-        found = [Finding("outcome", "note", "explain.no_steps"), *outcome.incidents(history)]
-    else:
-        with np.errstate(all="ignore"):
-            found = outcome.incidents(history) + [finding for rule in RULES if (finding := rule(history))]
-    found = reconcile(found)
+        return [Finding("outcome", "note", "explain.no_steps"), *outcome.incidents(history)]
+    with np.errstate(all="ignore"):
+        found = reconcile(outcome.incidents(history) + [finding for rule in RULES if (finding := rule(history))])
     return [overall(history, found), *found]
 
 
@@ -68,8 +66,7 @@ def lines(history: History, findings: list[Finding], lang: str, trainer: str | N
         text += ["", f"{topic}  {say_in(lang, described)}"]
         for finding in own:
             text.append(f"  {say_in(lang, VERDICTS[finding.verdict])}  {finding.sentence(lang)}")
-            hinted = next_move(findings) if topic == "overall" else finding
-            if hint := hinted and hinted.hint(lang, trainer):
+            if hint := finding.hint(lang, trainer):
                 text.append(f"  {say_in(lang, 'explain.change')}  {hint}")
     return text
 

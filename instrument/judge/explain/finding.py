@@ -61,6 +61,7 @@ class Finding:
         key: of its sentence in the catalogue.
         values: for its placeholders; a Phrase is said in the reader's language.
         advises: whether what to change is shown; false where stronger evidence asks for something else.
+        repeats: a finding whose advice is that of this one too.
     """
 
     topic: str
@@ -68,6 +69,7 @@ class Finding:
     key: str
     values: dict[str, Any] = field(default_factory=dict)
     advises: bool = True
+    repeats: Finding | None = None
 
     def sentence(self, lang: str) -> str:
         """The judgement with its evidence."""
@@ -79,6 +81,8 @@ class Finding:
         Args:
             trainer: one of TRAINERS. For others than lora-train `<key>.hint_stock` is preferred where there is one.
         """
+        if self.repeats is not None:
+            return self.repeats.hint(lang, trainer)
         if not self.advises:
             return None
         keys = [f"{self.key}.hint"] if trainer == OURS else [f"{self.key}.hint_stock", f"{self.key}.hint"]

@@ -15,7 +15,7 @@ JUDGED = ("wrong", "watch", "undecided")
 
 
 def overall(history: History, findings: Sequence[Finding]) -> Finding:
-    """One judgement of all of them; its advice is that of the gravest, by `next_move`."""
+    """One judgement of all of them; its advice is that of the gravest."""
     counts = Counter(finding.verdict for finding in findings)
     verdict = next((verdict for verdict in JUDGED if counts[verdict]), "healthy")
     values = {"state": _state(history), "n_wrong": counts["wrong"], "n_watch": counts["watch"]}
@@ -23,15 +23,9 @@ def overall(history: History, findings: Sequence[Finding]) -> Finding:
         return Finding("overall", "healthy", "explain.overall_healthy", values)
     first = min((finding for finding in findings if finding.verdict in JUDGED), key=strength)
     values |= {"n_undecided": counts["undecided"], "topic": first.topic, "step": first.values.get("step")}
-    if verdict == "undecided":
-        return Finding("overall", "undecided", "explain.overall_undecided", values)
-    return Finding("overall", verdict, "explain.overall", values)
-
-
-def next_move(findings: Sequence[Finding]) -> Finding | None:
-    """The gravest finding that says what to change."""
-    judged = [finding for finding in findings if finding.verdict in JUDGED and finding.hint("en")]
-    return min(judged, key=strength, default=None)
+    key = "explain.overall_undecided" if verdict == "undecided" else "explain.overall"
+    advising = [finding for finding in findings if finding.verdict in JUDGED and finding.hint("en")]
+    return Finding("overall", verdict, key, values, repeats=min(advising, key=strength, default=None))
 
 
 def exit_code(findings: Sequence[Finding]) -> int:
@@ -40,8 +34,6 @@ def exit_code(findings: Sequence[Finding]) -> int:
 
 
 def _state(history: History) -> Phrase:
-    if history.steps.empty:
-        return Phrase("explain.state_empty")
     step = int(history.column("step")[-1])
     if any(incident["action"] == "stop" for incident in history.incidents):
         return Phrase("explain.state_stopped", {"step": step})

@@ -9,7 +9,7 @@ from .history import History
 
 # Of the estimate at first; bars are off by as much.
 GREW = 0.05
-# Evaluations explain the growth of an ETA where their time is this near to it.
+# Of the growth of an ETA, what may be left when evaluations explain it.
 NEAR = 0.25
 LONG_EVALUATION = 600.0
 ENOUGH_ROWS = 100
@@ -45,7 +45,7 @@ def costly(history: History) -> Finding | None:
 
 
 def eta(history: History) -> Finding | None:
-    """The whole time as the progress bar foresaw it at first and at last, and whether evaluations are the difference."""
+    """The whole time as the progress bar foresaw it, at first and at last, and whether evaluations explain it."""
     bar = getattr(history, "progress", None)
     if bar is None or len(bar) < 6:
         return None
@@ -61,10 +61,9 @@ def eta(history: History) -> Finding | None:
         whole = float(history.planned or steps[-1])
         every = median(np.diff(history.evals["step"].to_numpy("float64"), prepend=0.0))
         spent = median(seconds) * max(len(seconds), whole // every if every > 0 else 0)
-        if abs(spent - (last - first)) < NEAR * (last - first) or spent > last - first:
-            return Finding(
-                "time", "note", "explain.eta_eval", values | {"n": len(seconds), "each": clock(median(seconds))}
-            )
+        if spent > (1 - NEAR) * (last - first):
+            values |= {"n": len(seconds), "each": clock(median(seconds))}
+            return Finding("time", "note", "explain.eta_eval", values)
     return Finding("time", "note", "explain.eta_grew", values)
 
 
