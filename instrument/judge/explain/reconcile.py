@@ -45,8 +45,9 @@ MOVES: dict[str, dict[str, int]] = {
 
 _COLLAPSED = (
     "explain.zero_no_labels", "explain.zero_other", "explain.zero_unknown_rate", "explain.zero_rate_frozen",
-    "explain.zero_rate_moves", "explain.loss_nan", "explain.no_gradient", "explain.stopped",
-    "explain.stopped_without_remedy", "explain.attached_stopped", "explain.attached_went_on",
+    "explain.zero_rate_moves", "explain.loss_nan", "explain.loss_nan_frozen", "explain.loss_nan_moves",
+    "explain.no_gradient", "explain.stopped", "explain.stopped_without_remedy", "explain.attached_stopped",
+    "explain.attached_went_on",
 )  # fmt: skip
 STRENGTH = (
     *_COLLAPSED, "explain.healed_worse", "explain.exploding", "explain.vanishing",
@@ -55,7 +56,11 @@ STRENGTH = (
 )  # fmt: skip
 """Strongest evidence first; what is not named comes after, in the order in which rules speak."""
 
-_COURSE = ("explain.loss_flat", "explain.loss_unclear", "explain.plateau", "explain.underfitting", "explain.eval_flat")
+# of the window in which it began a logged loss may be finite and the norm is not
+_COURSE = (
+    "explain.loss_flat", "explain.loss_unclear", "explain.plateau", "explain.underfitting", "explain.eval_flat",
+    "explain.backward",
+)  # fmt: skip
 SILENCES: dict[str, tuple[str, ...]] = {
     # a line that is the mean of many steps shows neither single steps nor the fall before the first
     "explain.coarse_stock": (

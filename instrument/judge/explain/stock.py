@@ -69,13 +69,20 @@ def other_step(history: History) -> Finding | None:
 
 
 def never_logged(history: History) -> Finding | None:
-    """A loss that is printed as nan or inf: logging_nan_inf_filter is off."""
+    """A loss that is printed as nan or inf: logging_nan_inf_filter is off. To the end, or in some lines."""
     if not history.stock:
         return None
-    bad = history.column("step")[~np.isfinite(history.column("loss"))]
-    if not len(bad):
+    lost = ~np.isfinite(history.column("loss"))
+    if not lost.any():
         return None
-    return Finding("loss", "wrong", "explain.loss_nan", {"n": len(bad), "steps": listed(bad)})
+    step, rate = history.column("step"), history.column("learning_rate")
+    at = int(np.flatnonzero(lost)[0])
+    values = {"n": int(lost.sum()), "steps": listed(step[lost]), "step": int(step[at])}
+    if not lost[at:].all() or lost.sum() < 2 or not np.isfinite(rate[at:]).all():
+        return Finding("loss", "wrong", "explain.loss_nan", values)
+    frozen = len(np.unique(rate[at:])) == 1 and len(np.unique(rate[: at + 1])) > 1
+    values["rate"] = float(rate[at])
+    return Finding("loss", "wrong", "explain.loss_nan_frozen" if frozen else "explain.loss_nan_moves", values)
 
 
 def backward_only(history: History) -> Finding | None:
