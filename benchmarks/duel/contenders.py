@@ -3,7 +3,8 @@
     lora-train      explain LOG                     wrong and watch are alarms
     losslint        check LOG                       error and warning are alarms; info is printed and not counted
     soup            soup why (utils.why.diagnose)   critical and warning
-    traintools      GradientHealthMonitor in the run, each step, with the run's rate and max_grad_norm
+    traintools      GradientHealthMonitor in the run, each step but the first; without the clipping threshold of its
+                    page, which healthy runs pass at most steps
     transformers    DebugUnderflowOverflow in the run: aborts at the first inf or NaN
 
 The last two watch the run itself, which sees more than a log; what they cannot be asked of, a log that is sent by
@@ -133,7 +134,9 @@ class GradientHealth(TrainerCallback):
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         rate = kwargs["optimizer"].param_groups[0]["lr"]
         step = state.global_step + 1
-        found = self.monitor.inspect(kwargs["model"], step=step, lr=rate, max_grad_norm=args.max_grad_norm or None)
+        if step == 1:  # B is 0: LoRA's A has no gradient yet, which is no fault
+            return
+        found = self.monitor.inspect(kwargs["model"], step=step, lr=rate)
         self.warnings += [(step, warning) for warning in found.warnings]
 
     def named(self) -> Named:
