@@ -14,7 +14,7 @@ import numpy as np
 
 from ...messages import say_in
 from ..wording import DESCRIBED, OURS
-from . import evaluation, gradients, loss, outcome, resources, schedule, speed, stock
+from . import evaluation, gradients, kinds, loss, outcome, resources, schedule, speed, stock
 from .finding import TOPICS, VERDICTS, Finding
 from .glossary import glossary
 from .history import History, SourceError, read_history
@@ -35,6 +35,7 @@ RULES = (
     *schedule.RULES,
     *resources.RULES,
     *speed.RULES,
+    *kinds.RULES,
 )
 
 

@@ -33,6 +33,8 @@ MOVES: dict[str, dict[str, int]] = {
     "explain.underfitting": {LENGTH: UP},
     "explain.plateau": {RANK: UP, RATE: UP, LENGTH: DOWN},
     "explain.plateau_rate": {LENGTH: UP},
+    "explain.pairs_toss": {RATE: UP},
+    "explain.reward_fell": {RATE: DOWN},
     "explain.warm_up_long": {},
     "explain.eval_rare": {EVALUATIONS: UP},
     "explain.eval_missing": {EVALUATIONS: UP},

@@ -1,0 +1,107 @@
+"""Measures that other kinds of training have beside the loss: preference and reward pairs, and rewards of GRPO and PPO.
+
+Column names are TRL's, which axolotl, LLaMA-Factory and Unsloth print too.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from .finding import WINDOW, Finding, at_end, ends, median, scatter
+from .history import History
+
+PAIRS = ("preference", "reward")
+ACCURACIES = ("rewards/accuracies", "accuracy")
+# Share of pairs ranked right: half is a coin toss, and of some hundred pairs a tenth above it is none.
+TOSS, LEARNED = 0.5, 0.6
+# Nearly all right within the first tenth of the run: something else than the answer's worth gives it away.
+GIVEN_AWAY, EARLY = 0.98, 0.1
+# Standard errors of a median of k values: 1.25 scatter / sqrt(k).
+CHANGE = 3.0
+# Of the logged steps, groups whose answers were all worth the same.
+SAME = 0.5
+SHORT_OF_TOKENS = 0.5
+
+
+def _column(history: History, *names: str) -> np.ndarray:
+    """The first of these columns that is there, finite values only."""
+    for name in names:
+        if name in history.steps:
+            values = history.column(name)
+            if np.isfinite(values).any():
+                return values[np.isfinite(values)]
+    return np.empty(0)
+
+
+def _moved(values: np.ndarray) -> tuple[float, float, float]:
+    """Medians of both ends, and what they differ by by chance."""
+    first, last = ends(values)
+    chance = CHANGE * 1.25 * scatter(np.diff(values)) / math.sqrt(2) * math.sqrt(2 / at_end(len(values)))
+    return first, last, chance
+
+
+def pairs(history: History) -> Finding | None:
+    """Whether the chosen answers came to be preferred."""
+    right = _column(history, *ACCURACIES)
+    if history.task not in PAIRS or len(right) < 2 * WINDOW:
+        return None
+    first, last, _ = _moved(right)
+    values = {"first": 100 * first, "last": 100 * last, "n": len(right)}
+    early = median(right[: max(3, int(EARLY * len(right)))])
+    if early >= GIVEN_AWAY:
+        return Finding("loss", "note", "explain.pairs_given_away", values | {"early": 100 * early})
+    if last < LEARNED:
+        return Finding("loss", "watch", "explain.pairs_toss", values)
+    return Finding("loss", "healthy", "explain.pairs_learned", values)
+
+
+def margins(history: History) -> Finding | None:
+    """Rewards of both answers: both may fall, their difference is what counts."""
+    margin, chosen = _column(history, "rewards/margins"), _column(history, "rewards/chosen")
+    if history.task != "preference" or len(margin) < 2 * WINDOW or len(chosen) < 2 * WINDOW:
+        return None
+    first, last, chance = _moved(margin)
+    before, now, _ = _moved(chosen)
+    values = {"first": first, "last": last, "before": before, "now": now}
+    if last > first + chance and now < 0 and now < before:
+        return Finding("loss", "note", "explain.margin_both_fell", values)
+    return None
+
+
+def reward(history: History) -> Finding | None:
+    """Whether the reward rose: the loss of GRPO says nothing about it."""
+    values = _column(history, "reward", "objective/scores", "rewards")
+    if history.task != "grpo" or len(values) < 2 * WINDOW:
+        return None
+    first, last, chance = _moved(values)
+    facts = {"first": first, "last": last, "chance": chance, "n": len(values)}
+    if last > first + chance:
+        return Finding("loss", "healthy", "explain.reward_rose", facts)
+    if last < first - chance:
+        return Finding("loss", "watch", "explain.reward_fell", facts)
+    return Finding("loss", "note", "explain.reward_flat", facts)
+
+
+def same_rewards(history: History) -> Finding | None:
+    """Groups whose answers are all worth the same have no advantage, and nothing is learned from them."""
+    share = _column(history, "frac_reward_zero_std")
+    spread = _column(history, "reward_std")
+    if history.task != "grpo" or not (len(share) or len(spread)):
+        return None
+    same = float(np.mean(share)) if len(share) else float(np.mean(spread == 0))
+    if same < SAME:
+        return None
+    return Finding("loss", "note", "explain.reward_same", {"percent": 100 * same})
+
+
+def cut_off(history: History) -> Finding | None:
+    """Answers that end at the limit and not by themselves: their reward is that of a torso."""
+    clipped = _column(history, "completions/clipped_ratio")
+    if history.task != "grpo" or len(clipped) < WINDOW or median(clipped[-WINDOW:]) < SHORT_OF_TOKENS:
+        return None
+    return Finding("loss", "note", "explain.completions_cut", {"percent": 100 * median(clipped[-WINDOW:])})
+
+
+RULES = (pairs, margins, reward, same_rewards, cut_off)

@@ -1,0 +1,74 @@
+"""Measures of other kinds of training: pairs and rewards."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from lora_train.instrument.judge.explain import explain, kinds
+from lora_train.instrument.judge.explain.history import History
+
+from .build import falling, history
+
+RANDOM = np.random.default_rng(0)
+NOISE = 0.05 * RANDOM.standard_normal(100)
+LEARNED = np.linspace(0.5, 0.85, 100) + NOISE
+
+
+def trained(task: str, **columns) -> History:
+    """A stock run with columns of its own."""
+    made = history(kind="trainer", loss=columns.pop("loss", falling(100, 0.69, 0.3, 0.02)))
+    made.task, made.trainer = task, "trl"
+    for name, values in columns.items():
+        made.steps[name] = values
+    return made
+
+
+@pytest.mark.parametrize(
+    ("rule", "task", "columns", "key", "verdict"),
+    [
+        (kinds.pairs, "preference", {"rewards/accuracies": LEARNED}, "pairs_learned", "healthy"),
+        (kinds.pairs, "reward", {"accuracy": LEARNED}, "pairs_learned", "healthy"),
+        (kinds.pairs, "preference", {"rewards/accuracies": 0.52 + NOISE}, "pairs_toss", "watch"),
+        (kinds.pairs, "preference", {"rewards/accuracies": np.full(100, 1.0)}, "pairs_given_away", "note"),
+        (kinds.pairs, "seq_cls", {"accuracy": 0.5 + NOISE}, None, None),
+        (
+            kinds.margins,
+            "preference",
+            {"rewards/margins": np.linspace(0, 2, 100) + NOISE, "rewards/chosen": np.linspace(0, -1, 100)},
+            "margin_both_fell",
+            "note",
+        ),
+        (
+            kinds.margins,
+            "preference",
+            {"rewards/margins": np.linspace(0, 2, 100), "rewards/chosen": np.linspace(0, 1, 100)},
+            None,
+            None,
+        ),
+        (kinds.reward, "grpo", {"reward": np.linspace(0.2, 0.8, 100) + NOISE}, "reward_rose", "healthy"),
+        (kinds.reward, "grpo", {"reward": np.linspace(0.8, 0.2, 100) + NOISE}, "reward_fell", "watch"),
+        (kinds.reward, "grpo", {"reward": 0.5 + NOISE}, "reward_flat", "note"),
+        (kinds.same_rewards, "grpo", {"reward_std": np.where(np.arange(100) % 3, 0.0, 0.2)}, "reward_same", "note"),
+        (kinds.same_rewards, "grpo", {"frac_reward_zero_std": 0.1 + 0 * NOISE}, None, None),
+        (kinds.cut_off, "grpo", {"completions/clipped_ratio": np.linspace(0, 1, 100)}, "completions_cut", "note"),
+    ],
+)
+def test_each_measure(rule, task, columns, key, verdict):
+    found = rule(trained(task, **columns))
+    assert (found and found.key.removeprefix("explain."), found and found.verdict) == (key, verdict)
+
+
+def test_a_loss_of_zero_is_normal_for_grpo():
+    loss = np.where(np.arange(100) % 2, 0.0, 0.01 * RANDOM.standard_normal(100))
+    found = explain(trained("grpo", loss=loss, reward=np.linspace(0.2, 0.8, 100) + NOISE))
+    assert [f.key for f in found if f.verdict in ("wrong", "watch") and f.topic == "loss"] == []
+
+
+def test_a_flat_reward_is_told_from_noise_alone_in_nineteen_of_twenty():
+    """Of 200 runs of noise, at most those that a rate of 1 in 20 allows (binomial, 99.9%: 20)."""
+    draw = np.random.default_rng(1)
+    moved = 0
+    for _ in range(200):
+        found = kinds.reward(trained("grpo", reward=draw.normal(1.0, 0.3, 100)))
+        moved += found is not None and found.key != "explain.reward_flat"
+    assert moved <= 20
