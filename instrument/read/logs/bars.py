@@ -17,7 +17,7 @@ _TQDM = re.compile(
 )
 _NOTEBOOK = re.compile(
     rf"\[\s*(?P<n>\d+)/(?P<total>\d+)\s+(?P<spent>{_TIME})(?:\s*<\s*(?P<left>{_TIME}|\?))?"
-    r"(?:,\s*(?P<rest>[^\],\n]*))?(?:,\s*Epoch\s+(?P<epoch>[\d.]+)/(?P<epochs>[\d.]+))?\s*\]"
+    r"(?:,(?!\s*Epoch)\s*(?P<rest>[^\],\n]*))?(?:,\s*Epoch\s+(?P<epoch>[\d.]+)/(?P<epochs>[\d.]+))?\s*\]"
 )
 _STEPS_A_SECOND = re.compile(r"^\s*(?:[\d.?]+\s*)?(?:it/s|s/it|steps?/s|s/step)?\s*(?:,|$)")
 _OTHER_WORK = re.compile(
@@ -131,8 +131,9 @@ def steps_beside(bars: Sequence[Bar], at: Sequence[int]) -> list[int] | None:
         i = bisect_left(places, place)
         before.append(bars[i - 1].n if i else -1)
         after.append(bars[i].n if i < len(bars) else -1)
-    sound = [steps for steps in map(_completed, (before, after)) if _grows(steps)]
-    return min(sound, key=_irregular) if sound else None
+    sound = [(steps.count(-1), steps) for steps in (before, after)]
+    sound = [(lacking, steps) for lacking, steps in sound if _grows(_completed(steps))]
+    return min(sound, key=lambda pair: (pair[0], _irregular(pair[1])))[1] if sound else None
 
 
 def _completed(steps: list[int]) -> list[int]:

@@ -30,7 +30,7 @@ SETTINGS = {
     "gradient_accumulation_steps": r"Gradient Accumulation steps\s*=\s*(\d+)",
 }
 _PLANNED = re.compile(r"(?:Total optimization steps|Total steps|total_num_steps)\s*[=:]\s*([\d,]+)", re.IGNORECASE)
-_EPOCHS = re.compile(r"Num Epochs\s*=\s*([\d.,]+\d)", re.IGNORECASE)
+_EPOCHS = re.compile(r"Num Epochs\s*=\s*(\d[\d,]*(?:\.\d+)?)", re.IGNORECASE)
 _EVERY = re.compile(r"\blogging_steps['\"]?\s*[=:]\s*['\"]?(\d+)\b")
 
 
@@ -177,7 +177,9 @@ def _pair_record(line: str) -> Record | None:
             prefix = _SPLITS.get(words[0], "") if len(words) > 1 else ""
             found.setdefault(f"{prefix}{words[-1]}", number(value))
         elif words[-1] not in ("time", "eta"):
-            found.setdefault("learning_rate" if name == "learning rate" else words[-1], number(value))
+            found.setdefault(
+                name.replace(" ", "_") if name in ("learning rate", "grad norm") else words[-1], number(value)
+            )
     if step is None and not re.search(r"loss['\"]?\s*[=:]", line, re.IGNORECASE):
         return None
     if step is not None:

@@ -11,13 +11,13 @@ from ..history import COLUMNS, PROGRESS, History, SourceError
 from .bars import Bar, seconds
 from .marks import task_of, trainer_of
 from .numbering import fill_steps, steps_per_epoch
-from .values import PLANNED_KEYS, Record, evaluation, is_step, is_summary
+from .values import PLANNED_KEYS, STEP_KEYS, Record, evaluation, is_step, is_summary
 
 if TYPE_CHECKING:
     import pandas as pd
 
 # Keys of a line of steps that are no measurement.
-NOT_MEASURED = ("max_steps", "total_steps", "percentage", "train_runtime")
+NOT_MEASURED = {*STEP_KEYS, *PLANNED_KEYS, "percentage", "train_runtime"} - {"step"}
 
 
 @dataclass
@@ -74,13 +74,19 @@ def to_history(name: str, kind: str, log: Log) -> History:
     history = History(name, kind, steps, evals, config=log.config, trainer=trainer, numbered=numbered)
     history.task, history.task_known = task or "causal_lm", task is not None
     history.nan_evals, history.best, history.progress = lost, log.best, _progress(log.bars, log.records)
-    history.summary = {key: value for key, value in summary.items() if isinstance(value, float)}
+    history.summary = totals(summary)
     history.planned = log.planned or _planned(log.records)
     reached = [int(record["step"]) for record in said if math.isfinite(record["step"])] if numbered else []
     history.reached = max([*reached, *([log.reached] if log.reached else [])], default=None)
     history.coarse = _interval(steps) if numbered else 1
     _ending(history, log)
     return history
+
+
+def totals(summary: Record) -> dict[str, float]:
+    """The numbers of the Trainer's last line."""
+    kept = {key: value for key, value in summary.items() if key.startswith("train_") or key == "total_flos"}
+    return {key: value for key, value in kept.items() if isinstance(value, float)}
 
 
 def _ending(history: History, log: Log) -> None:
@@ -182,4 +188,4 @@ def _progress(bars: Sequence[Bar], records: Sequence[Record]) -> pd.DataFrame:
             times = [seconds(spent), seconds(left) if isinstance(left, str) else None]
             rows.append((record["step"], *(math.nan if time is None else time for time in times)))
     frame = pd.DataFrame(rows, columns=list(PROGRESS), dtype="float64")
-    return frame.drop_duplicates("step", keep="last").sort_values("step", ignore_index=True)
+    return frame.drop_duplicates("step").sort_values("step", ignore_index=True)

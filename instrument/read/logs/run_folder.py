@@ -14,7 +14,7 @@ from ..history import COLUMNS, History, SourceError
 from ..load import Run
 from ..schema import kind_of
 from ..store import METRICS, SCHEMA_VERSION, read_metrics
-from .log import frame_of
+from .log import frame_of, totals
 from .marks import task_of, trainer_of
 from .values import number
 
@@ -56,8 +56,7 @@ def read_run_folder(path: Path) -> History:
 
 def _ending(history: History, summary: dict[str, Any] | None) -> None:
     history.finished = summary is not None
-    numbers = {key: number(value) for key, value in (summary or {}).items()}
-    history.summary = {key: value for key, value in numbers.items() if isinstance(value, float)}
+    history.summary = totals({key: number(value) for key, value in (summary or {}).items()})
     maximum = history.number("training.max_steps") or 0
     history.planned = int(maximum) if 0 < maximum < 2**53 else _by_epochs(history)
     may_stop = history.attached or any(

@@ -166,4 +166,5 @@ def evaluation(record: Record) -> Record:
 
 def is_known(record: Record) -> bool:
     """Whether it is a record of training at all."""
-    return is_summary(record) or is_step(record) or bool(evaluation(record))
+    counted = "step" in record and any(isinstance(record.get(key), float) for key in PLANNED_KEYS)
+    return counted or is_summary(record) or is_step(record) or bool(evaluation(record))
