@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ from .log import Log
 from .values import Record, canonical
 
 PATTERN = "events.out.tfevents.*"
+# What the Trainer says of the run as a whole, at its last step.
+TOTAL = re.compile(r"train/(?:train_|total_flos)")
 EXTRA = "pip install 'lora-vitals[tensorboard]'"
 
 
@@ -32,10 +35,10 @@ def read_events(path: Path) -> Log:
         found = [(tag, event) for tag in tags for event in events.Scalars(tag)]
     except Exception as error:  # protobuf's, tensorboard's own, OSError: of a file that is cut or none at all
         raise SourceError("source.damaged_events", path=path, what=type(error).__name__) from error
-    steps: dict[int, Record] = {}
+    rows: dict[tuple[int, bool], Record] = {}
     for tag, event in found:
-        steps.setdefault(int(event.step), {})[tag] = float(event.value)
-    records = [canonical({**values, "global_step": float(step)}) for step, values in sorted(steps.items())]
+        rows.setdefault((int(event.step), bool(TOTAL.match(tag))), {})[tag] = float(event.value)
+    records = [canonical({**values, "global_step": float(step)}) for (step, _), values in sorted(rows.items())]
     return Log(records, partial=True)
 
 

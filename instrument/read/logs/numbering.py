@@ -21,6 +21,8 @@ RATE_ROUNDED = 0.0005
 # Logging intervals that people choose.
 USUAL = {1, 2, 4, 5, 8, 10, 16, 20, 25, 30, 32, 40, 50, 64, 100, 200, 250, 400, 500, 1000, 2000, 5000}
 MOST_TRIED = 2000
+# So near a whole number two products lie by chance in one of four hundred logs, and ten never.
+WHOLE = 0.025
 
 
 def fill_steps(records: list[Record], per_epoch: tuple[float, float] | None, every: int | None = None) -> bool:
@@ -70,10 +72,18 @@ def _from_epochs(rows: list[Record], per_epoch: tuple[float, float] | None) -> b
         return False
     if any(b < a for a, b in pairwise(epochs)):
         return False
-    steps = _regular(epochs, per_epoch) or _each(epochs, per_epoch)
+    steps = _exact(epochs, per_epoch) or _regular(epochs, per_epoch) or _each(epochs, per_epoch)
     for row, step in zip(rows, steps or (), strict=False):
         row["step"] = float(step)
     return steps is not None
+
+
+def _exact(epochs: list[float], per_epoch: tuple[float, float]) -> list[int] | None:
+    """Where epochs have all their digits, every product is a whole number."""
+    low, high = per_epoch
+    steps = [round(low * epoch) for epoch in epochs]
+    whole = all(abs(low * epoch - step) < WHOLE for epoch, step in zip(epochs, steps, strict=True))
+    return steps if low == high and whole and len(epochs) > 1 and len(set(steps)) == len(steps) else None
 
 
 def _regular(epochs: list[float], per_epoch: tuple[float, float]) -> list[int] | None:

@@ -12,7 +12,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from lora_train.instrument.judge.explain import explain, lines
-from lora_train.instrument.read.history import TASKS, TRAINERS, History, SourceError
+from lora_train.instrument.judge.wording import TRAINERS
+from lora_train.instrument.read.history import TASKS, History, SourceError
 from lora_train.instrument.read.logs import read_history
 from lora_train.instrument.show.report.data import report_data
 
