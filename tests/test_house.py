@@ -156,7 +156,7 @@ TESTED_ELSEWHERE = {
     ("instrument/read", "compact load"): "instrument/read/test_store.py",
     (
         "instrument/read/logs",
-        "bars console exports log run_folder state table values",
+        "console exports log pairs run_folder state table values",
     ): "instrument/read/logs/test_corpus.py",
     ("instrument/record", "once probe sites"): "instrument/record/test_recorder.py",
     ("instrument/record", "four_bit"): "test_without_bitsandbytes.py",

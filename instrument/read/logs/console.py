@@ -13,7 +13,8 @@ from collections.abc import Iterator, Sequence
 
 from .bars import find_bars, steps_beside, training_bar
 from .log import Log
-from .values import NUMBER, Record, canonical, evaluation, is_known, is_step, is_summary, number, parse
+from .pairs import read_pairs
+from .values import Record, evaluation, is_known, is_step, is_summary, number, parse
 
 # One with braces inside stands on one line; a cut-off one must not swallow the next.
 _BRACES = re.compile(r"\{[^{}\n]*(?:\{[^{}\n]*\}[^{}\n]*)+\}|\{[^{}]*\}")
@@ -31,12 +32,14 @@ SETTINGS = {
 }
 _PLANNED = re.compile(r"(?:Total optimization steps|Total steps|total_num_steps)\s*[=:]\s*([\d,]+)", re.IGNORECASE)
 _EPOCHS = re.compile(r"Num Epochs\s*=\s*(\d[\d,]*(?:\.\d+)?)", re.IGNORECASE)
+# `Step 10: {'loss': ...}`
+_BEFORE = re.compile(r"\b(?:step|iteration|iter)\W{0,3}(\d{1,15})(?:\s*/\s*\d+)?[^\w\n{}]{0,5}$", re.IGNORECASE)
 _EVERY = re.compile(r"\blogging_steps['\"]?\s*[=:]\s*['\"]?(\d+)\b")
 
 
 def read_console(text: str) -> Log:
     """The records of a console, in order, with the steps that bars tell."""
-    found = list(_records(text)) or list(_pairs(text))
+    found = list(_records(text)) or read_pairs(text)
     return with_bars(text, found)
 
 
@@ -46,6 +49,8 @@ def with_bars(text: str, found: Sequence[tuple[int, Record]]) -> Log:
     records = [record for _, record in found]
     rows = [(at, record) for at, record in found if is_step(record)]
     bars = training_bar(find_bars(text), [at for at, _ in rows])
+    if any(isinstance(record.get("step"), float) and bars and record["step"] > bars[-1].total for record in records):
+        bars = []  # an evaluation's
     log = Log(records, text, bars=bars)
     if bars:
         log.planned, log.reached = bars[-1].total, max(bar.n for bar in bars)
@@ -58,8 +63,11 @@ def with_bars(text: str, found: Sequence[tuple[int, Record]]) -> Log:
 def _records(text: str) -> Iterator[tuple[int, Record]]:
     for match in _BRACES.finditer(text):
         record = parse(match.group())
-        if record is not None and is_known(record):
-            yield match.start(), record
+        if record is None or not is_known(record):
+            continue
+        if "step" not in record and (before := _BEFORE.search(text, max(0, match.start() - 60), match.start())):
+            record["step"] = float(before.group(1))
+        yield match.start(), record
 
 
 def _number(found: Sequence[tuple[int, Record]], rows: Sequence[tuple[int, Record]], log: Log) -> None:
@@ -139,51 +147,3 @@ def _banner(text: str, log: Log) -> None:
     training = {key: int(match.group(1)[:9]) for key, words in SETTINGS.items() if (match := re.search(words, text))}
     if training:
         log.config = {"training": training}
-
-
-_PAIR = re.compile(
-    rf"([A-Za-z_][\w/.]*(?:[ -][A-Za-z_]\w*)?)\s*(?:[=:]|\s)\s*({NUMBER})(?![\w.])(?:\s*/\s*(\d[\d,]*)(?![\d/]))?"
-)
-_STEP_WORDS = {"step", "steps", "iter", "iteration", "global_step", "it", "batch"}
-_LOSS = re.compile(r"\bloss\b", re.IGNORECASE)
-_SPLITS = {"val": "eval_", "valid": "eval_", "validation": "eval_", "eval": "eval_", "test": "test_", "train": ""}
-
-
-def _pairs(text: str) -> Iterator[tuple[int, Record]]:
-    """Lines such as `step: 10 loss: 1.2`, `Iter 10: Train loss 1.2, Learning Rate 1e-5`, `loss=1.2 lr=1e-4`.
-
-    A line counts that has a loss and a step, or whose loss stands behind `=` or `:`.
-    """
-    at = 0
-    for line in text.split("\n"):
-        if len(line) < 2000 and _LOSS.search(line.replace("_", " ")) and "%|" not in line:
-            record = _pair_record(line)
-            if record and is_known(record):
-                yield at, record
-        at += len(line) + 1
-
-
-def _pair_record(line: str) -> Record | None:
-    found: Record = {}
-    step = planned = None
-    for name, value, of in _PAIR.findall(line):
-        name = " ".join(name.split()).lower().replace("-", "_")
-        words = name.split()
-        if words[-1] in _STEP_WORDS and step is None and value.isdigit():
-            step, planned = float(value), of
-        elif words[-1] in ("epoch", "epochs"):
-            found["epoch"] = number(value)
-        elif words[-1] == "loss" or words[-1].endswith("_loss"):
-            prefix = _SPLITS.get(words[0], "") if len(words) > 1 else ""
-            found.setdefault(f"{prefix}{words[-1]}", number(value))
-        elif words[-1] not in ("time", "eta"):
-            found.setdefault(
-                name.replace(" ", "_") if name in ("learning rate", "grad norm") else words[-1], number(value)
-            )
-    if step is None and not re.search(r"loss['\"]?\s*[=:]", line, re.IGNORECASE):
-        return None
-    if step is not None:
-        found["step"] = step
-        if planned:
-            found["max_steps"] = number(planned.replace(",", ""))
-    return canonical(found)

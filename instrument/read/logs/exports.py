@@ -11,7 +11,7 @@ import re
 from ..history import SourceError
 from .log import Log
 from .table import column_name
-from .values import STEP_KEYS, Record, canonical, is_known, number
+from .values import STEP_KEYS, Record, canonical, is_known, is_step, number
 
 TENSORBOARD = ["wall time", "step", "value"]
 _SPREAD = re.compile(r"__(?:MIN|MAX)$")
@@ -28,7 +28,7 @@ def read_export(name: str, text: str) -> Log | None:
     """
     text = text.lstrip("\n \t")
     first = text.partition("\n")[0]
-    mark = max(",;\t", key=first.count)
+    mark = max(",;\t" if name.endswith(".tsv") else ",;", key=first.count)
     if not first.count(mark) or "{" in first:
         return None
     try:
@@ -111,6 +111,6 @@ def _plain(rows: list[dict[str, float | None]], head: list[str]) -> Log | None:
         cell: "_step" if cell in ("Step", "step") and "train/global_step" in head else names[cell] for cell in head
     }
     records = [_filled({names[cell]: value for cell, value in row.items() if cell in names}) for row in rows]
-    if not any(is_known(record) for record in records):
+    if not any(is_step(record) or "eval_loss" in record for record in records):
         return None
     return _counted(records) if "_step" in head else Log(records, partial=True)

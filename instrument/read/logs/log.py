@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 # Keys of a line of steps that are no measurement.
-NOT_MEASURED = {*STEP_KEYS, *PLANNED_KEYS, "percentage", "train_runtime"} - {"step"}
+NOT_MEASURED = {*STEP_KEYS, *PLANNED_KEYS, "percentage", "epochs", "train_runtime"} - {"step"}
 
 
 @dataclass

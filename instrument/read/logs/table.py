@@ -40,6 +40,7 @@ _KNOWN = re.compile(r"(?:training|train|validation|valid|val|eval) loss|learning
 _RULE = re.compile(r"[\s|:+=\-│┃─━┼╋┿╇┏┓┗┛┡┩└┘├┤┬┴┳┻╂┠┨]+")
 _WALLS = re.compile(r"\s*[|│┃║]\s*")
 _TAG = re.compile(r"<[^<>]*>")
+_NO_NUMBER = re.compile(r"no log|-|none|n/a|<?na>?|\d+:\d\d(?::\d\d)?|", re.IGNORECASE)
 # A loss of fewer digits may well be the same twice.
 DIGITS = 4
 
@@ -148,7 +149,7 @@ def _cells(line: str, n: int) -> list[str] | None:
 
 
 def _is_cell(cell: str) -> bool:
-    return isinstance(number(cell), float) or cell.lower() in ("no log", "", "-", "none", "n/a", "na", "<na>")
+    return isinstance(number(cell), float) or bool(_NO_NUMBER.fullmatch(cell))
 
 
 def _record(names: Sequence[str], cells: Sequence[str], before: str) -> Record:

@@ -18,6 +18,7 @@ NUMBER = r"[-+]?(?:\d[\d_]*\.?\d*(?:[eE][-+]?\d+)?|\.\d+(?:[eE][-+]?\d+)?|nan|Na
 _WRAPPED = re.compile(rf"(?<![\w'\"])[A-Za-z_][\w.]*\(\s*\[*\s*'?({NUMBER})'?\s*\]*\s*(?:,[^()]*)?\)")
 _BARE = re.compile(r"(?<![\w'\".])([-+]?(?:nan|NaN|inf|Infinity)|null|true|false)(?![\w'\".])")
 _PAIR = re.compile(rf"['\"]?([A-Za-z_][\w/ .()-]*?)['\"]?\s*[:=]\s*['\"]?({NUMBER}|null|None)['\"]?(?=\s*[,}}\n]|\s*$)")
+_THOUSANDS = re.compile(r"\d{1,3}(?:,\d{3})+")
 _OF_RUN = re.compile(r"(\d[\d,]*)\s*/\s*(\d[\d,]*)")
 
 STEP_KEYS = ("step", "global_step", "current_steps", "global_step/max_steps", "steps", "iter", "iteration", "_step")
@@ -49,7 +50,6 @@ NAMES = {
         "throughput",
         "Tokens/sec",
     ),
-    "num_tokens": ("num_input_tokens_seen", "Trained Tokens"),
 }
 _CALLED = {name: ours for ours, names in NAMES.items() for name in names}
 # Most of a log's letters; a console line with more is no record.
@@ -104,6 +104,8 @@ def number(value: Any) -> Any:
         return value
     if isinstance(value, (list, tuple)) and len(value) == 1:
         value = value[0]
+    if isinstance(value, str) and _THOUSANDS.fullmatch(value):
+        value = value.replace(",", "")
     if isinstance(value, str) and "(" in value:
         value = _WRAPPED.sub(r"\1", value)
     try:

@@ -463,3 +463,60 @@ step   125/600  loss 1.853  grad_norm 0.410  lr 9.7e-05  scale 32768  skipped 0 
 """,
     {"step": [120, 125], "loss": [1.873, 1.853], "planned": 600, "columns": {"grad_norm": [0.412, 0.41]}},
 )
+SHAPES["a_bar_carries_the_loss"] = (
+    "postfix.log",
+    "\r".join(
+        f"Training:  {n}%|#    | {n}/100 [00:{n}<01:50,  1.20s/it, loss={loss}, lr=0.0001]"
+        for n, loss in ((10, 1.9), (20, 1.8), (20, 1.75), (30, 1.7))
+    ),
+    {"step": [10, 20, 30], "loss": [1.9, 1.75, 1.7], "planned": 100, "columns": {"learning_rate": [1e-4] * 3}},
+)
+SHAPES["a_bar_an_epoch_carries_the_loss"] = (
+    "lightning.log",
+    "\r".join(
+        f"Epoch {e}:  50%|#####     | {n}/100 [00:10<00:10,  4.90it/s, v_num=0, train_loss={loss}]"
+        for e, n, loss in ((0, 50, 2.5), (0, 100, 2.25), (1, 50, 2.0))
+    ),
+    {"step": [50, 100, 150], "loss": [2.5, 2.25, 2.0]},
+)
+SHAPES["steps_begin_anew_with_each_epoch"] = (
+    "tutorial.log",
+    "Epoch [1/5], Step [100/600], Loss: 2.25\nEpoch [1/5], Step [600/600], Loss: 2.0\nEpoch [2/5], Step [100/600], Loss: 1.75\n",
+    {"step": [100, 600, 700], "loss": [2.25, 2.0, 1.75], "planned": 3000, "finished": False},
+)
+SHAPES["a_step_stands_before_the_braces"] = (
+    "prefix.log",
+    "2024-05-01 10:11:12,345 - INFO - Step 10: {'loss': 1.5}\n2024-05-01 10:12:12,345 - INFO - Step 20/90: {'loss': 1.25}\n",
+    {"step": [10, 20], "loss": [1.5, 1.25], "numbered": True},
+)
+SHAPES["keras"] = (
+    "keras.log",
+    """Epoch 1/3
+100/100 [==============================] - 12s 120ms/step - loss: 0.6931 - accuracy: 0.5123 - val_loss: 0.6500 - val_accuracy: 0.6200
+Epoch 2/3
+100/100 [==============================] - 11s 110ms/step - loss: 0.5931 - accuracy: 0.6123 - val_loss: 0.6100 - val_accuracy: 0.6600
+""",
+    {"loss": [0.6931, 0.5931], "evals": [(1, 0.65), (2, 0.61)], "eval_columns": {"eval_accuracy": [0.62, 0.66]}},
+)
+SHAPES["nanogpt"] = (
+    "nanogpt.log",
+    """iter 0: loss 4.2500, time 38000.12ms, mfu -100.00%
+iter 10: loss 3.1250, time 110.11ms, mfu 15.00%
+step 10: train loss 3.0000, val loss 3.2500
+""",
+    {"step": [0, 10], "loss": [4.25, 3.0], "evals": [(10, 3.25)]},
+)
+SHAPES["megatron"] = (
+    "megatron.log",
+    """ iteration      100/  500000 | consumed samples:        25600 | elapsed time per iteration (ms): 620.3 | learning rate: 1.000E-05 | lm loss: 9.125000E+00 | grad norm: 3.210 |
+ iteration      200/  500000 | consumed samples:        51200 | elapsed time per iteration (ms): 615.1 | learning rate: 2.000E-05 | lm loss: 7.500000E+00 | grad norm: 1.110 |
+""",
+    {"step": [100, 200], "loss": [9.125, 7.5], "planned": 500000, "columns": {"grad_norm": [3.21, 1.11]}},
+)
+SHAPES["torchtune"] = (
+    "log_1.txt",
+    """Step 1 | loss:1.875 lr:2e-06 tokens_per_second_per_gpu:512.5 peak_memory_active:12.1 peak_memory_alloc:12.0 peak_memory_reserved:14.25 
+Step 2 | loss:1.750 lr:4e-06 tokens_per_second_per_gpu:515.5 peak_memory_active:12.1 peak_memory_alloc:12.0 peak_memory_reserved:14.5 
+""",
+    {"step": [1, 2], "columns": {"memory_reserved_gib": [14.25, 14.5], "tokens_per_second": [512.5, 515.5]}},
+)

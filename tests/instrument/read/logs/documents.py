@@ -347,3 +347,32 @@ SHAPES["state_cut_off"] = (
     '{\n "global_step": 20,\n "log_history": [\n  {"loss": 0.5, "step": 10},\n  {"loss": 0.4, "step": 20},\n  {"loss": 0.',
     {"kind": "trainer", "step": [10, 20], "loss": [0.5, 0.4]},
 )
+SHAPES["fastai"] = (
+    "fastai.txt",
+    """epoch     train_loss  valid_loss  accuracy  time    
+0         0.520000    0.400000    0.850000  00:30     
+1         0.350000    0.380000    0.870000  00:30     
+""",
+    {"loss": [0.52, 0.35], "evals": [(1, 0.4), (2, 0.38)], "numbered": False},
+)
+SHAPES["thousands_and_metrics_of_text"] = (
+    "colab.txt",
+    "Step\tTraining Loss\tValidation Loss\tRouge1\tGen Len\n500\tNo log\t1.9\t31.2\t19.8\n1,000\t1.5\t1.8\t32.2\t19.9\n",
+    {
+        "step": [1000],
+        "evals": [(500, 1.9), (1000, 1.8)],
+        "eval_columns": {"eval_gen_len": [19.8, 19.9]},
+        "task_known": True,
+    },
+)
+SHAPES["walls_of_a_terminal"] = (
+    "rich.txt",
+    """┏━━━━━━┳━━━━━━━━━━━━━━━┳━━━━━━━━━━━━━━━━━┓
+┃ Step ┃ Training Loss ┃ Validation Loss ┃
+┡━━━━━━╇━━━━━━━━━━━━━━━╇━━━━━━━━━━━━━━━━━┩
+│ 10   │ 1.500000      │ 1.600000        │
+│ 20   │ 1.400000      │ 1.500000        │
+└──────┴───────────────┴─────────────────┘
+""",
+    {"step": [10, 20], "loss": [1.5, 1.4], "evals": [(10, 1.6), (20, 1.5)]},
+)
