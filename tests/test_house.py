@@ -154,6 +154,10 @@ TESTED_ELSEWHERE = {
         "evaluation finding gradients loss outcome resources schedule stock",
     ): "instrument/judge/explain/test_rules.py",
     ("instrument/read", "compact load"): "instrument/read/test_store.py",
+    (
+        "instrument/read/logs",
+        "console exports log pairs run_folder state table values",
+    ): "instrument/read/logs/test_corpus.py",
     ("instrument/record", "once probe sites"): "instrument/record/test_recorder.py",
     ("instrument/record", "four_bit"): "test_without_bitsandbytes.py",
     ("instrument/record", "capsule"): "trainer/collapse/test_handle.py",

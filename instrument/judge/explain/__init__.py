@@ -1,6 +1,6 @@
 """lora-train explain: what the numbers of a run mean, judged from the run itself. Imports no torch.
 
-    history = read_history("runs/koalpaca")     history.py: a run folder, a trainer_state.json, a pasted log
+    history = read_history("runs/koalpaca")     read/logs: a run folder, a trainer_state.json, a log
     findings = explain(history)                 outcome, the other files but four: rules;
                                                 reconcile.py, overall.py: what may stand together, and the first line
     print("\\n".join(lines(history, findings, "ko")))
@@ -13,11 +13,12 @@ from __future__ import annotations
 import numpy as np
 
 from ...messages import say_in
+from ...read.history import History, SourceError
+from ...read.logs import read_history
 from ..wording import DESCRIBED, OURS
 from . import evaluation, gradients, kinds, loss, outcome, resources, schedule, speed, stock
 from .finding import TOPICS, VERDICTS, Finding
 from .glossary import glossary
-from .history import History, SourceError, read_history
 from .overall import exit_code, overall
 from .reconcile import reconcile
 

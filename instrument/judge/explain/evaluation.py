@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from ...read.history import History
 from .finding import WINDOW, Finding, median
-from .history import History
 
 # Evaluations of a few dozen rows differ by about a percent when only the seed of the dropout does.
 RISE = 0.02

@@ -10,8 +10,8 @@ import re
 from collections.abc import Sequence
 
 from ...messages import say_in
+from ...read.history import History, SourceError
 from .finding import VERDICTS, Finding, median
-from .history import History, SourceError
 
 WORDS: dict[str, str] = {
     "loss": "word.loss",

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from ...read.history import History
 from .finding import WINDOW, Finding, listed, median, scatter
-from .history import History
 
 # In the logarithm: gradient norms scatter by factors. Six deviations and threefold: no normal run of 10,000 steps.
 SPIKE_DEVIATIONS, SPIKE_FACTOR = 6.0, 3.0

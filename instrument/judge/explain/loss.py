@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 
+from ...read.history import History
 from .finding import WINDOW, Finding, at_end, ends, listed, median, scatter
-from .history import History
 
 # A change below this share of the loss is not worth a name: seeds differ by as much.
 SMALL = 0.02

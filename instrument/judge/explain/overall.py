@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
+from ...read.history import History
 from .finding import Finding, Phrase
-from .history import History
 from .reconcile import strength
 
 EXIT_CODES = {"healthy": 0, "undecided": 0, "watch": 1, "wrong": 2}

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from ...read.history import History
 from .finding import WINDOW, Finding, clock, median
-from .history import History
 
 # An allocator's blocks move a total by a percent or two; a tenth of a GiB is what a reader notices.
 GREW, GREW_GIB = 0.05, 0.1

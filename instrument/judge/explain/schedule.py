@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from ...constants import FP16_MAX
+from ...read.history import History
 from .finding import Finding, listed
-from .history import History
 
 LONG_WARM_UP = 0.3
 # A schedule that ends does so near zero.

@@ -10,8 +10,8 @@ import math
 
 import numpy as np
 
+from ...read.history import History
 from .finding import Finding, listed, median
-from .history import History
 from .loss import stock_zeros
 
 # A filtered micro-batch doubles the sum: one is enough for twice the loss, and training alone rarely jumps fourfold.

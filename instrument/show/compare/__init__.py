@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from ...judge.explain.finding import VERDICTS, Finding, ends, median
-from ...judge.explain.history import History
 from ...messages import LANGUAGES, say_in
+from ...read.history import History
 from ...read.store import write_text
 from ..page import document, texts
 from .differences import Difference, consequences, differences

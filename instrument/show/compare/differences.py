@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ...judge.explain.finding import Finding
-from ...judge.explain.history import History
+from ...read.history import History
 
 # They change where and how often something is written, and no weight.
 HARMLESS = (

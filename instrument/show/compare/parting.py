@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ...judge.explain.finding import Finding
-from ...judge.explain.history import History
+from ...read.history import History
 from .differences import Difference, told, weighty
 
 SCALARS = ("loss", "grad_norm", "learning_rate", "loss_scale")

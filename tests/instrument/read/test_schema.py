@@ -8,7 +8,7 @@ import subprocess
 import sys
 
 import pytest
-from lora_train.instrument.judge.explain.history import COLUMNS as HISTORY
+from lora_train.instrument.read.history import COLUMNS as HISTORY
 from lora_train.instrument.read.load import STATS_COLUMNS
 from lora_train.instrument.read.schema import (
     ADDED,

@@ -1,0 +1,134 @@
+"""A run folder: what lora-train and InstrumentCallback write."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ..history import COLUMNS, History, SourceError
+from ..load import Run
+from ..schema import kind_of
+from ..store import METRICS, SCHEMA_VERSION, read_metrics
+from .log import frame_of, totals
+from .marks import task_of, trainer_of
+from .values import number
+
+
+def read_run_folder(path: Path) -> History:
+    """The history of a run folder.
+
+    Raises:
+        SourceError: another version wrote it, or it cannot be read.
+    """
+    env = _read(path / "env.json", json.loads)
+    env = env if isinstance(env, dict) else {}
+    if (version := env.get("schema_version", SCHEMA_VERSION)) != SCHEMA_VERSION:
+        raise SourceError("source.other_schema", path=path, version=version, known=SCHEMA_VERSION)
+    try:
+        rows = read_metrics(path) if (path / METRICS).exists() else []
+    except (OSError, ValueError) as error:
+        raise SourceError("source.unreadable", path=path / METRICS, what=error) from error
+    evals = [{key: number(value) for key, value in row.items()} for row in rows if kind_of(row) == "evaluation"]
+    # null stands for what is not finite; a text was written by nobody
+    evals = [row for row in evals if isinstance(row["eval_loss"], (float, type(None)))]
+    history = History(
+        name=str(path),
+        kind="run",
+        steps=frame_of((row for row in rows if kind_of(row) == "step"), COLUMNS),
+        evals=frame_of(evals, ("step", "eval_loss")),
+        config=_yaml(path / "config.yaml"),
+        env=env,
+        incidents=incidents_of(path),
+        run=Run(path),
+    )
+    losses = history.evals[["step", "eval_loss"]].to_numpy()
+    history.nan_evals = tuple(int(step) for step, loss in losses if not math.isfinite(loss))
+    summary = next((row for row in reversed(rows) if kind_of(row) == "summary"), None)
+    _ending(history, summary)
+    _kind(history)
+    return history
+
+
+def _ending(history: History, summary: dict[str, Any] | None) -> None:
+    history.finished = summary is not None
+    history.summary = totals({key: number(value) for key, value in (summary or {}).items()})
+    maximum = history.number("training.max_steps") or 0
+    history.planned = int(maximum) if 0 < maximum < 2**53 else _by_epochs(history)
+    may_stop = history.attached or any(
+        history.setting(f"training.{key}") for key in ("early_stopping_patience", "max_hours")
+    )
+    short = maximum > 0 and history.last_step < maximum
+    history.stopped_early = history.finished and may_stop and short
+
+
+def _by_epochs(history: History) -> int | None:
+    """Steps of num_train_epochs, from the steps and epochs that two rows lie apart."""
+    epochs = history.number("training.num_train_epochs")
+    step, epoch = history.finite("epoch")
+    if not epochs or epochs < 0 or len(epoch) < 2 or not epoch[-1] > epoch[0]:
+        return None
+    planned = epochs * (step[-1] - step[0]) / (epoch[-1] - epoch[0])
+    return round(planned) if math.isfinite(planned) else None
+
+
+def _kind(history: History) -> None:
+    """Ours trains language models; a program that carries our callback is told by its keys."""
+    if not history.attached:
+        history.task_known = True
+        return
+    keys = {*history.evals.columns, *(name for name in history.steps if name not in COLUMNS)}
+    history.trainer = trainer_of(keys, "")
+    task = task_of(keys, "", history.trainer)
+    history.task, history.task_known = task or "causal_lm", task is not None
+
+
+def incidents_of(path: Path) -> list[dict[str, Any]]:
+    """Every diagnosis.json of a run folder with its folder's name, in order of steps; a torn one is left out."""
+    found = []
+    for file in sorted(path.glob("incidents/*/diagnosis.json")):
+        diagnosis = _read(file, json.loads)
+        if isinstance(diagnosis, dict) and isinstance(diagnosis.get("step"), int):
+            found.append({**_incident(diagnosis), "folder": file.parent.name})
+    return sorted(found, key=lambda diagnosis: diagnosis["step"])
+
+
+def _incident(diagnosis: dict[str, Any]) -> dict[str, Any]:
+    """A diagnosis whose parts are of the kinds they should be, whatever wrote it."""
+    evidence, remedies = diagnosis.get("evidence"), diagnosis.get("remedies")
+    evidence = evidence if isinstance(evidence, dict) else {}
+    return {
+        **diagnosis,
+        "kind": str(diagnosis.get("kind")),
+        "action": str(diagnosis.get("action")),
+        "rows": _whole(diagnosis.get("rows")),
+        "evidence": {**evidence, "rows_alone": _whole(evidence.get("rows_alone"))},
+        "remedies": [
+            {**remedy, "change": str(remedy["change"])}
+            for remedy in (remedies if isinstance(remedies, list) else [])
+            if isinstance(remedy, dict) and "change" in remedy
+        ],
+    }
+
+
+def _whole(values: Any) -> list[int]:
+    return [value for value in values if isinstance(value, int)] if isinstance(values, list) else []
+
+
+def _yaml(path: Path) -> dict[str, dict[str, Any]]:
+    sections = _read(path, yaml.safe_load)
+    if not isinstance(sections, dict):
+        return {}
+    return {str(name): values for name, values in sections.items() if isinstance(values, dict)}
+
+
+def _read(path: Path, parse: Callable[[str], Any]) -> Any:
+    """None where the file is missing, torn or of another kind: the rest of a run is worth reading."""
+    try:
+        return parse(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError, yaml.YAMLError):
+        return None
