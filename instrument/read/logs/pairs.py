@@ -31,8 +31,9 @@ def read_pairs(text: str) -> list[tuple[int, Record]]:
     at, bar_before = 0, ""
     for line in text.split("\n"):
         if len(line) < LONGEST and _LOSS.search(line):
-            bar = _BAR.search(line)
-            record = _record(bar.group(2) if bar else line.translate(_BRACKETS))
+            words = " ".join(line.split())
+            bar = _BAR.search(words)
+            record = _record(bar.group(2) if bar else words.translate(_BRACKETS))
             if record and is_known(record):
                 if bar and bar.group(1) == bar_before:
                     found.pop()

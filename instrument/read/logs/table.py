@@ -38,7 +38,7 @@ HEADS = {
 }
 _KNOWN = re.compile(r"(?:training|train|validation|valid|val|eval) loss|learning rate|grad norm|\S+(?: / \S+)*", re.I)
 _RULE = re.compile(r"[\s|:+=\-│┃─━┼╋┿╇┏┓┗┛┡┩└┘├┤┬┴┳┻╂┠┨]+")
-_WALLS = re.compile(r"\s*[|│┃║]\s*")
+_WALLS = re.compile(r"[|│┃║]")
 _TAG = re.compile(r"<[^<>]*>")
 _NO_NUMBER = re.compile(r"no log|-|none|n/a|<?na>?|\d+:\d\d(?::\d\d)?|", re.IGNORECASE)
 # A loss of fewer digits may well be the same twice.
