@@ -154,6 +154,7 @@ TESTED_ELSEWHERE = {
         "evaluation finding gradients loss outcome resources schedule stock",
     ): "instrument/judge/explain/test_rules.py",
     ("instrument/read", "compact load"): "instrument/read/test_store.py",
+    ("instrument/read", "history"): "instrument/judge/explain/test_history.py instrument/read/logs/test_sources.py",
     (
         "instrument/read/logs",
         "console exports log pairs run_folder state table values",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from lora_train.instrument.judge.explain import explain, kinds
-from lora_train.instrument.judge.explain.history import History
+from lora_train.instrument.read.history import History
 
 from .build import falling, history
 
