@@ -1,0 +1,309 @@
+"""Whether a series that wobbles rose, fell, settled or stayed: a noise model, and tests that are held to it.
+
+    x_i = m_i + e_i,   i < n:   a level m and a wobble e, drawn anew at every evaluation
+
+    sigma   scatter of x_{i+1} - x_i over sqrt(2): outliers are cut off, a trend that is even cancels
+    rho     correlation of neighbours, from the scatter of x_{i+2} - x_i beside it; 0 where n < 20 cannot tell
+    T       max over i < k of the mean over a in [i, k), b in [k, n) of psi((x_b - x_a) / sigma),
+            over sqrt(1 / (k - i) + 1 / (n - k));  psi cuts off at +-CLIP, so one outlier decides nothing
+
+A series that nowhere rises has a T no larger than one that stays, whatever its shape: each pair's difference is smaller.
+So one table of T, drawn from series that stay (`python -m benchmarks.judging --critical`), holds for every fall and
+plateau, and the lowest value of a fall is compared with what as many draws reach by chance. A rise seen in the last
+value alone is none: it counts as the lower of the last two.
+
+Sources of the ideas: the difference-based scale is of Rice (1984) and von Neumann (1941), the scan over split points
+of Page (1954), the pairwise form of Mann and Whitney (1947) with Huber's psi (1964).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+CLIP = 4.0
+# Longer series are judged by the means of so many blocks, which also leaves their correlation behind.
+BLOCKS = 200
+# Correlation of neighbours is not known from fewer, and one above MOST_RHO is a trend.
+KNOWN_RHO, MOST_RHO = 20, 0.8
+# Below FEW values the scatter is not known: no evaluation of a hundred rows wobbles by more than ASSUMED of its level.
+FEW, ASSUMED = 6, 0.05
+# A change below this share of the level is not worth a name.
+SMALL = 0.005
+# What T reaches by chance in one of 100 series that stay, of the worst of three kinds of noise (Gaussian, Student's t
+# with 3 degrees of freedom, 5% outliers): python -m benchmarks.judging --critical
+CRITICAL = {3: 4.0, 6: 4.0, 8: 4.0, 10: 4.0, 12: 4.0, 15: 4.0, 20: 4.0, 30: 4.0, 50: 4.0, 80: 4.0, 120: 4.0, 200: 4.0}
+# By how much the fit of shapes that have ended must be better than that of shapes that go on (chi-squared units):
+# the shapes of `_shapes` are told apart by 16 and more where the fall is as large as CRITICAL finds.
+BETTER = 4.0
+# A fall is looked at from where it is within so many sigma of its end: what came before says nothing of the end.
+NEAR = 10.0
+
+
+@dataclass(frozen=True)
+class Noise:
+    """The wobble of a series.
+
+    Attributes:
+        sigma: standard deviation of a value about its level, in the units of the series; 0 where nothing moves.
+        rho: correlation of neighbours, 0 to MOST_RHO.
+        known: whether it was measured; of fewer than FEW values it is assumed.
+    """
+
+    sigma: float
+    rho: float = 0.0
+    known: bool = True
+
+    @property
+    def inflation(self) -> float:
+        """By how much the error of a long mean is larger than of independent values."""
+        return math.sqrt((1 + self.rho) / (1 - self.rho))
+
+
+@dataclass(frozen=True)
+class Course:
+    """What a series did.
+
+    Attributes:
+        kind: "rose" (after its lowest stretch), "falling" (still, at the end), "settled" (fell and stays), "fell" (and
+            whether it goes on cannot be told), "flat" (stays), "last" (a rise in the last value alone), "undecided".
+        low, at: mean of the lowest stretch that a rise is held against (else of the beginning), and the index of its
+            middle.
+        end: mean of the stretch at the end.
+        noise: its wobble.
+        n: values judged.
+    """
+
+    kind: str
+    low: float
+    at: int
+    end: float
+    noise: Noise
+    n: int
+
+    @property
+    def wobble(self) -> float:
+        """sigma in percent of the end."""
+        return 100 * self.noise.sigma / abs(self.end) if self.end else 0.0
+
+
+def quantum(values: np.ndarray) -> float:
+    """The step of the last printed decimal, 0 where there are more than six."""
+    for digits in range(7):
+        if np.allclose(values, np.round(values, digits), rtol=0, atol=1e-9):
+            return 10.0**-digits
+    return 0.0
+
+
+def deviation(values: np.ndarray) -> float:
+    """Their standard deviation about 0 without the outliers: rounds of a mean square cut off at 3 deviations.
+
+    It does not vanish where rounding makes more than half of them 0, as a median deviation does.
+    """
+    if not len(values):
+        return 0.0
+    size = np.abs(values)
+    scale = 1.4826 * float(np.median(size))
+    if scale == 0:
+        scale = float(np.sqrt(np.mean(np.sort(size)[: math.ceil(0.95 * len(size))] ** 2))) or float(size.mean())
+    for _ in range(3):
+        if scale == 0:
+            return 0.0
+        # a Gaussian that is cut off at 2.5 keeps 0.9776 of its standard deviation
+        scale = float(np.sqrt(np.mean(np.minimum(size, 2.5 * scale) ** 2))) / 0.9776
+    return scale
+
+
+def noise_of(values: np.ndarray, assumed: float = ASSUMED) -> Noise:
+    """The wobble of a series of finite values.
+
+    Args:
+        values: (n,).
+        assumed: the least wobble, as a share of the level, where fewer than FEW values cannot show it.
+    """
+    x = np.asarray(values, "float64")
+    least = quantum(x) / 2 if len(x) else 0.0
+    one = np.diff(x)
+    sigma = deviation(one - np.median(one)) / math.sqrt(2) if len(one) > 1 else 0.0
+    if len(x) < FEW:
+        return Noise(max(sigma, least, assumed * abs(float(np.median(x))) if len(x) else 0.0), known=False)
+    rho = 0.0
+    if len(x) >= KNOWN_RHO and sigma > least:
+        two = x[2:] - x[:-2]
+        # var(x_2 - x_0) / var(x_1 - x_0) = 1 + rho
+        rho = min(max((deviation(two - np.median(two)) / deviation(one - np.median(one))) ** 2 - 1, 0.0), MOST_RHO)
+    return Noise(max(sigma / math.sqrt(1 - rho), least), rho)
+
+
+def blocks(values: np.ndarray, most: int = BLOCKS) -> tuple[np.ndarray, np.ndarray]:
+    """At most so many means of neighbours, and the index of each one's middle; outliers of a block are cut off."""
+    x = np.asarray(values, "float64")
+    if len(x) <= most:
+        return x, np.arange(len(x))
+    size = math.ceil(len(x) / most)
+    full = x[len(x) % size :].reshape(-1, size)
+    middle = np.median(full, axis=1, keepdims=True)
+    reach = 3 * 1.4826 * np.median(np.abs(full - middle), axis=1, keepdims=True)
+    means = np.clip(full, middle - reach, middle + reach).mean(axis=1)
+    return means, len(x) % size + size // 2 + size * np.arange(len(means))
+
+
+def statistic(values: np.ndarray, noise: Noise) -> tuple[float, int, int]:
+    """T of a rise, with i and k of its split; -inf where the series is too short."""
+    x = np.array(values, "float64")
+    n = len(x)
+    x[-1] = min(x[-2:])
+    shortest = 1 if n < FEW else 2 if n < 12 else 3
+    if n < 3 or noise.sigma == 0:
+        return -math.inf, 0, 0
+    pairs = np.clip((x[None, :] - x[:, None]) / noise.sigma, -CLIP, CLIP)
+    total = np.zeros((n + 1, n + 1))
+    total[1:, 1:] = pairs.cumsum(0).cumsum(1)
+    i, k, before, after = _splits(n, shortest)
+    mean = (total[k, n] - total[i, n] - total[k, k] + total[i, k]) / (before * after)
+    size = mean / np.sqrt(1 / before + 1 / after) / noise.inflation
+    best = int(np.argmax(size))
+    return float(size[best]), int(i[best]), int(k[best])
+
+
+@lru_cache(maxsize=256)
+def _splits(n: int, shortest: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    i, k = np.meshgrid(np.arange(n), np.arange(n), indexing="ij")
+    kept = (k - i >= shortest) & (n - k >= max(2, shortest))
+    i, k = i[kept], k[kept]
+    return i, k, k - i, n - k
+
+
+def critical(n: int) -> float:
+    """What T of n values reaches by chance in one of 100 series, between the entries of CRITICAL in log n."""
+    return float(np.interp(math.log(n), np.log(list(CRITICAL)), list(CRITICAL.values())))
+
+
+def judge(values: np.ndarray, *, small: float = SMALL, assumed: float = ASSUMED, sigma: float = 0.0) -> Course:
+    """What a series did, where lower is better.
+
+    Args:
+        values: (n,), finite, in order of time.
+        small: changes below this share of the level are none.
+        assumed: the wobble that fewer than FEW values are taken to have, as a share of their level.
+        sigma: the least wobble, where counting tells it (a share of correct rows).
+    """
+    x, where = blocks(values)
+    n = len(x)
+    noise = noise_of(x, 0.0 if sigma else assumed)
+    noise = Noise(max(noise.sigma, sigma), noise.rho, noise.known or sigma > 0)
+    if n < 2:
+        return Course("undecided", float(x[0]), 0, float(x[0]), noise, n)
+    worth = small * abs(float(np.median(x)))
+    size, i, k = statistic(x, noise)
+    limit = critical(n)
+    low, end = float(np.mean(x[i:k])) if k else float(x.min()), float(np.mean(x[k:])) if k else float(x[-1])
+    if size >= limit and end - low > worth:
+        return Course("rose", low, int(where[(i + k - 1) // 2]), end, noise, n)
+    down, i, k = statistic(-x, noise)
+    if k:
+        first, end = float(np.mean(x[i:k])), float(np.mean(x[k:]))
+        if down >= limit and first - end > worth:
+            return Course(_ending(x, noise, worth), first, int(where[(i + k - 1) // 2]), end, noise, n)
+    lately = x[max(0, n - 6) : n - 1]
+    last = x[-1] - float(np.mean(lately))
+    middle, end = float(np.mean(x[: max(1, n // 2)])), float(np.mean(x[n // 2 :]))
+    if last > max(3.5 * noise.sigma * math.sqrt(1 + 1 / len(lately)), worth):
+        return Course("last", float(np.mean(lately)), int(where[-2]), float(x[-1]), noise, n)
+    still = n >= 8 or (noise.sigma == 0 and n >= 3)
+    return Course("flat" if still else "undecided", middle, int(where[n // 4]), end, noise, n)
+
+
+def _ending(x: np.ndarray, noise: Noise, worth: float) -> str:
+    """Of a series that fell: whether it still does.
+
+    From where it is within NEAR sigma of its end the best of the shapes that have ended is held against the best of
+    those that go on.
+    """
+    n = len(x)
+    tail = float(np.median(x[-max(3, n // 5) :]))
+    far = np.flatnonzero(x > tail + NEAR * noise.sigma)
+    start = int(far[-1]) if len(far) else 0
+    y = x[start:]
+    if len(y) < FEW:
+        # within sight of its end for so short that the fall cannot have ended long ago
+        y = x[-FEW:]
+        if len(x) < FEW or noise.sigma == 0:
+            return "fell"
+    smooth = np.array([np.median(y[max(0, j - 2) : j + 3]) for j in range(len(y))])
+    y = np.clip(y, smooth - 3 * noise.sigma, smooth + 3 * noise.sigma)
+    ended, going = _shapes(len(y))
+    fits = [np.max(np.maximum(shapes @ y, 0) ** 2) for shapes in (ended, going)]
+    better = (fits[1] - fits[0]) / (noise.sigma * noise.inflation) ** 2 if noise.sigma else 0.0
+    half = len(y) // 2
+    lately = float(np.mean(y[half : half + (len(y) - half) // 2]) - np.mean(y[half + (len(y) - half) // 2 :]))
+    if better > BETTER:
+        return "falling" if lately > worth / 4 else "settled"
+    return "settled" if better < -BETTER else "fell"
+
+
+@lru_cache(maxsize=256)
+def _shapes(n: int) -> tuple[np.ndarray, np.ndarray]:
+    """Falls that ended before 0.4 of the way, and falls that go on: (shapes, n), centred, of length 1."""
+    t = np.arange(n) / (n - 1)
+    ended = [np.maximum(1 - t / k, 0) for k in (0.1, 0.2, 0.3, 0.4)] + [np.exp(-t / k) for k in (0.03, 0.06, 0.12)]
+    going = [1 - t] + [np.exp(-t / k) for k in (0.4, 0.6, 1.0)] + [np.minimum(1, 2 - 2 * t), np.sqrt(1.0001 - t)]
+    both = []
+    for shapes in (ended, going):
+        centred = np.array(shapes)
+        centred = centred - centred.mean(axis=1, keepdims=True)
+        both.append(centred / np.linalg.norm(centred, axis=1, keepdims=True))
+    return both[0], both[1]
+
+
+@dataclass(frozen=True)
+class Paired:
+    """Two evaluations of the same rows, held against each other row by row.
+
+    Attributes:
+        percent: change of the mean loss a token from a to b, in percent of a.
+        p: share of random signs of the rows' differences whose sum is as far from 0, at most one of FLIPS + 1.
+        verdict: "rose", "fell" or "same" (as far as these rows can tell).
+        n: rows.
+    """
+
+    percent: float
+    p: float
+    verdict: str
+    n: int
+
+
+FLIPS = 4000
+# One in fifty pairs that differ by chance alone is called different.
+UNLIKELY = 0.02
+
+
+def paired(rows_a: np.ndarray, tokens_a: np.ndarray, rows_b: np.ndarray, tokens_b: np.ndarray) -> Paired:
+    """Whether the loss changed between two evaluations of the same rows.
+
+    The rows' differences d = rows_b - rows_a are given random signs: were nothing changed, their sum would be as likely
+    with any. It is exact for every spread of d that is symmetric, so a few rows with a heavy tail do not decide.
+
+    Args:
+        rows_a, rows_b: (rows,), the sum of the losses of each row's tokens, in nats.
+        tokens_a, tokens_b: (rows,), how many tokens each sum is of.
+
+    Raises:
+        ValueError: they are not the same rows: their number or their tokens differ.
+    """
+    a, b = np.asarray(rows_a, "float64"), np.asarray(rows_b, "float64")
+    tokens, others = np.asarray(tokens_a, "float64"), np.asarray(tokens_b, "float64")
+    if not a.shape == b.shape == tokens.shape == others.shape or not np.array_equal(tokens, others):
+        raise ValueError("paired needs the same rows: their number or their tokens differ; compare means instead")
+    kept = np.isfinite(a) & np.isfinite(b) & (tokens > 0)
+    difference, n = (b - a)[kept], int(kept.sum())
+    base = float(a[kept].sum())
+    percent = 100 * float(difference.sum()) / base if base else 0.0
+    signs = np.random.default_rng(0).integers(0, 2, (FLIPS, n)) * 2 - 1
+    sums = np.abs(signs @ difference)
+    p = (1 + int(np.sum(sums >= abs(float(difference.sum())) * (1 - 1e-12)))) / (FLIPS + 1)
+    changed = p < UNLIKELY and abs(percent) > 100 * SMALL
+    return Paired(percent, p, ("rose" if percent > 0 else "fell") if changed else "same", n)
