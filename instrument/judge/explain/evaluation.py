@@ -1,71 +1,141 @@
-"""The evaluation loss beside the training loss: the only judge of overfitting."""
+"""The evaluation loss beside the training loss, judged against its own wobble (judge/noise.py).
+
+It rose after its lowest stretch: overfitting where the training loss fell meanwhile. It fell and goes on, fell and
+settled, or stayed. What cannot be told is `undecided`, with what would tell it. Nothing is said of the end of a run
+that has not come to it.
+"""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 
-from ...read.history import History
-from .finding import WINDOW, Finding, median
+from ..noise import FEW, Course, judge, paired
+from .finding import WINDOW, Finding, clock, listed, median, scatter
+from .history import History
 
-# Evaluations of a few dozen rows differ by about a percent when only the seed of the dropout does.
-RISE = 0.02
-FALLING = 0.01
-FEW = 5
-TIME_SHARE = 0.2
+# A turn is seen in time where a run has so many evaluations.
+ENOUGH = 5
+# Percent. A wobble below this is of no interest to a reader.
+WOBBLE = 0.3
+# A rise above this share is wrong and not to be watched.
+FAR = 0.1
+# The wobble shrank with the learning rate: by a half, while the rate fell to a half.
+SHRANK = 0.5
+# Seconds that more evaluations may cost in all before fewer rows are proposed, and rows that are enough for a turn.
+DEAR, ROWS = 300.0, 100
 
 
 def missing(history: History) -> Finding | None:
-    """Without evaluation nobody can tell learning from knowing by heart."""
-    if len(history.evals):
+    """Without evaluation nobody can tell learning from knowing by heart; before the first one is due nobody need."""
+    if len(history.evals) or _due_later(history):
         return None
     return Finding("eval_loss", "watch", "explain.eval_missing_stock" if history.stock else "explain.eval_missing")
 
 
-def overfitting(history: History) -> Finding | None:
-    """The evaluation loss turned while the training loss went on falling."""
-    step, loss = _evals(history)
-    if len(loss) < 2:
-        return None
-    best = int(np.argmin(loss))
-    train_then, train_now = _train_at(history, step[best]), _train_at(history, step[-1])
-    if loss[-1] < (1 + RISE) * loss[best] or not train_now < train_then:
-        return None
-    values = {"best": loss[best], "step": int(step[best]), "last": loss[-1], "last_step": int(step[-1])}
-    values |= {"train_then": train_then, "train_now": train_now, "percent": 100 * (loss[-1] / loss[best] - 1)}
-    return Finding("eval_loss", "wrong" if loss[-1] > 1.1 * loss[best] else "watch", "explain.overfitting", values)
+def _due_later(history: History) -> bool:
+    if history.finished:
+        return False
+    strategy, every = history.setting("training.eval_strategy"), history.number("training.eval_steps")
+    if str(strategy) == "epoch":
+        return history.epochs is None or history.epochs < 1
+    if strategy is not None and str(strategy) != "steps":
+        return False
+    if every is None:
+        every = history.number("training.logging_steps") if strategy is not None else None
+    if every is not None and 0 < every < 1:
+        every = None if history.planned is None else every * history.planned
+    return every is not None and float(history.column("step")[-1]) < every
 
 
-def trained_worse(history: History) -> Finding | None:
-    """Both rose: it is the training that came off its path, and no overfitting."""
-    step, loss = _evals(history)
-    if len(loss) < 2:
+def nonfinite(history: History) -> Finding | None:
+    """Evaluations that are NaN or inf: nothing can be chosen by them."""
+    loss = history.evals["eval_loss"].astype("float64").to_numpy()
+    bad = ~np.isfinite(loss)
+    if not bad.any():
         return None
-    best = int(np.argmin(loss))
-    train_then, train_now = _train_at(history, step[best]), _train_at(history, step[-1])
-    if loss[-1] < (1 + RISE) * loss[best] or not train_now >= train_then:
+    values = {"n": int(bad.sum()), "of": len(loss), "steps": listed(history.evals["step"].to_numpy("float64")[bad])}
+    train = history.column("loss")
+    healthy = np.isfinite(train).any() and np.isfinite(train[-1]) and train[-1] != 0
+    return Finding("eval_loss", "wrong", "explain.eval_nan" if healthy else "explain.eval_nan_both", values)
+
+
+def turned(history: History) -> Finding | None:
+    """It rose by more than it wobbles; the training loss tells overfitting from a training that went wrong."""
+    step, loss, did = _course(history)
+    if did is None or did.kind != "rose":
         return None
-    return Finding(
-        "eval_loss", "wrong", "explain.eval_rose", {"best": loss[best], "step": int(step[best]), "last": loss[-1]}
-    )
+    at = float(step[did.at])
+    then, chance = _train_at(history, at)
+    now, _ = _train_at(history, step[-1])
+    values = {"best": did.low, "step": int(at), "last": did.end, "last_step": int(step[-1])}
+    values |= {"train_then": then, "train_now": now, "percent": 100 * (did.end / did.low - 1), "wobble": did.wobble}
+    far = did.end > (1 + FAR) * did.low
+    if now < then - chance:
+        return Finding("eval_loss", "wrong" if far else "watch", "explain.overfitting", values)
+    if now > then + chance:
+        return Finding("eval_loss", "wrong", "explain.eval_rose", values)
+    return Finding("eval_loss", "wrong" if far else "watch", "explain.eval_turned", values)
 
 
 def course(history: History) -> Finding | None:
-    """Still falling at the end (more steps would help), or flat (they would not)."""
-    step, loss = _evals(history)
-    if len(loss) < 2 or loss[-1] >= (1 + RISE) * loss.min():
+    """What it did where it did not rise."""
+    step, loss, did = _course(history)
+    if did is None or did.kind == "rose":
         return None
-    values = {"first": loss[0], "last": loss[-1], "n": len(loss), "step": int(step[-1])}
-    if loss[-2] - loss[-1] > FALLING * loss[-2]:
+    values: dict[str, Any] = {"first": did.low, "last": did.end, "n": len(loss), "step": int(step[-1])}
+    values |= {"wobble": did.wobble, "lowest": float(loss.min()), "highest": float(loss.max())}
+    live = not history.finished
+    if did.kind == "falling":
+        if live:
+            return Finding("eval_loss", "healthy", "explain.eval_falling", values)
         return Finding("eval_loss", "watch", "explain.underfitting", values)
-    return Finding("eval_loss", "healthy", "explain.eval_flat", values)
+    if did.kind == "settled":
+        return Finding("eval_loss", "healthy", "explain.eval_level" if live else "explain.eval_flat", values)
+    if did.kind == "fell":
+        return Finding("eval_loss", "undecided", "explain.eval_fell", values)
+    if did.kind == "flat":
+        return Finding("eval_loss", "note", "explain.eval_unmoved", values)
+    if did.kind == "last":
+        values |= {"percent": 100 * (did.end / did.low - 1)}
+        return Finding("eval_loss", "undecided", "explain.eval_last_rose", values)
+    values |= {"percent": 100 * (loss.max() / loss.min() - 1) if loss.min() > 0 else 0.0}
+    return Finding("eval_loss", "undecided", "explain.eval_few", values)
+
+
+def wobble(history: History) -> Finding | None:
+    """How much it wobbles, and why where the log shows it.
+
+    The same rows are evaluated each time, so it is the weights that move, not the rows that differ.
+    """
+    step, loss, did = _course(history)
+    if did is None or len(loss) < FEW or did.wobble < WOBBLE:
+        return None
+    values: dict[str, Any] = {"wobble": did.wobble, "n": len(loss)}
+    half = len(loss) // 2
+    rate_step, rate = history.finite("learning_rate")
+    if half >= 2 * FEW and len(rate):
+        rates = np.interp(step, rate_step, rate)
+        early, late = (scatter(np.diff(part)) / math.sqrt(2) / median(part) for part in (loss[:half], loss[half:]))
+        if median(rates[half:]) < SHRANK * median(rates[:half]) and late < SHRANK * early:
+            return Finding(
+                "eval_loss", "note", "explain.eval_wobble_rate", values | {"early": 100 * early, "late": 100 * late}
+            )
+    rows = evaluated_rows(history)
+    if rows:
+        return Finding("eval_loss", "note", "explain.eval_wobble_rows", values | {"rows": rows})
+    return Finding("eval_loss", "note", "explain.eval_wobble", values)
 
 
 def gap(history: History) -> Finding | None:
     """How far apart both losses ended."""
-    step, loss = _evals(history)
+    step, loss = evaluations(history)
     if not len(loss):
         return None
-    train = _train_at(history, step[-1])
+    train, _ = _train_at(history, step[-1])
     if not np.isfinite(train) or train <= 0:
         return None
     return Finding(
@@ -74,27 +144,90 @@ def gap(history: History) -> Finding | None:
 
 
 def too_rare(history: History) -> Finding | None:
-    """So few evaluations that a turn would be seen late."""
-    _, loss = _evals(history)
-    n_steps = int(history.column("step")[-1])
-    if not 0 < len(loss) < FEW or n_steps < 10 * FEW:
+    """So few evaluations that a turn would be seen late; where they are dear, fewer rows come first."""
+    step, loss = evaluations(history)
+    last = int(history.column("step")[-1])
+    steps = last if history.finished or history.planned is None else max(history.planned, last)
+    expected = len(loss) * steps / max(float(step[-1]), 1.0) if len(loss) else 0
+    if not 0 < len(loss) < ENOUGH or expected >= ENOUGH or steps < 10 * ENOUGH:
         return None
-    return Finding(
-        "eval_loss", "note", "explain.eval_rare", {"n": len(loss), "steps": n_steps, "every": n_steps // (2 * FEW)}
-    )
+    values: dict[str, Any] = {"n": len(loss), "steps": last, "every": steps // (2 * ENOUGH)}
+    each, rows = median(_column(history, "eval_runtime")), evaluated_rows(history)
+    more = (2 * ENOUGH - expected) * each
+    if not np.isfinite(each) or more < DEAR:
+        return Finding("eval_loss", "note", "explain.eval_rare_stock" if history.stock else "explain.eval_rare", values)
+    values |= {"each": clock(each), "more": clock(more), "rows": rows or 0, "limit": ROWS}
+    if rows is None or rows < 2 * ROWS:
+        return Finding("eval_loss", "note", "explain.eval_rare_slow", values)
+    values |= {"rate": rows / each, "less": clock(each * ROWS / rows)}
+    key = "explain.eval_rare_dear_stock" if history.stock else "explain.eval_rare_dear"
+    return Finding("eval_loss", "note", key, values)
 
 
-def _evals(history: History) -> tuple[np.ndarray, np.ndarray]:
-    step = history.evals["step"].to_numpy("float64")
-    loss = history.evals["eval_loss"].astype("float64").to_numpy()
+Rows = Mapping[int, tuple[np.ndarray, np.ndarray]]
+"""By step: the loss sums and the token counts of the rows of an evaluation, in the same order each time."""
+
+
+def by_rows(history: History, rows: Rows) -> Finding | None:
+    """Few evaluations decided row by row: the last against the lowest before it.
+
+    Args:
+        rows: of at least two evaluations of the same rows.
+
+    Raises:
+        ValueError: the rows of two evaluations are not the same.
+    """
+    if len(rows) < 2:
+        return None
+    steps = sorted(rows)
+    means = {step: float(np.nansum(rows[step][0]) / max(np.sum(rows[step][1]), 1)) for step in steps}
+    best = min(steps[:-1], key=lambda step: means[step])
+    found = paired(*rows[best], *rows[steps[-1]])
+    then, chance = _train_at(history, best)
+    now, _ = _train_at(history, steps[-1])
+    values = {"best": means[best], "step": best, "last": means[steps[-1]], "last_step": steps[-1], "rows": found.n}
+    values |= {"percent": abs(found.percent), "train_then": then, "train_now": now}
+    if found.verdict == "same":
+        return Finding("eval_loss", "healthy", "explain.eval_rows_same", values)
+    if found.verdict == "fell":
+        return Finding("eval_loss", "healthy", "explain.eval_rows_fell", values)
+    overfit = now < then - chance
+    verdict = "wrong" if found.percent > 100 * FAR else "watch"
+    return Finding("eval_loss", verdict, "explain.eval_rows_overfit" if overfit else "explain.eval_rows_rose", values)
+
+
+def evaluations(history: History) -> tuple[np.ndarray, np.ndarray]:
+    """Steps and losses of the finite evaluations."""
+    step, loss = history.evals["step"].to_numpy("float64"), history.evals["eval_loss"].astype("float64").to_numpy()
     kept = np.isfinite(loss)
     return step[kept], loss[kept]
 
 
-def _train_at(history: History, at: float) -> float:
-    """The median training loss of the dozen steps that end there."""
+def evaluated_rows(history: History) -> int | None:
+    """Rows of an evaluation: its time times its rows a second; None where the log has not both."""
+    product = median(_column(history, "eval_runtime") * _column(history, "eval_samples_per_second"))
+    return round(product) if np.isfinite(product) and product >= 1 else None
+
+
+def _column(history: History, name: str) -> np.ndarray:
+    if name not in history.evals:
+        return np.full(1, math.nan)
+    return history.evals[name].astype("float64").to_numpy()
+
+
+def _course(history: History) -> tuple[np.ndarray, np.ndarray, Course | None]:
+    step, loss = evaluations(history)
+    return step, loss, judge(loss) if len(loss) > 1 else None
+
+
+def _train_at(history: History, at: float) -> tuple[float, float]:
+    """The median training loss of the dozen steps that end there, and how far two such differ by chance."""
     step, loss = history.finite("loss")
-    return median(loss[step <= at][-WINDOW:])
+    own = loss[step <= at][-WINDOW:]
+    if not len(own):
+        return math.nan, math.nan
+    chance = 2 * 1.25 * scatter(np.diff(loss)) / math.sqrt(2) * math.sqrt(2 / len(own)) if len(loss) > 4 else 0.0
+    return median(own), chance
 
 
-RULES = (missing, overfitting, trained_worse, course, gap, too_rare)
+RULES = (missing, nonfinite, turned, course, wobble, gap, too_rare)

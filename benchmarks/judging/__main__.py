@@ -1,0 +1,141 @@
+"""Counts and prints; exit code 1 if a cell falls short of its bar."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from statistics import NormalDist
+
+import numpy as np
+
+from lora_train.instrument.judge.noise import CRITICAL, noise_of, statistic
+
+from . import __doc__ as description
+from . import draw
+from .cells import PARTS, Cell, cells
+
+FIRST_SEED = 1_000_000
+"""The thresholds were chosen on seeds below this one."""
+SEEDS, QUICK_SEEDS = 200, 10
+QUICK = {"eval": (5, 12, 15, 40), "rows": (100,), "accuracy": (20,)}
+"""Of each part the sizes that --quick counts; of the others QUICK_LINES."""
+QUICK_LINES = (200,)
+CRITICAL_SEEDS = 4000
+
+
+@dataclass(frozen=True)
+class Rate:
+    """A cell and in how many of so many seeds one of its sentences was said."""
+
+    cell: Cell
+    said: int
+    of: int
+
+    @property
+    def allowed(self) -> int:
+        """How many may be said falsely, or have to be found: the bar itself with SEEDS.
+
+        With fewer the bar is moved by what chance adds in one cell of a thousand, after the normal approximation.
+        """
+        bar = self.cell.bar * self.of
+        if self.of >= SEEDS:
+            return round(bar)
+        chance = NormalDist().inv_cdf(0.999) * (bar * (1 - self.cell.bar)) ** 0.5 + 0.5
+        return int(np.floor(bar - chance)) if self.cell.found else int(np.ceil(bar + chance))
+
+    @property
+    def passes(self) -> bool:
+        """Whether the bar is held."""
+        return self.said >= self.allowed if self.cell.found else self.said <= self.allowed
+
+    def line(self) -> str:
+        """One line of the table."""
+        kind = "found" if self.cell.found else "false"
+        sign = ">=" if self.cell.found else "<="
+        rate = f"{100 * self.said / self.of:5.1f}%  {sign} {100 * self.cell.bar:2.0f}%"
+        verdict = "PASS" if self.passes else "SHORT"
+        return f"{self.cell.part:<10} {self.cell.name:<36} {self.cell.n:>6}  {kind} {rate}  {self.of:>4}  {verdict}"
+
+
+def count(cell: Cell, seeds: int, first: int = FIRST_SEED) -> int:
+    """In how many of the seeds one of the cell's sentences is said."""
+    said = 0
+    for seed in range(first, first + seeds):
+        findings = cell.make(np.random.default_rng([seed, cell.n]))
+        said += not cell.keys.isdisjoint(finding.key.removeprefix("explain.") for finding in findings)
+    return said
+
+
+def measure(wanted: Sequence[int], seeds: int, workers: int = 1, first: int = FIRST_SEED) -> Iterator[Rate]:
+    """The rates of the cells at these places of `cells()`, in their order."""
+    every = cells()
+    counts = [max(1, round(seeds * every[place].share)) for place in wanted]
+    with ProcessPoolExecutor(workers) as pool:
+        said = pool.map(partial(_count_at, first=first), wanted, counts, chunksize=2)
+        for place, of, n in zip(wanted, counts, said, strict=True):
+            yield Rate(every[place], n, of)
+
+
+def _count_at(place: int, seeds: int, first: int) -> int:
+    return count(cells()[place], seeds, first)
+
+
+def quick() -> list[int]:
+    """Places of the cells that --quick counts."""
+    return [place for place, cell in enumerate(cells()) if cell.n in QUICK.get(cell.part, QUICK_LINES)]
+
+
+def critical(seeds: int = CRITICAL_SEEDS) -> dict[int, float]:
+    """CRITICAL of instrument/judge/noise.py, but for its first two entries, drawn from seeds of their own."""
+    table = {}
+    for n in (n for n in CRITICAL if n > 5):
+        reached = []
+        for kind, share in (("Gaussian", 0.99), ("Student t3", 0.99), ("5% outliers", 0.99), ("AR 0.5", 0.97)):
+            if kind == "AR 0.5" and n < 40:
+                continue
+            random = np.random.default_rng([n, 1])
+            drawn = (draw.correlated(n, random) if kind == "AR 0.5" else draw.noise(kind, n, random) for _ in range(seeds))
+            reached.append(float(np.quantile([statistic(x, noise_of(x))[0] for x in drawn], share)))
+        table[n] = round(max(reached), 2)
+    return table
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Prints the table.
+
+    Returns:
+        0 if every cell holds its bar, else 1.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.judging", description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--part", choices=PARTS, action="append", help="only this one; may be given again")
+    parser.add_argument("--seeds", type=int, default=SEEDS, help=f"of each cell ({SEEDS})")
+    parser.add_argument("--first", type=int, default=FIRST_SEED, help=f"the first seed ({FIRST_SEED})")
+    parser.add_argument("--workers", type=int, default=2, help="processes (2)")
+    parser.add_argument("--quick", action="store_true", help=f"some sizes, {QUICK_SEEDS} seeds")
+    parser.add_argument("--short", action="store_true", help="print only what falls short")
+    parser.add_argument("--critical", action="store_true", help="print the table of critical values instead")
+    options = parser.parse_args(arguments)
+    if options.critical:
+        print(critical())
+        return 0
+    every = cells()
+    places = quick() if options.quick else list(range(len(every)))
+    places = [place for place in places if every[place].part in (options.part or PARTS)]
+    began, n_short = time.monotonic(), 0
+    for rate in measure(places, QUICK_SEEDS if options.quick else options.seeds, options.workers, options.first):
+        n_short += not rate.passes
+        if not (options.short and rate.passes):
+            print(rate.line(), flush=True)
+    print(f"{len(places)} cells, {n_short} short, {time.monotonic() - began:.0f} s")
+    return 1 if n_short else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
