@@ -17,12 +17,12 @@ LEVEL, RELATIVE = 1.6, 0.01
 
 
 def noise(kind: str, n: int, random: Random) -> np.ndarray:
-    """(n,) of standard deviation 1; outliers are eight times as wide and come on top."""
+    """(n,) of standard deviation 1; of the outliers' 5% are eight times as wide as the rest, whose own is then 0.49."""
     if kind == "Student t3":
         return random.standard_t(3, n) / np.sqrt(3)
     drawn = random.standard_normal(n)
     if kind == "5% outliers":
-        drawn = np.where(random.random(n) < 0.05, 8 * drawn, drawn)
+        drawn = np.where(random.random(n) < 0.05, 8 * drawn, drawn) / np.sqrt(0.95 + 0.05 * 64)
     return drawn
 
 
@@ -45,7 +45,7 @@ def level(shape: str, n: int, d: float = 0.0) -> np.ndarray:
         "fall all along": d * (1 - t),
         "step": np.where(np.arange(n) >= n // 2, d, 0.0),
         "line": d * half,
-        "fall, then line": 20 * np.maximum(1 - 2 * t, 0) + d * half,
+        "fall, then line": 20 * np.exp(-10 * t) + d * half,
         "last alone": np.where(np.arange(n) == n - 1, d, 0.0),
     }[shape]
 

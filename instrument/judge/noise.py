@@ -3,7 +3,7 @@
     x_i = m_i + e_i,   i < n:   a level m and a wobble e, drawn anew at every evaluation
 
     sigma   scatter of x_{i+1} - x_i over sqrt(2): outliers are cut off, a trend that is even cancels
-    rho     correlation of neighbours, from the scatter of x_{i+2} - x_i beside it; 0 where n < 20 cannot tell
+    rho     correlation of neighbours, of what a running mean leaves; 0 where n < 40 cannot tell
     T       max over i < k of the mean over a in [i, k), b in [k, n) of psi((x_b - x_a) / sigma),
             over sqrt(1 / (k - i) + 1 / (n - k));  psi cuts off at +-CLIP, so one outlier decides nothing
 
@@ -24,25 +24,29 @@ from functools import lru_cache
 
 import numpy as np
 
-CLIP = 4.0
+CLIP = 3.0
 # Longer series are judged by the means of so many blocks, which also leaves their correlation behind.
 BLOCKS = 200
 # Correlation of neighbours is not known from fewer, and one above MOST_RHO is a trend.
-KNOWN_RHO, MOST_RHO = 20, 0.8
+KNOWN_RHO, MOST_RHO, AROUND = 40, 0.8, 15
 # Below FEW values the scatter is not known: no evaluation of a hundred rows wobbles by more than ASSUMED of its level.
 FEW, ASSUMED = 6, 0.05
 # A change below this share of the level is not worth a name.
 SMALL = 0.005
 # What T reaches by chance in one of 100 series that stay, of the worst of three kinds of noise (Gaussian, Student's t
 # with 3 degrees of freedom, 5% outliers), and from 40 on in one of 30 whose neighbours are correlated by 0.5; the first
-# two are of assumed noise, which is wide: python -m benchmarks.judging --critical
+# three are of assumed noise, which is wide: python -m benchmarks.judging --critical
 CRITICAL = {
-    3: 3.2, 5: 3.2, 6: 3.8, 8: 3.6, 10: 3.8, 12: 3.5, 15: 3.7, 19: 3.8,
-    20: 3.1, 30: 3.4, 40: 4.0, 60: 4.1, 80: 4.4, 120: 4.6, 200: 4.85,
+    3: 2.4, 4: 2.8, 5: 2.8, 6: 3.25, 8: 3.2, 10: 3.5, 12: 3.2, 15: 3.45, 19: 3.5,
+    20: 3.2, 30: 3.5, 39: 3.6, 40: 3.25, 60: 3.25, 80: 3.3, 120: 3.4, 200: 3.7,
 }  # fmt: skip
 # By how much the fit of shapes that have ended must be better than that of shapes that go on (chi-squared units):
 # the shapes of `_shapes` are told apart by 16 and more where the fall is as large as CRITICAL finds.
-BETTER = 4.0
+GOES_ON, ENDED = 2.5, 1.0
+# Standard errors of the best of those shapes by chance, in one of 200 series that stay, by the least number of values.
+FALL = {0: 4.3, 10: 3.6, 60: 3.2}
+# Fewer are too few to say that nothing moved.
+STAYS = 10
 # A fall is looked at from where it is within so many sigma of its end: what came before says nothing of the end.
 NEAR = 10.0
 
@@ -134,12 +138,29 @@ def noise_of(values: np.ndarray, assumed: float = ASSUMED) -> Noise:
     sigma = deviation(one - np.median(one)) / math.sqrt(2) if len(one) > 1 else 0.0
     if len(x) < FEW:
         return Noise(max(sigma, least, assumed * abs(float(np.median(x))) if len(x) else 0.0), known=False)
-    rho = 0.0
-    if len(x) >= KNOWN_RHO and sigma > least:
-        two = x[2:] - x[:-2]
-        # var(x_2 - x_0) / var(x_1 - x_0) = 1 + rho
-        rho = min(max((deviation(two - np.median(two)) / deviation(one - np.median(one))) ** 2 - 1, 0.0), MOST_RHO)
+    rho = correlation(x, sigma) if len(x) >= KNOWN_RHO and sigma > least else 0.0
     return Noise(max(sigma / math.sqrt(1 - rho), least), rho)
+
+
+def correlation(x: np.ndarray, sigma: float) -> float:
+    """Of neighbours, 0 to MOST_RHO: of what is left of each value beside the mean of the AROUND about it.
+
+    Where the level itself moves by half a sigma a step it is left out. A mean of 15 takes its part of the correlation
+    along: of independent values -0.1 is left, of an AR of 0.5 about 0.3, hence the correction.
+    """
+    half = AROUND // 2
+    inner = x[half : len(x) - half]
+    around = np.convolve(x, np.full(AROUND, 1 / AROUND), "valid")
+    lever = np.arange(half, -half - 1, -1.0)
+    slope = np.convolve(x, lever / np.sum(lever**2), "valid")
+    rest = inner - around
+    wide = deviation(rest)
+    rest = np.where(np.abs(slope) < sigma / 2, np.clip(rest, -2.5 * wide, 2.5 * wide), np.nan)
+    both = np.isfinite(rest[1:]) & np.isfinite(rest[:-1])
+    if both.sum() < AROUND or wide == 0:
+        return 0.0
+    left = float(np.sum(rest[1:][both] * rest[:-1][both]) / np.nansum(rest**2))
+    return min(max(1.25 * (left + 0.1), 0.0), MOST_RHO)
 
 
 def blocks(values: np.ndarray, most: int = BLOCKS) -> tuple[np.ndarray, np.ndarray]:
@@ -160,7 +181,7 @@ def statistic(values: np.ndarray, noise: Noise) -> tuple[float, int, int]:
     x = np.array(values, "float64")
     n = len(x)
     x[-1] = min(x[-2:])
-    shortest = 1 if n < FEW else 2 if n < 12 else 3
+    shortest = 1 if n < FEW else 2 if n < 12 else 3 if n < 20 else 4 if n < 60 else 6
     if n < 3 or noise.sigma == 0:
         return -math.inf, 0, 0
     pairs = np.clip((x[None, :] - x[:, None]) / noise.sigma, -CLIP, CLIP)
@@ -208,16 +229,18 @@ def judge(values: np.ndarray, *, small: float = SMALL, assumed: float = ASSUMED,
     if size >= limit and end - low > worth:
         return Course("rose", low, int(where[(i + k - 1) // 2]), end, noise, n)
     down, i, k = statistic(-x, noise)
-    if k:
-        first, end = float(np.mean(x[i:k])), float(np.mean(x[k:]))
-        if down >= limit and first - end > worth:
-            return Course(_ending(x, noise, worth), first, int(where[(i + k - 1) // 2]), end, noise, n)
+    first, end = (float(np.mean(x[i:k])), float(np.mean(x[k:]))) if k else (float(x[0]), float(x[-1]))
+    if down < limit and _fall(x, noise) > next(FALL[least] for least in reversed(FALL) if n >= least):
+        i, k = 0, max(1, n // 10)
+        first, end, down = float(np.mean(x[:k])), float(np.mean(x[n // 2 :])), limit
+    if down >= limit and first - end > worth:
+        return Course(_ending(x, noise, worth), first, int(where[(i + k - 1) // 2]), end, noise, n)
     lately = x[max(0, n - 6) : n - 1]
     last = x[-1] - float(np.mean(lately))
     middle, end = float(np.mean(x[: max(1, n // 2)])), float(np.mean(x[n // 2 :]))
     if last > max(3.5 * noise.sigma * math.sqrt(1 + 1 / len(lately)), worth):
         return Course("last", float(np.mean(lately)), int(where[-2]), float(x[-1]), noise, n)
-    still = n >= 8 or (noise.sigma == 0 and n >= 3)
+    still = n >= STAYS or (noise.sigma == 0 and n >= 3)
     return Course("flat" if still else "undecided", middle, int(where[n // 4]), end, noise, n)
 
 
@@ -227,26 +250,35 @@ def _ending(x: np.ndarray, noise: Noise, worth: float) -> str:
     From where it is within NEAR sigma of its end the best of the shapes that have ended is held against the best of
     those that go on.
     """
-    n = len(x)
-    tail = float(np.median(x[-max(3, n // 5) :]))
+    x = _without_outliers(x, 3 * noise.sigma)
+    tail = float(np.median(x[-max(3, len(x) // 5) :]))
     far = np.flatnonzero(x > tail + NEAR * noise.sigma)
-    start = int(far[-1]) if len(far) else 0
-    y = x[start:]
-    if len(y) < FEW:
-        # within sight of its end for so short that the fall cannot have ended long ago
-        y = x[-FEW:]
-        if len(x) < FEW or noise.sigma == 0:
-            return "fell"
-    smooth = np.array([np.median(y[max(0, j - 2) : j + 3]) for j in range(len(y))])
-    y = np.clip(y, smooth - 3 * noise.sigma, smooth + 3 * noise.sigma)
+    y = x[min(int(far[-1]) if len(far) else 0, max(len(x) - FEW, 0)) :]
+    if len(y) < FEW or noise.sigma == 0:
+        return "fell"
     ended, going = _shapes(len(y))
     fits = [np.max(np.maximum(shapes @ y, 0) ** 2) for shapes in (ended, going)]
-    better = (fits[1] - fits[0]) / (noise.sigma * noise.inflation) ** 2 if noise.sigma else 0.0
+    better = (fits[1] - fits[0]) / (noise.sigma * noise.inflation) ** 2
     half = len(y) // 2
     lately = float(np.mean(y[half : half + (len(y) - half) // 2]) - np.mean(y[half + (len(y) - half) // 2 :]))
-    if better > BETTER:
+    if better > GOES_ON:
         return "falling" if lately > worth / 4 else "settled"
-    return "settled" if better < -BETTER else "fell"
+    return "settled" if better < -ENDED else "fell"
+
+
+def _fall(x: np.ndarray, noise: Noise) -> float:
+    """How well a fall of the best of `_shapes` fits, in standard errors: it sees one that is over after a few values."""
+    if len(x) < FEW or noise.sigma == 0:
+        return -math.inf
+    y = _without_outliers(x, noise.sigma)
+    return max(float(np.max(shapes @ y)) for shapes in _shapes(len(x))) / noise.sigma / noise.inflation
+
+
+def _without_outliers(y: np.ndarray, reach: float) -> np.ndarray:
+    """Values further than reach outside of the two on either side are cut off there."""
+    padded = np.concatenate([[np.nan] * 2, y, [np.nan] * 2])
+    beside = np.stack([padded[0:-4], padded[1:-3], padded[3:-1], padded[4:]])
+    return np.clip(y, np.nanmin(beside, axis=0) - reach, np.nanmax(beside, axis=0) + reach)
 
 
 @lru_cache(maxsize=256)
