@@ -131,7 +131,7 @@ def _norms(n: int, sigma: float, *, spike: bool) -> Made:
 def grad_norm() -> Iterator[Cell]:
     """Log-normal norms, and one that is three times the largest to be expected."""
     spikes = frozenset({"spikes", "spikes_layer"})
-    false = spikes | {"exploding", "vanishing", "no_gradient_since"}
+    false = spikes | {"exploding", "vanishing", "gradient_none_since"}
     for sigma, n in product((0.3, 0.6, 0.9), LINES):
         yield Cell("grad_norm", f"log-normal {sigma}", n, _norms(n, sigma, spike=False), false, FALSE, share=_share(n))
         make = _norms(n, sigma, spike=True)
@@ -147,7 +147,7 @@ def loss() -> Iterator[Cell]:
 
         return explained(make)
 
-    rose, fell = frozenset({"loss_rose", "loss_blew_up"}), frozenset({"loss_fell"})
+    rose, fell = frozenset({"loss_rose", "loss_turned", "loss_blew_up"}), frozenset({"loss_fell"})
     flat = frozenset({"loss_flat"})
     for n in LINES:
         share = _share(n)
@@ -180,7 +180,7 @@ def memory() -> Iterator[Cell]:
 
 def time() -> Iterator[Cell]:
     """Step times with pauses, and a machine that becomes slower."""
-    slower = frozenset({"time_slower", "time_slower_seconds"})
+    slower = frozenset({"time_slower", "time_slower_cpu", "time_slower_seconds"})
     for n in LINES:
         share = _share(n)
 

@@ -155,13 +155,12 @@ def too_rare(history: History) -> Finding | None:
     each, rows = median(_column(history, "eval_runtime")), evaluated_rows(history)
     more = (2 * ENOUGH - expected) * each
     if not np.isfinite(each) or more < DEAR:
-        return Finding("eval_loss", "note", "explain.eval_rare_stock" if history.stock else "explain.eval_rare", values)
+        return Finding("eval_loss", "note", "explain.eval_rare", values)
     values |= {"each": clock(each), "more": clock(more), "rows": rows or 0, "limit": ROWS}
     if rows is None or rows < 2 * ROWS:
         return Finding("eval_loss", "note", "explain.eval_rare_slow", values)
     values |= {"rate": rows / each, "less": clock(each * ROWS / rows)}
-    key = "explain.eval_rare_dear_stock" if history.stock else "explain.eval_rare_dear"
-    return Finding("eval_loss", "note", key, values)
+    return Finding("eval_loss", "note", "explain.eval_rare_dear", values)
 
 
 Rows = Mapping[int, tuple[np.ndarray, np.ndarray]]

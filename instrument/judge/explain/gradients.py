@@ -1,14 +1,25 @@
-"""The gradient norm against its own spread in this run, the layers that carry it, and how often clipping bit."""
+"""The gradient norm against its own spread in this run, the layers that carry it, and how often clipping bit.
+
+Norms scatter by factors, so they are judged by their logarithms: a step stands out whose logarithm is further above the
+median of the dozen on either side than one of n normal values is in one run of 50, and by SPIKE_FACTOR at least.
+"""
 
 from __future__ import annotations
 
+import math
+from statistics import NormalDist
+
 import numpy as np
 
-from ...read.history import History
-from .finding import WINDOW, Finding, listed, median, scatter
+from ..noise import deviation
+from .finding import WINDOW, Finding, listed, median
+from .history import PRINTED, History
 
-# In the logarithm: gradient norms scatter by factors. Six deviations and threefold: no normal run of 10,000 steps.
-SPIKE_DEVIATIONS, SPIKE_FACTOR = 6.0, 3.0
+FALSE, SPIKE_FACTOR = 0.02, 2.5
+# Of 24 values the median scatters too: what is left beside it is wider than the values themselves.
+BESIDE_MEDIAN = math.sqrt(1 + math.pi / 2 / (2 * WINDOW))
+# A norm below this is none: bf16 and fp16 gradients that reach an adapter are larger by orders.
+NOTHING = 1e-12
 SPIKES_WATCHED = 0.01
 # Over the run's calmest dozen steps. Norms grow twofold in healthy runs as B leaves zero, not tenfold.
 EXPLODED = 10.0
@@ -21,11 +32,13 @@ CLIPPED_NEARLY_ALWAYS, CLIPPED_RARELY = 0.9, 0.1
 
 def spread(history: History) -> Finding | None:
     """The run's own range: what an unusual value would be here, whatever it is called elsewhere."""
-    _, norm = history.finite("grad_norm")
-    if len(norm) < 4:
+    step, norm = history.finite("grad_norm")
+    if len(norm) < 4 or median(norm) <= NOTHING:
         return None
     low, middle, high = (float(np.quantile(norm, q)) for q in (0.05, 0.5, 0.95))
-    values = {"low": low, "median": middle, "high": high, "n": len(norm), "unusual": SPIKE_FACTOR * high}
+    worst = int(np.argmax(norm))
+    values = {"low": low, "median": middle, "high": high, "n": len(norm), "highest": float(norm[worst])}
+    values |= {"step": int(step[worst]), "unusual": middle * math.exp(_usual(norm)[1])}
     return Finding("grad_norm", "healthy", "explain.grad_spread", values)
 
 
@@ -69,11 +82,45 @@ def _at(layers, step: int, history: History):
 
 def _spikes(norm: np.ndarray) -> np.ndarray:
     """Positions; each is held against the dozen before and the dozen after it."""
+    above, limit = _usual(norm)
+    return np.flatnonzero(above > limit)
+
+
+def _usual(norm: np.ndarray) -> tuple[np.ndarray, float]:
+    """How far each logarithm is above those around it, and from where on that is unusual in a run of this length."""
     logs = np.log(np.maximum(norm, 1e-30))
-    limit = SPIKE_DEVIATIONS * scatter(np.diff(logs)) / np.sqrt(2)
-    around = [np.concatenate([logs[max(0, i - WINDOW) : i], logs[i + 1 : i + 1 + WINDOW]]) for i in range(len(logs))]
-    usual = np.array([median(values) for values in around])
-    return np.flatnonzero(logs - usual > max(limit, np.log(SPIKE_FACTOR)))
+    n, width = len(logs), 2 * WINDOW + 1
+    padded = np.concatenate([np.full(WINDOW, np.nan), logs, np.full(WINDOW, np.nan)])
+    around = np.lib.stride_tricks.sliding_window_view(padded, width)
+    above = logs - np.nanmedian(around, axis=1)
+    sigma = deviation(above) / BESIDE_MEDIAN
+    return above, max(sigma * NormalDist().inv_cdf(1 - FALSE / n), math.log(SPIKE_FACTOR))
+
+
+def never_finite(history: History) -> Finding | None:
+    """Every norm is NaN or inf while the losses are finite: only the backward pass overflows, from the first step on.
+
+    A log without the column has no value there either: the reader says in `attrs` whether it was printed.
+    """
+    norm, loss = history.column("grad_norm"), history.column("loss")
+    if np.isfinite(norm).any() or not np.isfinite(loss).any() or "grad_norm" not in history.steps.attrs.get(PRINTED, ()):
+        return None
+    values = {"n": len(norm), "loss": float(loss[np.isfinite(loss)][-1])}
+    return Finding("grad_norm", "wrong", "explain.gradient_never_finite", values)
+
+
+def none_since(history: History) -> Finding | None:
+    """Norms of 0 to the end: from there on nothing was learned, whatever the learning rate."""
+    step, norm = history.finite("grad_norm")
+    loss = history.column("loss")
+    zero = norm <= NOTHING
+    if len(norm) < 4 or not zero[-3:].all() or not np.nanmax(np.abs(loss[-3:])) > 0:
+        return None
+    since = int(len(zero) - np.argmax(~zero[::-1])) if not zero.all() else 0
+    if history.stock and not (~zero[step > 1]).any():  # stock.py says so of a log
+        return None
+    values = {"step": int(step[since]), "n": len(norm) - since, "loss": float(loss[np.isfinite(loss)][-1])}
+    return Finding("grad_norm", "wrong", "explain.gradient_none_since", values)
 
 
 def exploding(history: History) -> Finding | None:
@@ -163,4 +210,4 @@ def above_one(history: History) -> Finding | None:
     return Finding("grad_norm", "note", "explain.above_one", {"median": median(norm), "first": first, "last": last})
 
 
-RULES = (spread, spikes, exploding, vanishing, clipping, layers, unmoved_layers, above_one)
+RULES = (never_finite, none_since, spread, spikes, exploding, vanishing, clipping, layers, unmoved_layers, above_one)

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import math
 
-from ...read.history import History
+import numpy as np
+
+from ..noise import STAYS as FEW
+from ..noise import Course, judge
 from .finding import WINDOW, Finding, at_end, ends, listed, median, scatter
+from .history import History
+from .schedule import FAR_RATE
 
 # A change below this share of the loss is not worth a name: seeds differ by as much.
 SMALL = 0.02
@@ -15,8 +20,12 @@ LEARNED = 0.05
 BY_HEART = 0.1
 # A drop at an epoch's border that is so many times the scatter of medians within the epochs is a stair.
 STAIR = 3.0
-# The scatter of fewer losses is not known well enough to call a rise.
-FEW = 20
+# What fewer losses than a judgement needs are taken to scatter by: of single steps, and of means of a logging interval.
+STEPS_SCATTER, MEANS_SCATTER = 0.3, 0.05
+# A loss that is so many times the first from the first update on, and never comes back.
+BLEW_UP = 2.0
+# Nats a token: guessing costs ln(vocabulary), at most 12.5; some trainers add up 8 micro-batches.
+NO_MODEL = 100.0
 # Of the whole fall, hidden before the second line of a log.
 HIDDEN = 0.3
 
@@ -25,8 +34,6 @@ def nonfinite(history: History) -> Finding | None:
     """Steps whose loss is not finite: recorded as such, never as 0."""
     if history.stock:
         return None
-    import numpy as np
-
     lost = np.isnan(history.column("loss")) & (history.column("nonfinite_micro_batches") > 0)
     bad = history.column("step")[lost]
     if not len(bad):
@@ -37,28 +44,65 @@ def nonfinite(history: History) -> Finding | None:
 
 
 def course(history: History) -> Finding | None:
-    """Down, flat or up, against the scatter of single steps.
-
-    The medians of k losses differ by 1.25 scatter / sqrt(k) by chance; three times that is a change.
-    """
-    _, loss = history.finite("loss")
-    if len(loss) < 4:
-        return Finding("loss", "note", "explain.loss_short", {"n": len(loss)})
-    first, last = ends(loss)
-    half = len(loss) // 2
-    k = at_end(len(loss))
-    chance = max(3 * 1.25 * scatter(loss[half:]) / math.sqrt(k), SMALL * abs(first))
-    values = {"first": first, "last": last, "lowest": float(loss.min()), "percent": 100 * (first - last) / first}
-    values |= {"n": len(loss), "chance": chance}
-    if stock_zeros(history):
+    """Down, flat, up, or down and up again, against its own scatter (judge/noise.py)."""
+    step, loss = history.finite("loss")
+    if stock_zeros(history) or blew_up(history) is not None:
         return None
-    if last < first - chance:
+    if len(loss) < (4 if history.coarse == 1 else 3):
+        return Finding("loss", "note", "explain.loss_short", {"n": len(loss)})
+    did = _course(history)
+    first, last = ends(loss)
+    lowest = int(np.argmin(loss))
+    chance = 2 * did.noise.sigma * did.noise.inflation * math.sqrt(2 / at_end(did.n))
+    values = {"first": first, "last": last, "lowest": float(loss[lowest]), "n": len(loss), "chance": chance}
+    values |= {"percent": 100 * (first - last) / first if first else 0.0, "step": int(step[lowest])}
+    values["every"] = history.coarse
+    if did.kind == "rose":
+        values |= {"low": did.low, "last": did.end, "step": int(step[did.at])}
+        if did.end > first:
+            return Finding("loss", "wrong", "explain.loss_rose", values)
+        return Finding("loss", "watch", "explain.loss_turned", values)
+    if did.kind in ("falling", "settled", "fell"):
         return Finding("loss", "healthy", "explain.loss_fell", values)
-    if len(loss) < FEW:
-        return Finding("loss", "note", "explain.loss_unclear", values)
-    if last > first + chance:
-        return Finding("loss", "wrong", "explain.loss_rose", values)
-    return Finding("loss", "watch", "explain.loss_flat", values)
+    if history.coarse > 1 and loss[0] - median(loss[1:]) > 4 * did.noise.sigma:
+        values |= {"first": float(loss[0]), "percent": 100 * (loss[0] - last) / loss[0]}
+        return Finding("loss", "healthy", "explain.loss_fell", values)
+    if did.kind == "flat" and len(loss) >= FEW:
+        coarse = history.coarse > 1
+        return Finding(
+            "loss", "undecided" if coarse else "watch", "explain.loss_flat_coarse" if coarse else "explain.loss_flat", values
+        )
+    return Finding("loss", "undecided", "explain.loss_unclear", values)
+
+
+def _course(history: History) -> Course:
+    """A line of a coarse log is the mean of many steps, which scatters less than a step."""
+    _, loss = history.finite("loss")
+    return judge(loss, small=SMALL, assumed=STEPS_SCATTER if history.coarse == 1 else MEANS_SCATTER)
+
+
+def blew_up(history: History) -> Finding | None:
+    """The loss rose at the first update and never came back: the first line is the only one of a sound model."""
+    step, loss = history.finite("loss")
+    if len(loss) < 4 or stock_zeros(history) or not loss[0] > 0 or history.task not in ("causal_lm", "seq_cls"):
+        return None
+    after = loss[2:]
+    if not after.min() > BLEW_UP * loss[0]:
+        return None
+    rate = history.column("learning_rate")
+    peak = float(np.nanmax(rate)) if np.isfinite(rate).any() else 0.0
+    values = {"first": float(loss[0]), "last": median(after), "factor": median(after) / float(loss[0])}
+    values |= {"rate": peak, "step": int(step[1])}
+    key = "explain.loss_blew_up_rate" if peak > FAR_RATE else "explain.loss_blew_up"
+    return Finding("loss", "wrong", key, values)
+
+
+def no_model(history: History) -> Finding | None:
+    """A first loss far above what guessing costs: the model was broken before it was trained."""
+    step, loss = history.finite("loss")
+    if not len(loss) or history.task != "causal_lm" or step[0] > WINDOW * history.coarse or not loss[0] > NO_MODEL:
+        return None
+    return Finding("loss", "wrong", "explain.no_model", {"first": float(loss[0]), "step": int(step[0])})
 
 
 def stock_zeros(history: History) -> list[int]:
@@ -98,8 +142,6 @@ def plateau(history: History) -> Finding | None:
 
 def stairs(history: History) -> Finding | None:
     """Drops at the borders of epochs: rows seen again are partly known by heart."""
-    import numpy as np
-
     _, loss = history.finite("loss")
     epoch = history.column("epoch")[np.isfinite(history.column("loss"))]
     if not len(epoch) or not np.isfinite(epoch).all() or epoch[-1] <= 2:  # one drop may be chance
@@ -135,9 +177,7 @@ def by_heart(history: History) -> Finding | None:
 
 def jagged(history: History) -> Finding | None:
     """How far neighbouring steps differ: of the same size throughout, it is the batches and no illness."""
-    import numpy as np
-
-    _, loss = history.finite("loss")
+    step, loss = history.finite("loss")
     if len(loss) < 2 * WINDOW or history.coarse > 1 or stock_zeros(history):
         return None
     half = len(loss) // 2
@@ -145,9 +185,13 @@ def jagged(history: History) -> Finding | None:
     early, late = (scatter(np.diff(part)) / math.sqrt(2) / median(part) for part in (loss[:half], loss[half:]))
     if not np.isfinite(early) or late < 0.02:
         return None
+    worst = int(np.argmax(loss))
     values = {"early": 100 * early, "late": 100 * late, "batch": history.rows_per_step}
-    grew = late > 2 * early and late > 0.1
-    return Finding("loss", "watch" if grew else "healthy", "explain.jagged_more" if grew else "explain.jagged", values)
+    values |= {"highest": float(loss[worst]), "step": int(step[worst])}
+    if late > 2 * early and late > 0.1:
+        return Finding("loss", "watch", "explain.jagged_more", values)
+    known = history.rows_per_step != "?"
+    return Finding("loss", "healthy", "explain.jagged" if known else "explain.jagged_log", values)
 
 
 def coarse_log(history: History) -> Finding | None:
@@ -171,4 +215,4 @@ def coarse_log(history: History) -> Finding | None:
     return Finding("loss", "note", "explain.coarse_stock" if history.stock else "explain.coarse", values)
 
 
-RULES = (nonfinite, course, plateau, stairs, by_heart, jagged, coarse_log)
+RULES = (nonfinite, no_model, blew_up, course, plateau, stairs, by_heart, jagged, coarse_log)

@@ -1,17 +1,23 @@
-"""Memory and time: whether they grew, and what with: longer rows, evaluation, checkpoints, or nothing that is known."""
+"""Memory and time: whether they grew, and what with: longer rows, evaluation, checkpoints, or nothing that is known.
+
+An allocator takes blocks: its total rises in steps, ever rarer. A leak rises throughout: of PARTS equal parts of the run
+nearly every one is above the one before, and none takes most of the growth. A machine has pauses and moods: a
+slow-down is one that its scatter does not explain (judge/noise.py) and that is worth a name.
+"""
 
 from __future__ import annotations
 
 import numpy as np
 
-from ...read.history import History
+from ..noise import judge
 from .finding import WINDOW, Finding, clock, median
 
 # An allocator's blocks move a total by a percent or two; a tenth of a GiB is what a reader notices.
-GREW, GREW_GIB = 0.05, 0.1
+GREW, GREW_GIB = 0.04, 0.1
+PARTS, RISING, MOST_IN_ONE, LATE = 8, 6, 0.4, 0.3
 # Most of the growth came at such steps: the rest is the allocator's rounding.
 MOSTLY = 0.6
-SLOWER = 1.1
+SLOWER, MUCH_SLOWER = 1.08, 1.3
 EVAL_SHARE, SAVE_SHARE = 0.2, 0.1
 # What memory may have grown with: the column that rises then, and what is said.
 MEMORY_GREW = {"eval_seconds_total": "explain.memory_eval", "save_seconds_total": "explain.memory_save"}
@@ -26,8 +32,11 @@ def memory(history: History) -> Finding | None:
         return None
     values = history.column(column)
     first, last = median(values[1:4]), float(values[-1])
-    facts = {"first": first, "last": last, "peak": float(np.nanmax(values)), "where": column.split("_")[0]}
-    growth = np.nanmax(values) - first
+    peak = int(np.nanargmax(values))
+    facts = {"first": first, "last": last, "peak": float(values[peak]), "where": column.split("_")[0]}
+    facts["step"] = int(history.column("step")[peak])
+    n = max(1, min(WINDOW, len(values) // 4))
+    growth = float(np.nanmax([median(values[-n:]), median(values[len(values) // 2 :])])) - first
     if growth < max(GREW * first, GREW_GIB):
         return Finding("memory", "healthy", "explain.memory_flat", facts)
     rises = np.diff(values, prepend=values[0]).clip(min=0)
@@ -43,27 +52,46 @@ def memory(history: History) -> Finding | None:
         spent = np.diff(history.column(name), prepend=0.0) > 0
         if np.nansum(rises[spent]) > MOSTLY * total:
             return Finding("memory", "note", key, facts)
+    if _leaks(values):
+        return Finding("memory", "watch", "explain.memory_grows", facts)
     settled = np.nanmax(values[: max(2, len(values) // 2)]) > facts["peak"] - max(GREW * first, GREW_GIB) / 2
-    return Finding(
-        "memory", "note" if settled else "watch", "explain.memory_settled" if settled else "explain.memory_grows", facts
-    )
+    return Finding("memory", "note", "explain.memory_settled" if settled else "explain.memory_steps", facts)
+
+
+def _leaks(values: np.ndarray) -> bool:
+    """Whether it rises throughout."""
+    if len(values) < 2 * PARTS:
+        return False
+    levels = np.array([median(part) for part in np.array_split(values[2:], PARTS)])
+    rises = np.diff(levels)
+    total = levels[-1] - levels[0]
+    rising = int(np.sum(rises > 0.1 * total / len(rises)))
+    late = levels[-1] - levels[PARTS // 2 - 1]
+    return bool(total > 0 and rising >= RISING and rises.max() < MOST_IN_ONE * total and late > LATE * total)
 
 
 def drift(history: History) -> Finding | None:
-    """Whether steps became slower, and whether longer rows explain it."""
+    """Whether steps became slower by more than their scatter, and whether longer rows explain it."""
     seconds, tokens = history.column("step_seconds"), history.column("tokens")
     if len(seconds) < 3 * WINDOW or not np.isfinite(seconds).all():
         return None
     third = len(seconds) // 3
     early, late = median(seconds[2:third]), median(seconds[-third:])
     facts = {"early": early, "late": late, "percent": 100 * (late / early - 1)}
-    if late < SLOWER * early:
+    if late < early / SLOWER:
+        return Finding("time", "healthy", "explain.time_faster", facts)
+    if late < SLOWER * early or judge(seconds[2:]).kind != "rose":
         return Finding("time", "healthy", "explain.time_steady", facts)
+    verdict = "watch" if late > MUCH_SLOWER * early else "note"
+    if not np.isfinite(tokens).all():
+        return Finding("time", verdict, "explain.time_slower_seconds", facts)
     rates = median(tokens[2:third] / seconds[2:third]), median(tokens[-third:] / seconds[-third:])
     facts |= {"tokens_early": median(tokens[2:third]), "tokens_late": median(tokens[-third:])}
     if rates[1] > rates[0] / SLOWER**0.5:
         return Finding("time", "healthy", "explain.time_lengths", facts)
-    return Finding("time", "watch", "explain.time_slower", facts | {"rate_early": rates[0], "rate_late": rates[1]})
+    on_gpu = bool(history.steps["memory_reserved_gib"].notna().any())
+    key = "explain.time_slower" if on_gpu else "explain.time_slower_cpu"
+    return Finding("time", verdict, key, facts | {"rate_early": rates[0], "rate_late": rates[1]})
 
 
 def shares(history: History) -> Finding | None:

@@ -11,6 +11,8 @@ from ...read.history import History
 from .finding import Finding, listed
 
 LONG_WARM_UP = 0.3
+# LoRA is trained with 1e-5 to 1e-3 by Adam; tiny models bear 1e-2, and plain gradient descent needs more.
+FAR_RATE = 0.05
 # A schedule that ends does so near zero.
 UNFINISHED = 0.05
 FALLING = ("linear", "cosine")
@@ -29,6 +31,8 @@ def course(history: History) -> Finding | None:
         return None
     peak = int(np.argmax(rate))
     values = {"peak": float(rate[peak]), "step": int(step[peak]), "last": float(rate[-1]), "n": int(step[-1])}
+    if values["peak"] > FAR_RATE and "sgd" not in str(history.setting("training.optim", "")):
+        return Finding("learning_rate", "watch", "explain.rate_far", values)
     if peak > LONG_WARM_UP * len(rate) and len(rate) >= 20:
         return Finding("learning_rate", "watch", "explain.warm_up_long", values)
     return Finding("learning_rate", "healthy", "explain.rate_course", values)
