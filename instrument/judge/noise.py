@@ -207,6 +207,11 @@ def critical(n: int) -> float:
     return float(np.interp(math.log(n), np.log(list(CRITICAL)), list(CRITICAL.values())))
 
 
+def unlikely_trend(n: int) -> float:
+    """What `trend` of n values reaches by chance in one of 200 series."""
+    return next(FALL[least] for least in reversed(FALL) if n >= least)
+
+
 def judge(values: np.ndarray, *, small: float = SMALL, assumed: float = ASSUMED, sigma: float = 0.0) -> Course:
     """What a series did, where lower is better.
 
@@ -230,7 +235,7 @@ def judge(values: np.ndarray, *, small: float = SMALL, assumed: float = ASSUMED,
         return Course("rose", low, int(where[(i + k - 1) // 2]), end, noise, n)
     down, i, k = statistic(-x, noise)
     first, end = (float(np.mean(x[i:k])), float(np.mean(x[k:]))) if k else (float(x[0]), float(x[-1]))
-    if down < limit and _fall(x, noise) > next(FALL[least] for least in reversed(FALL) if n >= least):
+    if down < limit and trend(x, noise) > unlikely_trend(n):
         i, k = 0, max(1, n // 10)
         first, end, down = float(np.mean(x[:k])), float(np.mean(x[n // 2 :])), limit
     if down >= limit and first - end > worth:
@@ -266,8 +271,11 @@ def _ending(x: np.ndarray, noise: Noise, worth: float) -> str:
     return "settled" if better < -ENDED else "fell"
 
 
-def _fall(x: np.ndarray, noise: Noise) -> float:
-    """How well a fall of the best of `_shapes` fits, in standard errors: it sees one that is over after a few values."""
+def trend(x: np.ndarray, noise: Noise) -> float:
+    """How well a fall of the best of `_shapes` fits, in standard errors: it sees one that is over after a few values.
+
+    As T it is no larger where the level rises instead; of -x it is that of a rise.
+    """
     if len(x) < FEW or noise.sigma == 0:
         return -math.inf
     y = _without_outliers(x, noise.sigma)

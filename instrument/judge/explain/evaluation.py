@@ -72,7 +72,7 @@ def turned(history: History) -> Finding | None:
     then, chance = _train_at(history, at)
     now, _ = _train_at(history, step[-1])
     values = {"best": did.low, "step": int(at), "last": did.end, "last_step": int(step[-1])}
-    values |= {"train_then": then, "train_now": now, "percent": 100 * (did.end / did.low - 1), "wobble": did.wobble}
+    values |= {"train_then": then, "train_now": now, "percent": _percent(did.low, did.end), "wobble": did.wobble}
     far = did.end > (1 + FAR) * did.low
     if now < then - chance:
         return Finding("eval_loss", "wrong" if far else "watch", "explain.overfitting", values)
@@ -100,9 +100,9 @@ def course(history: History) -> Finding | None:
     if did.kind == "flat":
         return Finding("eval_loss", "note", "explain.eval_unmoved", values)
     if did.kind == "last":
-        values |= {"percent": 100 * (did.end / did.low - 1)}
+        values |= {"percent": _percent(did.low, did.end)}
         return Finding("eval_loss", "undecided", "explain.eval_last_rose", values)
-    values |= {"percent": 100 * (loss.max() / loss.min() - 1) if loss.min() > 0 else 0.0}
+    values |= {"percent": _percent(float(loss.min()), float(loss.max()))}
     return Finding("eval_loss", "undecided", "explain.eval_few", values)
 
 
@@ -217,6 +217,10 @@ def _column(history: History, name: str) -> np.ndarray:
 def _course(history: History) -> tuple[np.ndarray, np.ndarray, Course | None]:
     step, loss = evaluations(history)
     return step, loss, judge(loss) if len(loss) > 1 else None
+
+
+def _percent(first: float, last: float) -> float:
+    return 100 * (last / first - 1) if first else 0.0
 
 
 def _train_at(history: History, at: float) -> tuple[float, float]:

@@ -1,7 +1,7 @@
 """The gradient norm against its own spread in this run, the layers that carry it, and how often clipping bit.
 
 Norms scatter by factors, so they are judged by their logarithms: a step stands out whose logarithm is further above the
-median of the dozen on either side than one of n normal values is in one run of 50, and by SPIKE_FACTOR at least.
+median of those about it than the highest of n normal values is in one run of 33, and by SPIKE_FACTOR at least.
 """
 
 from __future__ import annotations
@@ -10,14 +10,15 @@ import math
 from statistics import NormalDist
 
 import numpy as np
+import pandas as pd
 
 from ..noise import deviation
 from .finding import WINDOW, Finding, listed, median
 from .history import PRINTED, History
 
-FALSE, SPIKE_FACTOR = 0.02, 2.5
-# Of 24 values the median scatters too: what is left beside it is wider than the values themselves.
-BESIDE_MEDIAN = math.sqrt(1 + math.pi / 2 / (2 * WINDOW))
+FALSE, SPIKE_FACTOR = 0.03, 2.5
+# Steps on either side whose median is the usual norm: many, as the median of a dozen scatters itself by a third.
+WIDEST = 100
 # A norm below this is none: bf16 and fp16 gradients that reach an adapter are larger by orders.
 NOTHING = 1e-12
 SPIKES_WATCHED = 0.01
@@ -81,7 +82,7 @@ def _at(layers, step: int, history: History):
 
 
 def _spikes(norm: np.ndarray) -> np.ndarray:
-    """Positions; each is held against the dozen before and the dozen after it."""
+    """Positions; each is held against those before and after it."""
     above, limit = _usual(norm)
     return np.flatnonzero(above > limit)
 
@@ -89,12 +90,10 @@ def _spikes(norm: np.ndarray) -> np.ndarray:
 def _usual(norm: np.ndarray) -> tuple[np.ndarray, float]:
     """How far each logarithm is above those around it, and from where on that is unusual in a run of this length."""
     logs = np.log(np.maximum(norm, 1e-30))
-    n, width = len(logs), 2 * WINDOW + 1
-    padded = np.concatenate([np.full(WINDOW, np.nan), logs, np.full(WINDOW, np.nan)])
-    around = np.lib.stride_tricks.sliding_window_view(padded, width)
-    above = logs - np.nanmedian(around, axis=1)
-    sigma = deviation(above) / BESIDE_MEDIAN
-    return above, max(sigma * NormalDist().inv_cdf(1 - FALSE / n), math.log(SPIKE_FACTOR))
+    n = len(logs)
+    width = 2 * min(max(n // 2, WINDOW), WIDEST) + 1
+    above = logs - pd.Series(logs).rolling(width, center=True, min_periods=1).median().to_numpy("float64")
+    return above, max(deviation(above) * NormalDist().inv_cdf(1 - FALSE / n), math.log(SPIKE_FACTOR))
 
 
 def never_finite(history: History) -> Finding | None:
@@ -114,7 +113,7 @@ def none_since(history: History) -> Finding | None:
     step, norm = history.finite("grad_norm")
     loss = history.column("loss")
     zero = norm <= NOTHING
-    if len(norm) < 4 or not zero[-3:].all() or not np.nanmax(np.abs(loss[-3:])) > 0:
+    if len(norm) < 4 or not zero[-3:].all() or not (np.abs(loss[-3:]) > 0).any():
         return None
     since = int(len(zero) - np.argmax(~zero[::-1])) if not zero.all() else 0
     if history.stock and not (~zero[step > 1]).any():  # stock.py says so of a log

@@ -65,7 +65,7 @@ def course(history: History) -> Finding | None:
     if did.kind in ("falling", "settled", "fell"):
         return Finding("loss", "healthy", "explain.loss_fell", values)
     if history.coarse > 1 and loss[0] - median(loss[1:]) > 4 * did.noise.sigma:
-        values |= {"first": float(loss[0]), "percent": 100 * (loss[0] - last) / loss[0]}
+        values |= {"first": float(loss[0]), "percent": 100 * (loss[0] - last) / loss[0] if loss[0] else 0.0}
         return Finding("loss", "healthy", "explain.loss_fell", values)
     if did.kind == "flat" and len(loss) >= FEW:
         coarse = history.coarse > 1
@@ -125,7 +125,7 @@ def plateau(history: History) -> Finding | None:
     half = len(loss) // 2
     first, end = ends(loss[:half])[0], ends(loss)[1]
     middle = median(loss[half : half + WINDOW])
-    if first - middle < LEARNED * first or abs(middle - end) > SMALL * middle:
+    if not middle > 0 or first - middle < LEARNED * first or abs(middle - end) > SMALL * middle:
         return None
     since = int(step[half])
     values = {"since": since, "loss": end, "moved": 100 * abs(middle - end) / middle}
@@ -181,6 +181,8 @@ def jagged(history: History) -> Finding | None:
     if len(loss) < 2 * WINDOW or history.coarse > 1 or stock_zeros(history):
         return None
     half = len(loss) // 2
+    if not min(median(loss[:half]), median(loss[half:])) > 0:
+        return None
     # neighbours differ by sqrt(2) times their scatter, whatever the trend
     early, late = (scatter(np.diff(part)) / math.sqrt(2) / median(part) for part in (loss[:half], loss[half:]))
     if not np.isfinite(early) or late < 0.02:

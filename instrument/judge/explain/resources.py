@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..noise import judge
+from ..noise import blocks, judge, noise_of, trend, unlikely_trend
 from .finding import WINDOW, Finding, clock, median
 
 # An allocator's blocks move a total by a percent or two; a tenth of a GiB is what a reader notices.
@@ -80,7 +80,7 @@ def drift(history: History) -> Finding | None:
     facts = {"early": early, "late": late, "percent": 100 * (late / early - 1)}
     if late < early / SLOWER:
         return Finding("time", "healthy", "explain.time_faster", facts)
-    if late < SLOWER * early or judge(seconds[2:]).kind != "rose":
+    if late < SLOWER * early or not _slowed(seconds[2:]):
         return Finding("time", "healthy", "explain.time_steady", facts)
     verdict = "watch" if late > MUCH_SLOWER * early else "note"
     if not np.isfinite(tokens).all():
@@ -92,6 +92,14 @@ def drift(history: History) -> Finding | None:
     on_gpu = bool(history.steps["memory_reserved_gib"].notna().any())
     key = "explain.time_slower" if on_gpu else "explain.time_slower_cpu"
     return Finding("time", verdict, key, facts | {"rate_early": rates[0], "rate_late": rates[1]})
+
+
+def _slowed(seconds: np.ndarray) -> bool:
+    """In a step, or all along."""
+    if judge(seconds).kind == "rose":
+        return True
+    means, _ = blocks(seconds)
+    return trend(-means, noise_of(means)) > unlikely_trend(len(means))
 
 
 def shares(history: History) -> Finding | None:

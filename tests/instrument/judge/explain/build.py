@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from lora_train.instrument.read.history import COLUMNS, History
+from lora_train.instrument.judge.explain.history import COLUMNS, PRINTED, History
 
 
 def history(
@@ -16,6 +16,7 @@ def history(
     evals: dict[str, Sequence[float]] | None = None,
     config: dict[str, dict[str, Any]] | None = None,
     finished: bool = True,
+    planned: int | None = None,
     coarse: int = 1,
     incidents: list[dict[str, Any]] | None = None,
     **columns: Any,
@@ -28,6 +29,7 @@ def history(
     for name, values in columns.items():
         frame[name] = values
     frame = frame.astype("float64")
+    frame.attrs[PRINTED] = tuple(columns)
     return History(
         name="runs/x",
         kind=kind,
@@ -37,6 +39,7 @@ def history(
         incidents=incidents or [],
         coarse=coarse,
         finished=finished,
+        planned=planned,
     )
 
 

@@ -1,0 +1,99 @@
+"""The noise model: its scale, what a series did, and rows held against rows."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from lora_train.instrument.judge.noise import CLIP, critical, judge, noise_of, paired, quantum, statistic
+
+
+def drawn(n: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal(n)
+
+
+def test_the_scale_is_that_of_the_wobble_and_not_of_the_trend():
+    # the standard error of a scale from 4,000 values is 1.1%; the differences double the variance
+    assert noise_of(drawn(4000)).sigma == pytest.approx(1.0, abs=0.08)
+    assert noise_of(drawn(4000) + np.linspace(0, 400, 4000)).sigma == pytest.approx(1.0, abs=0.08)
+    with_outliers = np.where(np.arange(4000) % 50 == 0, 50.0, drawn(4000))
+    # 4% of the differences are cut off at 2.5 sigma: 1 + 0.04 x 2.5^2 of the variance, and again where that widens it
+    assert noise_of(with_outliers).sigma == pytest.approx(1.0, abs=0.3)
+
+
+def test_rounding_does_not_make_the_scale_vanish():
+    """More than half of the differences are 0, so a median of them is too."""
+    rounded = np.round(1.6 + 0.003 * drawn(200), 2)
+    assert np.median(np.abs(np.diff(rounded))) == 0
+    assert noise_of(rounded).sigma >= 0.005
+    assert quantum(rounded) == pytest.approx(0.01)
+    assert quantum(np.array([1.23456789])) == 0
+
+
+def test_correlation_of_neighbours_is_seen_from_forty_on():
+    independent = drawn(200)
+    correlated = np.copy(independent)
+    for i in range(1, 200):
+        correlated[i] += 0.6 * correlated[i - 1]
+    assert noise_of(correlated).rho > noise_of(independent).rho + 0.2
+    assert noise_of(correlated[:30]).rho == 0
+
+
+def test_a_statistic_is_no_larger_where_the_level_falls():
+    """What makes one table of critical values hold for every fall and plateau."""
+    for seed in range(20):
+        x = drawn(30, seed)
+        noise = noise_of(x)
+        fall = 10 * np.exp(-np.arange(30) / 5.0)
+        assert statistic(x + fall, noise)[0] <= statistic(x, noise)[0] + 1e-12
+
+
+def test_one_outlier_decides_nothing():
+    x = drawn(40)
+    far, further = np.copy(x), np.copy(x)
+    far[35], further[35] = 20.0, 1e9
+    noise = noise_of(x)
+    assert statistic(far, noise) == statistic(further, noise)
+    assert statistic(far, noise)[0] < critical(40)
+    assert CLIP < critical(40)
+
+
+@pytest.mark.parametrize(
+    ("levels", "kind"),
+    [
+        (np.zeros(40), "flat"),
+        (np.where(np.arange(40) < 20, 0, 6), "rose"),
+        (np.linspace(20, 0, 40), "falling"),
+        (20 * np.exp(-np.arange(40) / 3), "settled"),
+        (np.where(np.arange(40) == 39, 12, 0), "last"),
+        (np.zeros(4), "undecided"),
+        (np.zeros(1), "undecided"),
+        (np.array([200, 100, 30, 10, 0.0]), "fell"),
+    ],
+)
+def test_what_a_series_did(levels, kind):
+    assert judge(100 + levels + drawn(len(levels), 1)).kind == kind
+
+
+def test_a_series_without_any_noise_is_judged():
+    assert judge(np.full(20, 1 / 3)).kind == "flat"
+    assert judge(np.full(2, 0.0)).kind == "undecided"
+
+
+def test_the_lowest_stretch_and_its_place_are_named():
+    levels = np.where(np.arange(60) < 30, 0.0, 8.0)
+    found = judge(100 + levels + drawn(60))
+    assert found.low == pytest.approx(100, abs=1)
+    assert found.end == pytest.approx(108, abs=1.5)
+    assert 0 < found.at < 30
+
+
+def test_rows_are_compared_with_themselves():
+    random = np.random.default_rng(0)
+    tokens = random.integers(10, 200, 100).astype(float)
+    rows = tokens * np.exp(0.6 * random.standard_normal(100))
+    risen = paired(rows, tokens, rows * (1.1 + 0.1 * random.standard_normal(100)), tokens)
+    assert (risen.verdict, risen.n) == ("rose", 100)
+    assert risen.percent == pytest.approx(10, abs=4)
+    assert paired(rows, tokens, rows, tokens).verdict == "same"
+    with pytest.raises(ValueError, match="same rows"):
+        paired(rows, tokens, rows, tokens + 1)
