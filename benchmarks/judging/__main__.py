@@ -12,7 +12,6 @@ from functools import partial
 from statistics import NormalDist
 
 import numpy as np
-
 from lora_train.instrument.judge.noise import CRITICAL, noise_of, statistic
 
 from . import __doc__ as description
@@ -99,7 +98,9 @@ def critical(seeds: int = CRITICAL_SEEDS) -> dict[int, float]:
             if kind == "AR 0.5" and n < 40:
                 continue
             random = np.random.default_rng([n, 1])
-            drawn = (draw.correlated(n, random) if kind == "AR 0.5" else draw.noise(kind, n, random) for _ in range(seeds))
+            drawn = (
+                draw.correlated(n, random) if kind == "AR 0.5" else draw.noise(kind, n, random) for _ in range(seeds)
+            )
             reached.append(float(np.quantile([statistic(x, noise_of(x))[0] for x in drawn], share)))
         table[n] = round(max(reached), 2)
     return table
@@ -112,7 +113,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         0 if every cell holds its bar, else 1.
     """
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.judging", description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m benchmarks.judging",
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--part", choices=PARTS, action="append", help="only this one; may be given again")
     parser.add_argument("--seeds", type=int, default=SEEDS, help=f"of each cell ({SEEDS})")

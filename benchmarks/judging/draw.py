@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-
 from lora_train.instrument.judge.explain.history import COLUMNS, History
 
 Random = np.random.Generator
@@ -57,7 +56,9 @@ def losses(levels: np.ndarray, drawn: np.ndarray, kind: str) -> np.ndarray:
 
 
 def history(
-    evals: Mapping[str, np.ndarray] | None = None, config: dict[str, dict[str, Any]] | None = None, **columns: np.ndarray
+    evals: Mapping[str, np.ndarray] | None = None,
+    config: dict[str, dict[str, Any]] | None = None,
+    **columns: np.ndarray,
 ) -> History:
     """A finished run of lora-train with these columns; evaluations are spread over its steps."""
     n = max(len(values) for values in columns.values())

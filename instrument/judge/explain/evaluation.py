@@ -68,11 +68,13 @@ def turned(history: History) -> Finding | None:
     step, loss, did = _course(history)
     if did is None or did.kind != "rose":
         return None
-    at = float(step[did.at])
+    best = int(np.argmin(loss[:-2]))
+    at = float(step[best])
     then, chance = _train_at(history, at)
     now, _ = _train_at(history, step[-1])
-    values = {"best": did.low, "step": int(at), "last": did.end, "last_step": int(step[-1])}
-    values |= {"train_then": then, "train_now": now, "percent": _percent(did.low, did.end), "wobble": did.wobble}
+    values = {"best": float(loss[best]), "step": int(at), "last": float(loss[-1]), "last_step": int(step[-1])}
+    values |= {"train_then": then, "train_now": now, "wobble": did.wobble}
+    values["percent"] = _percent(values["best"], values["last"])
     far = did.end > (1 + FAR) * did.low
     if now < then - chance:
         return Finding("eval_loss", "wrong" if far else "watch", "explain.overfitting", values)
@@ -86,7 +88,7 @@ def course(history: History) -> Finding | None:
     step, loss, did = _course(history)
     if did is None or did.kind == "rose":
         return None
-    values: dict[str, Any] = {"first": did.low, "last": did.end, "n": len(loss), "step": int(step[-1])}
+    values: dict[str, Any] = {"first": loss[0], "last": loss[-1], "n": len(loss), "step": int(step[-1])}
     values |= {"wobble": did.wobble, "lowest": float(loss.min()), "highest": float(loss.max())}
     live = not history.finished
     if did.kind == "falling":

@@ -102,7 +102,11 @@ def never_finite(history: History) -> Finding | None:
     A log without the column has no value there either: the reader says in `attrs` whether it was printed.
     """
     norm, loss = history.column("grad_norm"), history.column("loss")
-    if np.isfinite(norm).any() or not np.isfinite(loss).any() or "grad_norm" not in history.steps.attrs.get(PRINTED, ()):
+    if (
+        np.isfinite(norm).any()
+        or not np.isfinite(loss).any()
+        or "grad_norm" not in history.steps.attrs.get(PRINTED, ())
+    ):
         return None
     values = {"n": len(norm), "loss": float(loss[np.isfinite(loss)][-1])}
     return Finding("grad_norm", "wrong", "explain.gradient_never_finite", values)

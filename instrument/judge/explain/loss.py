@@ -70,7 +70,10 @@ def course(history: History) -> Finding | None:
     if did.kind == "flat" and len(loss) >= FEW:
         coarse = history.coarse > 1
         return Finding(
-            "loss", "undecided" if coarse else "watch", "explain.loss_flat_coarse" if coarse else "explain.loss_flat", values
+            "loss",
+            "undecided" if coarse else "watch",
+            "explain.loss_flat_coarse" if coarse else "explain.loss_flat",
+            values,
         )
     return Finding("loss", "undecided", "explain.loss_unclear", values)
 

@@ -62,7 +62,8 @@ _COLLAPSED = (
     "explain.zero_no_labels", "explain.zero_other", "explain.zero_unknown_rate", "explain.zero_rate_frozen",
     "explain.zero_rate_moves", "explain.loss_nan", "explain.loss_nan_frozen", "explain.loss_nan_moves",
     "explain.no_gradient", "explain.stopped", "explain.stopped_without_remedy", "explain.attached_stopped",
-    "explain.attached_went_on",
+    "explain.attached_went_on", "explain.gradient_never_finite", "explain.gradient_none_since", "explain.no_model",
+    "explain.loss_blew_up", "explain.loss_blew_up_rate",
 )  # fmt: skip
 STRENGTH = (
     *_COLLAPSED, "explain.healed_worse", "explain.exploding", "explain.vanishing",

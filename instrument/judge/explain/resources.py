@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..noise import blocks, judge, noise_of, trend, unlikely_trend
+from ..noise import blocks, judge, noise_of, trend
 from .finding import WINDOW, Finding, clock, median
 
 # An allocator's blocks move a total by a percent or two; a tenth of a GiB is what a reader notices.
@@ -17,7 +17,8 @@ GREW, GREW_GIB = 0.04, 0.1
 PARTS, RISING, MOST_IN_ONE, LATE = 8, 6, 0.4, 0.3
 # Most of the growth came at such steps: the rest is the allocator's rounding.
 MOSTLY = 0.6
-SLOWER, MUCH_SLOWER = 1.08, 1.3
+# A trend of so many standard errors beside it: the share alone is reached by chance in one of 40 runs of 50 steps.
+SLOWER, MUCH_SLOWER, SLOWED = 1.07, 1.3, 2.5
 EVAL_SHARE, SAVE_SHARE = 0.2, 0.1
 # What memory may have grown with: the column that rises then, and what is said.
 MEMORY_GREW = {"eval_seconds_total": "explain.memory_eval", "save_seconds_total": "explain.memory_save"}
@@ -99,7 +100,7 @@ def _slowed(seconds: np.ndarray) -> bool:
     if judge(seconds).kind == "rose":
         return True
     means, _ = blocks(seconds)
-    return trend(-means, noise_of(means)) > unlikely_trend(len(means))
+    return trend(-means, noise_of(means)) > SLOWED
 
 
 def shares(history: History) -> Finding | None:

@@ -26,6 +26,8 @@ GREW = 8 + LATER
 LONG = np.where(STEPS == 51, 900, 300)
 EXPLODED = NOISE * np.where(STEPS > 70, 50, 1)
 GROWS = 8 + np.minimum(STEPS / 20, 1)
+IN_BLOCKS = 8.0 + (STEPS > 70) + (STEPS > 20)
+SLOWER = {"step_seconds": 1 + STEPS / N, "tokens": np.full(N, 100)}
 PART, THRICE = np.linspace(0, 0.4, 200), np.linspace(0, 3, 200)
 
 
@@ -94,13 +96,13 @@ def key(finding) -> str | None:
         (resources.drift, {"step_seconds": np.ones(N), "tokens": np.full(N, 100)}, "time_steady"),
         (resources.drift, {"step_seconds": 1 + STEPS / N, "tokens": 100 * (1 + STEPS / N)}, "time_lengths"),
         (resources.drift, {"step_seconds": 1 + STEPS / N, "tokens": np.full(N, 100)}, "time_slower_cpu"),
-        (resources.drift, {"step_seconds": 1 + STEPS / N, "tokens": np.full(N, 100), "memory_reserved_gib": np.ones(N)}, "time_slower"),
+        (resources.drift, {**SLOWER, "memory_reserved_gib": np.ones(N)}, "time_slower"),
         (resources.drift, {"step_seconds": 1 + STEPS / N}, "time_slower_seconds"),
         (resources.drift, {"step_seconds": 2 - STEPS / N, "tokens": np.full(N, 100)}, "time_faster"),
         (resources.drift, {"step_seconds": 1 + 0.2 * NOISE, "tokens": np.full(N, 100)}, "time_steady"),
         (resources.memory, {"memory_reserved_gib": np.full(N, 8.0)}, "memory_flat"),
         (resources.memory, {"memory_reserved_gib": 8 + STEPS / N, "eval_seconds_total": np.zeros(N)}, "memory_grows"),
-        (resources.memory, {"memory_reserved_gib": 8 + (STEPS > 70) + (STEPS > 20), "eval_seconds_total": np.zeros(N)}, "memory_steps"),
+        (resources.memory, {"memory_reserved_gib": IN_BLOCKS, "eval_seconds_total": np.zeros(N)}, "memory_steps"),
         (resources.memory, {"memory_reserved_gib": GROWS, "eval_seconds_total": np.zeros(N)}, "memory_settled"),
         (resources.memory, {"memory_reserved_gib": GREW, "eval_seconds_total": LATER}, "memory_eval"),
         (resources.memory, {"memory_reserved_gib": GREW, "save_seconds_total": LATER}, "memory_save"),
