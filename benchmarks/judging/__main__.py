@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from statistics import NormalDist
 
 import numpy as np
 from lora_train.instrument.judge.noise import CRITICAL, noise_of, statistic
@@ -24,7 +24,7 @@ SEEDS, QUICK_SEEDS = 200, 10
 QUICK = {"eval": (5, 12, 15, 40), "rows": (100,), "accuracy": (20,)}
 """Of each part the sizes that --quick counts; of the others QUICK_LINES."""
 QUICK_LINES = (200,)
-CRITICAL_SEEDS = 4000
+CRITICAL_SEEDS, BEYOND = 4000, 0.002
 
 
 @dataclass(frozen=True)
@@ -39,13 +39,17 @@ class Rate:
     def allowed(self) -> int:
         """How many may be said falsely, or have to be found: the bar itself with SEEDS.
 
-        With fewer the bar is moved by what chance adds in one cell of a thousand, after the normal approximation.
+        With fewer it is the quantile of a binomial that one cell of 500 at its bar goes beyond.
         """
         bar = self.cell.bar * self.of
         if self.of >= SEEDS:
             return round(bar)
-        chance = NormalDist().inv_cdf(0.999) * (bar * (1 - self.cell.bar)) ** 0.5 + 0.5
-        return int(np.floor(bar - chance)) if self.cell.found else int(np.ceil(bar + chance))
+        wrong = 1 - self.cell.bar if self.cell.found else self.cell.bar
+        most, beyond = -1, 1.0
+        while beyond > BEYOND:
+            most += 1
+            beyond -= math.comb(self.of, most) * wrong**most * (1 - wrong) ** (self.of - most)
+        return self.of - most if self.cell.found else most
 
     @property
     def passes(self) -> bool:

@@ -7,13 +7,12 @@
     T       max over i < k of the mean over a in [i, k), b in [k, n) of psi((x_b - x_a) / sigma),
             over sqrt(1 / (k - i) + 1 / (n - k));  psi cuts off at +-CLIP, so one outlier decides nothing
 
-A series that nowhere rises has a T no larger than one that stays, whatever its shape: each pair's difference is smaller.
+A series that nowhere rises has a T no larger than one that stays, whatever its shape: its pairs differ by less.
 So one table of T, drawn from series that stay (`python -m benchmarks.judging --critical`), holds for every fall and
 plateau, and the lowest value of a fall is compared with what as many draws reach by chance. A rise seen in the last
 value alone is none: it counts as the lower of the last two.
 
-Sources of the ideas: the difference-based scale is of Rice (1984) and von Neumann (1941), the scan over split points
-of Page (1954), the pairwise form of Mann and Whitney (1947) with Huber's psi (1964).
+Sources: a scale from differences, von Neumann (1941); the scan over splits, Page (1954); pairs, Mann and Whitney (1947).
 """
 
 from __future__ import annotations
@@ -223,8 +222,8 @@ def judge(values: np.ndarray, *, small: float = SMALL, assumed: float = ASSUMED,
     """
     x, where = blocks(values)
     n = len(x)
-    noise = noise_of(x, 0.0 if sigma else assumed)
-    noise = Noise(max(noise.sigma, sigma), noise.rho, noise.known or sigma > 0)
+    seen = noise_of(x, 0.0 if sigma else assumed)
+    noise = Noise(max(seen.sigma, sigma), seen.rho, seen.known or sigma > 0)
     if n < 2:
         return Course("undecided", float(x[0]), 0, float(x[0]), noise, n)
     worth = small * abs(float(np.median(x)))

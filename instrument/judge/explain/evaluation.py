@@ -231,7 +231,7 @@ def _train_at(history: History, at: float) -> tuple[float, float]:
     own = loss[step <= at][-WINDOW:]
     if not len(own):
         return math.nan, math.nan
-    chance = 2 * 1.25 * scatter(np.diff(loss)) / math.sqrt(2) * math.sqrt(2 / len(own)) if len(loss) > 4 else 0.0
+    chance = 3 * 1.25 * scatter(np.diff(loss)) / math.sqrt(2) * math.sqrt(2 / len(own)) if len(loss) > 4 else 0.0
     return median(own), chance
 
 

@@ -1,6 +1,6 @@
 """Memory and time: whether they grew, and what with: longer rows, evaluation, checkpoints, or nothing that is known.
 
-An allocator takes blocks: its total rises in steps, ever rarer. A leak rises throughout: of PARTS equal parts of the run
+An allocator takes blocks: its total rises in steps, ever rarer. A leak rises throughout: of PARTS equal parts
 nearly every one is above the one before, and none takes most of the growth. A machine has pauses and moods: a
 slow-down is one that its scatter does not explain (judge/noise.py) and that is worth a name.
 """

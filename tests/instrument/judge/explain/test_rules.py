@@ -26,6 +26,7 @@ GREW = 8 + LATER
 LONG = np.where(STEPS == 51, 900, 300)
 EXPLODED = NOISE * np.where(STEPS > 70, 50, 1)
 GROWS = 8 + np.minimum(STEPS / 20, 1)
+ENDED = np.where(STEPS > 40, 0.0, NOISE)
 IN_BLOCKS = 8.0 + (STEPS > 70) + (STEPS > 20)
 SLOWER = {"step_seconds": 1 + STEPS / N, "tokens": np.full(N, 100)}
 PART, THRICE = np.linspace(0, 0.4, 200), np.linspace(0, 3, 200)
@@ -49,7 +50,7 @@ def key(finding) -> str | None:
         (loss.course, {"loss": [2.0, 1.9, 2.1, 2.0, 2.2, 2.4]}, "loss_unclear"),
         (loss.course, {"loss": np.concatenate([falling(80, 3.0, 1.5), falling(40, 1.5, 2.5)])}, "loss_turned"),
         (loss.course, {"loss": np.zeros(9)}, "loss_unclear"),
-        (loss.blew_up, {"loss": [1.6, 11.8, 11, 10, 10.4, 10.4], "learning_rate": np.full(6, 5.0)}, "loss_blew_up_rate"),
+        (loss.blew_up, {"loss": [1.6, 11.8, 11, 10, 10.4, 10.4], "learning_rate": [5.0] * 6}, "loss_blew_up_rate"),
         (loss.blew_up, {"loss": [1.6, 11.8, 11, 10, 10.4], "learning_rate": np.full(5, 1e-4)}, "loss_blew_up"),
         (loss.blew_up, {"loss": [1.6, 11.8, 2.0, 1.7, 1.6]}, None),
         (loss.no_model, {"loss": [344093.0, 9.0, 8.0]}, "no_model"),
@@ -66,7 +67,7 @@ def key(finding) -> str | None:
         (gradients.spikes, {"grad_norm": np.where(STEPS == 40, 30.0, NOISE)}, "spikes"),
         (gradients.spikes, {"grad_norm": NOISE}, None),
         (gradients.spread, {"grad_norm": np.zeros(N)}, None),
-        (gradients.none_since, {"grad_norm": np.where(STEPS > 40, 0.0, NOISE), "loss": falling()}, "gradient_none_since"),
+        (gradients.none_since, {"grad_norm": ENDED, "loss": falling()}, "gradient_none_since"),
         (gradients.none_since, {"grad_norm": np.where(STEPS == 40, 0.0, NOISE), "loss": falling()}, None),
         (gradients.exploding, {"grad_norm": EXPLODED, "loss": falling(last=4.0)}, "exploding"),
         (gradients.exploding, {"grad_norm": EXPLODED, "loss": falling()}, None),

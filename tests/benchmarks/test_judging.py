@@ -1,0 +1,62 @@
+"""The table of judgements: its cells, its bars, and a part of it counted."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from benchmarks.judging import draw
+from benchmarks.judging.__main__ import SEEDS, Rate, count, main, quick
+from benchmarks.judging.cells import FALSE, FOUND, PARTS, Cell, cells
+
+FEW = 4
+EVERY = cells()
+
+
+def rate(said: int, of: int, bar: float, *, found: bool) -> Rate:
+    return Rate(Cell("eval", "x", 5, lambda random: [], frozenset(), bar, found=found), said, of)
+
+
+def test_a_bar_is_held_as_it_stands_with_all_seeds():
+    assert rate(10, SEEDS, FALSE, found=False).passes
+    assert not rate(11, SEEDS, FALSE, found=False).passes
+    assert rate(190, SEEDS, FOUND, found=True).passes
+    assert not rate(189, SEEDS, FOUND, found=True).passes
+
+
+def test_with_few_seeds_chance_is_allowed_for_and_no_more():
+    # of 10 seeds at 1 in 20 more than 3 are false in one of 970 cells, more than 2 in one of 87
+    assert rate(3, 10, FALSE, found=False).passes
+    assert not rate(4, 10, FALSE, found=False).passes
+    assert rate(7, 10, FOUND, found=True).passes
+    assert not rate(6, 10, FOUND, found=True).passes
+
+
+def test_every_part_has_cells_of_both_kinds_and_their_sentences_exist():
+    from lora_train.instrument.messages import catalogue
+
+    assert {(cell.part, cell.found) for cell in EVERY} == {(part, found) for part in PARTS for found in (True, False)}
+    assert {key for cell in EVERY for key in cell.keys if f"explain.{key}" not in catalogue("en")} == set()
+
+
+@pytest.mark.parametrize("place", quick()[::6], ids=lambda place: f"{EVERY[place].name}-{EVERY[place].n}")
+def test_a_part_of_the_table_holds_its_bars(place):
+    cell = EVERY[place]
+    assert Rate(cell, count(cell, FEW), FEW).passes
+
+
+def test_a_table_is_printed(capsys):
+    assert main(["--part", "rows", "--seeds", "3", "--workers", "1"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[-1] for line in lines[:2]] == ["PASS", "PASS"]
+    assert lines[-1].startswith("2 cells, 0 short")
+
+
+def test_noise_is_drawn_with_a_standard_deviation_of_one():
+    """The error of a standard deviation of 20,000 outlier-laden values is 3%."""
+    for kind in draw.NOISES:
+        if kind != "Student t3":  # its fourth moment does not exist
+            assert np.std(draw.noise(kind, 20_000, np.random.default_rng(0))) == pytest.approx(1, abs=0.1)
+    assert draw.expected_maximum(1, 0.0) == pytest.approx(1)
+    # the mean of the largest of 50 normal values is 2.249; of its exponential at 0.3 a little above exp(0.675)
+    assert np.log(draw.expected_maximum(50, 0.3)) == pytest.approx(0.3 * 2.249, abs=0.03)
