@@ -12,7 +12,7 @@ So one table of T, drawn from series that stay (`python -m benchmarks.judging --
 plateau, and the lowest value of a fall is compared with what as many draws reach by chance. A rise seen in the last
 value alone is none: it counts as the lower of the last two.
 
-Sources: a scale from differences, von Neumann (1941); the scan over splits, Page (1954); pairs, Mann and Whitney (1947).
+Sources: a scale from differences, von Neumann (1941); scan over splits, Page (1954); pairs, Mann and Whitney (1947).
 """
 
 from __future__ import annotations
@@ -207,7 +207,6 @@ def critical(n: int) -> float:
 
 
 def unlikely_trend(n: int) -> float:
-    """What `trend` of n values reaches by chance in one of 200 series."""
     return next(FALL[least] for least in reversed(FALL) if n >= least)
 
 
@@ -345,8 +344,7 @@ def paired(rows_a: np.ndarray, tokens_a: np.ndarray, rows_b: np.ndarray, tokens_
     difference, n = (b - a)[kept], int(kept.sum())
     base = float(a[kept].sum())
     percent = 100 * float(difference.sum()) / base if base else 0.0
-    signs = np.random.default_rng(0).integers(0, 2, (FLIPS, n)) * 2 - 1
-    sums = np.abs(signs @ difference)
+    sums = np.abs((np.random.default_rng(0).integers(0, 2, (FLIPS, n)) * 2 - 1) @ difference)
     p = (1 + int(np.sum(sums >= abs(float(difference.sum())) * (1 - 1e-12)))) / (FLIPS + 1)
     changed = p < UNLIKELY and abs(percent) > 100 * SMALL
     return Paired(percent, p, ("rose" if percent > 0 else "fell") if changed else "same", n)
