@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from lora_train.instrument.judge.explain.history import COLUMNS, History
+from lora_train.instrument.read.history import COLUMNS, History
 
 Random = np.random.Generator
 NOISES = ("Gaussian", "Student t3", "5% outliers", "2 decimals", "4 decimals")

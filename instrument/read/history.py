@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 # Columns that every history has, NaN where the source does not know.
 COLUMNS = ("start", *STEP_COLUMNS)
+PRINTED = "printed"
+"""In the attributes of `steps`: the columns that the source has, if only with values that are not finite."""
 TASKS = ("causal_lm", "seq_cls", "token_cls", "regression", "preference", "reward", "grpo")
 # Norms of single layers are read at no more steps than this: a judgement of spread needs no more.
 MAX_LAYER_STEPS = 400

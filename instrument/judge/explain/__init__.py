@@ -16,7 +16,7 @@ from ...messages import say_in
 from ...read.history import History, SourceError
 from ...read.logs import read_history
 from ..wording import DESCRIBED, OURS
-from . import accuracy, evaluation, gradients, kinds, loss, outcome, resources, schedule, speed, stock
+from . import evaluation, gradients, kinds, loss, outcome, resources, schedule, speed, stock
 from .finding import TOPICS, VERDICTS, Finding
 from .glossary import glossary
 from .overall import exit_code, overall
@@ -32,7 +32,6 @@ RULES = (
     *stock.RULES,
     *loss.RULES,
     *evaluation.RULES,
-    *accuracy.RULES,
     *gradients.RULES,
     *schedule.RULES,
     *resources.RULES,

@@ -6,10 +6,10 @@ import math
 
 import numpy as np
 
+from ...read.history import History
 from ..noise import STAYS as FEW
 from ..noise import Course, judge
 from .finding import WINDOW, Finding, at_end, ends, listed, median, scatter
-from .history import History
 from .schedule import FAR_RATE
 
 # A change below this share of the loss is not worth a name: seeds differ by as much.

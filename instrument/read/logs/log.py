@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from ..history import COLUMNS, PROGRESS, History, SourceError
+from ..history import COLUMNS, PRINTED, PROGRESS, History, SourceError
 from .bars import Bar, seconds
 from .marks import task_of, trainer_of
 from .numbering import fill_steps, steps_per_epoch
@@ -166,7 +166,9 @@ def frame_of(rows: Iterable[Record], columns: Sequence[str]) -> pd.DataFrame:
     frame = pd.DataFrame(kept).reindex(columns=[*columns, *others])
     numbers = frame.apply(pd.to_numeric, errors="coerce").astype("float64")
     numbers = numbers.dropna(subset=["step"]).drop_duplicates("step", keep="last")
-    return numbers.sort_values("step", kind="stable", ignore_index=True)
+    numbers = numbers.sort_values("step", kind="stable", ignore_index=True)
+    numbers.attrs[PRINTED] = tuple(dict.fromkeys(key for row in kept for key in row))
+    return numbers
 
 
 def _interval(steps: pd.DataFrame) -> int:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from lora_train.instrument.judge.explain.history import COLUMNS, PRINTED, History
+from lora_train.instrument.read.history import COLUMNS, PRINTED, History
 
 
 def history(

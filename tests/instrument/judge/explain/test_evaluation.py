@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from lora_train.instrument.judge.explain import accuracy, evaluation, explain, gradients
+from lora_train.instrument.judge.explain import evaluation, explain, gradients
 from lora_train.instrument.messages import catalogue
 
 from .build import falling, history
@@ -156,21 +156,21 @@ def classified(share, loss=None, rows: int = 960):
     ],
 )
 def test_accuracy_is_judged_by_what_its_rows_can_tell(share, expected):
-    assert key(accuracy.course(classified(share))) == expected
-    assert accuracy.course(evaluated(LEVEL)) is None
+    assert key(evaluation.accuracy_course(classified(share))) == expected
+    assert evaluation.accuracy_course(evaluated(LEVEL)) is None
 
 
 def test_the_error_of_an_accuracy_is_that_of_counting():
-    found = accuracy.error(classified([0.8, 0.8]))
+    found = evaluation.accuracy_error(classified([0.8, 0.8]))
     assert found is not None
     assert found.values["error"] == pytest.approx(200 * (0.8 * 0.2 / 960) ** 0.5)
 
 
 def test_loss_and_accuracy_need_not_agree():
     same, worse = np.full(20, 0.8), np.where(np.arange(20) < 10, 0.8, 0.6)
-    assert key(accuracy.apart(classified(same, TURNED))) == "loss_turned_alone"
-    assert key(accuracy.apart(classified(worse, LEVEL))) == "accuracy_turned_alone"
-    assert accuracy.apart(classified(worse, TURNED)) is None
+    assert key(evaluation.accuracy_apart(classified(same, TURNED))) == "loss_turned_alone"
+    assert key(evaluation.accuracy_apart(classified(worse, LEVEL))) == "accuracy_turned_alone"
+    assert evaluation.accuracy_apart(classified(worse, TURNED)) is None
 
 
 def test_gradients_that_are_never_finite_are_named_where_they_are_printed():
