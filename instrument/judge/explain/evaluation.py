@@ -57,12 +57,12 @@ def _due_later(history: History) -> bool:
 def nonfinite(history: History) -> Finding | None:
     """Evaluations that are NaN or inf: nothing can be chosen by them."""
     loss = history.evals["eval_loss"].astype("float64").to_numpy()
-    steps = history.evals["step"].to_numpy("float64")
     # an evaluation that measured something else alone has no loss either: the reader tells them apart
-    bad = np.isin(steps, history.nan_evals) if history.nan_evals else ~np.isfinite(loss) & (history.kind == "run")
-    if not bad.any():
+    unread = history.evals["step"].to_numpy("float64")[~np.isfinite(loss)] if history.kind == "run" else ()
+    bad = history.nan_evals or tuple(unread)
+    if not bad:
         return None
-    values = {"n": int(bad.sum()), "of": len(loss), "steps": listed(steps[bad])}
+    values = {"n": len(bad), "of": max(len(loss), len(bad)), "steps": listed(bad)}
     train = history.column("loss")
     healthy = np.isfinite(train).any() and np.isfinite(train[-1]) and train[-1] != 0
     return Finding("eval_loss", "wrong", "explain.eval_nan" if healthy else "explain.eval_nan_both", values)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from ...read.history import History
 from ..noise import blocks, judge, noise_of, trend
 from .finding import WINDOW, Finding, clock, median
 
