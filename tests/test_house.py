@@ -151,7 +151,7 @@ TESTED_ELSEWHERE = {
     ("instrument/attach", "instrument"): "instrument/attach/test_callback.py",
     (
         "instrument/judge/explain",
-        "evaluation finding gradients loss outcome resources schedule stock",
+        "finding gradients loss outcome resources schedule stock",
     ): "instrument/judge/explain/test_rules.py",
     ("instrument/read", "compact load"): "instrument/read/test_store.py",
     ("instrument/read", "history"): "instrument/judge/explain/test_history.py instrument/read/logs/test_sources.py",
