@@ -36,7 +36,7 @@ def missing(history: History) -> Finding | None:
     """Without evaluation nobody can tell learning from knowing by heart; before the first one is due nobody need."""
     if len(history.evals) or _due_later(history):
         return None
-    return Finding("eval_loss", "watch", "explain.eval_missing_stock" if history.stock else "explain.eval_missing")
+    return Finding("eval_loss", "note", "explain.eval_missing_stock" if history.stock else "explain.eval_missing")
 
 
 def _due_later(history: History) -> bool:
@@ -99,7 +99,7 @@ def course(history: History) -> Finding | None:
     if did.kind == "falling":
         if live:
             return Finding("eval_loss", "healthy", "explain.eval_falling", values)
-        return Finding("eval_loss", "watch", "explain.underfitting", values)
+        return Finding("eval_loss", "note", "explain.underfitting", values)
     if did.kind == "settled":
         return Finding("eval_loss", "healthy", "explain.eval_level" if live else "explain.eval_flat", values)
     if did.kind == "fell":

@@ -109,8 +109,11 @@ def no_model(history: History) -> Finding | None:
 
 
 def stock_zeros(history: History) -> list[int]:
-    """Rows of a stock log with a loss of exactly 0: the filter's average of nothing (design section 6)."""
-    if not history.stock:
+    """Rows of a stock log with a loss of exactly 0: the filter's average of nothing (design section 6).
+
+    None for GRPO, whose loss is 0 by construction.
+    """
+    if not history.stock or history.task == "grpo":
         return []
     return [int(step) for step, loss in zip(history.column("step"), history.column("loss"), strict=True) if loss == 0]
 
