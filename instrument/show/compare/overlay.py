@@ -42,7 +42,7 @@ def comparison_data(comparison: Comparison) -> dict[str, Any]:
         "names": comparison.names,
         "differing": [[difference.key, *difference.values] for difference in comparison.differing],
         "findings": {lang: findings_in(comparison.findings, lang) for lang in LANGUAGES},
-        "table": [_row(history) for history in named],
+        "table": [_row(history, run) for history, run in zip(named, runs, strict=True)],
     }
     return {
         **without_paths(told),
@@ -67,13 +67,13 @@ def _run(history: History, findings: Sequence[Finding]) -> dict[str, Any]:
     }
 
 
-def _row(history: History) -> dict[str, Any]:
-    best, (_, loss) = best_evaluation(history), history.finite("loss")
+def _row(history: History, run: dict[str, Any]) -> dict[str, Any]:
+    best, loss = best_evaluation(history), [value for value in run["steps"]["loss"] if value is not None]
     last = number(float(history.column("step")[-1])) if len(history.steps) else "0"
     return {
         "state": both(f"report.state.{state(history, False)}", step=last),
-        "last": number(float(loss[-1]) if len(loss) else None),
-        "best": both("report.best", step=number(best[0]), loss=number(best[1])) if best else None,
+        "last": number(loss[-1] if loss else None),
+        "best": both("compare.page.best_at", step=number(best[0]), loss=number(best[1])) if best else None,
     }
 
 

@@ -68,7 +68,7 @@ function historyOf(site) {
     lines.push({ label: t("report.forecast"), x: [coming.step, coming.predicted_step], y: [coming.peak, FP16_MAX], colour: "--wrong", dashed: true });
   return {
     id: "history", title: GRID.names[site], unit: "", log: quantity !== "underflow", axis: t("page.axis.step"), lines, shared: STATE.axis === "step" || !STATE.axis, extent: [x[0], x.at(-1)],
-    marks: DATA.marks.map((mark) => ({ kind: mark.kind, x: mark.at.step, text: said(mark.text) })),
+    marks: DATA.marks.filter((mark) => !mark.on).map((mark) => ({ kind: mark.kind, x: mark.at.step, text: said(mark.text) })),
   };
 }
 
@@ -77,6 +77,6 @@ function exponentsOf(site, row) {
   const x = [...counts].map((_, i) => row.first[k] + i - 127), y = [...counts].map((c) => Math.round(2 ** (c / 8) - 1));
   return {
     id: "exponents", title: t("report.exponents", { step: number(row.step) }), unit: "", zero: true, axis: t("report.exponent"), shared: false,
-    extent: [x[0] - 0.6, x.at(-1) + 0.6], lines: [{ label: t("report.values"), x, y, colour: "--c1", bars: true }],
+    extent: [x[0] - 0.6, x.at(-1) + 0.6], lines: [{ label: t("report.values"), x, y, colour: "--c1", bars: true, filled: true }],
   };
 }

@@ -44,6 +44,7 @@ const zoomOut = () => el("button", { id: "zoom-out", hidden: !ZOOM, onclick: () 
 function chart(parent, id, make, className = "") {
   const one = { id, make, plot: null, log: null, table: null };
   const small = (name, key, act) => el("button", { class: "small", tabindex: "-1", "data-act": name, onclick: act }, t(key));
+  one.titled = className !== "alone";  // else the section's heading says it
   one.legend = el("span", { class: "legend" });
   one.logButton = small("log", "page.log", () => { one.log = !one.log; one.draw(); });
   one.place = el("div", { class: "plot" });
@@ -52,7 +53,7 @@ function chart(parent, id, make, className = "") {
   one.caption = el("figcaption", {});
   one.head = el("h3", {});
   one.figure = el("figure", { id, class: "chart " + className, tabindex: "0", role: "group", onkeydown: (event) => keys(one, event) },
-    el("div", { class: "head" }, one.head, one.legend, el("span", { class: "spacer" }), one.logButton, small("table", "page.table", () => toggleTable(one))),
+    el("div", { class: "head" }, el("div", { class: "says" }, one.head, one.legend), one.logButton, small("table", "page.table", () => toggleTable(one))),
     one.place, one.tip, one.caption, one.live);
   one.draw = () => { draw(one); };
   one.update = () => { describe(one); if (one.plot) draw(one); };
@@ -67,8 +68,8 @@ function chart(parent, id, make, className = "") {
 function describe(one) {
   const spec = one.spec = one.make();
   if (one.log === null) one.log = Boolean(spec.log);
-  one.head.replaceChildren(spec.title, spec.unit ? el("span", { class: "dim" }, " " + spec.unit) : "");
-  one.legend.replaceChildren(...(spec.lines.length > 1 || spec.band ? spec.lines.map((line) => el("span", {}, swatch(css(line.colour)), line.label, line.unit ? ` (${line.unit})` : "")) : []),
+  one.head.replaceChildren(one.titled ? spec.title : "", spec.unit ? el("span", { class: "dim" }, " " + spec.unit) : "");
+  one.legend.replaceChildren(...(spec.lines.length > 1 || spec.band ? spec.lines.filter((line) => !line.quiet).map((line) => el("span", {}, swatch(css(line.colour)), line.legend || line.label, line.unit ? ` (${line.unit})` : "")) : []),
     ...(spec.band ? [el("span", {}, swatch(css("--band")), spec.band.label)] : []));
   one.caption.replaceChildren(...(spec.caption || []).map((text) => el("span", {}, text + " ")));
   one.figure.setAttribute("aria-label", `${spec.title}${spec.unit ? ", " + spec.unit : ""}. ${t("page.chart.keys")}`);
@@ -99,7 +100,8 @@ function rangeOf(spec, log) {
   return (u, least, most) => {
     if (least === null || most === null || least === undefined) return log ? [1, 10] : [0, 1];
     for (const value of spec.band ? [spec.band.low, spec.band.high] : []) { least = Math.min(least, value); most = Math.max(most, value); }
-    if (log) return uPlot.rangeLog(least, most * 1.02, 10, false);
+    const size = (value) => 10 ** Math.floor(Math.log10(value)), snap = (value, way) => Number((way(value / size(value)) * size(value)).toPrecision(3));
+    if (log) return [snap(least / 1.02, Math.floor), snap(most * 1.02, Math.ceil)];
     const room = (most - least || Math.abs(most) || 1) * 0.06;
     return [spec.zero && least >= 0 ? 0 : least - room, most + room];
   };
@@ -117,7 +119,7 @@ function draw(one) {
     cursor: { y: false, sync: spec.shared === false ? undefined : { key: "steps", scales: ["x", null] }, drag: { x: true, y: false, setScale: false }, points: { size: 7 }, bind: { dblclick: () => () => { zoomTo(null); return null; } } },
     scales: { x: { time: false, range: () => extentOf(spec) }, y: { distr: log ? 3 : 1, range: rangeOf(spec, log) }, ...(right ? { right: { range: rangeOf({ zero: true }, false) } } : {}) },
     axes: [
-      axis({ size: 44, labelSize: 18, label: spec.axis, values: (u, splits) => splits.map(tick), space: 60 }),
+      axis({ size: 24, labelSize: 18, labelGap: 0, label: spec.axis, values: (u, splits) => splits.map(tick), space: 60 }),
       axis({ scale: "y", size: wide, values: (u, splits) => splits.map((v) => (v === null ? "" : tick(v))), space: 32 }),
       ...(right ? [axis({ scale: "right", side: 1, size: wide, grid: { show: false }, values: (u, splits) => splits.map(tick), space: 32 })] : []),
     ],
@@ -166,7 +168,7 @@ function point(one, u) {
   if (index === null || index === undefined || u.cursor.left < 0 || !(one.place.matches(":hover") || one.figure === document.activeElement)) { one.tip.hidden = true; return; }
   const { head, rows, marks } = told(one, u, index);
   const unit = (line) => { const own = line.unit || (line.right ? "" : one.spec.unit); return own ? " " + own : ""; };
-  one.tip.replaceChildren(el("b", {}, head), ...rows.map(([line, y]) => el("div", {}, swatch(css(line.colour)), line.label + " ", el("b", {}, number(y, 5)), unit(line))), ...marks.map((text) => el("div", { class: "mark" }, text)));
+  one.tip.replaceChildren(el("b", {}, head), ...rows.map(([line, y]) => el("div", {}, swatch(css(line.colour)), line.label + " ", el("b", {}, number(y, 5)), y === null ? "" : unit(line))), ...marks.map((text) => el("div", { class: "mark" }, text)));
   one.tip.hidden = false;
   const box = one.place.getBoundingClientRect(), own = one.tip.getBoundingClientRect(), at = u.over.offsetLeft + u.valToPos(u.data[0][index], "x");
   one.tip.style.left = Math.max(0, at + 14 + own.width > box.width ? at - own.width - 14 : at + 14) + "px";

@@ -87,14 +87,14 @@ function languageSwitch(again) {
     el("button", { id: "lang-" + lang, lang, "aria-pressed": String(LANGUAGE() === lang), onclick: () => { remember({ lang }); again(); document.getElementById("lang-" + lang).focus(); } }, name)));
 }
 
-function finding(found) {
+function finding(found, topic) {
   return el("div", { class: "finding " + found.verdict },
-    el("span", { class: "word" }, found.word), el("div", {}, el("p", {}, found.sentence),
+    el("span", {}, el("span", { class: "word" }, found.word), topic ? el("span", { class: "dim" }, " " + topic) : null), el("div", {}, el("p", {}, found.sentence),
       found.hint ? el("p", { class: "hint" }, el("b", {}, t("page.change")), " ", found.hint) : null));
 }
 
 const topics = (groups) => groups.map((group) => el("div", { class: "topic" },
-  el("h3", {}, group.topic, " ", el("span", { class: "dim" }, group.what)), ...group.findings.map(finding)));
+  el("h3", {}, group.topic, " ", el("span", { class: "dim" }, group.what)), ...group.findings.map((found) => finding(found))));
 
 function scrolling(label, table) {
   return el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": label }, table);

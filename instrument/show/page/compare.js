@@ -10,7 +10,7 @@ function build(again) {
     el("tbody", {}, ...DATA.runs.map((run, i) => el("tr", {}, el("th", { scope: "row" }, swatch(css(COLOURS[i % COLOURS.length])), `${DATA.names[i]}  ${run.name}`),
       ...["state", "best", "last"].map((name) => el("td", {}, said(DATA.table[i][name]) ?? "–"))))))));
   overlay();
-  section("words", t("compare.page.in_words"), ...DATA.findings[LANGUAGE()].map(finding));
+  section("words", t("compare.page.in_words"), ...DATA.findings[LANGUAGE()].map((found) => finding(found)));
   if (DATA.differing.length) section("differs", t("compare.page.differs"), scrolling(t("compare.page.differs"), el("table", {}, head(t("compare.page.key"), ...DATA.names),
     el("tbody", {}, ...DATA.differing.map(([key, ...rest]) => el("tr", {}, el("th", { scope: "row" }, key), ...rest.map((value) => el("td", {}, value))))))));
   const links = [...document.querySelectorAll("main > section[id]")].map((place) => [place.id, place.getAttribute("aria-label")]);
@@ -32,13 +32,13 @@ function overlaid() {
   const metric = DATA.metrics.find((one) => one.id === STATE.metric), lines = [], marks = [];
   DATA.runs.forEach((run, i) => {
     const axis = run.axes[STATE.axis], colour = COLOURS[i % COLOURS.length], name = `${DATA.names[i]} ${run.name}`, both = metric.steps && metric.evals;
-    if (metric.steps && run.steps[metric.steps]) lines.push({ label: both ? `${name}, ${t("compare.page.training")}` : name, x: axis.steps, y: smooth(run.steps[metric.steps], STATE.smoothing || 1), colour });
-    if (metric.evals && run.evals[metric.evals] && run.evals.step.length) lines.push({ label: both ? `${name}, ${t("compare.page.evaluation")}` : name, x: axis.evals, y: run.evals[metric.evals], colour, dashed: true, points: true });
-    for (const mark of run.marks) if (mark.kind !== "skipped") marks.push({ kind: mark.kind, x: mark.at[STATE.axis] || [], text: `${DATA.names[i]}: ${said(mark.text)}` });
+    if (metric.steps && run.steps[metric.steps]) lines.push({ label: both ? `${name}, ${t("compare.page.training")}` : name, legend: name, x: axis.steps, y: smooth(run.steps[metric.steps], STATE.smoothing || 1), colour });
+    if (metric.evals && run.evals[metric.evals] && run.evals.step.length) lines.push({ label: both ? `${name}, ${t("compare.page.evaluation")}` : name, x: axis.evals, y: run.evals[metric.evals], colour, dashed: true, points: true, quiet: both });
+    for (const mark of run.marks) if (mark.kind !== "skipped" && (!mark.on || mark.on.includes(metric.id))) marks.push({ kind: mark.kind, colour, x: mark.at[STATE.axis] || [], text: `${DATA.names[i]}: ${said(mark.text)}` });
   });
   const every = lines.flatMap((line) => line.x).filter((x) => x !== null);
   const least = every.reduce((a, b) => Math.min(a, b), Infinity), most = every.reduce((a, b) => Math.max(a, b), -Infinity);
-  return { id: "overlay", title: said(metric.label), unit: metric.unit, log: metric.log, axis: said(DATA.runs[0].axes[STATE.axis].label), extent: every.length ? [least, most] : [0, 1], lines, marks };
+  return { id: "overlay", title: said(metric.label), unit: metric.unit, log: metric.log, axis: said(DATA.runs[0].axes[STATE.axis].label), extent: every.length ? [least, most] : [0, 1], lines, marks, caption: metric.steps && metric.evals ? [t("compare.page.kinds")] : [] };
 }
 
 start(build);

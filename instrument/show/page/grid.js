@@ -139,10 +139,10 @@ function layout() {
   const map = document.getElementById("map"), room = map.parentElement.clientWidth || 400, ctx = map.getContext("2d");
   ctx.font = "12px system-ui, sans-serif";
   const names = shown.columns.map(shortName), rows = shown.rows.map((row) => GRID.rows[row] || "–");
-  const left = 12 + Math.max(...rows.map((text) => ctx.measureText(text).width), 20), longest = Math.max(...names.map((text) => ctx.measureText(text).width));
-  const across = Math.max(18, Math.min(90, (room - left - 8) / names.length)), tilted = longest > across - 6;
+  const left = 12 + Math.max(...[t("report.layer"), ...rows].map((text) => ctx.measureText(text).width)), longest = Math.max(...names.map((text) => ctx.measureText(text).width));
+  const across = Math.max(18, Math.min(Math.max(90, longest + 16), (room - left - 8) / names.length)), tilted = longest > across - 6;
   const top = tilted ? 14 + longest * 0.71 : 22, down = Math.max(12, Math.min(26, 420 / rows.length));
-  return { names, rows, left, top, across, down, tilted, width: left + across * names.length + (tilted ? Math.max(8, longest * 0.71 - across / 2) : 8), height: top + down * rows.length + 4 };
+  return { names, rows, left, top, across, down, tilted, width: left + across * names.length + (tilted ? Math.max(8, longest * 0.71 - across / 2 + 12) : 8), height: top + down * rows.length + 4 };
 }
 
 function paint() {
@@ -156,6 +156,8 @@ function paint() {
     ctx.fillText(name, 0, 0);
     ctx.restore();
   });
+  ctx.textAlign = "left";
+  ctx.fillText(t("report.layer"), 0, box.top - 8);
   ctx.textAlign = "right";
   const every = Math.ceil(12 / box.down);
   box.rows.forEach((name, i) => { if (i % every === 0) ctx.fillText(name, box.left - 6, box.top + (i + 0.5) * box.down); });
@@ -192,7 +194,7 @@ function paintBar(width) {
 function paintTimes() {
   const n = GRID.bins.length;
   for (const canvas of document.querySelectorAll("canvas[data-column]")) {
-    const column = Number(canvas.dataset.column), width = Math.max(80, canvas.parentElement.clientWidth), height = Math.max(24, Math.min(90, shown.rows.length * 4));
+    const column = Number(canvas.dataset.column), width = Math.max(80, canvas.parentElement.clientWidth), height = Math.max(36, Math.min(120, shown.rows.length * 6));
     const ctx = sheet(canvas, width, height), per = Math.max(1, Math.floor(n / width));
     shown.rows.forEach((row, i) => {
       const site = shown.at.get(row + "," + column);

@@ -1,6 +1,7 @@
 "use strict";
 // What is painted into a chart besides its lines: a band behind them, and marks of what went wrong over them.
-// A mark is {kind, x: [...], text}: collapse a line, lost crosses over a shade, skipped ticks at the foot.
+// A mark is {kind, x: [...], text}: collapse a line, lost crosses over a shade, dropped crosses, skipped ticks at the foot;
+// of several runs each has its colour, and no shade.
 
 function paintBand(u, band) {
   const { ctx, bbox } = u;
@@ -20,9 +21,9 @@ function paintMarks(u, marks) {
   ctx.clip();
   for (const mark of marks) {
     const at = mark.x.map((x) => u.valToPos(x, "x", true));
-    ctx.strokeStyle = ctx.fillStyle = css(mark.kind === "skipped" ? "--watch" : "--wrong");
+    ctx.strokeStyle = ctx.fillStyle = css(mark.colour || (mark.kind === "skipped" ? "--watch" : "--wrong"));
     ctx.lineWidth = 1.5 * ratio;
-    if (mark.kind === "lost") paintLost(ctx, bbox, at, ratio, rangesOf(u, mark));
+    if (mark.kind === "lost" || mark.kind === "dropped") paintLost(ctx, bbox, at, ratio, mark.kind === "lost" && !mark.colour ? rangesOf(u, mark) : []);
     else for (const x of at) {
       if (mark.kind === "skipped") ctx.fillRect(x - ratio, bbox.top + bbox.height - 8 * ratio, 2 * ratio, 8 * ratio);
       else {

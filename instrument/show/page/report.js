@@ -34,7 +34,7 @@ function overview() {
   first.append(left);
   if (STEPS.length) loss(left);
   else left.append(el("p", {}, t("report.no_steps")));
-  first.append(el("div", { class: "problems", id: "problems" }, el("h2", {}, n ? t("report.problems", { n }) : t("report.no_problems")), ...topics(problems)));
+  first.append(el("div", { class: "problems", id: "problems" }, el("h2", {}, n ? t("report.problems", { n }) : t("report.no_problems")), ...problems.flatMap((group) => group.findings.map((found) => finding(found, group.topic)))));
 }
 
 function words() {
@@ -63,14 +63,14 @@ function spec(one, change = (lines) => lines) {
   return {
     id: one.id, title: said(one.title), unit: one.unit, log: one.log, zero: one.zero, band: one.band ? { ...one.band, label: said(one.band.label) } : null,
     axis: said(axis.label), extent: [axis.steps.find((v) => v !== null), axis.steps.findLast((v) => v !== null)], lines: change(lines),
-    marks: DATA.marks.map((mark) => ({ kind: mark.kind, x: mark.at[STATE.axis || "step"] || [], text: said(mark.text) })),
+    marks: DATA.marks.filter((mark) => !mark.on || mark.on.includes(one.id)).map((mark) => ({ kind: mark.kind, x: mark.at[STATE.axis || "step"] || [], text: said(mark.text) })),
     caption: (DATA.captions[one.id] || []).map(said),
   };
 }
 
 function chartSection(name, title, charts) {
   const place = el("div", { class: charts.length > 1 ? "two" : "" });
-  section(name, title, place);
+  section(name, charts.length > 1 ? title : said(charts[0].title), place);
   for (const one of charts) chart(place, one.id, () => spec(one), charts.length > 1 ? "" : "alone");
 }
 

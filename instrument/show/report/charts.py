@@ -95,23 +95,28 @@ def attempts(history: History) -> list[dict[str, Any]]:
 
 
 def marks(history: History, lost: Sequence[int], again: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """What stands across every chart of steps: its kind, where on each axis, and what it means."""
+    """What stands across a chart of steps: its kind, where on each axis, what it means, and on which (None: all)."""
     step = history.column("step")
     skipped = step[history.column("skipped") > 0].astype(int).tolist()
     broken = sorted({row["step"] for row in again if row["loss"] is None})
-    found = [
-        ("lost", sorted({*lost, *broken}), "report.mark.stock" if history.stock else "report.mark.lost"),
-        ("skipped", skipped, "report.mark.skipped"),
+    norm = history.column("grad_norm")
+    no_norm = step[~np.isfinite(norm)].astype(int).tolist() if np.isfinite(norm).any() else []
+    found: list[tuple[str, list[int], str, tuple[str, ...] | None]] = [
+        ("lost", list(lost), "report.mark.stock" if history.stock else "report.mark.lost", ("loss",)),
+        ("lost", no_norm, "report.mark.lost", ("grad_norm",)),
+        ("dropped", broken, "report.mark.dropped", ("loss", "grad_norm")),
+        ("skipped", skipped, "report.mark.skipped", None),
     ]
-    found += [("collapse", [one["step"]], "report.mark.collapse") for one in history.incidents]
+    found += [("collapse", [one["step"]], "report.mark.collapse", None) for one in history.incidents]
     positions = {name: np.asarray(axis["steps"], "float64") for name, axis in axes(history).items()}
     return [
         {
             "kind": kind,
             "at": {name: numbers(_along(np.asarray(steps, float), step, where)) for name, where in positions.items()},
             "text": both(key),
+            "on": on,
         }
-        for kind, steps, key in found
+        for kind, steps, key, on in found
         if steps and len(step)
     ]
 
@@ -218,10 +223,9 @@ def captions(drawn: list[dict[str, Any]], found: Sequence[dict[str, Any]]) -> di
     """By chart what its picture shows, and nothing that it does not show."""
     said: dict[str, list[dict[str, str]]] = {one["id"]: [] for one in drawn}
     for one in found:
-        n = len(one["at"]["step"])
-        if "loss" in said:
-            first = number(one["at"]["step"][0])
-            said["loss"].append(both(f"report.caption.{one['kind']}", n=n, step=first))
+        n, first = len(one["at"]["step"]), number(one["at"]["step"][0])
+        for name in set(one["on"] or ("loss",)) & said.keys():
+            said[name].append(both(f"report.caption.{one['kind']}", n=n, step=first))
     band = next((one["band"] for one in drawn if one.get("band")), None)
     if band:
         said["grad_norm"].append(both("report.band", low=band["low"], high=band["high"]))
