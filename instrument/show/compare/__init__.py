@@ -18,6 +18,7 @@ from ...messages import say_in
 from ...read.history import History
 from ...read.store import write_text
 from ..page import document
+from ..page.people import number
 from .differences import Difference, consequences, differences
 from .parting import parting
 
@@ -104,7 +105,7 @@ def _ranked(better: str, alike: str, values: Sequence[float], names: Sequence[st
         return None
     ordered = sorted(known, reverse=not lower)
     (best, winner), (second, _) = ordered[0], ordered[1]
-    listed = ", ".join(f"{name} {value:.4g}" for value, name in known)
+    listed = ", ".join(f"{name} {number(value)}" for value, name in known)
     margin = abs(second - best) / max(abs(second), 1e-12)
     if margin < (ALIKE if lower else FASTER - 1):
         return _remark(alike, listed=listed)

@@ -140,9 +140,10 @@ function layout() {
   ctx.font = "12px system-ui, sans-serif";
   const names = shown.columns.map(shortName), rows = shown.rows.map((row) => GRID.rows[row] || "–");
   const left = 12 + Math.max(...[t("report.layer"), ...rows].map((text) => ctx.measureText(text).width)), longest = Math.max(...names.map((text) => ctx.measureText(text).width));
-  const across = Math.max(18, Math.min(Math.max(90, longest + 16), (room - left - 8) / names.length)), tilted = longest > across - 6;
+  const across = (over) => Math.max(18, Math.min(Math.max(90, longest + 16), (room - left - over) / names.length));
+  const tilted = longest > across(8) - 6, wide = across(tilted ? longest * 0.71 : 8);
   const top = tilted ? 14 + longest * 0.71 : 22, down = Math.max(12, Math.min(26, 420 / rows.length));
-  return { names, rows, left, top, across, down, tilted, width: left + across * names.length + (tilted ? Math.max(8, longest * 0.71 - across / 2 + 12) : 8), height: top + down * rows.length + 4 };
+  return { names, rows, left, top, across: wide, down, tilted, width: left + wide * names.length + (tilted ? Math.max(8, longest * 0.71 - wide / 2 + 12) : 8), height: top + down * rows.length + 4 };
 }
 
 function paint() {
@@ -178,7 +179,8 @@ function paint() {
 
 // The colours with the values they stand for.
 function paintBar(width) {
-  const { from, to, log, bad } = shown, ctx = sheet(document.getElementById("bar"), Math.min(width, 420), 34), wide = Math.min(width, 420) - 24;
+  const { from, to, log, bad } = shown, bar = document.getElementById("bar"), own = Math.max(140, Math.min(width, 420, bar.parentElement.clientWidth));
+  const ctx = sheet(bar, own, 34), wide = own - 24;
   for (let i = 0; i < wide; i++) {
     ctx.fillStyle = colourOf(log ? from * (to / from) ** (i / wide) : (to * i) / wide) || "transparent";
     ctx.fillRect(12 + i, 2, 1.5, 10);

@@ -14,6 +14,8 @@ UNKNOWN = "–"
 _UNIX = re.compile(r"(?<![\w.:/~\-])(?:file://)?(?:~|(?=/))(?:/[^\s/'\",;:=\[\](){}<>]+){2,}/?")
 _WINDOWS = re.compile(r"(?<!\w)[A-Za-z]:\\[^\s'\",;]+")
 SMALL, LARGE = 1e-3, 1e15
+# Folders whose folders are named after people.
+HOMES = ("home", "Users")
 
 
 def number(value: float | int | None, digits: int = 4) -> str:
@@ -65,7 +67,8 @@ def without_paths(value: Any) -> Any:
 
 
 def _last(found: re.Match[str]) -> str:
-    return "…/" + re.split(r"[/\\]", found[0].rstrip("/\\"))[-1]
+    parts = re.split(r"[/\\]", found[0].rstrip("/\\"))
+    return "~" if len(parts) > 1 and parts[-2] in HOMES else "…/" + parts[-1]
 
 
 def both(key: str, /, **values: Any) -> dict[str, str]:

@@ -70,7 +70,7 @@ function spec(one, change = (lines) => lines) {
 
 function chartSection(name, title, charts) {
   const place = el("div", { class: charts.length > 1 ? "two" : "" });
-  section(name, charts.length > 1 ? title : said(charts[0].title), place);
+  section("at-" + name, charts.length > 1 ? title : said(charts[0].title), place);
   for (const one of charts) chart(place, one.id, () => spec(one), charts.length > 1 ? "" : "alone");
 }
 

@@ -46,7 +46,7 @@ def test_report_and_compare_write_pages_without_torch(tmp_path):
     assert result.returncode == 0, result.stderr
     assert "lora.r" in result.stdout
     assert "settings differ at once" in result.stdout
-    assert (tmp_path / "compare.html").stat().st_size > 10**6
+    assert "uPlot" in (tmp_path / "compare.html").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(
@@ -69,12 +69,3 @@ def test_mistakes_are_answered(arguments, error):
     assert result.stderr.startswith(error)
     assert "hint: " in result.stderr
     assert "Traceback" not in result.stderr
-
-
-def test_a_page_without_plotly_says_what_to_install(tmp_path):
-    (tmp_path / "plotly").mkdir()
-    (tmp_path / "plotly" / "__init__.py").write_text("raise ImportError('not here')")
-    result = run("report", "healthy", "-o", tmp_path / "x.html", PYTHONPATH=str(tmp_path))
-    assert result.returncode == 2
-    assert "hint: pip install 'lora-vitals[report]'" in result.stderr
-    assert not Path(tmp_path / "x.html").exists()
