@@ -37,7 +37,9 @@ def published() -> dict[str, bytes]:
 
 def main() -> int:
     """Writes or compares, and prints each file's hash."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.vendor_page", description=(__doc__ or "").split("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.vendor_page", description=(__doc__ or "").split("\n")[0]
+    )
     parser.add_argument("--check", action="store_true", help="compare, write nothing")
     check, differing = parser.parse_args().check, 0
     for name, content in published().items():

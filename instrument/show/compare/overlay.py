@@ -86,7 +86,5 @@ def metrics(histories: Sequence[History]) -> list[dict[str, Any]]:
         found.append({"id": name, "label": metric_name(name), "steps": None, "evals": name, "unit": "", "log": False})
     for name, label, unit_of, log in COLUMNS:
         if any(np.isfinite(history.column(name)).any() for history in histories):
-            found.append(
-                {"id": name, "label": both(label), "steps": name, "evals": None, "unit": unit_of, "log": log}
-            )
+            found.append({"id": name, "label": both(label), "steps": name, "evals": None, "unit": unit_of, "log": log})
     return found

@@ -10,7 +10,7 @@ from typing import Any
 from ...messages import LANGUAGES, say_in
 
 UNKNOWN = "–"
-# Two steps and more from the root, or a drive; not the rest of an address on the web, of a relative path or of "tokens/s".
+# Two steps and more from the root, or a drive; not the rest of a web address, of a relative path, of "tokens/s".
 _UNIX = re.compile(r"(?<![\w.:/~\-])(?:file://)?(?:~|(?=/))(?:/[^\s/'\",;:=\[\](){}<>]+){2,}/?")
 _WINDOWS = re.compile(r"(?<!\w)[A-Za-z]:\\[^\s'\",;]+")
 SMALL, LARGE = 1e-3, 1e15

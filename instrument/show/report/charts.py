@@ -22,7 +22,7 @@ DIGITS = 7
 # Of a cross entropy; what others count in is not known.
 LOSS_UNIT = {"causal_lm": "nat/token", "token_cls": "nat/token", "seq_cls": "nat"}
 # Of an evaluation: how long it took, and no judgement.
-SPEED_COLUMNS = ("step", "epoch", "start", "runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
+SPEED_COLUMNS = ("step", "epoch", "runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
 NAMED_METRICS = ("token_accuracy", "accuracy", "mean_token_accuracy", "f1", "entropy")
 GPU_MEMORY = ("memory_reserved_gib", "memory_allocated_gib")
 

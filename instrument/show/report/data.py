@@ -72,7 +72,8 @@ def report_data(history: History, following: bool = False) -> dict[str, Any]:
 def drawn(history: History, findings: Sequence[Finding]) -> dict[str, Any]:
     """Charts, the columns they need, and what stands under and over them."""
     if history.steps.empty:
-        return {"axes": {}, "steps": {"step": []}, "evals": {}, "attempts": [], "marks": [], "charts": [], "captions": {}}
+        lists: dict[str, list[Any]] = {"attempts": [], "marks": [], "charts": []}
+        return {"axes": {}, "steps": {"step": []}, "evals": {}, "captions": {}, **lists}
     lost = lost_steps(history, findings)
     steps, again = series(history, lost), attempts(history)
     steps |= stacked_time(steps)

@@ -106,7 +106,9 @@ def _grad_norm(history: History, findings: Sequence[Finding]) -> dict[str, Any] 
 
 def _speed(history: History, findings: Sequence[Finding]) -> dict[str, Any] | None:
     speed = median(history.column("tokens_per_second"))
-    return None if math.isnan(speed) else _tile("", "report.tile.speed", f"{speed:,.0f}", (), both("report.tile.median"))
+    if math.isnan(speed):
+        return None
+    return _tile("", "report.tile.speed", f"{speed:,.0f}", (), both("report.tile.median"))
 
 
 def _memory(history: History, findings: Sequence[Finding]) -> dict[str, Any] | None:

@@ -11,8 +11,10 @@ from ....conftest import ROOT
 from ...judge.explain.build import falling, history
 
 RUNS = ROOT / "tests" / "runs"
-DRAWN = "(() => { const one = CHARTS[0]; return { x: one.plot.data[0], y: one.plot.data.slice(1), axis: one.spec.axis," \
-    " labels: one.spec.lines.map((l) => l.label), marks: one.spec.marks.map((m) => m.kind) }; })()"  # fmt: skip
+DRAWN = """(() => {
+  const { plot, spec } = CHARTS[0], [x, ...y] = plot.data;
+  return { x, y, labels: spec.lines.map((line) => line.label), marks: spec.marks.map((mark) => mark.kind) };
+})()"""
 
 
 def test_the_page_overlays_training_and_evaluation_on_any_axis(opened, tmp_path):

@@ -23,7 +23,8 @@ def test_numbers(value, text):
 @pytest.mark.parametrize(
     ("value", "text"),
     [
-        (False, "false"), (None, "–"), ([], "–"), ({}, "–"), (["a", 1], "a, 1"), (1e-4, "1e-4"), (0.0123456789, "0.01234568"),
+        (False, "false"), (None, "–"), ([], "–"), ({}, "–"), (["a", 1], "a, 1"), (1e-4, "1e-4"),
+        (0.0123456789, "0.01234568"),
         ({"min_lr": 0.0, "on": True}, "min_lr: 0, on: true"), ("no", "no"),
     ],
 )  # fmt: skip

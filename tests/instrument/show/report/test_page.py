@@ -1,4 +1,4 @@
-"""The report in a browser: what it shows is what the store holds, it asks for nothing, and every part can be reached."""
+"""The report in a browser: it shows what the store holds, asks for nothing, and every part can be reached."""
 
 from __future__ import annotations
 
@@ -20,8 +20,27 @@ from ..conftest import wait_until
 RUNS = ROOT / "tests" / "runs"
 HOSTILE = "</script><img src=x onerror=alert(1)>\"'&<b>\u202e\u05d0 {{scripts}} {{data}}" + "x" * 300
 # What a chart drew, in the numbers it was given.
-DRAWN = "(id) => { const one = CHARTS.find((c) => c.id === id); return { x: one.plot.data[0], y: one.plot.data.slice(1)," \
-    " labels: one.spec.lines.map((l) => l.label), marks: one.spec.marks, band: one.spec.band, axis: one.spec.axis }; }"  # fmt: skip
+DRAWN = """(id) => {
+  const { plot, spec } = CHARTS.find((one) => one.id === id), [x, ...y] = plot.data;
+  return { x, y, labels: spec.lines.map((line) => line.label), marks: spec.marks, band: spec.band };
+}"""
+RANGE = """(() => {
+  const all = shown.sites.flatMap((site) => GRID.bins.map((_, bin) => cell("norm", site, bin))).filter((v) => v > 0);
+  return [Math.min(...all), Math.max(...all), shown.from, shown.to];
+})()"""
+NAMES = """[...document.querySelectorAll("button, a, [role=button], [title], [aria-label], [data-title]")]
+  .map((one) => [one.textContent, one.title, one.getAttribute("aria-label")].join(" ").toLowerCase())"""
+# The share of a chart's pixels whose red is far above their green.
+RED = """(() => {
+  const canvas = document.querySelector("#loss canvas"), { width, height } = canvas;
+  const { data } = canvas.getContext("2d").getImageData(0, 0, width, height);
+  let n = 0;
+  for (let i = 0; i < data.length; i += 4) if (data[i + 3] > 0 && data[i] > data[i + 1] + 15) n++;
+  return n / (width * height);
+})()"""
+STOPS = (
+    """CHARTS.map(({ figure }) => [figure, ...figure.querySelectorAll("*")].filter((e) => e.tabIndex >= 0).length)"""
+)
 
 
 @pytest.fixture
@@ -89,8 +108,7 @@ def test_a_filter_without_a_match_says_so(opened, run):
 
 def test_the_colour_bar_has_the_values_and_play_moves_the_step(opened, run):
     page = opened(write_report(run)).page
-    values = page.evaluate("(() => { const all = shown.sites.flatMap((s) => GRID.bins.map((_, b) => cell('norm', s, b)))"
-                           ".filter((v) => v > 0); return [Math.min(...all), Math.max(...all), shown.from, shown.to]; })()")  # fmt: skip
+    values = page.evaluate(RANGE)
     assert values[:2] == values[2:]
     page.locator("#bin").fill("0")
     page.click("#play")
@@ -145,8 +163,7 @@ def test_nothing_offers_an_upload_or_asks_for_anything(opened, run):
     found = opened(path)
     page = found.page
     page.evaluate("CHARTS.forEach((one) => { one.draw(); toggleTable(one); })")
-    names = page.evaluate("[...document.querySelectorAll('button, a, [role=button], [title], [aria-label], [data-title]')]"
-                          ".map((e) => [e.textContent, e.title, e.getAttribute('aria-label')].join(' ').toLowerCase())")  # fmt: skip
+    names = page.evaluate(NAMES)
     assert len(names) > 20
     assert not [name for name in names if any(word in name for word in ("share", "upload", "cloud", "plotly"))]
     assert page.evaluate("[...document.querySelectorAll('a')].every((a) => a.getAttribute('href').startsWith('#'))")
@@ -168,10 +185,7 @@ def test_zeros_of_a_stock_log_are_gaps_and_red_marks(opened, tmp_path):
     (lost,) = found["marks"]
     assert (lost["kind"], lost["x"]) == ("lost", list(range(13, 61)))
     assert "never a 0" in page.inner_text("#loss figcaption")
-    # red is painted: the share of pixels whose red is far above their green
-    red = "(() => { const c = document.querySelector('#loss canvas'), d = c.getContext('2d').getImageData(0, 0, c.width, c.height).data;" \
-        " let n = 0; for (let i = 0; i < d.length; i += 4) if (d[i + 3] > 0 && d[i] > d[i + 1] + 15) n++; return n / (c.width * c.height); })()"  # fmt: skip
-    assert page.evaluate(red) > 0.3
+    assert page.evaluate(RED) > 0.3
     assert page.locator(".status.wrong .word").inner_text() == "WRONG"
     assert "It is not overfitting." in page.inner_text("#problems")
     assert "This run recorded no statistics of layers." in page.inner_text("main")
@@ -229,7 +243,7 @@ def test_axes_switch_zoom_and_come_back(opened, tmp_path):
 def test_a_chart_is_one_stop_and_keys_read_it(opened, run):
     page = opened(write_report(run)).page
     page.wait_for_selector("#loss canvas")
-    stops = page.evaluate("CHARTS.map((one) => [...one.figure.querySelectorAll('*'), one.figure].filter((e) => e.tabIndex >= 0).length)")
+    stops = page.evaluate(STOPS)
     assert set(stops) == {1}
     page.focus("#loss")
     page.keyboard.press("Home")
@@ -282,7 +296,8 @@ def test_sliders_smooth_and_coarsen_and_the_axis_stays(opened, run):
 def test_hostile_text_is_text_and_no_path_is_shown(opened, tmp_path):
     run = shutil.copytree(RUNS / "healed", tmp_path / "a<b>&'\"")
     config = run / "config.yaml"
-    config.write_text(config.read_text() + f"\nextra:\n  note: {json.dumps(HOSTILE)}\n  model: /home/kim/models/llama\n")
+    extra = f"\nextra:\n  note: {json.dumps(HOSTILE)}\n  model: /home/kim/models/llama\n"
+    config.write_text(config.read_text() + extra)
     diagnosis = next(run.glob("incidents/*/diagnosis.json"))
     facts = json.loads(diagnosis.read_text()) | {"module": HOSTILE}
     facts["remedies"][0]["change"] = HOSTILE
