@@ -15,7 +15,7 @@ from ..page import texts
 from ..page.people import both, number, run_name, without_paths
 from ..report.charts import LOSS_UNIT, axes, eval_metrics, lost_steps, marks, metric_name, numbers, series
 from ..report.data import findings_in
-from ..report.overview import best_evaluation, state
+from ..report.overview import best_evaluation, stated
 
 if TYPE_CHECKING:
     from . import Comparison
@@ -69,9 +69,8 @@ def _run(history: History, findings: Sequence[Finding]) -> dict[str, Any]:
 
 def _row(history: History, run: dict[str, Any]) -> dict[str, Any]:
     best, loss = best_evaluation(history), [value for value in run["steps"]["loss"] if value is not None]
-    last = number(float(history.column("step")[-1])) if len(history.steps) else "0"
     return {
-        "state": both(f"report.state.{state(history, False)}", step=last),
+        "state": stated(history, False),
         "last": number(loss[-1] if loss else None),
         "best": both("compare.page.best_at", step=number(best[0]), loss=number(best[1])) if best else None,
     }

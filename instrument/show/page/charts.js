@@ -52,7 +52,7 @@ function chart(parent, id, make, className = "") {
   one.live = el("p", { class: "unseen", "aria-live": "polite" });
   one.caption = el("figcaption", {});
   one.head = el("h3", {});
-  one.figure = el("figure", { id, class: "chart " + className, tabindex: "0", role: "group", onkeydown: (event) => keys(one, event) },
+  one.figure = el("figure", { id, class: "chart " + className, tabindex: "0", onkeydown: (event) => keys(one, event) },
     el("div", { class: "head" }, el("div", { class: "says" }, one.head, one.legend), one.logButton, small("table", "page.table", () => toggleTable(one))),
     one.place, one.tip, one.caption, one.live);
   one.draw = () => { draw(one); };
@@ -205,7 +205,7 @@ function fillTable(one) {
   const table = el("table", { class: "values" }, every > 1 ? el("caption", {}, t("page.table.every", { n: every })) : null,
     el("thead", {}, el("tr", {}, el("th", { scope: "col" }, spec.axis), ...spec.lines.map((line) => el("th", { scope: "col" }, line.label)))),
     el("tbody", {}, ...rows.map((i) => el("tr", {}, ...data.map((column) => el("td", {}, column[i] === undefined ? "" : number(column[i], 7)))))));
-  one.table.replaceChildren(scrolling(spec.title, table));
+  one.table.replaceChildren(scrolling(`${spec.title}: ${t("page.table")}`, table));
 }
 
 addEventListener("beforeprint", () => { for (const one of CHARTS) if (!one.plot) one.draw(); });

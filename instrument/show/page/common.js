@@ -65,7 +65,7 @@ function section(id, title, ...content) {
 function choice(key, options, label, changed) {
   const values = options.map(([value]) => value);
   if (!values.includes(STATE[key])) STATE[key] = values[0];
-  const select = el("select", { id: key, onchange: () => { remember({ [key]: select.value }); changed(); } },
+  const select = el("select", { id: key, "aria-label": label, onchange: () => { remember({ [key]: select.value }); changed(); } },
     ...options.map(([value, name]) => el("option", { value, selected: STATE[key] === value }, name)));
   return el("label", {}, el("span", {}, label), select);
 }

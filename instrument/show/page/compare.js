@@ -6,12 +6,12 @@ const AXES = ["step", "epoch", "tokens", "time"].filter((axis) => DATA.runs.ever
 function build(again) {
   document.getElementById("top").append(el("h1", {}, t("compare.page.title")), el("span", { class: "dim made" }, when(DATA.made)), el("span", { class: "spacer" }), languageSwitch(again));
   const head = (...names) => el("thead", {}, el("tr", {}, ...names.map((name) => el("th", { scope: "col" }, name))));
-  section("runs", t("compare.page.runs"), scrolling(t("compare.page.runs"), el("table", {}, head(...["run", "state", "best", "last"].map((name) => t("compare.page." + name))),
+  section("runs", t("compare.page.runs"), scrolling(`${t("compare.page.runs")}: ${t("page.table")}`, el("table", {}, head(...["run", "state", "best", "last"].map((name) => t("compare.page." + name))),
     el("tbody", {}, ...DATA.runs.map((run, i) => el("tr", {}, el("th", { scope: "row" }, swatch(css(COLOURS[i % COLOURS.length])), `${DATA.names[i]}  ${run.name}`),
       ...["state", "best", "last"].map((name) => el("td", {}, said(DATA.table[i][name]) ?? "–"))))))));
   overlay();
   section("words", t("compare.page.in_words"), ...DATA.findings[LANGUAGE()].map((found) => finding(found)));
-  if (DATA.differing.length) section("differs", t("compare.page.differs"), scrolling(t("compare.page.differs"), el("table", {}, head(t("compare.page.key"), ...DATA.names),
+  if (DATA.differing.length) section("differs", t("compare.page.differs"), scrolling(`${t("compare.page.differs")}: ${t("page.table")}`, el("table", {}, head(t("compare.page.key"), ...DATA.names),
     el("tbody", {}, ...DATA.differing.map(([key, ...rest]) => el("tr", {}, el("th", { scope: "row" }, key), ...rest.map((value) => el("td", {}, value))))))));
   const links = [...document.querySelectorAll("main > section[id]")].map((place) => [place.id, place.getAttribute("aria-label")]);
   contents(links, zoomOut());

@@ -41,7 +41,7 @@ def _number(value: float) -> float | None:
 def axes(history: History) -> dict[str, Any]:
     """By axis its name and where steps and evaluations stand on it; step first, then those the source knows."""
     step, at = history.column("step"), history.evals["step"].to_numpy("float64")
-    found = {"step": ("page.axis.step", step)}
+    found = {"step": ("page.axis.step" if history.numbered else "page.axis.line", step)}
     for name, column in (("epoch", "epoch"), ("tokens", "tokens"), ("time", "step_seconds")):
         values = history.column(column)
         if len(values) and np.isfinite(values).mean() > 0.5:

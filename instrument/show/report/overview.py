@@ -22,8 +22,7 @@ RECENT = 50
 def status(history: History, findings: Sequence[Finding], following: bool) -> dict[str, Any]:
     """The line on top: state, verdict, its sentence, the best step."""
     leading = worst(findings)
-    step = number(float(history.column("step")[-1])) if len(history.steps) else "0"
-    said: dict[str, Any] = {"state": both(f"report.state.{state(history, following)}", step=step)}
+    said: dict[str, Any] = {"state": stated(history, following)}
     if leading is not None:
         said |= {"verdict": leading.verdict, "word": both(VERDICTS[leading.verdict]), "topic": leading.topic}
         said |= {"sentence": {lang: leading.sentence(lang) for lang in said["state"]}}
@@ -31,6 +30,13 @@ def status(history: History, findings: Sequence[Finding], following: bool) -> di
     if best is not None:
         said["best"] = both("report.best", step=number(best[0]), loss=number(best[1]))
     return said
+
+
+def stated(history: History, following: bool) -> dict[str, str]:
+    """The state with its step, in words; a log without step numbers counts lines."""
+    step = number(float(history.column("step")[-1])) if len(history.steps) else "0"
+    word = state(history, following)
+    return both(f"report.state.{'lines' if word == 'log' and not history.numbered else word}", step=step)
 
 
 def state(history: History, following: bool) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from lora_train.instrument.judge.explain import Finding, explain, read_history
+from lora_train.instrument.show.report.charts import axes
 from lora_train.instrument.show.report.overview import best_evaluation, state, status, tiles, worst
 
 from ....conftest import ROOT
@@ -70,6 +71,14 @@ def test_a_run_that_goes_on_says_how_long_it_will():
     assert time["note"]["en"] == "0:03:40 left, to step 150"
     (time,) = [tile for tile in tiles(known, [], False) if tile["label"]["en"] == "time"]
     assert time["note"]["en"] == "in all"
+
+
+def test_a_log_that_does_not_count_steps_is_said_to_have_lines():
+    known = history(loss=falling(5), finished=False, kind="log")
+    assert status(known, [], False)["state"]["en"] == "A log, up to step 5"
+    known.numbered = False
+    assert status(known, [], False)["state"] == {"en": "A log of 5 lines", "ko": "로그 5줄"}
+    assert axes(known)["step"]["label"]["en"] == "line of the log"
 
 
 def test_no_steps_make_no_tiles():
