@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from ...judge.explain import TOPICS, Finding, History, explain
+from ...judge.explain import TOPICS, Finding, History, advised, explain
 from ...judge.explain.finding import VERDICTS
 from ...judge.forecast import Forecaster
+from ...judge.wording import DESCRIBED, OURS
 from ...messages import LANGUAGES, say_in
 from ..page import texts
 from ..page.people import run_name, setting, without_paths
@@ -53,8 +54,8 @@ def report_data(history: History, following: bool = False) -> dict[str, Any]:
         "status": status(history, findings, following),
         "state": state(history, following),
         "tiles": tiles(history, findings, following),
-        "problems": {lang: explanation(_of(findings, True), lang) for lang in LANGUAGES},
-        "explanation": {lang: explanation(_of(findings, False), lang) for lang in LANGUAGES},
+        "problems": {lang: explanation(history, _of(findings, True), lang) for lang in LANGUAGES},
+        "explanation": {lang: explanation(history, _of(findings, False), lang) for lang in LANGUAGES},
         "incidents": [incident(history, diagnosis) for diagnosis in history.incidents],
         "config": [[f"{s}.{key}", setting(value)] for s, own in history.config.items() for key, value in own.items()],
         "environment": environment(history.env),
@@ -98,27 +99,30 @@ def drawn(history: History, findings: Sequence[Finding]) -> dict[str, Any]:
 
 
 def _of(findings: Sequence[Finding], problems: bool) -> list[Finding]:
-    return [finding for finding in findings if (finding.verdict in PROBLEMS) == problems]
+    """The problems, or the rest; what is said of all of them stands above."""
+    kept = [finding for finding in findings if finding.topic != "overall"]
+    return [finding for finding in kept if (finding.verdict in PROBLEMS) == problems]
 
 
-def explanation(findings: list[Finding], lang: str) -> list[dict[str, Any]]:
-    """The findings by topic, in words."""
-    groups = []
+def explanation(history: History, findings: list[Finding], lang: str) -> list[dict[str, Any]]:
+    """The findings by topic, in the words and with the keys of those who trained it."""
+    groups, described, trainer = [], DESCRIBED.get(history.task, {}), advised(history)
     for topic in TOPICS:
-        own = findings_in([finding for finding in findings if finding.topic == topic], lang)
+        own = findings_in([finding for finding in findings if finding.topic == topic], lang, trainer)
         if own:
-            groups.append({"topic": topic, "what": say_in(lang, TOPICS[topic]), "findings": own})
+            what = say_in(lang, described.get(topic, TOPICS[topic]))
+            groups.append({"topic": topic, "what": what, "findings": own})
     return groups
 
 
-def findings_in(findings: list[Finding], lang: str) -> list[dict[str, Any]]:
+def findings_in(findings: list[Finding], lang: str, trainer: str = OURS) -> list[dict[str, Any]]:
     """Each with its verdict and its sentences."""
     return [
         {
             "verdict": finding.verdict,
             "word": say_in(lang, VERDICTS[finding.verdict]).strip(),
             "sentence": finding.sentence(lang),
-            "hint": finding.hint(lang),
+            "hint": finding.hint(lang, trainer),
         }
         for finding in findings
     ]

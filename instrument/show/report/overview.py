@@ -21,7 +21,7 @@ RECENT = 50
 
 def status(history: History, findings: Sequence[Finding], following: bool) -> dict[str, Any]:
     """The line on top: state, verdict, its sentence, the best step."""
-    leading = worst(findings)
+    leading = gravest(findings)
     said: dict[str, Any] = {"state": stated(history, following)}
     if leading is not None:
         said |= {"verdict": leading.verdict, "word": both(VERDICTS[leading.verdict]), "topic": leading.topic}
@@ -30,6 +30,15 @@ def status(history: History, findings: Sequence[Finding], following: bool) -> di
     if best is not None:
         said["best"] = both("report.best", step=number(best[0]), loss=number(best[1]))
     return said
+
+
+def gravest(findings: Sequence[Finding]) -> Finding | None:
+    """What the judgement of all in all points at; itself where nothing is wrong."""
+    whole = next((finding for finding in findings if finding.topic == "overall"), None)
+    if whole is None or "topic" not in whole.values:
+        return whole or worst(findings)
+    pointed = (whole.verdict, whole.values["topic"])
+    return next((finding for finding in findings if (finding.verdict, finding.topic) == pointed), whole)
 
 
 def stated(history: History, following: bool) -> dict[str, str]:
