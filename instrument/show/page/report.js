@@ -14,7 +14,6 @@ function build(again) {
     if (charts(name).length) chartSection(name, t(title), charts(name));
   if (STEPS.length) layerSection();
   if (charts("resources").length) chartSection("resources", t("report.resources"), charts("resources"));
-  words();
   section("settings", t("report.settings"), ...[["report.config", DATA.config], ["report.environment", DATA.environment]].filter(([, rows]) => rows.length)
     .map(([key, rows]) => el("details", {}, el("summary", {}, t(key)), pairs(rows))));
   const links = [...document.querySelectorAll("main > section[id]")].map((place) => [place.id, place.getAttribute("aria-label")]);
@@ -27,23 +26,25 @@ function overview() {
   const n = problems.reduce((sum, group) => sum + group.findings.length, 0);
   place.append(el("div", { class: "status " + (status.verdict || "note") },
     el("p", { class: "state" }, el("b", {}, said(status.state)), status.best ? " · " + said(status.best) : ""),
-    status.sentence ? el("p", { class: "verdict" }, el("span", { class: "word" }, said(status.word).trim()), el("span", { class: "dim" }, ` ${status.topic} `), said(status.sentence)) : null));
+    status.sentence ? el("p", { class: "verdict" }, el("span", { class: "word" }, said(status.word).trim()), el("span", { class: "dim" }, status.topic === "overall" ? " " : ` ${status.topic} `), said(status.sentence)) : null));
   place.append(el("dl", { class: "tiles" }, ...DATA.tiles.map((tile) => el("div", { class: tile.verdict }, el("dt", {}, said(tile.label)), el("dd", {}, tile.value), tile.note ? el("dd", { class: "note" }, said(tile.note)) : null))));
   const first = el("div", { class: "first" }), left = el("div", {});
   place.append(first);
   first.append(left);
   if (STEPS.length) loss(left);
   else left.append(el("p", {}, t("report.no_steps")));
-  first.append(el("div", { class: "problems", id: "problems" }, el("h2", {}, n ? t("report.problems", { n }) : t("report.no_problems")), ...problems.flatMap((group) => group.findings.map((found) => finding(found, group.topic)))));
+  first.append(el("div", { class: "problems", id: "problems" }, el("h2", {}, n ? t("report.problems", { n }) : t("report.no_problems")), ...problems.flatMap((group) => group.findings.map((found) => finding(found, group.topic))), words()));
 }
 
+// What is healthy, and what is only to be known: folded.
 function words() {
-  const groups = DATA.explanation[LANGUAGE()], place = section("words", t("report.explanation")), folded = (verdict) => groups
+  const groups = DATA.explanation[LANGUAGE()], place = el("div", { id: "words" }), folded = (verdict) => groups
     .map((group) => ({ ...group, findings: group.findings.filter((found) => found.verdict === verdict) })).filter((group) => group.findings.length);
   for (const verdict of ["note", "healthy"]) {
     const own = folded(verdict), n = own.reduce((sum, group) => sum + group.findings.length, 0);
     if (n) place.append(el("details", { id: "words-" + verdict }, el("summary", {}, `${own[0].findings[0].word} · ${n}`), ...topics(own)));
   }
+  return place;
 }
 
 function incident(found) {
