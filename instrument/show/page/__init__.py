@@ -1,8 +1,8 @@
 """One self-contained HTML file: data as JSON, the chart library, and the files of this folder. Imports no torch.
 
-page.html   where everything is put           common.js    text without markup, a place that reloads keep, numbers
-page.css    light and dark, phone and print   charts.js    lines over steps, epochs, tokens or time
-vendor/     uPlot, as npm has it              grid.js      layers by projections
+page.html   where everything is put           common.js   text without markup, a place that reloads keep, numbers
+page.css    light and dark, phone and print   charts.js   lines over steps, epochs, tokens or time; marks.js, reading.js
+vendor/     uPlot, as npm has it              grid.js     layers by projections; paint.js, cell.js
 people.py   numbers as people write them      report.js, compare.js   what a page shows, in order
 
 Nothing is fetched: the policy in the page forbids it, and lets no script run but those that are written here.
@@ -23,7 +23,7 @@ from typing import Any
 from ...messages import LANGUAGES, catalogue
 
 FOLDER = Path(__file__).parent
-SHARED = ("vendor/uPlot.iife.min.js", "common.js", "marks.js", "charts.js")
+SHARED = ("vendor/uPlot.iife.min.js", "common.js", "marks.js", "reading.js", "charts.js")
 STYLES = ("vendor/uPlot.min.css", "page.css")
 
 

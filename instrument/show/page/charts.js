@@ -4,18 +4,21 @@
 // x and y are lists of one length, null where there is no value. A line may be `points`, `stepped`, `filled`, `dashed`,
 // `thin`, of the axis on the `right` with a `unit` of its own.
 const CHARTS = [];
-let ZOOM = null;  // [from, to] of the horizontal axis, the same for every chart
-const TABLE_ROWS = 200;
-const NEAR = new IntersectionObserver((entries) => {
-  for (const entry of entries) {
-    const found = CHARTS.find((one) => one.place === entry.target);
-    if (entry.isIntersecting && found && !found.plot) found.draw();
-  }
-}, { rootMargin: "400px" });
+let ZOOM = null; // [from, to] of the horizontal axis, the same for every chart
+const NEAR = new IntersectionObserver(
+  (entries) => {
+    for (const entry of entries) {
+      const found = CHARTS.find((one) => one.place === entry.target);
+      if (entry.isIntersecting && found && !found.plot) found.draw();
+    }
+  },
+  { rootMargin: "400px" },
+);
 const RESIZED = new ResizeObserver((entries) => {
   for (const entry of entries) {
     const found = CHARTS.find((one) => one.place === entry.target);
-    if (found && found.plot && entry.contentRect.width > 0) found.plot.setSize({ width: entry.contentRect.width, height: entry.contentRect.height });
+    if (found && found.plot && entry.contentRect.width > 0)
+      found.plot.setSize({ width: entry.contentRect.width, height: entry.contentRect.height });
   }
 });
 
@@ -26,14 +29,17 @@ function forgetCharts() {
   RESIZED.disconnect();
 }
 
-function redrawCharts() { for (const one of CHARTS) one.update(); }
+function redrawCharts() {
+  for (const one of CHARTS) one.update();
+}
 
 function zoomTo(range) {
   ZOOM = range;
-  for (const one of CHARTS) if (one.plot && one.spec.shared !== false) {
-    const [min, max] = extentOf(one.spec);
-    one.plot.setScale("x", { min, max });
-  }
+  for (const one of CHARTS)
+    if (one.plot && one.spec.shared !== false) {
+      const [min, max] = extentOf(one.spec);
+      one.plot.setScale("x", { min, max });
+    }
   const out = document.getElementById("zoom-out");
   if (out) out.hidden = !range;
 }
@@ -43,20 +49,41 @@ const zoomOut = () => el("button", { id: "zoom-out", hidden: !ZOOM, onclick: () 
 // `make` is called for each drawing and returns the spec; the figure keeps its place.
 function chart(parent, id, make, className = "") {
   const one = { id, make, plot: null, log: null, table: null };
-  const small = (name, key, act) => el("button", { class: "small", tabindex: "-1", "data-act": name, onclick: act }, t(key));
-  one.titled = className !== "alone";  // else the section's heading says it
+  const small = (name, key, act) =>
+    el("button", { class: "small", tabindex: "-1", "data-act": name, onclick: act }, t(key));
+  one.titled = className !== "alone"; // else the section's heading says it
   one.legend = el("span", { class: "legend" });
-  one.logButton = small("log", "page.log", () => { one.log = !one.log; one.draw(); });
+  one.logButton = small("log", "page.log", () => {
+    one.log = !one.log;
+    one.draw();
+  });
   one.place = el("div", { class: "plot" });
   one.tip = el("div", { class: "tip", hidden: true });
   one.live = el("p", { class: "unseen", "aria-live": "polite" });
   one.caption = el("figcaption", {});
   one.head = el("h3", {});
-  one.figure = el("figure", { id, class: "chart " + className, tabindex: "0", onkeydown: (event) => keys(one, event) },
-    el("div", { class: "head" }, el("div", { class: "says" }, one.head, one.legend), one.logButton, small("table", "page.table", () => toggleTable(one))),
-    one.place, one.tip, one.caption, one.live);
-  one.draw = () => { draw(one); };
-  one.update = () => { describe(one); if (one.plot) draw(one); };
+  one.figure = el(
+    "figure",
+    { id, class: "chart " + className, tabindex: "0", onkeydown: (event) => keys(one, event) },
+    el(
+      "div",
+      { class: "head" },
+      el("div", { class: "says" }, one.head, one.legend),
+      one.logButton,
+      small("table", "page.table", () => toggleTable(one)),
+    ),
+    one.place,
+    one.tip,
+    one.caption,
+    one.live,
+  );
+  one.draw = () => {
+    draw(one);
+  };
+  one.update = () => {
+    describe(one);
+    if (one.plot) draw(one);
+  };
   parent.append(one.figure);
   CHARTS.push(one);
   describe(one);
@@ -66,15 +93,26 @@ function chart(parent, id, make, className = "") {
 }
 
 function describe(one) {
-  const spec = one.spec = one.make();
+  const spec = (one.spec = one.make());
   if (one.log === null) one.log = Boolean(spec.log);
-  one.head.replaceChildren(one.titled ? spec.title : "", spec.unit ? el("span", { class: "dim" }, " " + spec.unit) : "");
-  one.legend.replaceChildren(...(spec.lines.length > 1 || spec.band ? spec.lines.filter((line) => !line.quiet).map((line) => el("span", {}, swatch(css(line.colour)), line.legend || line.label, line.unit ? ` (${line.unit})` : "")) : []),
-    ...(spec.band ? [el("span", {}, swatch(css("--band")), spec.band.label)] : []));
+  one.head.replaceChildren(
+    one.titled ? spec.title : "",
+    spec.unit ? el("span", { class: "dim" }, " " + spec.unit) : "",
+  );
+  one.legend.replaceChildren(
+    ...(spec.lines.length > 1 || spec.band
+      ? spec.lines
+          .filter((line) => !line.quiet)
+          .map((line) =>
+            el("span", {}, swatch(css(line.colour)), line.legend || line.label, line.unit ? ` (${line.unit})` : ""),
+          )
+      : []),
+    ...(spec.band ? [el("span", {}, swatch(css("--band")), spec.band.label)] : []),
+  );
   one.caption.replaceChildren(...(spec.caption || []).map((text) => el("span", {}, text + " ")));
   one.figure.setAttribute("aria-label", `${spec.title}${spec.unit ? ", " + spec.unit : ""}. ${t("page.chart.keys")}`);
   const values = spec.lines.flatMap((line) => line.y).filter((v) => v !== null);
-  one.logButton.hidden = spec.log === undefined && spec.zero === true || !values.length || values.some((v) => v <= 0);
+  one.logButton.hidden = (spec.log === undefined && spec.zero === true) || !values.length || values.some((v) => v <= 0);
   if (one.logButton.hidden && values.some((v) => v <= 0)) one.log = false;
   one.logButton.setAttribute("aria-pressed", String(one.log));
   if (one.table) fillTable(one);
@@ -99,8 +137,12 @@ function extentOf(spec) {
 function rangeOf(spec, log) {
   return (u, least, most) => {
     if (least === null || most === null || least === undefined) return log ? [1, 10] : [0, 1];
-    for (const value of spec.band ? [spec.band.low, spec.band.high] : []) { least = Math.min(least, value); most = Math.max(most, value); }
-    const size = (value) => 10 ** Math.floor(Math.log10(value)), snap = (value, way) => Number((way(value / size(value)) * size(value)).toPrecision(3));
+    for (const value of spec.band ? [spec.band.low, spec.band.high] : []) {
+      least = Math.min(least, value);
+      most = Math.max(most, value);
+    }
+    const size = (value) => 10 ** Math.floor(Math.log10(value)),
+      snap = (value, way) => Number((way(value / size(value)) * size(value)).toPrecision(3));
     if (log) return [snap(least / 1.02, Math.floor), snap(most * 1.02, Math.ceil)];
     const room = (most - least || Math.abs(most) || 1) * 0.06;
     return [spec.zero && least >= 0 ? 0 : least - room, most + room];
@@ -108,45 +150,115 @@ function rangeOf(spec, log) {
 }
 
 function draw(one) {
-  const spec = one.spec = one.make(), { width, height } = one.place.getBoundingClientRect(), log = one.log;
+  const spec = (one.spec = one.make()),
+    { width, height } = one.place.getBoundingClientRect(),
+    log = one.log;
   one.logButton.setAttribute("aria-pressed", String(log));
   if (one.plot) one.plot.destroy();
-  const axis = (more) => ({ stroke: css("--dim"), grid: { stroke: css("--grid"), width: 1 }, ticks: { stroke: css("--grid"), width: 1, size: 4 }, font: "12px system-ui, sans-serif", labelFont: "12px system-ui, sans-serif", gap: 4, ...more });
+  const axis = (more) => ({
+    stroke: css("--dim"),
+    grid: { stroke: css("--grid"), width: 1 },
+    ticks: { stroke: css("--grid"), width: 1, size: 4 },
+    font: "12px system-ui, sans-serif",
+    labelFont: "12px system-ui, sans-serif",
+    gap: 4,
+    ...more,
+  });
   const right = spec.lines.find((line) => line.right);
   const wide = (u, values) => 14 + 7 * Math.max(2, ...(values || []).map((text) => String(text || "").length));
   const options = {
-    width: Math.max(width, 80), height: Math.max(height, 80), padding: [10, right ? 0 : 14, 0, 0], legend: { show: false },
-    cursor: { y: false, sync: spec.shared === false ? undefined : { key: "steps", scales: ["x", null] }, drag: { x: true, y: false, setScale: false }, points: { size: 7 }, bind: { dblclick: () => () => { zoomTo(null); return null; } } },
-    scales: { x: { time: false, range: () => extentOf(spec) }, y: { distr: log ? 3 : 1, range: rangeOf(spec, log) }, ...(right ? { right: { range: rangeOf({ zero: true }, false) } } : {}) },
+    width: Math.max(width, 80),
+    height: Math.max(height, 80),
+    padding: [10, right ? 0 : 14, 0, 0],
+    legend: { show: false },
+    cursor: {
+      y: false,
+      sync: spec.shared === false ? undefined : { key: "steps", scales: ["x", null] },
+      drag: { x: true, y: false, setScale: false },
+      points: { size: 7 },
+      bind: {
+        dblclick: () => () => {
+          zoomTo(null);
+          return null;
+        },
+      },
+    },
+    scales: {
+      x: { time: false, range: () => extentOf(spec) },
+      y: { distr: log ? 3 : 1, range: rangeOf(spec, log) },
+      ...(right ? { right: { range: rangeOf({ zero: true }, false) } } : {}),
+    },
     axes: [
-      axis({ size: 24, labelSize: 18, labelGap: 0, label: spec.axis, values: (u, splits) => splits.map(tick), space: 60 }),
-      axis({ scale: "y", size: wide, values: (u, splits) => splits.map((v) => (v === null ? "" : tick(v))), space: 32 }),
-      ...(right ? [axis({ scale: "right", side: 1, size: wide, grid: { show: false }, values: (u, splits) => splits.map(tick), space: 32 })] : []),
+      axis({
+        size: 24,
+        labelSize: 18,
+        labelGap: 0,
+        label: spec.axis,
+        values: (u, splits) => splits.map(tick),
+        space: 60,
+      }),
+      axis({
+        scale: "y",
+        size: wide,
+        values: (u, splits) => splits.map((v) => (v === null ? "" : tick(v))),
+        space: 32,
+      }),
+      ...(right
+        ? [
+            axis({
+              scale: "right",
+              side: 1,
+              size: wide,
+              grid: { show: false },
+              values: (u, splits) => splits.map(tick),
+              space: 32,
+            }),
+          ]
+        : []),
     ],
     series: [{}, ...spec.lines.map((line) => curve(line, spec))],
     hooks: {
-      drawClear: [(u) => { if (spec.band) paintBand(u, spec.band); }],
+      drawClear: [
+        (u) => {
+          if (spec.band) paintBand(u, spec.band);
+        },
+      ],
       draw: [(u) => paintMarks(u, spec.marks || [])],
       setCursor: [(u) => point(one, u)],
-      setSelect: [(u) => {
-        if (u.select.width > 4) zoomTo([u.posToVal(u.select.left, "x"), u.posToVal(u.select.left + u.select.width, "x")]);
-        u.setSelect({ left: 0, width: 0, top: 0, height: 0 }, false);
-      }],
+      setSelect: [
+        (u) => {
+          if (u.select.width > 4)
+            zoomTo([u.posToVal(u.select.left, "x"), u.posToVal(u.select.left + u.select.width, "x")]);
+          u.setSelect({ left: 0, width: 0, top: 0, height: 0 }, false);
+        },
+      ],
     },
   };
   one.plot = new uPlot(options, joined(spec), one.place);
 }
 
 function curve(line, spec) {
-  const colour = css(line.colour), alone = (u, index) => {
-    const y = u.data[index], found = [];
-    for (let i = 0; i < y.length; i++) if (y[i] != null && !near(y, i, -1) && !near(y, i, 1)) found.push(i);
-    return found;
-  };
+  const colour = css(line.colour),
+    alone = (u, index) => {
+      const y = u.data[index],
+        found = [];
+      for (let i = 0; i < y.length; i++) if (y[i] != null && !near(y, i, -1) && !near(y, i, 1)) found.push(i);
+      return found;
+    };
   return {
-    scale: line.right ? "right" : "y", stroke: colour, width: line.thin ? 1 : 1.75, dash: line.dashed ? [5, 4] : undefined,
-    fill: line.filled ? colour + "33" : undefined, paths: line.stepped ? uPlot.paths.stepped({ align: -1 }) : line.bars ? uPlot.paths.bars({ size: [0.9] }) : undefined,
-    points: line.points ? { show: true, size: 6, fill: css("--back") } : { show: true, size: 5, fill: colour, filter: (u, index) => alone(u, index) },
+    scale: line.right ? "right" : "y",
+    stroke: colour,
+    width: line.thin ? 1 : 1.75,
+    dash: line.dashed ? [5, 4] : undefined,
+    fill: line.filled ? colour + "33" : undefined,
+    paths: line.stepped
+      ? uPlot.paths.stepped({ align: -1 })
+      : line.bars
+        ? uPlot.paths.bars({ size: [0.9] })
+        : undefined,
+    points: line.points
+      ? { show: true, size: 6, fill: css("--back") }
+      : { show: true, size: 5, fill: colour, filter: (u, index) => alone(u, index) },
   };
 }
 
@@ -156,56 +268,6 @@ function near(y, i, way) {
   return false;
 }
 
-// What is said of the place under the cursor: where, each line's value there, and what a mark means.
-function told(one, u, index) {
-  const spec = one.spec, x = u.data[0][index];
-  const rows = spec.lines.map((line, i) => [line, u.data[i + 1][index]]).filter(([, y]) => y !== undefined);
-  return { head: `${spec.axis} ${number(x)}`, rows, marks: marksNear(u, spec.marks || [], u.valToPos(x, "x")) };
-}
-
-function point(one, u) {
-  const index = u.cursor.idx;
-  if (index === null || index === undefined || u.cursor.left < 0 || !(one.place.matches(":hover") || one.figure === document.activeElement)) { one.tip.hidden = true; return; }
-  const { head, rows, marks } = told(one, u, index);
-  const unit = (line) => { const own = line.unit || (line.right ? "" : one.spec.unit); return own ? " " + own : ""; };
-  one.tip.replaceChildren(el("b", {}, head), ...rows.map(([line, y]) => el("div", {}, swatch(css(line.colour)), line.label + " ", el("b", {}, number(y, 5)), y === null ? "" : unit(line))), ...marks.map((text) => el("div", { class: "mark" }, text)));
-  one.tip.hidden = false;
-  const box = one.place.getBoundingClientRect(), own = one.tip.getBoundingClientRect(), at = u.over.offsetLeft + u.valToPos(u.data[0][index], "x");
-  one.tip.style.left = Math.max(0, at + 14 + own.width > box.width ? at - own.width - 14 : at + 14) + "px";
-  one.tip.style.top = one.place.offsetTop + 16 + "px";
-  if (one.figure === document.activeElement) one.live.textContent = one.tip.innerText.replaceAll("\n", ", ");
-}
-
-function keys(one, event) {
-  if (event.target !== one.figure || event.ctrlKey || event.metaKey || event.altKey) return;
-  if (!one.plot) one.draw();
-  const u = one.plot, last = u.data[0].length - 1, index = u.cursor.idx ?? -1, [from, to] = extentOf(one.spec), room = (to - from) / 4;
-  const middle = u.cursor.left >= 0 && index >= 0 ? u.data[0][index] : (from + to) / 2;
-  const go = (i) => { const x = u.data[0][Math.max(0, Math.min(last, i))]; u.setCursor({ left: u.valToPos(x, "x"), top: 10 }); };
-  const acts = {
-    ArrowLeft: () => go(index < 0 ? last : index - 1), ArrowRight: () => go(index + 1), Home: () => go(0), End: () => go(last),
-    "+": () => zoomTo([middle - room, middle + room]), "-": () => zoomTo(null), Escape: () => zoomTo(null),
-    l: () => { if (!one.logButton.hidden) one.logButton.click(); }, Enter: () => toggleTable(one),
-  };
-  if (!acts[event.key]) return;
-  event.preventDefault();
-  acts[event.key]();
-}
-
-function toggleTable(one) {
-  if (one.table) { one.table.remove(); one.table = null; return; }
-  one.table = el("div", {});
-  one.figure.append(one.table);
-  fillTable(one);
-}
-
-function fillTable(one) {
-  const spec = one.spec, data = joined(spec), every = Math.ceil(data[0].length / TABLE_ROWS) || 1;
-  const rows = data[0].map((_, i) => i).filter((i) => i % every === 0 || i === data[0].length - 1);
-  const table = el("table", { class: "values" }, every > 1 ? el("caption", {}, t("page.table.every", { n: every })) : null,
-    el("thead", {}, el("tr", {}, el("th", { scope: "col" }, spec.axis), ...spec.lines.map((line) => el("th", { scope: "col" }, line.label)))),
-    el("tbody", {}, ...rows.map((i) => el("tr", {}, ...data.map((column) => el("td", {}, column[i] === undefined ? "" : number(column[i], 7)))))));
-  one.table.replaceChildren(scrolling(`${spec.title}: ${t("page.table")}`, table));
-}
-
-addEventListener("beforeprint", () => { for (const one of CHARTS) if (!one.plot) one.draw(); });
+addEventListener("beforeprint", () => {
+  for (const one of CHARTS) if (!one.plot) one.draw();
+});

@@ -4,41 +4,147 @@ const COLOURS = ["--c1", "--c2", "--c3", "--c4", "--c6", "--c7", "--c8", "--c5"]
 const AXES = ["step", "epoch", "tokens", "time"].filter((axis) => DATA.runs.every((run) => run.axes[axis]));
 
 function build(again) {
-  document.getElementById("top").append(el("h1", {}, t("compare.page.title")), el("span", { class: "dim made" }, when(DATA.made)), el("span", { class: "spacer" }), languageSwitch(again));
+  document
+    .getElementById("top")
+    .append(
+      el("h1", {}, t("compare.page.title")),
+      el("span", { class: "dim made" }, when(DATA.made)),
+      el("span", { class: "spacer" }),
+      languageSwitch(again),
+    );
   const head = (...names) => el("thead", {}, el("tr", {}, ...names.map((name) => el("th", { scope: "col" }, name))));
-  section("runs", t("compare.page.runs"), scrolling(`${t("compare.page.runs")}: ${t("page.table")}`, el("table", {}, head(...["run", "state", "best", "last"].map((name) => t("compare.page." + name))),
-    el("tbody", {}, ...DATA.runs.map((run, i) => el("tr", {}, el("th", { scope: "row" }, swatch(css(COLOURS[i % COLOURS.length])), `${DATA.names[i]}  ${run.name}`),
-      ...["state", "best", "last"].map((name) => el("td", {}, said(DATA.table[i][name]) ?? "–"))))))));
+  section(
+    "runs",
+    t("compare.page.runs"),
+    scrolling(
+      `${t("compare.page.runs")}: ${t("page.table")}`,
+      el(
+        "table",
+        {},
+        head(...["run", "state", "best", "last"].map((name) => t("compare.page." + name))),
+        el(
+          "tbody",
+          {},
+          ...DATA.runs.map((run, i) =>
+            el(
+              "tr",
+              {},
+              el("th", { scope: "row" }, swatch(css(COLOURS[i % COLOURS.length])), `${DATA.names[i]}  ${run.name}`),
+              ...["state", "best", "last"].map((name) => el("td", {}, said(DATA.table[i][name]) ?? "–")),
+            ),
+          ),
+        ),
+      ),
+    ),
+  );
   overlay();
   section("words", t("compare.page.in_words"), ...DATA.findings[LANGUAGE()].map((found) => finding(found)));
-  if (DATA.differing.length) section("differs", t("compare.page.differs"), scrolling(`${t("compare.page.differs")}: ${t("page.table")}`, el("table", {}, head(t("compare.page.key"), ...DATA.names),
-    el("tbody", {}, ...DATA.differing.map(([key, ...rest]) => el("tr", {}, el("th", { scope: "row" }, key), ...rest.map((value) => el("td", {}, value))))))));
-  const links = [...document.querySelectorAll("main > section[id]")].map((place) => [place.id, place.getAttribute("aria-label")]);
+  if (DATA.differing.length)
+    section(
+      "differs",
+      t("compare.page.differs"),
+      scrolling(
+        `${t("compare.page.differs")}: ${t("page.table")}`,
+        el(
+          "table",
+          {},
+          head(t("compare.page.key"), ...DATA.names),
+          el(
+            "tbody",
+            {},
+            ...DATA.differing.map(([key, ...rest]) =>
+              el("tr", {}, el("th", { scope: "row" }, key), ...rest.map((value) => el("td", {}, value))),
+            ),
+          ),
+        ),
+      ),
+    );
+  const links = [...document.querySelectorAll("main > section[id]")].map((place) => [
+    place.id,
+    place.getAttribute("aria-label"),
+  ]);
   contents(links, zoomOut());
 }
 
 function overlay() {
-  const place = section("overlaid", t("compare.page.overlay")), controls = el("div", { class: "controls" });
-  const changed = () => { zoomTo(null); for (const one of CHARTS) one.log = null; redrawCharts(); };
-  const longest = Math.max(...DATA.runs.map((run) => run.steps.step.length)), top = Math.max(1, Math.min(200, Math.floor(longest / 4)));
-  controls.append(choice("metric", DATA.metrics.map((one) => [one.id, said(one.label)]), t("compare.page.metric"), changed),
-    choice("axis", AXES.map((name) => [name, said(DATA.runs[0].axes[name].label)]), t("page.along"), changed));
+  const place = section("overlaid", t("compare.page.overlay")),
+    controls = el("div", { class: "controls" });
+  const changed = () => {
+    zoomTo(null);
+    for (const one of CHARTS) one.log = null;
+    redrawCharts();
+  };
+  const longest = Math.max(...DATA.runs.map((run) => run.steps.step.length)),
+    top = Math.max(1, Math.min(200, Math.floor(longest / 4)));
+  controls.append(
+    choice(
+      "metric",
+      DATA.metrics.map((one) => [one.id, said(one.label)]),
+      t("compare.page.metric"),
+      changed,
+    ),
+    choice(
+      "axis",
+      AXES.map((name) => [name, said(DATA.runs[0].axes[name].label)]),
+      t("page.along"),
+      changed,
+    ),
+  );
   if (top > 1) controls.append(slider("smoothing", t("compare.page.smoothing"), 1, top, redrawCharts));
   place.append(controls);
   chart(place, "overlay", overlaid, "main");
 }
 
 function overlaid() {
-  const metric = DATA.metrics.find((one) => one.id === STATE.metric), lines = [], marks = [];
+  const metric = DATA.metrics.find((one) => one.id === STATE.metric),
+    lines = [],
+    marks = [];
   DATA.runs.forEach((run, i) => {
-    const axis = run.axes[STATE.axis], colour = COLOURS[i % COLOURS.length], name = `${DATA.names[i]} ${run.name}`, both = metric.steps && metric.evals;
-    if (metric.steps && run.steps[metric.steps]) lines.push({ label: both ? `${name}, ${t("compare.page.training")}` : name, legend: name, x: axis.steps, y: smooth(run.steps[metric.steps], STATE.smoothing || 1), colour });
-    if (metric.evals && run.evals[metric.evals] && run.evals.step.length) lines.push({ label: both ? `${name}, ${t("compare.page.evaluation")}` : name, x: axis.evals, y: run.evals[metric.evals], colour, dashed: true, points: true, quiet: both });
-    for (const mark of run.marks) if (mark.kind !== "skipped" && (!mark.on || mark.on.includes(metric.id))) marks.push({ kind: mark.kind, colour, x: mark.at[STATE.axis] || [], text: `${DATA.names[i]}: ${said(mark.text)}` });
+    const axis = run.axes[STATE.axis],
+      colour = COLOURS[i % COLOURS.length],
+      name = `${DATA.names[i]} ${run.name}`,
+      both = metric.steps && metric.evals;
+    if (metric.steps && run.steps[metric.steps])
+      lines.push({
+        label: both ? `${name}, ${t("compare.page.training")}` : name,
+        legend: name,
+        x: axis.steps,
+        y: smooth(run.steps[metric.steps], STATE.smoothing || 1),
+        colour,
+      });
+    if (metric.evals && run.evals[metric.evals] && run.evals.step.length)
+      lines.push({
+        label: both ? `${name}, ${t("compare.page.evaluation")}` : name,
+        x: axis.evals,
+        y: run.evals[metric.evals],
+        colour,
+        dashed: true,
+        points: true,
+        quiet: both,
+      });
+    for (const mark of run.marks)
+      if (mark.kind !== "skipped" && (!mark.on || mark.on.includes(metric.id)))
+        marks.push({
+          kind: mark.kind,
+          colour,
+          x: mark.at[STATE.axis] || [],
+          text: `${DATA.names[i]}: ${said(mark.text)}`,
+        });
   });
   const every = lines.flatMap((line) => line.x).filter((x) => x !== null);
-  const least = every.reduce((a, b) => Math.min(a, b), Infinity), most = every.reduce((a, b) => Math.max(a, b), -Infinity);
-  return { id: "overlay", title: said(metric.label), unit: metric.unit, log: metric.log, axis: said(DATA.runs[0].axes[STATE.axis].label), extent: every.length ? [least, most] : [0, 1], lines, marks, caption: metric.steps && metric.evals ? [t("compare.page.kinds")] : [] };
+  const least = every.reduce((a, b) => Math.min(a, b), Infinity),
+    most = every.reduce((a, b) => Math.max(a, b), -Infinity);
+  return {
+    id: "overlay",
+    title: said(metric.label),
+    unit: metric.unit,
+    log: metric.log,
+    axis: said(DATA.runs[0].axes[STATE.axis].label),
+    extent: every.length ? [least, most] : [0, 1],
+    lines,
+    marks,
+    caption: metric.steps && metric.evals ? [t("compare.page.kinds")] : [],
+  };
 }
 
 start(build);

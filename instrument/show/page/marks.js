@@ -5,7 +5,9 @@
 
 function paintBand(u, band) {
   const { ctx, bbox } = u;
-  const [top, foot] = [band.high, band.low].map((value) => Math.min(bbox.top + bbox.height, Math.max(bbox.top, u.valToPos(value, "y", true))));
+  const [top, foot] = [band.high, band.low].map((value) =>
+    Math.min(bbox.top + bbox.height, Math.max(bbox.top, u.valToPos(value, "y", true))),
+  );
   ctx.save();
   ctx.globalAlpha = 0.14;
   ctx.fillStyle = css("--good");
@@ -14,7 +16,8 @@ function paintBand(u, band) {
 }
 
 function paintMarks(u, marks) {
-  const { ctx, bbox } = u, ratio = devicePixelRatio || 1;
+  const { ctx, bbox } = u,
+    ratio = devicePixelRatio || 1;
   ctx.save();
   ctx.beginPath();
   ctx.rect(bbox.left, bbox.top, bbox.width, bbox.height);
@@ -23,27 +26,39 @@ function paintMarks(u, marks) {
     const at = mark.x.map((x) => u.valToPos(x, "x", true));
     ctx.strokeStyle = ctx.fillStyle = css(mark.colour || (mark.kind === "skipped" ? "--watch" : "--wrong"));
     ctx.lineWidth = 1.5 * ratio;
-    if (mark.kind === "lost" || mark.kind === "dropped") paintLost(ctx, bbox, at, ratio, mark.kind === "lost" && !mark.colour ? rangesOf(u, mark) : []);
-    else for (const x of at) {
-      if (mark.kind === "skipped") ctx.fillRect(x - ratio, bbox.top + bbox.height - 8 * ratio, 2 * ratio, 8 * ratio);
-      else {
-        ctx.beginPath(); ctx.moveTo(x, bbox.top); ctx.lineTo(x, bbox.top + bbox.height); ctx.stroke();
-        ctx.beginPath(); ctx.moveTo(x, bbox.top); ctx.lineTo(x + 8 * ratio, bbox.top + 4 * ratio); ctx.lineTo(x, bbox.top + 8 * ratio); ctx.fill();
+    if (mark.kind === "lost" || mark.kind === "dropped")
+      paintLost(ctx, bbox, at, ratio, mark.kind === "lost" && !mark.colour ? rangesOf(u, mark) : []);
+    else
+      for (const x of at) {
+        if (mark.kind === "skipped") ctx.fillRect(x - ratio, bbox.top + bbox.height - 8 * ratio, 2 * ratio, 8 * ratio);
+        else {
+          ctx.beginPath();
+          ctx.moveTo(x, bbox.top);
+          ctx.lineTo(x, bbox.top + bbox.height);
+          ctx.stroke();
+          ctx.beginPath();
+          ctx.moveTo(x, bbox.top);
+          ctx.lineTo(x + 8 * ratio, bbox.top + 4 * ratio);
+          ctx.lineTo(x, bbox.top + 8 * ratio);
+          ctx.fill();
+        }
       }
-    }
   }
   ctx.restore();
 }
 
 // Runs of neighbouring points, as places on the canvas: half a step to either side of them is shaded.
 function rangesOf(u, mark) {
-  const xs = u.data[0], lost = new Set(mark.x), found = [];
+  const xs = u.data[0],
+    lost = new Set(mark.x),
+    found = [];
   let first = -1;
   for (let i = 0; i <= xs.length; i++) {
     const own = i < xs.length && lost.has(xs[i]);
     if (own && first < 0) first = i;
     if (own || first < 0) continue;
-    const before = first ? (xs[first] + xs[first - 1]) / 2 : xs[first], after = i < xs.length ? (xs[i] + xs[i - 1]) / 2 : xs[i - 1];
+    const before = first ? (xs[first] + xs[first - 1]) / 2 : xs[first],
+      after = i < xs.length ? (xs[i] + xs[i - 1]) / 2 : xs[i - 1];
     found.push([u.valToPos(before, "x", true), u.valToPos(after, "x", true)]);
     first = -1;
   }
@@ -55,14 +70,17 @@ function paintLost(ctx, bbox, at, ratio, ranges) {
   ctx.globalAlpha = 0.1;
   for (const [from, to] of ranges) ctx.fillRect(from, bbox.top, Math.max(to - from, ratio), bbox.height);
   ctx.restore();
-  const y = bbox.top + 9 * ratio, half = 3.5 * ratio;
+  const y = bbox.top + 9 * ratio,
+    half = 3.5 * ratio;
   let last = -Infinity;
   for (const x of at) {
-    if (x - last < 9 * ratio) continue;  // crosses that would touch are one
+    if (x - last < 9 * ratio) continue; // crosses that would touch are one
     last = x;
     ctx.beginPath();
-    ctx.moveTo(x - half, y - half); ctx.lineTo(x + half, y + half);
-    ctx.moveTo(x + half, y - half); ctx.lineTo(x - half, y + half);
+    ctx.moveTo(x - half, y - half);
+    ctx.lineTo(x + half, y + half);
+    ctx.moveTo(x + half, y - half);
+    ctx.lineTo(x - half, y + half);
     ctx.stroke();
   }
 }

@@ -4,67 +4,186 @@ const AXES = Object.keys(DATA.axes);
 const STEPS = DATA.steps.step;
 
 function build(again) {
-  document.getElementById("top").append(el("h1", {}, DATA.name),
-    el("span", { class: "dim made" }, t("report.made", { made: when(DATA.made) }) + (DATA.following ? " · " + t("report.following") : "")),
-    el("span", { class: "spacer" }), languageSwitch(again));
+  document
+    .getElementById("top")
+    .append(
+      el("h1", {}, DATA.name),
+      el(
+        "span",
+        { class: "dim made" },
+        t("report.made", { made: when(DATA.made) }) + (DATA.following ? " · " + t("report.following") : ""),
+      ),
+      el("span", { class: "spacer" }),
+      languageSwitch(again),
+    );
   const charts = (name) => DATA.charts.filter((one) => one.section === name);
   overview();
   if (DATA.incidents.length) section("collapses", t("report.incidents"), ...DATA.incidents.map(incident));
-  for (const [name, title] of [["grad_norm", "report.grad_norm"], ["evals", "report.evals"], ["other", "report.other"], ["schedule", "report.schedule"]])
+  for (const [name, title] of [
+    ["grad_norm", "report.grad_norm"],
+    ["evals", "report.evals"],
+    ["other", "report.other"],
+    ["schedule", "report.schedule"],
+  ])
     if (charts(name).length) chartSection(name, t(title), charts(name));
   if (STEPS.length) layerSection();
   if (charts("resources").length) chartSection("resources", t("report.resources"), charts("resources"));
-  section("settings", t("report.settings"), ...[["report.config", DATA.config], ["report.environment", DATA.environment]].filter(([, rows]) => rows.length)
-    .map(([key, rows]) => el("details", {}, el("summary", {}, t(key)), pairs(rows))));
-  const links = [...document.querySelectorAll("main > section[id]")].map((place) => [place.id, place.getAttribute("aria-label")]);
-  const axis = AXES.length > 1 ? choice("axis", AXES.map((name) => [name, said(DATA.axes[name].label)]), t("page.along"), () => { zoomTo(null); redrawCharts(); }) : null;
+  section(
+    "settings",
+    t("report.settings"),
+    ...[
+      ["report.config", DATA.config],
+      ["report.environment", DATA.environment],
+    ]
+      .filter(([, rows]) => rows.length)
+      .map(([key, rows]) => el("details", {}, el("summary", {}, t(key)), pairs(rows))),
+  );
+  const links = [...document.querySelectorAll("main > section[id]")].map((place) => [
+    place.id,
+    place.getAttribute("aria-label"),
+  ]);
+  const axis =
+    AXES.length > 1
+      ? choice(
+          "axis",
+          AXES.map((name) => [name, said(DATA.axes[name].label)]),
+          t("page.along"),
+          () => {
+            zoomTo(null);
+            redrawCharts();
+          },
+        )
+      : null;
   contents(links, zoomOut(), axis);
 }
 
 function overview() {
-  const status = DATA.status, problems = DATA.problems[LANGUAGE()], place = section("overview", t("report.overview"));
+  const status = DATA.status,
+    problems = DATA.problems[LANGUAGE()],
+    place = section("overview", t("report.overview"));
   const n = problems.reduce((sum, group) => sum + group.findings.length, 0);
-  place.append(el("div", { class: "status " + (status.verdict || "note") },
-    el("p", { class: "state" }, el("b", {}, said(status.state)), status.best ? " · " + said(status.best) : ""),
-    status.sentence ? el("p", { class: "verdict" }, el("span", { class: "word" }, said(status.word).trim()), el("span", { class: "dim" }, status.topic === "overall" ? " " : ` ${status.topic} `), said(status.sentence)) : null));
-  place.append(el("dl", { class: "tiles" }, ...DATA.tiles.map((tile) => el("div", { class: tile.verdict }, el("dt", {}, said(tile.label)), el("dd", {}, tile.value), tile.note ? el("dd", { class: "note" }, said(tile.note)) : null))));
-  const first = el("div", { class: "first" }), left = el("div", {});
+  place.append(
+    el(
+      "div",
+      { class: "status " + (status.verdict || "note") },
+      el("p", { class: "state" }, el("b", {}, said(status.state)), status.best ? " · " + said(status.best) : ""),
+      status.sentence
+        ? el(
+            "p",
+            { class: "verdict" },
+            el("span", { class: "word" }, said(status.word).trim()),
+            el("span", { class: "dim" }, status.topic === "overall" ? " " : ` ${status.topic} `),
+            said(status.sentence),
+          )
+        : null,
+    ),
+  );
+  place.append(
+    el(
+      "dl",
+      { class: "tiles" },
+      ...DATA.tiles.map((tile) =>
+        el(
+          "div",
+          { class: tile.verdict },
+          el("dt", {}, said(tile.label)),
+          el("dd", {}, tile.value),
+          tile.note ? el("dd", { class: "note" }, said(tile.note)) : null,
+        ),
+      ),
+    ),
+  );
+  const first = el("div", { class: "first" }),
+    left = el("div", {});
   place.append(first);
   first.append(left);
   if (STEPS.length) loss(left);
   else left.append(el("p", {}, t("report.no_steps")));
-  first.append(el("div", { class: "problems", id: "problems" }, el("h2", {}, n ? t("report.problems", { n }) : t("report.no_problems")), ...problems.flatMap((group) => group.findings.map((found) => finding(found, group.topic))), words()));
+  first.append(
+    el(
+      "div",
+      { class: "problems", id: "problems" },
+      el("h2", {}, n ? t("report.problems", { n }) : t("report.no_problems")),
+      ...problems.flatMap((group) => group.findings.map((found) => finding(found, group.topic))),
+      words(),
+    ),
+  );
 }
 
 // What is healthy, and what is only to be known: folded.
 function words() {
-  const groups = DATA.explanation[LANGUAGE()], place = el("div", { id: "words" }), folded = (verdict) => groups
-    .map((group) => ({ ...group, findings: group.findings.filter((found) => found.verdict === verdict) })).filter((group) => group.findings.length);
+  const groups = DATA.explanation[LANGUAGE()],
+    place = el("div", { id: "words" }),
+    folded = (verdict) =>
+      groups
+        .map((group) => ({ ...group, findings: group.findings.filter((found) => found.verdict === verdict) }))
+        .filter((group) => group.findings.length);
   for (const verdict of ["note", "healthy"]) {
-    const own = folded(verdict), n = own.reduce((sum, group) => sum + group.findings.length, 0);
-    if (n) place.append(el("details", { id: "words-" + verdict }, el("summary", {}, `${own[0].findings[0].word} · ${n}`), ...topics(own)));
+    const own = folded(verdict),
+      n = own.reduce((sum, group) => sum + group.findings.length, 0);
+    if (n)
+      place.append(
+        el(
+          "details",
+          { id: "words-" + verdict },
+          el("summary", {}, `${own[0].findings[0].word} · ${n}`),
+          ...topics(own),
+        ),
+      );
   }
   return place;
 }
 
 function incident(found) {
-  const tried = found.remedies.map((one) => el("li", { class: one.outcome }, el("code", {}, one.change), " ", el("span", {}, t("report.remedy." + one.outcome, { loss: number(one.loss) }))));
-  return el("div", { class: "incident" },
-    el("p", {}, el("b", {}, `${t("page.step_n", { step: found.step })}: ${found.kind}`), " ", el("code", {}, found.module || "–")),
+  const tried = found.remedies.map((one) =>
+    el(
+      "li",
+      { class: one.outcome },
+      el("code", {}, one.change),
+      " ",
+      el("span", {}, t("report.remedy." + one.outcome, { loss: number(one.loss) })),
+    ),
+  );
+  return el(
+    "div",
+    { class: "incident" },
+    el(
+      "p",
+      {},
+      el("b", {}, `${t("page.step_n", { step: found.step })}: ${found.kind}`),
+      " ",
+      el("code", {}, found.module || "–"),
+    ),
     found.rows ? el("p", { class: "dim" }, t("report.rows", { rows: found.rows })) : null,
-    tried.length ? el("p", {}, t("report.tried")) : null, tried.length ? el("ol", {}, ...tried) : null,
+    tried.length ? el("p", {}, t("report.tried")) : null,
+    tried.length ? el("ol", {}, ...tried) : null,
     el("p", {}, DATA.text[LANGUAGE()]["report.action." + found.action] || found.action),
-    el("p", { class: "dim" }, t("report.replay"), " ", el("code", {}, found.replay)));
+    el("p", { class: "dim" }, t("report.replay"), " ", el("code", {}, found.replay)),
+  );
 }
 
 // A chart of data.py on the axis that is chosen; `change` may alter its lines.
 function spec(one, change = (lines) => lines) {
   const axis = DATA.axes[STATE.axis || "step"] || DATA.axes.step;
-  const lines = one.lines.map((line) => ({ ...line, label: said(line.label), x: axis[line.source], y: (line.source === "evals" ? DATA.evals : DATA.steps)[line.column] }));
+  const lines = one.lines.map((line) => ({
+    ...line,
+    label: said(line.label),
+    x: axis[line.source],
+    y: (line.source === "evals" ? DATA.evals : DATA.steps)[line.column],
+  }));
   return {
-    id: one.id, title: said(one.title), unit: one.unit, log: one.log, zero: one.zero, band: one.band ? { ...one.band, label: said(one.band.label) } : null,
-    axis: said(axis.label), extent: [axis.steps.find((v) => v !== null), axis.steps.findLast((v) => v !== null)], lines: change(lines),
-    marks: DATA.marks.filter((mark) => !mark.on || mark.on.includes(one.id)).map((mark) => ({ kind: mark.kind, x: mark.at[STATE.axis || "step"] || [], text: said(mark.text) })),
+    id: one.id,
+    title: said(one.title),
+    unit: one.unit,
+    log: one.log,
+    zero: one.zero,
+    band: one.band ? { ...one.band, label: said(one.band.label) } : null,
+    axis: said(axis.label),
+    extent: [axis.steps.find((v) => v !== null), axis.steps.findLast((v) => v !== null)],
+    lines: change(lines),
+    marks: DATA.marks
+      .filter((mark) => !mark.on || mark.on.includes(one.id))
+      .map((mark) => ({ kind: mark.kind, x: mark.at[STATE.axis || "step"] || [], text: said(mark.text) })),
     caption: (DATA.captions[one.id] || []).map(said),
   };
 }
@@ -87,15 +206,35 @@ function coarser(x, y, every) {
 }
 
 function loss(place) {
-  const top = Math.max(1, Math.min(200, Math.floor(STEPS.length / 4))), own = DATA.charts.find((one) => one.id === "loss");
-  chart(place, "loss", () => spec(own, (lines) => {
-    const [train, ...rest] = lines, changed = [];
-    if (STATE.every > 1) changed.push({ ...train, ...coarser(train.x, train.y, STATE.every) });
-    else if (STATE.smoothing > 1) changed.push({ ...train, colour: "--faint", thin: true, label: t("report.each_step") }, { ...train, y: smooth(train.y, STATE.smoothing) });
-    else changed.push(train);
-    return [...changed, ...rest, ...firstAttempt(train)];
-  }), "main");
-  if (top > 1) place.append(el("div", { class: "controls" }, slider("smoothing", t("report.smoothing"), 1, top, redrawCharts), slider("every", t("report.logged_every"), 1, top, redrawCharts)));
+  const top = Math.max(1, Math.min(200, Math.floor(STEPS.length / 4))),
+    own = DATA.charts.find((one) => one.id === "loss");
+  chart(
+    place,
+    "loss",
+    () =>
+      spec(own, (lines) => {
+        const [train, ...rest] = lines,
+          changed = [];
+        if (STATE.every > 1) changed.push({ ...train, ...coarser(train.x, train.y, STATE.every) });
+        else if (STATE.smoothing > 1)
+          changed.push(
+            { ...train, colour: "--faint", thin: true, label: t("report.each_step") },
+            { ...train, y: smooth(train.y, STATE.smoothing) },
+          );
+        else changed.push(train);
+        return [...changed, ...rest, ...firstAttempt(train)];
+      }),
+    "main",
+  );
+  if (top > 1)
+    place.append(
+      el(
+        "div",
+        { class: "controls" },
+        slider("smoothing", t("report.smoothing"), 1, top, redrawCharts),
+        slider("every", t("report.logged_every"), 1, top, redrawCharts),
+      ),
+    );
 }
 
 // What steps gave that were run again after a collapse: only values; those that are none are marks.
@@ -103,7 +242,16 @@ function firstAttempt(train) {
   const kept = DATA.attempts.filter((one) => one.loss !== null);
   if (!kept.length) return [];
   const at = new Map(STEPS.map((step, i) => [step, train.x[i]]));
-  return [{ label: t("report.first_attempt"), colour: "--wrong", dashed: true, points: kept.length < 3, x: kept.map((one) => at.get(one.step)), y: kept.map((one) => one.loss) }];
+  return [
+    {
+      label: t("report.first_attempt"),
+      colour: "--wrong",
+      dashed: true,
+      points: kept.length < 3,
+      x: kept.map((one) => at.get(one.step)),
+      y: kept.map((one) => one.loss),
+    },
+  ];
 }
 
 start(build);

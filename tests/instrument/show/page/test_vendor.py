@@ -35,7 +35,7 @@ def test_the_policy_names_every_script_and_no_other_source():
     assert "unsafe" not in policy
     assert "http" not in policy
     scripts = re.findall(r"<script>(.*?)</script>", page, re.DOTALL)
-    assert len(scripts) == 5
+    assert len(scripts) == 6
     for script in scripts:
         assert base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() in policy
     assert "<title>&lt;/title&gt;&lt;b&gt;</title>" in page
