@@ -57,6 +57,7 @@ function chart(parent, id, make, className = "") {
     one.log = !one.log;
     one.draw();
   });
+  one.zoomButton = small("zoom", "page.zoom_in", () => zoomIn(one));
   one.place = el("div", { class: "plot" });
   one.tip = el("div", { class: "tip", hidden: true });
   one.live = el("p", { class: "unseen", "aria-live": "polite" });
@@ -69,6 +70,7 @@ function chart(parent, id, make, className = "") {
       "div",
       { class: "head" },
       el("div", { class: "says" }, one.head, one.legend),
+      one.zoomButton,
       one.logButton,
       small("table", "page.table", () => toggleTable(one)),
     ),
@@ -115,6 +117,7 @@ function describe(one) {
   one.logButton.hidden = (spec.log === undefined && spec.zero === true) || !values.length || values.some((v) => v <= 0);
   if (one.logButton.hidden && values.some((v) => v <= 0)) one.log = false;
   one.logButton.setAttribute("aria-pressed", String(one.log));
+  one.zoomButton.hidden = spec.shared === false;
   if (one.table) fillTable(one);
 }
 

@@ -49,15 +49,21 @@ function point(one, u) {
   if (one.figure === document.activeElement) one.live.textContent = one.tip.innerText.replaceAll("\n", ", ");
 }
 
+// To half of what is seen, around the place that was looked at last.
+function zoomIn(one) {
+  const { cursor, data } = one.plot,
+    [from, to] = extentOf(one.spec),
+    room = (to - from) / 4;
+  const middle = cursor.left >= 0 && cursor.idx != null ? data[0][cursor.idx] : (from + to) / 2;
+  zoomTo([middle - room, middle + room]);
+}
+
 function keys(one, event) {
   if (event.target !== one.figure || event.ctrlKey || event.metaKey || event.altKey) return;
   if (!one.plot) one.draw();
   const u = one.plot,
     last = u.data[0].length - 1,
-    index = u.cursor.idx ?? -1,
-    [from, to] = extentOf(one.spec),
-    room = (to - from) / 4;
-  const middle = u.cursor.left >= 0 && index >= 0 ? u.data[0][index] : (from + to) / 2;
+    index = u.cursor.idx ?? -1;
   const go = (i) => {
     const x = u.data[0][Math.max(0, Math.min(last, i))];
     u.setCursor({ left: u.valToPos(x, "x"), top: 10 });
@@ -67,7 +73,7 @@ function keys(one, event) {
     ArrowRight: () => go(index + 1),
     Home: () => go(0),
     End: () => go(last),
-    "+": () => zoomTo([middle - room, middle + room]),
+    "+": () => zoomIn(one),
     "-": () => zoomTo(null),
     Escape: () => zoomTo(null),
     l: () => {

@@ -208,7 +208,7 @@ function coarser(x, y, every) {
 function loss(place) {
   const top = Math.max(1, Math.min(200, Math.floor(STEPS.length / 4))),
     own = DATA.charts.find((one) => one.id === "loss");
-  chart(
+  const drawn = chart(
     place,
     "loss",
     () =>
@@ -231,8 +231,8 @@ function loss(place) {
       el(
         "div",
         { class: "controls" },
-        slider("smoothing", t("report.smoothing"), 1, top, redrawCharts),
-        slider("every", t("report.logged_every"), 1, top, redrawCharts),
+        slider("smoothing", t("report.smoothing"), 1, top, drawn.update),
+        slider("every", t("report.logged_every"), 1, top, drawn.update),
       ),
     );
 }

@@ -190,16 +190,19 @@ def model_of(names: Sequence[str]) -> dict[str, Any]:
     """Where each site stands in the model: its layer, its projection, its tensor, as places in three lists.
 
     model.layers.3.self_attn.q_proj:lora_B.grad is layer 3, projection self_attn.q_proj; a module outside of the
-    layers is a projection of the layer "".
+    layers is a projection of the layer "". Where there are several stacks, a layer's name begins with its own.
     """
-    rows, columns, tensors, places = {}, {}, {}, []
+    rows: dict[tuple[str, str], int] = {}
+    columns, tensors, places = {}, {}, []
     for name in names:
         module, _, tensor = name.rpartition(":")
         found = _LAYER.match(module)
-        layer, projection = (found[2], found[3]) if found else ("", module)
-        own = (rows.setdefault(layer, len(rows)), columns.setdefault(projection, len(columns)))
+        stack, layer, projection = found.groups() if found else ("", "", module)
+        own = (rows.setdefault((stack, layer), len(rows)), columns.setdefault(projection, len(columns)))
         places.append([*own, tensors.setdefault(tensor, len(tensors))])
-    return {"rows": list(rows), "columns": list(columns), "tensors": list(tensors), "places": places}
+    several = len({stack for stack, layer in rows if layer}) > 1
+    named = [f"{stack} {layer}" if several and layer else layer for stack, layer in rows]
+    return {"rows": named, "columns": list(columns), "tensors": list(tensors), "places": places}
 
 
 def encoded(values: dict[str, np.ndarray]) -> dict[str, Any]:

@@ -236,6 +236,12 @@ def test_axes_switch_zoom_and_come_back(opened, tmp_path):
     assert (low, high) == (pytest.approx(1 + 119 * 0.25, abs=1), pytest.approx(1 + 119 * 0.5, abs=1))
     page.click("#zoom-out")
     assert page.evaluate(scale) == [1, 120]
+    page.click("#loss [data-act=zoom]")
+    page.click("#loss [data-act=zoom]")
+    low, high = page.evaluate(scale)
+    assert high - low == pytest.approx(119 / 4)
+    page.locator("#loss .u-over").dblclick()
+    assert page.evaluate(scale) == [1, 120]
     page.click("#loss [data-act=log]")
     assert page.evaluate("CHARTS[0].plot.scales.y.distr") == 3
 
