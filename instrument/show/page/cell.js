@@ -41,13 +41,14 @@ function described(site) {
     quantity === "norm" && first !== last
       ? t("report.range", { min: of("min"), mean: of("mean"), max: of("max") })
       : of("max") + (quantity === "headroom" ? "×" : "");
-  return `${GRID.names[site]} · ${t("page.step_n", { step: stepsOf(STATE.bin) })} · ${t("report.metric." + quantity)} ${value}`;
+  return `${GRID.names[site]} · ${t("page.step_n", { step: stepsOf(STATE.bin) })} · ${t(QUANTITIES[quantity])} ${value}`;
 }
 
 function hover(site) {
   document.getElementById("hovered").textContent = site === undefined || site === null ? " " : described(site);
 }
 
+const NORMS = { max: "report.series.max", mean: "report.series.mean", min: "report.series.min" };
 let detailed = "";
 function tell(site) {
   const place = document.getElementById("cell");
@@ -90,13 +91,13 @@ function historyOf(site) {
           ["mean", "--c1"],
           ["min", "--c3"],
         ].map(([which, colour]) => ({
-          label: t("report.series." + which),
+          label: t(NORMS[which]),
           x,
           y: y(which),
           colour,
           thin: which !== "mean",
         }))
-      : [{ label: t("report.metric." + quantity), x, y: y("max"), colour: "--c1" }];
+      : [{ label: t(QUANTITIES[quantity]), x, y: y("max"), colour: "--c1" }];
   for (const coming of GRID.forecasts.filter((one) => one.site === GRID.names[site] && quantity === "absmax"))
     lines.push({
       label: t("report.forecast"),

@@ -21,7 +21,9 @@ function build(again) {
       el(
         "table",
         {},
-        head(...["run", "state", "best", "last"].map((name) => t("compare.page." + name))),
+        head(
+          ...["compare.page.run", "compare.page.state", "compare.page.best", "compare.page.last"].map((key) => t(key)),
+        ),
         el(
           "tbody",
           {},

@@ -3,7 +3,23 @@
 // time beside it, and the history and exponents of the cell under the cursor.
 const GRID = DATA.layers && DATA.layers.names ? DATA.layers : null;
 const FP16_MAX = 65504;
-const QUANTITIES = ["norm", "absmax", "headroom", "nonfinite", "overflow", "underflow"];
+const QUANTITIES = {
+  norm: "report.metric.norm",
+  absmax: "report.metric.absmax",
+  headroom: "report.metric.headroom",
+  nonfinite: "report.metric.nonfinite",
+  overflow: "report.metric.overflow",
+  underflow: "report.metric.underflow",
+};
+// In the order in which they are offered.
+const TENSORS = {
+  "lora_B.grad": "report.tensor.lora_B.grad",
+  "lora_A.grad": "report.tensor.lora_A.grad",
+  out: "report.tensor.out",
+  grad_out: "report.tensor.grad_out",
+  grad_in: "report.tensor.grad_in",
+  in: "report.tensor.in",
+};
 const decoded = {};
 let shown = null; // what is drawn: {sites, rows, columns, from, to, log}
 
@@ -33,7 +49,7 @@ function layerSection() {
     );
     return;
   }
-  const order = ["lora_B.grad", "lora_A.grad", "out", "grad_out", "grad_in", "in"],
+  const order = Object.keys(TENSORS),
     rank = (name) => order.indexOf(name) + 1 || order.length + 1;
   const tensors = [...GRID.tensors].sort((a, b) => rank(a) - rank(b)).map((name) => [name, named(name)]);
   const controls = el("div", { class: "controls" }),
@@ -41,11 +57,11 @@ function layerSection() {
     body = el("div", { id: "model" });
   const offer = () => {
     const own = sitesOf(STATE.tensor),
-      possible = QUANTITIES.filter((name) => own.some((site) => isKnown(name, site)));
+      possible = Object.keys(QUANTITIES).filter((name) => own.some((site) => isKnown(name, site)));
     quantities.replaceChildren(
       choice(
         "quantity",
-        possible.map((name) => [name, t("report.metric." + name)]),
+        possible.map((name) => [name, t(QUANTITIES[name])]),
         t("report.metric"),
         refresh,
       ),
@@ -102,7 +118,7 @@ function layerSection() {
   refresh();
 }
 
-const named = (tensor) => DATA.text[LANGUAGE()]["report.tensor." + tensor] || tensor;
+const named = (tensor) => (TENSORS[tensor] ? t(TENSORS[tensor]) : tensor);
 const stepsOf = (bin) => {
   const [first, last] = GRID.bins[bin];
   return first === last ? number(first) : `${number(first)}–${number(last)}`;

@@ -2,6 +2,13 @@
 // The page of one run from DATA (data.py): how it stands, its charts, its layers, and everything in words.
 const AXES = Object.keys(DATA.axes);
 const STEPS = DATA.steps.step;
+const OUTCOMES = {
+  failed: "report.remedy.failed",
+  costly: "report.remedy.costly",
+  worked: "report.remedy.worked",
+  taken: "report.remedy.taken",
+};
+const ACTIONS = { heal: "report.action.heal", rollback: "report.action.rollback", stop: "report.action.stop" };
 
 function build(again) {
   document
@@ -141,7 +148,7 @@ function incident(found) {
       { class: one.outcome },
       el("code", {}, one.change),
       " ",
-      el("span", {}, t("report.remedy." + one.outcome, { loss: number(one.loss) })),
+      el("span", {}, t(OUTCOMES[one.outcome], { loss: number(one.loss) })),
     ),
   );
   return el(
@@ -157,7 +164,7 @@ function incident(found) {
     found.rows ? el("p", { class: "dim" }, t("report.rows", { rows: found.rows })) : null,
     tried.length ? el("p", {}, t("report.tried")) : null,
     tried.length ? el("ol", {}, ...tried) : null,
-    el("p", {}, DATA.text[LANGUAGE()]["report.action." + found.action] || found.action),
+    el("p", {}, ACTIONS[found.action] ? t(ACTIONS[found.action]) : found.action),
     el("p", { class: "dim" }, t("report.replay"), " ", el("code", {}, found.replay)),
   );
 }

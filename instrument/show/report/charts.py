@@ -23,8 +23,37 @@ DIGITS = 7
 LOSS_UNIT = {"causal_lm": "nat/token", "token_cls": "nat/token", "seq_cls": "nat"}
 # Of an evaluation: how long it took, and no judgement.
 SPEED_COLUMNS = ("step", "epoch", "runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
-NAMED_METRICS = ("token_accuracy", "accuracy", "mean_token_accuracy", "f1", "entropy")
-GPU_MEMORY = ("memory_reserved_gib", "memory_allocated_gib")
+METRIC_NAMES = {
+    "token_accuracy": "page.metric.token_accuracy",
+    "mean_token_accuracy": "page.metric.token_accuracy",
+    "accuracy": "page.metric.accuracy",
+    "f1": "page.metric.f1",
+    "entropy": "page.metric.entropy",
+}
+AXES = {
+    "epoch": ("epoch", "page.axis.epoch"),
+    "tokens": ("tokens", "page.axis.tokens"),
+    "time": ("step_seconds", "page.axis.time"),
+}
+"""Beside steps: the column that says where a step stands, and the axis' name."""
+CAPTIONS = {
+    "lost": "report.caption.lost",
+    "dropped": "report.caption.dropped",
+    "skipped": "report.caption.skipped",
+    "collapse": "report.caption.collapse",
+}
+"""What a mark of this kind is, under the picture."""
+SCHEDULE = {"learning_rate": "report.series.learning_rate", "loss_scale": "report.series.loss_scale"}
+MEMORY = {
+    "memory_reserved_gib": "report.series.memory_reserved_gib",
+    "memory_allocated_gib": "report.series.memory_allocated_gib",
+    "host_memory_gib": "report.series.host_memory_gib",
+}
+TIME = {
+    "time_steps": "report.series.time_steps",
+    "time_evals": "report.series.time_evals",
+    "time_saves": "report.series.time_saves",
+}
 
 
 def numbers(values: Any) -> list[float | None]:
@@ -42,11 +71,11 @@ def axes(history: History) -> dict[str, Any]:
     """By axis its name and where steps and evaluations stand on it; step first, then those the source knows."""
     step, at = history.column("step"), history.evals["step"].to_numpy("float64")
     found = {"step": ("page.axis.step" if history.numbered else "page.axis.line", step)}
-    for name, column in (("epoch", "epoch"), ("tokens", "tokens"), ("time", "step_seconds")):
+    for name, (column, label) in AXES.items():
         values = history.column(column)
         if len(values) and np.isfinite(values).mean() > 0.5:
             sums = values if name == "epoch" else np.nancumsum(values)
-            found[name] = (f"page.axis.{name}", sums / 60 if name == "time" else sums)
+            found[name] = (label, sums / 60 if name == "time" else sums)
     return {
         name: {
             "label": both(label),
@@ -131,7 +160,7 @@ def eval_metrics(history: History) -> list[str]:
 def metric_name(column: str) -> dict[str, str]:
     """An evaluation's own word, or its name without the underscores."""
     name = column.removeprefix("eval_")
-    return both(f"page.metric.{name}") if name in NAMED_METRICS else _plain(name)
+    return both(METRIC_NAMES[name]) if name in METRIC_NAMES else _plain(name)
 
 
 def _plain(text: str) -> dict[str, str]:
@@ -169,19 +198,20 @@ def training_charts(history: History, steps: dict[str, Any], findings: Sequence[
 def schedule_charts(steps: dict[str, Any]) -> list[dict[str, Any]]:
     """Learning rate and loss scale, where they moved."""
     found = []
-    for name, log in (("learning_rate", False), ("loss_scale", True)):
+    for name, label in SCHEDULE.items():
         if len(set(steps.get(name, ()))) > 1:
-            own = [line(name, f"report.series.{name}", stepped=name == "loss_scale")]
-            found.append(chart(name, f"report.series.{name}", own, log=log, zero=not log, section="schedule"))
+            log = name == "loss_scale"
+            own = [line(name, label, stepped=log)]
+            found.append(chart(name, label, own, log=log, zero=not log, section="schedule"))
     return found
 
 
 def resource_charts(steps: dict[str, Any]) -> list[dict[str, Any]]:
     """Memory with the rows that explain it, speed, and where the time went."""
     found = []
-    memory = [name for name in (*GPU_MEMORY, "host_memory_gib") if name in steps]
+    memory = [name for name in MEMORY if name in steps]
     if memory:
-        lines = [line(name, f"report.series.{name}", f"--c{at + 1}") for at, name in enumerate(memory)]
+        lines = [line(name, MEMORY[name], f"--c{at + 1}") for at, name in enumerate(memory)]
         if "max_sequence_length" in steps:
             lines.append(line("max_sequence_length", "report.series.longest", "--c5", right=True, unit="tokens"))
         found.append(chart("memory", "report.memory", lines, unit="GiB", zero=True))
@@ -189,8 +219,8 @@ def resource_charts(steps: dict[str, Any]) -> list[dict[str, Any]]:
         own = [line("tokens_per_second", "report.series.tokens_per_second")]
         found.append(chart("throughput", "report.throughput", own, unit="tokens/s", zero=True))
     if "time_steps" in steps:
-        lines = [line(name, f"report.series.{name}", f"--c{at + 1}", filled=True)
-                 for at, name in enumerate(("time_steps", "time_evals", "time_saves")) if name in steps]  # fmt: skip
+        spent = [name for name in TIME if name in steps]
+        lines = [line(name, TIME[name], f"--c{at + 1}", filled=True) for at, name in enumerate(spent)]
         found.append(chart("time", "report.time", lines[::-1], unit="min", zero=True))
     if "step_seconds" in steps:
         own = [line("step_seconds", "report.step_seconds")]
@@ -225,7 +255,7 @@ def captions(drawn: list[dict[str, Any]], found: Sequence[dict[str, Any]]) -> di
     for one in found:
         n, first = len(one["at"]["step"]), number(one["at"]["step"][0])
         for name in set(one["on"] or ("loss",)) & said.keys():
-            said[name].append(both(f"report.caption.{one['kind']}", n=n, step=first))
+            said[name].append(both(CAPTIONS[one["kind"]], n=n, step=first))
     band = next((one["band"] for one in drawn if one.get("band")), None)
     if band:
         said["grad_norm"].append(both("report.band", low=band["low"], high=band["high"]))

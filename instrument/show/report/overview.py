@@ -11,12 +11,20 @@ import numpy as np
 from ...judge.explain import Finding, History
 from ...judge.explain.finding import VERDICTS, clock, median
 from ..page.people import both, number
-from .charts import GPU_MEMORY, eval_metrics, metric_name
+from .charts import MEMORY, eval_metrics, metric_name
 
 # From what weighs most. A note judges nothing.
 WEIGHT = ("wrong", "watch", "undecided", "healthy")
 PROBLEMS = ("wrong", "watch", "undecided")
 RECENT = 50
+STATES = {
+    "ended": "report.state.ended",
+    "stopped": "report.state.stopped",
+    "running": "report.state.running",
+    "unfinished": "report.state.unfinished",
+    "log": "report.state.log",
+    "lines": "report.state.lines",
+}
 
 
 def status(history: History, findings: Sequence[Finding], following: bool) -> dict[str, Any]:
@@ -45,7 +53,7 @@ def stated(history: History, following: bool) -> dict[str, str]:
     """The state with its step, in words; a log without step numbers counts lines."""
     step = number(float(history.column("step")[-1])) if len(history.steps) else "0"
     word = state(history, following)
-    return both(f"report.state.{'lines' if word == 'log' and not history.numbered else word}", step=step)
+    return both(STATES["lines" if word == "log" and not history.numbered else word], step=step)
 
 
 def state(history: History, following: bool) -> str:
@@ -127,7 +135,7 @@ def _speed(history: History, findings: Sequence[Finding]) -> dict[str, Any] | No
 
 
 def _memory(history: History, findings: Sequence[Finding]) -> dict[str, Any] | None:
-    for column in (*GPU_MEMORY, "host_memory_gib"):
+    for column in MEMORY:
         values = history.column(column)
         if np.isfinite(values).any():
             note = both("report.tile.host" if column == "host_memory_gib" else "report.tile.gpu")
