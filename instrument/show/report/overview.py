@@ -146,7 +146,7 @@ def _memory(history: History, findings: Sequence[Finding]) -> dict[str, Any] | N
 def _time(history: History, following: bool) -> dict[str, Any] | None:
     seconds = history.column("step_seconds")
     if not np.isfinite(seconds).any():
-        return None
+        return _told_time(history)
     stepping, besides = float(np.nansum(seconds)), 0.0
     for column in ("eval_seconds_total", "save_seconds_total"):
         values = history.column(column)
@@ -157,6 +157,19 @@ def _time(history: History, following: bool) -> dict[str, Any] | None:
         left = (planned - last) * median(seconds[-RECENT:]) * (1 + besides / max(stepping, 1e-9))
         note = both("report.tile.eta", time=clock(left), planned=number(planned))
     return _tile("time", "report.tile.time", clock(stepping + besides), (), note)
+
+
+def _told_time(history: History) -> dict[str, Any] | None:
+    """Where steps have no times: what the Trainer's last line says, or the last progress bar with what it expected."""
+    spent, note = history.summary.get("train_runtime"), both("report.tile.time_all")
+    if not isinstance(spent, (int, float)) and len(history.progress):
+        last = history.progress.iloc[-1]
+        spent, left = float(last["elapsed_seconds"]), float(last["eta_seconds"])
+        if not history.finished and history.planned and math.isfinite(left):
+            note = both("report.tile.eta", time=clock(left), planned=number(history.planned))
+    if not isinstance(spent, (int, float)) or not math.isfinite(spent):
+        return None
+    return _tile("time", "report.tile.time", clock(spent), (), note)
 
 
 def _planned(history: History) -> float | None:

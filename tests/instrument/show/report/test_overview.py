@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
 from lora_train.instrument.judge.explain import Finding, explain, read_history
 from lora_train.instrument.show.report.charts import axes
@@ -42,7 +43,7 @@ def test_a_stock_log_with_zeros_is_not_called_healthy_and_its_loss_is_the_last_r
     said = status(stock, findings, False)
     assert said["verdict"] == "wrong"
     assert said["state"]["en"] == "Ended, step 60"
-    (loss, norm) = tiles(stock, findings, False)
+    (loss, norm, *_) = tiles(stock, findings, False)
     assert (loss["value"], loss["verdict"]) == ("5.63", "wrong")
     assert loss["note"]["en"] == "the last real one; none from step 13"
     values = next(finding.values for finding in findings if finding.key == "explain.grad_spread")
@@ -71,6 +72,17 @@ def test_a_run_that_goes_on_says_how_long_it_will():
     assert time["note"]["en"] == "0:03:40 left, to step 150"
     (time,) = [tile for tile in tiles(known, [], False) if tile["label"]["en"] == "time"]
     assert time["note"]["en"] == "in all"
+
+
+def test_a_log_without_step_times_has_those_of_its_last_line_or_of_its_bar():
+    known = history(loss=falling(5), finished=False, kind="log")
+    assert [tile["label"]["en"] for tile in tiles(known, [], False)] == ["loss"]
+    known.progress = pd.DataFrame({"step": [3, 5], "elapsed_seconds": [30.0, 50.0], "eta_seconds": [70.0, 3600.0]})
+    known.planned = 100
+    assert tiles(known, [], False)[-1]["note"]["en"] == "1:00:00 left, to step 100"
+    assert tiles(known, [], False)[-1]["value"] == "50.0 s"
+    known.summary = {"train_runtime": 120.0}
+    assert tiles(known, [], False)[-1]["value"] == "0:02:00"
 
 
 def test_a_log_that_does_not_count_steps_is_said_to_have_lines():
