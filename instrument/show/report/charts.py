@@ -30,6 +30,14 @@ METRIC_NAMES = {
     "f1": "page.metric.f1",
     "entropy": "page.metric.entropy",
 }
+ZEROS = (
+    "explain.zero_no_labels",
+    "explain.zero_other",
+    "explain.zero_unknown_rate",
+    "explain.zero_rate_frozen",
+    "explain.zero_rate_moves",
+)
+"""Findings of zeros that are no losses; one that is rounded (explain.zero_rounded) is."""
 AXES = {
     "epoch": ("epoch", "page.axis.epoch"),
     "tokens": ("tokens", "page.axis.tokens"),
@@ -95,7 +103,7 @@ def lost_steps(history: History, findings: Sequence[Finding]) -> list[int]:
     """Steps whose loss is no number, whatever the log printed for it."""
     loss = history.column("loss")
     lost = set(history.column("step")[~np.isfinite(loss)].astype(int).tolist()) if np.isfinite(loss).any() else set()
-    if any(finding.key.startswith("explain.zero_") and finding.verdict == "wrong" for finding in findings):
+    if any(finding.key in ZEROS for finding in findings):
         lost |= set(stock_zeros(history))
     return sorted(lost)
 

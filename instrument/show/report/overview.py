@@ -11,7 +11,7 @@ import numpy as np
 from ...judge.explain import Finding, History
 from ...judge.explain.finding import VERDICTS, clock, median
 from ..page.people import both, number
-from .charts import MEMORY, eval_metrics, metric_name
+from .charts import MEMORY, ZEROS, eval_metrics, metric_name
 
 # From what weighs most. A note judges nothing.
 WEIGHT = ("wrong", "watch", "undecided", "healthy")
@@ -94,7 +94,7 @@ def _tile(topic: str, label: str, value: str, findings: Sequence[Finding], note:
 
 
 def _loss(history: History, findings: Sequence[Finding]) -> dict[str, Any] | None:
-    values = next((f.values for f in findings if f.key.startswith("explain.zero_") and f.verdict == "wrong"), None)
+    values = next((f.values for f in findings if f.key in ZEROS), None)
     if values is not None:
         note = both("report.tile.lost_since", step=number(values["step"])) if "step" in values else None
         return _tile("loss", "report.tile.loss", number(values.get("before"), 3), findings, note)
