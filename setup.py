@@ -43,7 +43,7 @@ setup(
     package_dir={f"lora_train.{folder}": folder.replace(".", "/") for folder in FOLDERS},
     package_data={
         "lora_train.instrument": ["catalogue/*.json", "py.typed"],
-        "lora_train.instrument.show.page": ["*.html", "*.css", "*.js"],
+        "lora_train.instrument.show.page": ["*.html", "*.css", "*.js", "vendor/*"],
         "lora_train.kernels.cpu": ["*.c", "*.h"],
     },
     ext_modules=compiled,

@@ -20,6 +20,10 @@ def test_wheel_maps_the_folders_and_carries_the_catalogue(tmp_path):
         "trainer/cli.py",
         "instrument/catalogue/ko.json",
         "instrument/py.typed",
+        "instrument/show/page/charts.js",
+        "instrument/show/page/vendor/uPlot.iife.min.js",
+        "instrument/show/page/vendor/uPlot.min.css",
+        "instrument/show/page/vendor/LICENSE",
     ):
         assert f"lora_train/{name}" in names
     assert not [name for name in names if name.startswith(("kernels/", "trainer/", "tests/", "lora_train/__init__"))]

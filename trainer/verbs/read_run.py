@@ -83,16 +83,16 @@ def report(source: Path, output: Path | None, following: bool) -> int:
         following: writes it again while the run goes on.
 
     Raises:
-        UserError: it is no run, plotly is missing, or the page cannot be written.
+        UserError: it is no run, or the page cannot be written.
     """
     from ...instrument.show.report import follow, write_report
 
-    if following and not source.is_dir():
+    if following and source.is_file():
         raise UserError(problem("report.follow_needs_run", path=source))
     with _as_user_errors():
         if following:
             with contextlib.suppress(KeyboardInterrupt):
-                follow(source, output, _written)
+                follow(source, output, _written, _waiting)
         elif output is not None and output.is_dir():
             raise UserError(problem("report.cannot_write", path=output, what=os.strerror(errno.EISDIR)))
         else:
@@ -104,7 +104,7 @@ def compare(sources: Sequence[Path], output: Path | None, lang: str) -> int:
     """Prints how runs differ, and with `output` writes the page that overlays them.
 
     Raises:
-        UserError: there are fewer than two, one is no run, plotly is missing, or the page cannot be written.
+        UserError: there are fewer than two, one is no run, or the page cannot be written.
     """
     from ...instrument.show.compare import compare_runs, comparison_lines, write_comparison
 
@@ -122,16 +122,16 @@ def _written(path: Path) -> None:
     print(say("report.written", path=path, size=path.stat().st_size / MIB), flush=True)
 
 
+def _waiting(path: Path) -> None:
+    print(say("report.waiting", path=path), flush=True)
+
+
 @contextlib.contextmanager
 def _as_user_errors() -> Iterator[None]:
-    from ...instrument.show.page import EXTRA, NoPlotly
-
     try:
         yield
     except SourceError as error:
         raise UserError(problem(error.key, **error.values)) from error
-    except NoPlotly as error:
-        raise UserError(problem("report.no_plotly", command=EXTRA)) from error
     except OSError as error:
         what = error.strerror or str(error)
         path = str(error.filename or "").removesuffix(".tmp")

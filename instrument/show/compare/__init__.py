@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 
 from ...judge.explain.finding import VERDICTS, Finding, ends, median
-from ...messages import LANGUAGES, say_in
+from ...messages import say_in
 from ...read.history import History
 from ...read.store import write_text
-from ..page import document, texts
+from ..page import document
+from ..page.people import number
 from .differences import Difference, consequences, differences
 from .parting import parting
 
@@ -104,7 +105,7 @@ def _ranked(better: str, alike: str, values: Sequence[float], names: Sequence[st
         return None
     ordered = sorted(known, reverse=not lower)
     (best, winner), (second, _) = ordered[0], ordered[1]
-    listed = ", ".join(f"{name} {value:.4g}" for value, name in known)
+    listed = ", ".join(f"{name} {number(value)}" for value, name in known)
     margin = abs(second - best) / max(abs(second), 1e-12)
     if margin < (ALIKE if lower else FASTER - 1):
         return _remark(alike, listed=listed)
@@ -154,25 +155,10 @@ def write_comparison(comparison: Comparison, output: Path) -> Path:
     """Writes the page that overlays the runs, and returns its path.
 
     Raises:
-        NoPlotly: plotly is missing.
         OSError: it cannot be written.
     """
-    from ..report.data import findings_in, numbers, series
+    from .overlay import SCRIPTS, comparison_data
 
-    data = {
-        "text": texts("compare.page."),
-        "names": comparison.names,
-        "runs": [
-            {
-                "path": history.name,
-                "steps": series(history),
-                "evals": {name: numbers(history.evals[name]) for name in ("step", "eval_loss")},
-            }
-            for history in comparison.histories
-        ],
-        "differing": [[difference.key, *difference.values] for difference in comparison.differing],
-        "findings": {lang: findings_in(comparison.findings, lang) for lang in LANGUAGES},
-    }
-    title = " / ".join(history.name for history in comparison.histories)
-    write_text(output, document(title, data, "compare.js"))
+    data = comparison_data(comparison)
+    write_text(output, document(" / ".join(run["name"] for run in data["runs"]), data, SCRIPTS))
     return output

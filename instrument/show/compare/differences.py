@@ -10,6 +10,7 @@ import numpy as np
 
 from ...judge.explain.finding import Finding
 from ...read.history import History
+from ..page.people import setting
 
 # They change where and how often something is written, and no weight.
 HARMLESS = (
@@ -69,7 +70,7 @@ def _flat(history: History) -> dict[str, Any]:
 
 
 def _text(value: Any) -> str:
-    return MISSING if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+    return MISSING if value is None else setting(value)
 
 
 def told(histories: Sequence[History]) -> bool:

@@ -1,13 +1,21 @@
-"""One self-contained HTML file: data as JSON, plotly, and the files of this folder. Imports no torch.
+"""One self-contained HTML file: data as JSON, the chart library, and the files of this folder. Imports no torch.
 
-page.html   where everything is put           common.js   text without markup, charts, a place that reloads keep
-page.css    light and dark, phone and print    report.js, compare.js   what draws the data
+page.html   where everything is put           common.js   text without markup, a place that reloads keep, numbers
+page.css    light and dark, phone and print   charts.js   lines over steps, epochs, tokens or time; marks.js, reading.js
+vendor/     uPlot, as npm has it              grid.js     layers by projections; paint.js, cell.js
+people.py   numbers as people write them      report.js, compare.js   what a page shows, in order
+
+Nothing is fetched: the policy in the page forbids it, and lets no script run but those that are written here.
+`python -m benchmarks.vendor_page` renews vendor/.
 """
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 import re
+from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -15,41 +23,28 @@ from typing import Any
 from ...messages import LANGUAGES, catalogue
 
 FOLDER = Path(__file__).parent
-EXTRA = "pip install 'lora-vitals[report]'"
+SHARED = ("vendor/uPlot.iife.min.js", "common.js", "marks.js", "reading.js", "charts.js")
+STYLES = ("vendor/uPlot.min.css", "page.css")
 
 
-class NoPlotly(Exception):
-    """plotly is not installed; it comes with the extra `report`."""
-
-
-def plotly_js() -> str:
-    """The library's own script.
-
-    Raises:
-        NoPlotly: it is not installed.
-    """
-    try:
-        from plotly.offline import get_plotlyjs
-    except ImportError as error:
-        raise NoPlotly(EXTRA) from error
-    return get_plotlyjs()
-
-
-def document(title: str, data: dict[str, Any], script: str) -> str:
+def document(title: str, data: dict[str, Any], scripts: Sequence[str]) -> str:
     """An HTML page.
 
     Args:
         title: text.
         data: for JSON; nothing in it is taken for markup.
-        script: name of the file in this folder that draws it.
+        scripts: files in this folder that draw it, after those that all pages share.
     """
+    own = [_file(name) for name in (*SHARED, *scripts)]
+    style = "\n".join(map(_file, STYLES))
+    policy = f"default-src 'none'; script-src {_hashes(own)}; style-src {_hashes([style])}; img-src data:; "
+    policy += "connect-src 'none'; form-action 'none'; base-uri 'none'"
     parts = {
         "title": escape(title),
-        "style": _file("page.css"),
-        "common": _file("common.js"),
-        "script": _file(script),
+        "policy": escape(policy),
+        "style": style,
+        "scripts": "\n".join(f"<script>{text}</script>" for text in own),
         "data": as_json(data),
-        "plotly": plotly_js(),
     }
     # in one pass: what a part says is never a place for another
     return re.sub(r"\{\{(\w+)\}\}", lambda place: parts[place[1]], _file("page.html"))
@@ -57,6 +52,12 @@ def document(title: str, data: dict[str, Any], script: str) -> str:
 
 def _file(name: str) -> str:
     return (FOLDER / name).read_text(encoding="utf-8")
+
+
+def _hashes(texts: Sequence[str]) -> str:
+    """What a policy calls scripts or styles by."""
+    digests = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in texts]
+    return " ".join(f"'sha256-{digest}'" for digest in digests)
 
 
 def as_json(data: Any) -> str:
@@ -68,7 +69,7 @@ def as_json(data: Any) -> str:
 
 
 def texts(family: str) -> dict[str, dict[str, str]]:
-    """By language what a page says: the sentences of its family, and those that both pages share."""
+    """By language what a page says: the sentences of its family, and those that all pages share."""
     return {
         lang: {key: text for key, text in catalogue(lang).items() if key.startswith((family, "page."))}
         for lang in LANGUAGES

@@ -1,26 +1,35 @@
 "use strict";
-// What both pages share: text without markup, charts in the page's colours, and a place that a reload does not lose.
+// What all pages share: text without markup, numbers as people write them, and a place that a reload does not lose.
 const DATA = JSON.parse(document.getElementById("data").textContent);
 const STATE_KEY = "lora-train " + document.title;
 const STATE = Object.assign({ lang: "", scroll: 0 }, remembered());
 const LANGUAGE = () => STATE.lang || ((navigator.language || "").toLowerCase().startsWith("ko") ? "ko" : "en");
-const t = (key) => DATA.text[LANGUAGE()][key];
-const CHARTS = [];
-// Charts are drawn when they come near the screen, and once plotly is there: the text does not wait for either.
-const NEAR = new IntersectionObserver((entries) => {
-  for (const entry of entries) {
-    const found = CHARTS.find((one) => one.place === entry.target);
-    if (entry.isIntersecting && found && !found.near) { found.near = true; found.draw(); }
-  }
-}, { rootMargin: "600px" });
+// A sentence of the catalogue with its placeholders filled.
+const t = (key, values = {}) =>
+  Object.entries(values).reduce(
+    (text, [name, value]) => text.replaceAll(`{${name}}`, value),
+    DATA.text[LANGUAGE()][key],
+  );
+// What Python wrote in every language, or one text for all.
+const said = (text) => (text && typeof text === "object" ? text[LANGUAGE()] : text);
+const DARK = matchMedia("(prefers-color-scheme: dark)");
+const MOVES = matchMedia("(prefers-reduced-motion: no-preference)");
 
 function remembered() {
-  try { return JSON.parse(sessionStorage.getItem(STATE_KEY)) || {}; } catch (_) { return {}; }
+  try {
+    return JSON.parse(sessionStorage.getItem(STATE_KEY)) || {};
+  } catch (_) {
+    return {};
+  }
 }
 
 function remember(change) {
   Object.assign(STATE, change);
-  try { sessionStorage.setItem(STATE_KEY, JSON.stringify(STATE)); } catch (_) { /* private windows */ }
+  try {
+    sessionStorage.setItem(STATE_KEY, JSON.stringify(STATE));
+  } catch (_) {
+    /* private windows */
+  }
 }
 
 // An element; `content` is text or elements, never markup.
@@ -28,61 +37,146 @@ function el(tag, attributes, ...content) {
   const element = document.createElement(tag);
   for (const [name, value] of Object.entries(attributes || {})) {
     if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
-    else if (value !== null && value !== undefined && value !== false) element.setAttribute(name, value === true ? "" : value);
+    else if (value !== null && value !== undefined && value !== false)
+      element.setAttribute(name, value === true ? "" : value);
   }
-  for (const item of content.flat()) if (item !== null && item !== undefined) element.append(item);
+  for (const item of content.flat(2)) if (item !== null && item !== undefined) element.append(item);
   return element;
 }
 
-// plotly takes some tags in its labels for markup.
-const plain = (text) => String(text).replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;");
-const short = (text, most = 60) => { const s = String(text); return s.length > most ? "…" + s.slice(1 - most) : s; };
-const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+const colours = new Map();
+function css(name) {
+  if (!colours.has(name)) colours.set(name, getComputedStyle(document.documentElement).getPropertyValue(name).trim());
+  return colours.get(name);
+}
+
+function swatch(colour) {
+  const place = el("i", { class: "swatch" });
+  place.style.background = colour;
+  return place;
+}
 
 function number(value, digits = 4) {
   if (value === null || value === undefined || Number.isNaN(value)) return "–";
-  if (Number.isInteger(value) && Math.abs(value) < 1e15) return value.toLocaleString("en-US");
-  return String(Number(value.toPrecision(digits)));
+  const size = Math.abs(value);
+  if (Number.isInteger(value) && size < 1e15) return value.toLocaleString("en-US");
+  if (size < 1e-3 || size >= 1e15)
+    return value
+      .toExponential(digits - 1)
+      .replace(/\.?0+e/, "e")
+      .replace("e+", "e");
+  return value.toLocaleString("en-US", {
+    maximumFractionDigits: Math.max(0, digits - 1 - Math.floor(Math.log10(size))),
+  });
 }
 
-// `after` is called whenever it has been drawn.
-function chart(parent, id, traces, layout, className = "chart", after = () => {}) {
-  const place = el("div", { id, class: className });
-  parent.append(place);
-  const draw = () => {
-    if (!window.Plotly) return;
-    const colour = css("--text"), line = css("--line");
-    const axis = { gridcolor: line, zerolinecolor: line, automargin: true };
-    const given = typeof layout === "function" ? layout() : layout;
-    const base = {
-      paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: { color: colour, family: "inherit" },
-      margin: { l: 56, r: 16, t: 28, b: 40 }, hovermode: "x unified", showlegend: true,
-      legend: { orientation: "h", y: 1.12 }, hoverlabel: { namelength: -1 },
-    };
-    const full = Object.assign(base, given);
-    for (const name of ["xaxis", "yaxis", "yaxis2"]) if (name !== "yaxis2" || given.yaxis2) full[name] = Object.assign({}, axis, given[name] || {});
-    Plotly.react(place, typeof traces === "function" ? traces() : traces, full, { displaylogo: false, responsive: true, modeBarButtonsToRemove: ["sendDataToCloud"] });
-    after();
-  };
-  CHARTS.push({ place, draw, near: false });
-  NEAR.observe(place);
-  return place;
-}
+// Of an axis: no more digits than tell its marks apart.
+const tick = (value) =>
+  value === null
+    ? ""
+    : Math.abs(value) >= 1e5 && Math.abs(value) < 1e15
+      ? Intl.NumberFormat("en-US", { notation: "compact" }).format(value)
+      : number(value, 5);
 
-function drawAll() { for (const one of CHARTS) if (one.near) one.draw(); }
+const when = (milliseconds) =>
+  new Date(milliseconds).toLocaleString(LANGUAGE(), { dateStyle: "medium", timeStyle: "short" });
 
-// plotly takes a second to start: it does so after the text is on the screen.
-function startPlotly() {
-  const script = document.createElement("script");
-  script.textContent = document.getElementById("plotly").textContent;
-  document.body.append(script);
-  drawAll();
-}
-
-function section(title, ...content) {
-  const place = el("section", {}, el("h2", {}, title), ...content);
+function section(id, title, ...content) {
+  const place = el("section", { id, "aria-label": title }, el("h2", {}, title), ...content);
   document.getElementById("main").append(place);
   return place;
+}
+
+function choice(key, options, label, changed) {
+  const values = options.map(([value]) => value);
+  if (!values.includes(STATE[key])) STATE[key] = values[0];
+  const select = el(
+    "select",
+    {
+      id: key,
+      "aria-label": label,
+      onchange: () => {
+        remember({ [key]: select.value });
+        changed();
+      },
+    },
+    ...options.map(([value, name]) => el("option", { value, selected: STATE[key] === value }, name)),
+  );
+  return el("label", {}, el("span", {}, label), select);
+}
+
+// A slider of whole numbers that keeps its value over a reload.
+function slider(key, label, min, max, changed, shown = String) {
+  const value = Math.min(max, Math.max(min, STATE[key] ?? min));
+  const text = el("output", {}, shown(value));
+  const input = el("input", {
+    type: "range",
+    min,
+    max,
+    value,
+    id: key,
+    oninput: () => {
+      text.textContent = shown(Number(input.value));
+      remember({ [key]: Number(input.value) });
+      changed();
+    },
+  });
+  STATE[key] = value;
+  return el("label", {}, el("span", {}, label), input, text);
+}
+
+function languageSwitch(again) {
+  return el(
+    "span",
+    { class: "languages" },
+    ...[
+      ["en", "English"],
+      ["ko", "한국어"],
+    ].map(([lang, name]) =>
+      el(
+        "button",
+        {
+          id: "lang-" + lang,
+          lang,
+          "aria-pressed": String(LANGUAGE() === lang),
+          onclick: () => {
+            remember({ lang });
+            again();
+            document.getElementById("lang-" + lang).focus();
+          },
+        },
+        name,
+      ),
+    ),
+  );
+}
+
+function finding(found, topic) {
+  return el(
+    "div",
+    { class: "finding " + found.verdict },
+    el("span", {}, el("span", { class: "word" }, found.word), topic ? el("span", { class: "dim" }, " " + topic) : null),
+    el(
+      "div",
+      {},
+      el("p", {}, found.sentence),
+      found.hint ? el("p", { class: "hint" }, el("b", {}, t("page.change")), " ", found.hint) : null,
+    ),
+  );
+}
+
+const topics = (groups) =>
+  groups.map((group) =>
+    el(
+      "div",
+      { class: "topic" },
+      el("h3", {}, group.topic, " ", el("span", { class: "dim" }, group.what)),
+      ...group.findings.map((found) => finding(found)),
+    ),
+  );
+
+function scrolling(label, table) {
+  return el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": label }, table);
 }
 
 // Centred mean over `width` steps; what is not finite stays a gap.
@@ -96,48 +190,36 @@ function smooth(values, width) {
   });
 }
 
-// A slider of whole numbers that keeps its value over a reload.
-function slider(key, label, min, max, redraw) {
-  const value = Math.min(max, Math.max(min, STATE[key] || min));
-  const shown = el("span", {}, String(value));
-  const input = el("input", {
-    type: "range", min, max, value, id: key, "aria-label": label,
-    oninput: () => { shown.textContent = input.value; remember({ [key]: Number(input.value) }); redraw(); },
-  });
-  STATE[key] = value;
-  return el("label", {}, label, input, shown);
-}
+const pairs = (rows) =>
+  el(
+    "table",
+    { class: "pairs" },
+    el("tbody", {}, ...rows.map(([key, value]) => el("tr", {}, el("th", { scope: "row" }, key), el("td", {}, value)))),
+  );
 
-function languageSwitch(build) {
-  return el("span", { class: "controls" }, ...[["en", "English"], ["ko", "한국어"]].map(([lang, name]) =>
-    el("button", { id: "lang-" + lang, "aria-pressed": String(LANGUAGE() === lang), onclick: () => { remember({ lang }); build(); } }, name)));
+function contents(links, ...controls) {
+  document.getElementById("contents").setAttribute("aria-label", t("page.contents"));
+  document
+    .getElementById("contents")
+    .replaceChildren(
+      el("div", { class: "links" }, ...links.map(([id, name]) => el("a", { href: "#" + id }, name))),
+      el("div", { class: "controls" }, ...controls),
+    );
 }
-
-function findings(groups) {
-  return groups.map((group) => el("div", { class: "topic" },
-    el("h3", {}, group.topic, " ", el("span", { class: "dim" }, group.what)),
-    ...group.findings.map((found) => el("div", { class: "finding " + found.verdict },
-      el("span", { class: "word" }, found.word), el("p", {}, found.sentence),
-      found.hint ? el("p", { class: "hint" }, t("page.change"), " ", found.hint) : null))));
-}
-
-const pairs = (rows) => el("table", {}, ...rows.map(([key, value]) => el("tr", {}, el("td", {}, key), el("td", {}, value))));
 
 function start(build) {
   const again = () => {
     document.documentElement.lang = LANGUAGE();
-    CHARTS.length = 0;
-    NEAR.disconnect();
-    document.getElementById("top").replaceChildren();
-    document.getElementById("main").replaceChildren();
+    forgetCharts();
+    for (const id of ["top", "contents", "main"]) document.getElementById(id).replaceChildren();
     build(again);
-    drawAll();
   };
   again();
   window.scrollTo(0, STATE.scroll || 0);
-  requestAnimationFrame(() => setTimeout(startPlotly, 0));
-  addEventListener("beforeprint", () => { for (const one of CHARTS) one.near = true; drawAll(); });
   addEventListener("scroll", () => remember({ scroll: window.scrollY }), { passive: true });
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawAll);
+  DARK.addEventListener("change", () => {
+    colours.clear();
+    again();
+  });
   if (DATA.following) setTimeout(() => location.reload(), 5000);
 }

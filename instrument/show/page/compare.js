@@ -1,47 +1,152 @@
 "use strict";
-// Overlays runs from DATA (instrument/compare).
-const COLOURS = ["#2f81f7", "#e5484d", "#30a46c", "#d99a00", "#8e4ec6", "#12a594", "#ad7f58", "#889096"];
-const SHOWN = ["loss", "eval_loss", "grad_norm", "learning_rate", "loss_scale", "tokens_per_second", "step_seconds", "max_sequence_length", "memory_reserved_gib", "host_memory_gib"]
-  .filter((name) => DATA.runs.some((run) => (name === "eval_loss" ? run.evals.step.length : run.steps[name])));
-const AXIS_NAMES = { step: "compare.page.step", tokens: "compare.page.tokens", minutes: "compare.page.minutes" };
-const AXES = Object.keys(AXIS_NAMES).filter((axis) => axis === "step" || DATA.runs.every((run) => run.steps[axis === "tokens" ? "tokens" : "step_seconds"]));
+// Overlays runs from DATA (compare/overlay.py): one colour a run, training as a line, evaluation dashed with points.
+const COLOURS = ["--c1", "--c2", "--c3", "--c4", "--c6", "--c7", "--c8", "--c5"];
+const AXES = ["step", "epoch", "tokens", "time"].filter((axis) => DATA.runs.every((run) => run.axes[axis]));
 
 function build(again) {
-  document.getElementById("top").append(el("h1", {}, t("compare.page.title")), el("span", { class: "spacer" }), languageSwitch(again));
-  section(t("compare.page.runs"), pairs(DATA.runs.map((run, i) => [DATA.names[i], run.path])));
-  section(t("compare.page.in_words"), ...DATA.findings[LANGUAGE()].map((found) => el("div", { class: "finding " + found.verdict },
-    el("span", { class: "word" }, found.word), el("p", {}, found.sentence), found.hint ? el("p", { class: "hint" }, t("page.change"), " ", found.hint) : null)));
+  document
+    .getElementById("top")
+    .append(
+      el("h1", {}, t("compare.page.title")),
+      el("span", { class: "dim made" }, when(DATA.made)),
+      el("span", { class: "spacer" }),
+      languageSwitch(again),
+    );
+  const head = (...names) => el("thead", {}, el("tr", {}, ...names.map((name) => el("th", { scope: "col" }, name))));
+  section(
+    "runs",
+    t("compare.page.runs"),
+    scrolling(
+      `${t("compare.page.runs")}: ${t("page.table")}`,
+      el(
+        "table",
+        {},
+        head(
+          ...["compare.page.run", "compare.page.state", "compare.page.best", "compare.page.last"].map((key) => t(key)),
+        ),
+        el(
+          "tbody",
+          {},
+          ...DATA.runs.map((run, i) =>
+            el(
+              "tr",
+              {},
+              el("th", { scope: "row" }, swatch(css(COLOURS[i % COLOURS.length])), `${DATA.names[i]}  ${run.name}`),
+              ...["state", "best", "last"].map((name) => el("td", {}, said(DATA.table[i][name]) ?? "–")),
+            ),
+          ),
+        ),
+      ),
+    ),
+  );
   overlay();
-  if (DATA.differing.length) section(t("compare.page.differs"), el("table", {},
-    el("tr", {}, el("th", {}, ""), ...DATA.names.map((name) => el("th", {}, name))),
-    ...DATA.differing.map((row) => el("tr", {}, ...row.map((value) => el("td", {}, value))))));
+  section("words", t("compare.page.in_words"), ...DATA.findings[LANGUAGE()].map((found) => finding(found)));
+  if (DATA.differing.length)
+    section(
+      "differs",
+      t("compare.page.differs"),
+      scrolling(
+        `${t("compare.page.differs")}: ${t("page.table")}`,
+        el(
+          "table",
+          {},
+          head(t("compare.page.key"), ...DATA.names),
+          el(
+            "tbody",
+            {},
+            ...DATA.differing.map(([key, ...rest]) =>
+              el("tr", {}, el("th", { scope: "row" }, key), ...rest.map((value) => el("td", {}, value))),
+            ),
+          ),
+        ),
+      ),
+    );
+  const links = [...document.querySelectorAll("main > section[id]")].map((place) => [
+    place.id,
+    place.getAttribute("aria-label"),
+  ]);
+  contents(links, zoomOut());
 }
 
 function overlay() {
-  const place = section(t("compare.page.overlay")), controls = el("div", { class: "controls" });
-  place.append(controls);
-  const choice = (key, names, label) => {
-    const select = el("select", { id: key, "aria-label": label, onchange: () => { remember({ [key]: select.value }); drawAll(); } },
-      ...names.map((name) => el("option", { value: name, selected: STATE[key] === name }, t(AXIS_NAMES[name]) || name)));
-    if (!names.includes(STATE[key])) STATE[key] = names[0];
-    return el("label", {}, label, select);
+  const place = section("overlaid", t("compare.page.overlay")),
+    controls = el("div", { class: "controls" });
+  const changed = () => {
+    zoomTo(null);
+    for (const one of CHARTS) one.log = null;
+    redrawCharts();
   };
-  const longest = Math.max(...DATA.runs.map((run) => run.steps.step.length));
-  controls.append(choice("metric", SHOWN, t("compare.page.metric")), choice("axis", AXES, t("compare.page.axis")), slider("smoothing", t("compare.page.smoothing"), 1, Math.max(1, Math.min(200, Math.floor(longest / 4))), drawAll));
-  chart(place, "overlay", () => DATA.runs.map((run, i) => {
-    const metric = STATE.metric, evals = metric === "eval_loss";
-    const x = along(run, STATE.axis);
-    const y = evals ? run.evals.eval_loss : run.steps[metric] || [];
-    const at = evals ? run.evals.step.map((step) => x[run.steps.step.indexOf(step)]) : x;
-    return { x: at, y: evals ? y : smooth(y, STATE.smoothing), name: plain(`${DATA.names[i]} ${short(run.path, 40)}`), mode: evals ? "lines+markers" : "lines", line: { color: COLOURS[i % COLOURS.length], width: 1.5 }, connectgaps: false };
-  }), () => ({ xaxis: { title: { text: t(AXIS_NAMES[STATE.axis]) } }, yaxis: { type: ["grad_norm", "loss_scale"].includes(STATE.metric) ? "log" : "linear" }, hovermode: "closest" }), "chart map");
+  const longest = Math.max(...DATA.runs.map((run) => run.steps.step.length)),
+    top = Math.max(1, Math.min(200, Math.floor(longest / 4)));
+  controls.append(
+    choice(
+      "metric",
+      DATA.metrics.map((one) => [one.id, said(one.label)]),
+      t("compare.page.metric"),
+      changed,
+    ),
+    choice(
+      "axis",
+      AXES.map((name) => [name, said(DATA.runs[0].axes[name].label)]),
+      t("page.along"),
+      changed,
+    ),
+  );
+  if (top > 1) controls.append(slider("smoothing", t("compare.page.smoothing"), 1, top, redrawCharts));
+  place.append(controls);
+  chart(place, "overlay", overlaid, "main");
 }
 
-// The horizontal axis of a run: its steps, or tokens or minutes of stepping so far.
-function along(run, axis) {
-  if (axis === "step") return run.steps.step;
-  let sum = 0;
-  return run.steps[axis === "tokens" ? "tokens" : "step_seconds"].map((v) => (sum += (v || 0) / (axis === "minutes" ? 60 : 1)));
+function overlaid() {
+  const metric = DATA.metrics.find((one) => one.id === STATE.metric),
+    lines = [],
+    marks = [];
+  DATA.runs.forEach((run, i) => {
+    const axis = run.axes[STATE.axis],
+      colour = COLOURS[i % COLOURS.length],
+      name = `${DATA.names[i]} ${run.name}`,
+      both = metric.steps && metric.evals;
+    if (metric.steps && run.steps[metric.steps])
+      lines.push({
+        label: both ? `${name}, ${t("compare.page.training")}` : name,
+        legend: name,
+        x: axis.steps,
+        y: smooth(run.steps[metric.steps], STATE.smoothing || 1),
+        colour,
+      });
+    if (metric.evals && run.evals[metric.evals] && run.evals.step.length)
+      lines.push({
+        label: both ? `${name}, ${t("compare.page.evaluation")}` : name,
+        x: axis.evals,
+        y: run.evals[metric.evals],
+        colour,
+        dashed: true,
+        points: true,
+        quiet: both,
+      });
+    for (const mark of run.marks)
+      if (mark.kind !== "skipped" && (!mark.on || mark.on.includes(metric.id)))
+        marks.push({
+          kind: mark.kind,
+          colour,
+          x: mark.at[STATE.axis] || [],
+          text: `${DATA.names[i]}: ${said(mark.text)}`,
+        });
+  });
+  const every = lines.flatMap((line) => line.x).filter((x) => x !== null);
+  const least = every.reduce((a, b) => Math.min(a, b), Infinity),
+    most = every.reduce((a, b) => Math.max(a, b), -Infinity);
+  return {
+    id: "overlay",
+    title: said(metric.label),
+    unit: metric.unit,
+    log: metric.log,
+    axis: said(DATA.runs[0].axes[STATE.axis].label),
+    extent: every.length ? [least, most] : [0, 1],
+    lines,
+    marks,
+    caption: metric.steps && metric.evals ? [t("compare.page.kinds")] : [],
+  };
 }
 
 start(build);

@@ -1,6 +1,7 @@
 """lora-train report: a run as one HTML file, offline and interactive. Imports no torch.
 
-data.py reads a run into what a page shows, aggregate.py reduces the statistics to what a page can hold.
+data.py reads a run into what a page shows: overview.py the first screen, charts.py the lines and marks; aggregate.py
+reduces the statistics to what a page can hold.
 """
 
 from __future__ import annotations
@@ -10,10 +11,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ...judge.explain import read_history
-from ...read.store import METRICS, STATS, write_text
-from ..page import document, plotly_js
+from ...read.store import METRICS, SITES, STATS, write_text
+from ..page import document
+from ..page.people import run_name
 
 FOLLOW_SECONDS = 5.0
+WAIT_SECONDS = 1.0
+SCRIPTS = ("grid.js", "paint.js", "cell.js", "report.js")
+# What a run folder may hold before its first step.
+BEFORE_THE_FIRST_STEP = ("config.yaml", "env.json", ".lock")
 
 
 def write_report(source: Path, output: Path | None = None, following: bool = False) -> Path:
@@ -25,32 +31,44 @@ def write_report(source: Path, output: Path | None = None, following: bool = Fal
 
     Raises:
         SourceError: there is no run.
-        NoPlotly: plotly is missing.
         OSError: it cannot be written.
     """
     from .data import report_data
 
-    plotly_js()
     history = read_history(source)
     output = output or (source if source.is_dir() else source.parent) / "report.html"
-    write_text(output, document(history.name, report_data(history, following), "report.js"))
+    write_text(output, document(run_name(history.name), report_data(history, following), SCRIPTS))
     return output
 
 
-def follow(source: Path, output: Path | None, wrote: Callable[[Path], None]) -> None:
+def follow(source: Path, output: Path | None, wrote: Callable[[Path], None], waits: Callable[[Path], None]) -> None:
     """Writes the report again whenever the run has gone on, until it has ended or the user does.
 
     Args:
-        wrote: called after each time.
+        source: the folder of a run, which need not be there yet.
+        wrote: called after the first time.
+        waits: called once if the run has not begun.
     """
+    if not _begun(source):
+        waits(source)
+        while not _begun(source):
+            time.sleep(WAIT_SECONDS)
     seen: tuple[float, ...] | None = None
     while True:
         now = tuple(path.stat().st_mtime for path in (source / METRICS, source / STATS) if path.exists())
         if now != seen:
-            seen = now
             path = write_report(source, output, following=True)
-            wrote(path)
+            if seen is None:
+                wrote(path)
+            seen = now
             history = read_history(source)
             if history.finished or any(incident["action"] == "stop" for incident in history.incidents):
                 return
         time.sleep(FOLLOW_SECONDS)
+
+
+def _begun(source: Path) -> bool:
+    """Whether there is something to read, be it that this is no run at all."""
+    if any((source / name).is_file() for name in (METRICS, SITES)):
+        return True
+    return source.is_dir() and any(child.name not in BEFORE_THE_FIRST_STEP for child in source.iterdir())

@@ -3,24 +3,40 @@
 from __future__ import annotations
 
 import base64
-import math
-from datetime import datetime, timezone
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from ...judge.explain import TOPICS, Finding, History, explain
+from ...judge.explain import TOPICS, Finding, History, advised, explain
 from ...judge.explain.finding import VERDICTS
 from ...judge.forecast import Forecaster
+from ...judge.wording import DESCRIBED, OURS
 from ...messages import LANGUAGES, say_in
-from ...read.schema import STEP_COLUMNS
 from ..page import texts
+from ..page.people import run_name, setting, without_paths
 from .aggregate import GRIDS, aggregate, histograms
+from .charts import (
+    attempts,
+    axes,
+    captions,
+    lost_steps,
+    marks,
+    numbers,
+    other_charts,
+    resource_charts,
+    schedule_charts,
+    series,
+    stacked_time,
+    training_charts,
+)
+from .overview import PROBLEMS, state, status, tiles
 
-# Columns of metrics.jsonl that go to the page beside `step`.
-SERIES = tuple(name for name in STEP_COLUMNS if name not in ("step", "updates"))
-DIGITS = 7
+_LAYER = re.compile(r"^(.*?)\.(\d+)\.(.+)$")
 
 
 def report_data(history: History, following: bool = False) -> dict[str, Any]:
@@ -30,92 +46,119 @@ def report_data(history: History, following: bool = False) -> dict[str, Any]:
         history: of the run.
         following: whether the page is written again while the run goes on.
     """
+    history = replace(history, name=run_name(history.name))
     findings = explain(history)
-    return {
+    drawing = drawn(history, findings)
+    told = {
         "name": history.name,
-        "made": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "status": status(history, findings, following),
+        "state": state(history, following),
+        "tiles": tiles(history, findings, following),
+        "problems": {lang: explanation(history, _of(findings, True), lang) for lang in LANGUAGES},
+        "explanation": {lang: explanation(history, _of(findings, False), lang) for lang in LANGUAGES},
+        "incidents": [incident(history, diagnosis) for diagnosis in history.incidents],
+        "config": [[f"{s}.{key}", setting(value)] for s, own in history.config.items() for key, value in own.items()],
+        "environment": environment(history.env),
+    }
+    return {
+        **without_paths(told),
+        "made": round(time.time() * 1000),
         "following": following and not history.finished,
         "text": texts("report."),
-        "explanation": {lang: explanation(findings, lang) for lang in LANGUAGES},
-        "steps": series(history),
-        "evals": {name: numbers(history.evals[name]) for name in history.evals if name in ("step", "eval_loss")},
-        "incidents": [incident(history, diagnosis) for diagnosis in history.incidents],
+        **drawing,
         "layers": layers(history),
-        "config": [[f"{s}.{key}", _text(value)] for s, own in history.config.items() for key, value in own.items()],
-        "environment": environment(history.env),
-        "stock": history.kind != "run",
     }
 
 
-def explanation(findings: list[Finding], lang: str) -> list[dict[str, Any]]:
-    """The findings by topic, in words."""
-    groups = []
+def drawn(history: History, findings: Sequence[Finding]) -> dict[str, Any]:
+    """Charts, the columns they need, and what stands under and over them."""
+    if history.steps.empty:
+        lists: dict[str, list[Any]] = {"attempts": [], "marks": [], "charts": []}
+        return {"axes": {}, "steps": {"step": []}, "evals": {}, "captions": {}, **lists}
+    lost = lost_steps(history, findings)
+    steps, again = series(history, lost), attempts(history)
+    steps |= stacked_time(steps)
+    over = marks(history, lost, again)
+    shown = [
+        *training_charts(history, steps, findings),
+        *other_charts(history),
+        *schedule_charts(steps),
+        *resource_charts(steps),
+    ]
+    needed = {"step", *(line["column"] for one in shown for line in one["lines"])}
+    evals = {name: numbers(history.evals[name].astype("float64")) for name in history.evals if name in needed}
+    return {
+        "axes": axes(history),
+        "steps": {name: values for name, values in steps.items() if name in needed},
+        "evals": evals,
+        "attempts": again,
+        "marks": over,
+        "charts": shown,
+        "captions": captions(shown, over),
+    }
+
+
+def _of(findings: Sequence[Finding], problems: bool) -> list[Finding]:
+    """The problems, or the rest; what is said of all of them stands above."""
+    kept = [finding for finding in findings if finding.topic != "overall"]
+    return [finding for finding in kept if (finding.verdict in PROBLEMS) == problems]
+
+
+def explanation(history: History, findings: list[Finding], lang: str) -> list[dict[str, Any]]:
+    """The findings by topic, in the words and with the keys of those who trained it."""
+    groups, described, trainer = [], DESCRIBED.get(history.task, {}), advised(history)
     for topic in TOPICS:
-        own = findings_in([finding for finding in findings if finding.topic == topic], lang)
+        own = findings_in([finding for finding in findings if finding.topic == topic], lang, trainer)
         if own:
-            groups.append({"topic": topic, "what": say_in(lang, TOPICS[topic]), "findings": own})
+            what = say_in(lang, described.get(topic, TOPICS[topic]))
+            groups.append({"topic": topic, "what": what, "findings": own})
     return groups
 
 
-def findings_in(findings: list[Finding], lang: str) -> list[dict[str, Any]]:
+def findings_in(findings: list[Finding], lang: str, trainer: str = OURS) -> list[dict[str, Any]]:
     """Each with its verdict and its sentences."""
     return [
         {
             "verdict": finding.verdict,
             "word": say_in(lang, VERDICTS[finding.verdict]).strip(),
             "sentence": finding.sentence(lang),
-            "hint": finding.hint(lang),
+            "hint": finding.hint(lang, trainer),
         }
         for finding in findings
     ]
 
 
-def series(history: History) -> dict[str, list[float | None]]:
-    """One list a column, null where a step has no number; columns without any are left out."""
-    steps = {"step": numbers(history.steps["step"])}
-    steps |= {name: numbers(history.steps[name]) for name in SERIES if history.steps[name].notna().any()}
-    if "loss" not in steps:
-        steps["loss"] = [None] * len(steps["step"])
-    return steps
-
-
-def numbers(values: Any) -> list[float | None]:
-    """Floats of DIGITS digits; what is not finite is null."""
-    return [_number(value) for value in np.asarray(values, "float64").tolist()]
-
-
-def _number(value: float) -> float | None:
-    if not math.isfinite(value):
-        return None
-    return int(value) if value == int(value) and abs(value) < 2**53 else float(f"{value:.{DIGITS}g}")
-
-
 def incident(history: History, diagnosis: dict[str, Any]) -> dict[str, Any]:
-    """A collapse for its mark and its line in the list."""
+    """A collapse for its card: where, which rows, and what was tried in which order."""
     step = diagnosis["step"]
+    tried = [remedy_of(remedy) for remedy in diagnosis.get("remedies", [])]
+    if diagnosis.get("action") in ("heal", "rollback"):
+        for remedy in tried:
+            if remedy["outcome"] == "worked":
+                remedy["outcome"] = "taken"
+                break
     return {
         "step": step,
         "kind": _text(diagnosis.get("kind")),
         "module": _text(diagnosis.get("module") or ""),
         "rows": ", ".join(map(str, diagnosis["evidence"]["rows_alone"] or diagnosis["rows"])),
         "action": _text(diagnosis.get("action")),
-        "remedies": [
-            {"change": _text(remedy.get("change")), "verified": bool(remedy.get("verified")), "loss": loss_of(remedy)}
-            for remedy in diagnosis.get("remedies", [])
-        ],
+        "remedies": tried,
         "replay": f"lora-train replay {history.name} --step {step}",
     }
 
 
-def loss_of(remedy: dict[str, Any]) -> float | None:
-    """The loss a remedy gave, if it gave one."""
+def remedy_of(remedy: dict[str, Any]) -> dict[str, Any]:
+    """What was changed and what it did: failed (not finite again), costly (finite, but something was lost), worked."""
     loss = remedy.get("loss")
-    return _number(float(loss)) if isinstance(loss, (int, float)) else None
+    known = numbers([loss])[0] if isinstance(loss, (int, float)) else None
+    outcome = "worked" if remedy.get("verified") else "failed" if known is None else "costly"
+    return {"change": _text(remedy.get("change")), "loss": known, "outcome": outcome}
 
 
 def layers(history: History) -> dict[str, Any] | None:
     """The grid of sites x bins and the histograms; None where nothing was recorded or it cannot be read."""
-    if history.run is None:
+    if history.run is None or history.steps.empty:
         return None
     steps = history.column("step").astype(np.int64)
     starts = history.column("start")
@@ -133,13 +176,43 @@ def layers(history: History) -> dict[str, Any] | None:
     return {
         "names": grid.names,
         "dtypes": [history.dtypes.get(name, "") for name in grid.names],
+        **model_of(grid.names),
         "bins": grid.bins.tolist(),
-        "grids": {name: base64.b64encode(grid.values[name].tobytes()).decode() for name in GRIDS},
+        "grids": encoded(grid.values),
         "forecasts": coming,
         "histograms": [
             {**row, "counts": [base64.b64encode(c.tobytes()).decode() for c in row["counts"]]} for row in rows
         ],
     }
+
+
+def model_of(names: Sequence[str]) -> dict[str, Any]:
+    """Where each site stands in the model: its layer, its projection, its tensor, as places in three lists.
+
+    model.layers.3.self_attn.q_proj:lora_B.grad is layer 3, projection self_attn.q_proj; a module outside of the
+    layers is a projection of the layer "". Where there are several stacks, a layer's name begins with its own.
+    """
+    rows: dict[tuple[str, str], int] = {}
+    columns, tensors, places = {}, {}, []
+    for name in names:
+        module, _, tensor = name.rpartition(":")
+        found = _LAYER.match(module)
+        stack, layer, projection = found.groups() if found else ("", "", module)
+        own = (rows.setdefault((stack, layer), len(rows)), columns.setdefault(projection, len(columns)))
+        places.append([*own, tensors.setdefault(tensor, len(tensors))])
+    several = len({stack for stack, layer in rows if layer}) > 1
+    named = [f"{stack} {layer}" if several and layer else layer for stack, layer in rows]
+    return {"rows": named, "columns": list(columns), "tensors": list(tensors), "places": places}
+
+
+def encoded(values: dict[str, np.ndarray]) -> dict[str, Any]:
+    """float32 as base64; a grid that is the same as an earlier one is that one's name, one without values is null."""
+    found: dict[str, Any] = {}
+    for name in GRIDS:
+        same = next((n for n in found if np.array_equal(values[n], values[name], equal_nan=True)), None)
+        text = base64.b64encode(values[name].tobytes()).decode()
+        found[name] = {"as": same} if same else None if np.isnan(values[name]).all() else {"base64": text}
+    return found
 
 
 def forecasts(sites: list[str], steps: np.ndarray, peaks: np.ndarray) -> list[dict[str, Any]]:
@@ -163,7 +236,7 @@ def environment(env: dict[str, Any]) -> list[list[str]]:
     rows = []
     for key, value in env.items():
         items = value.items() if isinstance(value, dict) else [("", value)]
-        rows += [[f"{key}.{name}".strip("."), _text(item)] for name, item in items]
+        rows += [[f"{key}.{name}".strip("."), setting(item)] for name, item in items]
     return rows
 
 

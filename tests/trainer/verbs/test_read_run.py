@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -46,7 +45,7 @@ def test_report_and_compare_write_pages_without_torch(tmp_path):
     assert result.returncode == 0, result.stderr
     assert "lora.r" in result.stdout
     assert "settings differ at once" in result.stdout
-    assert (tmp_path / "compare.html").stat().st_size > 10**6
+    assert "uPlot" in (tmp_path / "compare.html").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(
@@ -69,12 +68,3 @@ def test_mistakes_are_answered(arguments, error):
     assert result.stderr.startswith(error)
     assert "hint: " in result.stderr
     assert "Traceback" not in result.stderr
-
-
-def test_a_page_without_plotly_says_what_to_install(tmp_path):
-    (tmp_path / "plotly").mkdir()
-    (tmp_path / "plotly" / "__init__.py").write_text("raise ImportError('not here')")
-    result = run("report", "healthy", "-o", tmp_path / "x.html", PYTHONPATH=str(tmp_path))
-    assert result.returncode == 2
-    assert "hint: pip install 'lora-vitals[report]'" in result.stderr
-    assert not Path(tmp_path / "x.html").exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,8 @@ from lora_train.instrument.judge.explain import read_history
 from lora_train.instrument.read.compact import compact
 from lora_train.instrument.read.load import load_run
 from lora_train.instrument.read.store import COLUMNS, MetricsLog, Site, StatsWriter, write_sites
-from lora_train.instrument.show.report.aggregate import MAX_CELLS, aggregate, histograms
-from lora_train.instrument.show.report.data import layers
+from lora_train.instrument.show.report.aggregate import GRIDS, MAX_CELLS, aggregate, histograms
+from lora_train.instrument.show.report.data import encoded, layers, model_of
 
 ABSMAX, SUMSQ, N_INF, N, N_ZERO, N_UNDERFLOW = (
     COLUMNS.index(name) for name in ("absmax", "sumsq", "n_inf", "n", "n_zero", "n_underflow")
@@ -93,3 +94,27 @@ def test_a_drift_is_forecast_where_it_was_seen(tmp_path):
     meets = (65_504 - 20_000) / 100
     assert found[0]["predicted_step"] == pytest.approx(meets, rel=0.1)
     assert found[0]["step"] < meets - 50
+
+
+def test_sites_stand_where_they_are_in_the_model():
+    names = ["h.0.mlp.up_proj:out", "h.11.mlp.up_proj:out", "lm_head:out", "h.0.experts.7.w1:in"]
+    found = model_of(names)
+    assert found["rows"] == ["0", "11", ""]
+    assert found["columns"] == ["mlp.up_proj", "lm_head", "experts.7.w1"]
+    assert found["tensors"] == ["out", "in"]
+    assert found["places"] == [[0, 0, 0], [1, 0, 0], [2, 1, 0], [0, 2, 1]]
+
+
+def test_layers_of_several_stacks_are_kept_apart():
+    found = model_of(["vision.layers.0.q_proj:out", "text.layers.0.q_proj:out", "lm_head:out"])
+    assert found["rows"] == ["vision.layers 0", "text.layers 0", ""]
+    assert found["places"] == [[0, 0, 0], [1, 0, 0], [2, 1, 0]]
+
+
+def test_grids_that_are_the_same_are_sent_once():
+    one, other = np.arange(4, dtype=np.float32).reshape(2, 2), np.full((2, 2), np.nan, np.float32)
+    values = {name: one if name.startswith("norm") else other for name in GRIDS}
+    found = encoded(values)
+    assert found["norm_max"] == {"as": "norm_min"}
+    assert base64.b64decode(found["norm_min"]["base64"]) == one.tobytes()
+    assert found["absmax"] is None

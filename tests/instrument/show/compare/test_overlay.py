@@ -1,0 +1,69 @@
+"""The page of a comparison: the same axes for all, evaluations over training, no Python and no path."""
+
+from __future__ import annotations
+
+import pytest
+from lora_train.instrument.judge.explain import read_history
+from lora_train.instrument.show.compare import compare_runs, write_comparison
+from lora_train.instrument.show.compare.overlay import comparison_data, metrics
+
+from ....conftest import ROOT
+from ...judge.explain.build import falling, history
+
+RUNS = ROOT / "tests" / "runs"
+DRAWN = """(() => {
+  const { plot, spec } = CHARTS[0], [x, ...y] = plot.data;
+  return { x, y, labels: spec.lines.map((line) => line.label), marks: spec.marks.map((mark) => mark.kind) };
+})()"""
+
+
+def test_the_page_overlays_training_and_evaluation_on_any_axis(opened, tmp_path):
+    histories = [read_history(RUNS / name) for name in ("healthy", "overfitting")]
+    page = opened(write_comparison(compare_runs(histories), tmp_path / "compare.html")).page
+    page.wait_for_selector("#overlay canvas")
+    assert page.title() == "healthy / overfitting"
+    assert page.evaluate(DRAWN)["labels"] == [
+        "A healthy, training", "A healthy, evaluation", "B overfitting, training", "B overfitting, evaluation",
+    ]  # fmt: skip
+    for axis, values in (("epoch", histories[0].column("epoch")), ("tokens", histories[0].column("tokens").cumsum())):
+        page.select_option("#axis", axis)
+        found = page.evaluate(DRAWN)
+        first = [x for x, y in zip(found["x"], found["y"][0], strict=True) if y is not None]
+        assert first[-1] == pytest.approx(values[-1], rel=1e-6)
+    page.select_option("#metric", "eval_token_accuracy")
+    found = page.evaluate(DRAWN)
+    assert len([y for y in found["y"][0] if y is not None]) == len(histories[0].evals)
+    assert page.evaluate("CHARTS[0].spec.title") == "token accuracy"
+    text = page.inner_text("main")
+    assert "learning_rate" in text
+    assert not [word for word in ("False", "None", "[]", "['", "e+0", "tests/runs") if word in text]
+    phone = opened(tmp_path / "compare.html", width=390, height=844, color_scheme="dark").page
+    assert phone.evaluate("document.documentElement.scrollWidth") <= 390
+    phone.click("#lang-ko")
+    assert "실행 비교" in phone.inner_text("h1")
+
+
+def test_a_stock_log_has_an_epoch_axis_and_gaps(opened, tmp_path):
+    histories = [read_history(RUNS / name) for name in ("healthy", "stock")]
+    page = opened(write_comparison(compare_runs(histories), tmp_path / "compare.html")).page
+    page.wait_for_selector("#overlay canvas")
+    assert page.evaluate("AXES") == ["step", "epoch"]
+    found = page.evaluate(DRAWN)
+    assert found["marks"] == ["lost"]
+    at = found["labels"].index("B stock, training")
+    assert [y for y in found["y"][at] if y is not None][-1] == pytest.approx(5.633, abs=1e-3)
+    assert page.locator("#runs tbody tr").nth(1).locator("td").last.inner_text() == "5.633"
+
+
+def test_only_what_some_run_has_can_be_chosen():
+    plain, evaluated = history(loss=falling(10)), history(
+        loss=falling(10), grad_norm=1.0, evals={"step": [5], "eval_loss": [2.0], "eval_f1": [0.5]}
+    )  # fmt: skip
+    assert [metric["id"] for metric in metrics([plain])] == ["loss"]
+    assert [metric["id"] for metric in metrics([plain, evaluated])] == ["loss", "eval_f1", "grad_norm"]
+    assert metrics([plain])[0]["unit"] == "nat/token"
+
+
+def test_paths_as_typed_are_not_in_the_data():
+    data = comparison_data(compare_runs([read_history(RUNS / name) for name in ("healthy", "overfitting")]))
+    assert str(ROOT) not in str(data)

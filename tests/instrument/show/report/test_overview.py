@@ -1,0 +1,100 @@
+"""The first screen: one state, the verdict that weighs most, and numbers that the findings have too."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+from lora_train.instrument.judge.explain import Finding, explain, read_history
+from lora_train.instrument.show.report.charts import axes
+from lora_train.instrument.show.report.overview import best_evaluation, state, status, tiles, worst
+
+from ....conftest import ROOT
+from ...judge.explain.build import falling, history
+
+RUNS = ROOT / "tests" / "runs"
+STOPPED = [{"step": 3, "action": "stop"}]
+
+
+@pytest.mark.parametrize(
+    ("known", "following", "word"),
+    [
+        (history(loss=falling(5)), True, "ended"),
+        (history(loss=falling(5), finished=False), True, "running"),
+        (history(loss=falling(5), finished=False), False, "unfinished"),
+        (history(loss=falling(5), finished=False, incidents=STOPPED), True, "stopped"),
+        (history(loss=falling(5), finished=False, kind="log"), False, "log"),
+    ],
+)
+def test_states(known, following, word):
+    assert state(known, following) == word
+
+
+def test_the_verdict_that_weighs_most_comes_first():
+    findings = [Finding("a", verdict, "x") for verdict in ("healthy", "note", "watch", "wrong", "wrong")]
+    assert worst(findings) is findings[3]
+    assert worst(findings[:3]) is findings[2]
+    assert worst([findings[1]]) is None
+
+
+def test_a_stock_log_with_zeros_is_not_called_healthy_and_its_loss_is_the_last_real_one():
+    stock = read_history(RUNS / "stock")
+    findings = explain(stock)
+    said = status(stock, findings, False)
+    assert said["verdict"] == "wrong"
+    assert said["state"]["en"] == "Ended, step 60"
+    (loss, norm, *_) = tiles(stock, findings, False)
+    assert (loss["value"], loss["verdict"]) == ("5.63", "wrong")
+    assert loss["note"]["en"] == "the last real one; none from step 13"
+    values = next(finding.values for finding in findings if finding.key == "explain.grad_spread")
+    assert norm["value"] == f"{values['median']:.3g}"
+
+
+def test_tiles_of_a_run():
+    run = read_history(RUNS / "overfitting")
+    findings = explain(run)
+    by_label = {tile["label"]["en"]: tile for tile in tiles(run, findings, False)}
+    assert list(by_label) == ["loss", "best evaluation loss", "grad_norm, median", "tokens/s", "memory", "time"]
+    best = best_evaluation(run)
+    assert best is not None
+    assert best[1] == np.nanmin(run.evals["eval_loss"])
+    assert by_label["best evaluation loss"]["note"]["en"].startswith(f"at step {best[0]:.0f} · token accuracy 0.")
+    step, norm = run.finite("grad_norm")
+    worst_step = int(step[np.argmax(norm)])
+    assert by_label["grad_norm, median"]["note"]["en"] == f"highest {norm.max():.3g}, step {worst_step}"
+
+
+def test_a_run_that_goes_on_says_how_long_it_will():
+    known = history(loss=falling(50), step_seconds=2.0, eval_seconds_total=10.0, finished=False,
+                    config={"training": {"max_steps": 150}})  # fmt: skip
+    (time,) = [tile for tile in tiles(known, [], True) if tile["label"]["en"] == "time"]
+    # 100 steps of 2 s, and a tenth of that again for evaluations
+    assert time["note"]["en"] == "0:03:40 left, to step 150"
+    (time,) = [tile for tile in tiles(known, [], False) if tile["label"]["en"] == "time"]
+    assert time["note"]["en"] == "in all"
+
+
+def test_a_log_without_step_times_has_those_of_its_last_line_or_of_its_bar():
+    known = history(loss=falling(5), finished=False, kind="log")
+    assert [tile["label"]["en"] for tile in tiles(known, [], False)] == ["loss"]
+    known.progress = pd.DataFrame({"step": [3, 5], "elapsed_seconds": [30.0, 50.0], "eta_seconds": [70.0, 3600.0]})
+    known.planned = 100
+    assert tiles(known, [], False)[-1]["note"]["en"] == "1:00:00 left, to step 100"
+    assert tiles(known, [], False)[-1]["value"] == "50.0 s"
+    known.summary = {"train_runtime": 120.0}
+    assert tiles(known, [], False)[-1]["value"] == "0:02:00"
+
+
+def test_a_log_that_does_not_count_steps_is_said_to_have_lines():
+    known = history(loss=falling(5), finished=False, kind="log")
+    assert status(known, [], False)["state"]["en"] == "A log, up to step 5"
+    known.numbered = False
+    assert status(known, [], False)["state"] == {"en": "A log of 5 lines", "ko": "로그 5줄"}
+    assert axes(known)["step"]["label"]["en"] == "line of the log"
+
+
+def test_no_steps_make_no_tiles():
+    known = history(loss=falling(5))
+    known.steps = known.steps.iloc[:0]
+    assert tiles(known, [], False) == []
+    assert status(known, [], True)["state"]["en"] == "Ended, step 0"
