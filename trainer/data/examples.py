@@ -14,6 +14,7 @@ import itertools
 import random
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from importlib.metadata import version
 from typing import Any
 
@@ -93,6 +94,13 @@ class Dataset:
             digest.update(f"{example.row} {len(example.input_ids)} ".encode())
             digest.update(example.input_ids.tobytes() + example.supervised.tobytes())
         return digest.hexdigest()[:16]
+
+    @cached_property
+    def row_hashes(self) -> np.ndarray:
+        """uint64 [rows] in the order of the source: each changes with the tokens and the mask of its row alone."""
+        ordered = sorted(self.examples, key=lambda example: example.row)
+        parts = (f"{len(e.input_ids)} ".encode() + e.input_ids.tobytes() + e.supervised.tobytes() for e in ordered)
+        return np.array([int.from_bytes(hashlib.sha256(part).digest()[:8], "little") for part in parts], np.uint64)
 
 
 def load_examples(source: str, data: DataSection, tokenizer: Any, limit: int | None = None) -> Dataset:
