@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from lora_train.instrument.read.eval_rows import read_rows, stored_steps, write_rows
 from lora_train.trainer.console import Console
 from lora_train.trainer.data.examples import Dataset, load_examples
 from lora_train.trainer.loop.components import Components, build
@@ -92,23 +91,6 @@ def test_one_bad_row_spoils_no_other(components: Components):
         weight[unused] = before
     assert np.isnan(evaluation.eval_loss)
     assert np.flatnonzero(np.isnan(rows.loss_sum)).tolist() == [3]
-
-
-def test_rows_are_written_whole_and_read_back(components: Components, tmp_path: Path):
-    _, rows = evaluate(components)
-    write_rows(tmp_path, 500, 0, rows)
-    write_rows(tmp_path, 12_000_000, 1, rows)
-    assert stored_steps(tmp_path) == [500, 12_000_000]
-    read = read_rows(tmp_path, 500)
-    assert read is not None
-    for name in ("row", "loss_sum", "tokens", "hash"):
-        assert np.array_equal(getattr(read, name), getattr(rows, name)), name
-    assert read.digest == rows.digest
-    assert replace(read, hash=read.hash[::-1]).digest != rows.digest
-    assert read_rows(tmp_path, 501) is None
-    (path,) = (tmp_path / "evaluations").glob("step-000500*")
-    path.write_bytes(path.read_bytes()[:-9])
-    assert read_rows(tmp_path, 500) is None
 
 
 def test_row_hashes_tell_token_mask_and_order(components: Components):
