@@ -37,6 +37,7 @@ from .formats import (
     require_object,
 )
 from .masks import tokenize
+from .overlap import Overlap
 from .sources import BadRow, Source, Where, open_source
 
 IGNORE_INDEX = -100
@@ -77,6 +78,7 @@ class Dataset:
         format: a name of data.format, or "prompt_template".
         n_skipped: number of bad rows left out (data.on_bad_row: skip).
         skipped: what was wrong with the first of them.
+        overlap: of evaluation rows, what they have in common with the training rows.
     """
 
     source: str
@@ -86,6 +88,7 @@ class Dataset:
     format: str = ""
     n_skipped: int = 0
     skipped: Sequence[str] = ()
+    overlap: Overlap | None = None
 
     def fingerprint(self) -> str:
         """16 hex digits that change with any token, mask or row index."""
