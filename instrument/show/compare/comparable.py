@@ -28,6 +28,8 @@ MEASURE = (
 )  # fmt: skip
 # eval_runtime and eval_samples_per_second are printed to four and three digits.
 SAME_COUNT = 0.02
+# Percent of the evaluation rows by which runs may differ in what they were trained on.
+TRAINED_ON = 5.0
 # Fewer common rows than this decide nothing.
 ENOUGH_ROWS = 10
 
@@ -57,6 +59,8 @@ def comparability(histories: Sequence[History], names: Sequence[str], differing:
     if len({history.task for history in histories}) > 1:
         tasks = listed(names, [history.task for history in histories])
         return Comparability("other", [_found("compare.other_tasks", "watch", listed=tasks)], [], none)
+    if taught := _trained_on(histories, names):
+        return Comparability("other", [taught], [], none)
     rows = [_stored(history) for history in histories]
     if all(rows):
         return _by_rows(rows, names)
@@ -73,6 +77,18 @@ def missing(histories: Sequence[History], names: Sequence[str]) -> list[Finding]
 
 def _found(key: str, verdict: str, **values: object) -> Finding:
     return Finding("compare", verdict, key, dict(values))
+
+
+def _trained_on(histories: Sequence[History], names: Sequence[str]) -> Finding | None:
+    """Runs of which one knows more of its evaluation rows by heart than another, as found before they began."""
+    facts = [history.env.get("eval_overlap") for history in histories]
+    shares = [
+        100 * (fact["exact"] + fact["near"]) / fact["rows"] if isinstance(fact, dict) and fact.get("rows") else 0.0
+        for fact in facts
+    ]
+    if max(shares) - min(shares) < TRAINED_ON:
+        return None
+    return _found("compare.trained_on_eval", "watch", listed=listed(names, [f"{share:.0f}%" for share in shares]))
 
 
 def _stored(history: History) -> dict[int, EvaluationRows]:
