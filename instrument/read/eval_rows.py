@@ -3,14 +3,9 @@
     write_rows(folder, step, start, rows)      evaluations/step-000500.parquet
     read_rows(folder, 500)                     EvaluationRows, or None where there is none
 
-    row       int32    0-based index in the source of the evaluation rows (data.eval, or data.train where a share of
-                       it is held out)
-    loss_sum  float64  nat: sum of the losses of its supervised tokens
-    tokens    int32    how many these are
-    hash      uint64   of its token ids and mask: two rows that have it in common are the same row
-
-The sum of loss_sum over the sum of tokens is eval_loss. The schema's metadata has `step`, `start` and `digest`, a
-SHA-256 of the hashes in order: two evaluations with the same digest are of the same rows, whatever the run.
+EVALUATION_ROWS has the columns. The sum of loss_sum over the sum of n_tokens is eval_loss. The schema's metadata has
+`step`, `start` and `digest`, a SHA-256 of the hashes in order: evaluations with the same digest are of the same rows,
+whatever the run.
 """
 
 from __future__ import annotations
@@ -21,12 +16,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .schema import LOOP, Column
+
 if TYPE_CHECKING:
     import numpy as np
 
 EVALUATIONS = "evaluations"
 _NAME = re.compile(r"step-(\d+)\.parquet")
-COLUMNS = ("row", "loss_sum", "tokens", "hash")
+EVALUATION_ROWS = {
+    "row": Column("", "Index (from 0) in data.eval, or in data.train where a share of it is held out.",
+                  "data.eval의 행 번호(0부터). 일부를 떼어 평가하면 data.train의 행 번호입니다.",
+                  writers=(LOOP,), type="int"),
+    "loss_sum": Column("nat", "Sum of the losses of its supervised tokens; NaN where it is not finite.",
+                       "학습 대상 토큰의 loss를 모두 더한 값. 유한하지 않으면 NaN입니다.", writers=(LOOP,),
+                       formula="-sum(log p(token))", type="float"),
+    "n_tokens": Column("tokens", "Its supervised tokens.", "학습 대상 토큰 수.", writers=(LOOP,), type="int"),
+    "hash": Column("", "Of its token ids and mask, 64 bits: rows that have it in common are the same row.",
+                   "토큰과 마스크의 64비트 해시. 해시가 같으면 같은 행입니다.", writers=(LOOP,), type="int"),
+}  # fmt: skip
+"""The columns of a file, in their order there."""
+COLUMNS = tuple(EVALUATION_ROWS)
 
 
 @dataclass(frozen=True)
@@ -36,13 +45,13 @@ class EvaluationRows:
     Attributes:
         row: int32 [rows], source index.
         loss_sum: float64 [rows], nat.
-        tokens: int32 [rows], supervised tokens.
+        n_tokens: int32 [rows], supervised tokens.
         hash: uint64 [rows], of token ids and mask.
     """
 
     row: np.ndarray
     loss_sum: np.ndarray
-    tokens: np.ndarray
+    n_tokens: np.ndarray
     hash: np.ndarray
 
     @property

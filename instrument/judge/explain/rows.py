@@ -31,7 +31,7 @@ def paired_evaluations(history: History) -> Finding | None:
     steps, rows = _stored(history)
     if not 2 <= len(steps) < FEW:
         return None
-    means = [float(own.loss_sum.sum() / own.tokens.sum()) for own in rows]
+    means = [float(own.loss_sum.sum() / own.n_tokens.sum()) for own in rows]
     best = int(np.argmin(means[:-1])) if np.isfinite(means[:-1]).any() else 0
     # the best of some evaluations lies low by chance
     tried = len(steps) - 1
@@ -63,7 +63,7 @@ def _stored(history: History) -> tuple[list[int], list[EvaluationRows]]:
 
 
 def _held(one: EvaluationRows, other: EvaluationRows) -> Paired:
-    return paired(one.loss_sum, one.tokens, other.loss_sum, other.tokens)
+    return paired(one.loss_sum, one.n_tokens, other.loss_sum, other.n_tokens)
 
 
 def _worst(one: EvaluationRows, other: EvaluationRows) -> str:

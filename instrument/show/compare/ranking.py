@@ -143,7 +143,7 @@ def _decided(
     rows: list[EvaluationRows] = []
     if known.rows and metric == "eval_loss":
         rows = [_on(stored, best.step, known.common) for stored, best in zip(known.rows, bests, strict=True)]
-        bests = [replace(b, level=float(r.loss_sum.sum() / r.tokens.sum())) for b, r in zip(bests, rows, strict=True)]
+        bests = [replace(b, level=float(r.loss_sum.sum() / r.n_tokens.sum())) for b, r in zip(bests, rows, strict=True)]
     order = sorted(range(len(bests)), key=lambda i: sign * bests[i].level)
     first, second = order[0], order[1]
     gap, level = sign * (bests[second].level - bests[first].level), abs(bests[second].level)
@@ -152,7 +152,7 @@ def _decided(
     ahead = stands_out([sign * best.level for best in bests])
     if rows:
         a, b = rows[first], rows[second]
-        result = paired(a.loss_sum, a.tokens, b.loss_sum, b.tokens)
+        result = paired(a.loss_sum, a.n_tokens, b.loss_sum, b.n_tokens)
         values |= {"rows": result.n, "p": result.p}
         likely = result.p * (len(bests) - 1) < CHANCE and result.verdict == "rose"
         return _sentence("rows", likely and percent > 100 * SEED and ahead, known, values)
@@ -194,4 +194,4 @@ def _on(stored: dict[int, EvaluationRows], step: int, hashes: np.ndarray) -> Eva
     rows = stored[min(stored, key=lambda at: abs(at - step))]
     _, first = np.unique(rows.hash, return_index=True)
     at = first[np.isin(rows.hash[first], hashes)]
-    return EvaluationRows(rows.row[at], rows.loss_sum[at], rows.tokens[at], rows.hash[at])
+    return EvaluationRows(rows.row[at], rows.loss_sum[at], rows.n_tokens[at], rows.hash[at])

@@ -51,11 +51,11 @@ def test_rows_are_those_alone_and_add_up(components: Components, route: str, mon
     evaluation, rows = evaluate(components)
     assert rows.row.tolist() == sorted(rows.row.tolist())
     assert len(set(rows.row.tolist())) == 31
-    assert rows.loss_sum.sum() / rows.tokens.sum() == pytest.approx(evaluation.eval_loss, rel=TOLERANCE)
+    assert rows.loss_sum.sum() / rows.n_tokens.sum() == pytest.approx(evaluation.eval_loss, rel=TOLERANCE)
     for index in (0, 7, 30):
         alone, one = evaluate(replace(components, eval_data=of(components, [int(rows.row[index])])))
-        assert rows.loss_sum[index] == pytest.approx(alone.eval_loss * rows.tokens[index], rel=TOLERANCE)
-        assert (one.hash[0], one.tokens[0]) == (rows.hash[index], rows.tokens[index])
+        assert rows.loss_sum[index] == pytest.approx(alone.eval_loss * rows.n_tokens[index], rel=TOLERANCE)
+        assert (one.hash[0], one.n_tokens[0]) == (rows.hash[index], rows.n_tokens[index])
 
 
 class OneOfTwo(Engine):

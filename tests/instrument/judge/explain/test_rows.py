@@ -33,7 +33,7 @@ def run(folder: Path, evaluations: list[EvaluationRows], **more: object) -> Hist
     steps = [10 * i + 10 for i in range(len(evaluations))]
     for step, rows in zip(steps, evaluations, strict=True):
         write_rows(folder, step, 0, rows)
-    losses = [float(rows.loss_sum.sum() / rows.tokens.sum()) for rows in evaluations]
+    losses = [float(rows.loss_sum.sum() / rows.n_tokens.sum()) for rows in evaluations]
     made = history(**{"loss": falling(60), "evals": {"step": steps, "eval_loss": losses}, **more})  # type: ignore[arg-type]
     made.run = Run(folder)
     return made

@@ -27,7 +27,7 @@ def evaluated(loss: Sequence[float] | np.ndarray, **more: Any) -> History:
 def folder(path: Path, rows: EvaluationRows, config: dict[str, dict[str, Any]] | None = None) -> Path:
     """A run folder with one evaluation at step 10, whose rows are stored."""
     path.mkdir()
-    mean = float(rows.loss_sum.sum() / rows.tokens.sum())
+    mean = float(rows.loss_sum.sum() / rows.n_tokens.sum())
     lines = [{"start": 0, "step": step, "loss": 2.0, "tokens": 9} for step in range(1, 11)]
     lines.append({"start": 0, "step": 10, "eval_loss": mean, "eval_runtime": 1.0})
     (path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
