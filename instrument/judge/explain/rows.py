@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from ...read.eval_rows import EvaluationRows, read_rows, stored_steps
+from ...read.history import History
 from ..noise import FEW, SMALL, UNLIKELY, Paired, paired
 from .finding import WINDOW, Finding, listed, median
-from .history import History
 
 # Fewer rows decide nothing.
 ENOUGH_ROWS = 10

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from ...judge.explain.finding import Finding, median
-from ...judge.explain.history import History
 from ...read.eval_rows import EvaluationRows, read_rows, stored_steps
+from ...read.history import History
 from .differences import Difference, told
 from .words import listed, number
 

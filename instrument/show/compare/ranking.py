@@ -23,9 +23,9 @@ from statistics import NormalDist
 import numpy as np
 
 from ...judge.explain.finding import Finding
-from ...judge.explain.history import History
 from ...judge.noise import FEW, noise_of, paired
 from ...read.eval_rows import EvaluationRows
+from ...read.history import History
 from .comparable import Comparability, eval_rows
 from .words import listed, number
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ...judge.explain.finding import Finding, Phrase, median
-from ...judge.explain.history import History
+from ...read.history import History
 from .words import listed, number
 
 # Timings of the same work on the same machine differ by less.
@@ -54,7 +54,7 @@ def training(histories: Sequence[History], names: Sequence[str]) -> Finding | No
 
 
 def _summary(history: History, name: str) -> float:
-    value = getattr(history, "summary", {}).get(name)
+    value = history.summary.get(name)
     return float(value) if isinstance(value, (int, float)) else np.nan
 
 

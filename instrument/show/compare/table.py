@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ...judge.explain.history import History
 from ...messages import say_in
+from ...read.history import History
 from .differences import Difference, weighty
 from .ranking import best_of, lower_is_better, metrics_of
 from .words import MISSING, aligned, number

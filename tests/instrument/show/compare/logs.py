@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import yaml
 from lora_train.instrument.judge.explain.finding import Finding
-from lora_train.instrument.judge.explain.history import History
 from lora_train.instrument.read.eval_rows import EvaluationRows, write_rows
+from lora_train.instrument.read.history import History
 from lora_train.instrument.show.compare import compare_runs, comparison_lines
 
 from ...judge.explain.build import falling, history
