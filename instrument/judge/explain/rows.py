@@ -85,7 +85,7 @@ def _train_at(history: History, at: float) -> float:
 
 def trained_on(history: History) -> Finding | None:
     """Evaluation rows that are training rows: as found before the run, else where both are the same file."""
-    found = _overlap(history)
+    found = overlap_of(history)
     if found is not None:
         exact, near, total = found
         if not exact + near:
@@ -98,7 +98,7 @@ def trained_on(history: History) -> Finding | None:
     return Finding("eval_loss", "watch", "explain.eval_is_train", {"source": history.setting("data.train")})
 
 
-def _overlap(history: History) -> tuple[int, int, int] | None:
+def overlap_of(history: History) -> tuple[int, int, int] | None:
     """Rows that are the same, that are nearly, and all of them; None where nobody looked."""
     facts = history.env.get("eval_overlap")
     if not isinstance(facts, dict):

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ...judge.explain.finding import Finding, median
+from ...judge.explain.rows import overlap_of
 from ...read.eval_rows import EvaluationRows, read_rows, stored_steps
 from ...read.history import History
 from .differences import Difference, told
@@ -81,11 +82,8 @@ def _found(key: str, verdict: str, **values: object) -> Finding:
 
 def _trained_on(histories: Sequence[History], names: Sequence[str]) -> Finding | None:
     """Runs of which one knows more of its evaluation rows by heart than another, as found before they began."""
-    facts = [history.env.get("eval_overlap") for history in histories]
-    shares = [
-        100 * (fact["exact"] + fact["near"]) / fact["rows"] if isinstance(fact, dict) and fact.get("rows") else 0.0
-        for fact in facts
-    ]
+    facts = [overlap_of(history) for history in histories]
+    shares = [100 * (fact[0] + fact[1]) / fact[2] if fact else 0.0 for fact in facts]
     if max(shares) - min(shares) < TRAINED_ON:
         return None
     return _found("compare.trained_on_eval", "watch", listed=listed(names, [f"{share:.0f}%" for share in shares]))

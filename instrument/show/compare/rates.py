@@ -25,7 +25,7 @@ def rates(histories: Sequence[History], names: Sequence[str]) -> list[Finding]:
     """Training and evaluation speed, memory, and what a difference in speed does not show."""
     speeds = [finding for finding in (training(histories, names), evaluation(histories, names)) if finding]
     found = [*speeds, *([held] if (held := memory(histories, names)) else [])]
-    if any(finding.key in ("compare.speed_better", "compare.eval_speed_better") for finding in speeds):
+    if any("factor" in finding.values for finding in speeds):
         cards = [card(history) for history in histories]
         if all(cards) and len(set(cards)) == 1:
             found.append(_remark("compare.speed_same_card", card=cards[0]))

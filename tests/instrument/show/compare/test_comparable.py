@@ -103,6 +103,17 @@ def test_logs_are_held_against_each_other_only_if():
     assert "unknown_rows" in found([evaluated([2.0] * 8), evaluated([1.0] * 8)])
 
 
+def test_a_run_that_was_trained_on_its_evaluation_rows_is_not_ranked():
+    runs = [history(loss=falling(40), evals={"step": [40], "eval_loss": [loss]}) for loss in (2.0132, 1.0254)]
+    for run, exact in zip(runs, (0, 20), strict=True):
+        run.env = {"eval_overlap": {"rows": 40, "exact": exact, "near": 2}}
+    findings = found(runs)
+    assert findings["trained_on_eval"].values["listed"] == "A 5%, B 55%"
+    assert not ranked(findings)
+    runs[0].env = runs[1].env
+    assert ranked(found(runs)) == ["winner_evals"]
+
+
 def test_a_classifier_and_a_language_model_have_no_common_unit():
     one, other = evaluated([2.0] * 8), evaluated([0.5] * 8)
     other.task = "seq_cls"

@@ -47,6 +47,7 @@ def test_on_one_card_no_card_is_the_cause():
 def test_the_trainer_s_last_line_is_taken_where_steps_have_no_rate():
     runs = [evaluated([2.0]) for _ in range(2)]
     for run, rate in zip(runs, (10.0, 30.0), strict=True):
-        run.__dict__["summary"] = {"train_samples_per_second": rate}
+        run.summary = {"train_samples_per_second": rate}
     values = found(runs)["train_rate_better"].values
     assert (values["winner"], values["factor"]) == ("B", 3.0)
+    assert "speed_cause" in found(runs)
