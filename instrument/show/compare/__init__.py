@@ -83,12 +83,13 @@ def final_loss(histories: Sequence[History], names: Sequence[str]) -> Finding | 
     if not np.isfinite(last).all():
         return None
     order = sorted(range(len(last)), key=lambda i: last[i])
-    best, second = last[order[0]], last[order[1]]
+    best, highest = last[order[0]], last[order[-1]]
     texts = listed(names, [number(value) for value in last])
-    percent = 100 * (second - best) / max(abs(second), 1e-12)
+    percent = 100 * (highest - best) / max(abs(highest), 1e-12)
     if percent < 100 * SEED:
         return _remark("compare.loss_alike", listed=texts)
-    return _remark("compare.loss_better", listed=texts, winner=names[order[0]], percent=percent)
+    values = {"winner": names[order[0]], "highest": names[order[-1]], "percent": percent}
+    return _remark("compare.loss_better", listed=texts, **values)
 
 
 def norm_spread(histories: Sequence[History], names: Sequence[str]) -> Finding | None:
