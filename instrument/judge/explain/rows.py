@@ -23,7 +23,7 @@ ENOUGH_ROWS = 10
 # Of the evaluation rows, what makes its good news worth little.
 TRAINED_ON = 0.05
 SHOWN = 3
-GOOD_NEWS = ("explain.underfitting", "explain.eval_flat", "explain.rows_fell")
+GOOD_NEWS = ("explain.underfitting", "explain.eval_falling", "explain.eval_fell", "explain.rows_fell")
 
 
 def paired_evaluations(history: History) -> Finding | None:

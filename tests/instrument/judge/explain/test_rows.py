@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from lora_train.instrument.judge.explain import read_history
-from lora_train.instrument.judge.explain.evaluation import overfitting
+from lora_train.instrument.judge.explain.evaluation import turned
 from lora_train.instrument.judge.explain.finding import Finding
 from lora_train.instrument.judge.explain.rows import paired_evaluations, soften, trained_on
 from lora_train.instrument.read.eval_rows import EvaluationRows, write_rows
@@ -89,7 +89,7 @@ def test_many_evaluations_and_runs_without_rows_are_left_to_the_means(tmp_path: 
 def test_the_demo_that_overfits_is_named_and_so_is_that_it_was_trained_on():
     overfit = read_history(ROOT / "tests" / "runs" / "overfitting")
     assert paired_evaluations(overfit) is None
-    assert said(overfitting(overfit)) == "overfitting"
+    assert said(turned(overfit)) == "overfitting"
     assert said(trained_on(overfit)) == "eval_is_train"
     assert trained_on(read_history(ROOT / "tests" / "runs" / "healthy")) is None
 
