@@ -29,11 +29,7 @@ from .frozen.product import product_scratch, project, project_back
 from .ledger import FLOAT, Ledger, Matrix, Scratch, size
 from .operators import Saved, operator
 
-__all__ = [
-    "linear_cross_entropy",
-    "linear_cross_entropy_reference",
-    "supervised_positions",
-]
+__all__ = ["linear_cross_entropy", "linear_cross_entropy_reference", "token_cross_entropy"]
 
 IGNORE_INDEX = -100
 
@@ -58,28 +54,17 @@ NUM_WARPS = 8
 _held = threading.local()
 
 
-def supervised_positions(labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Where a causal language model has something to learn: position t predicts token t + 1.
-
-    Belongs where the batch is made, on the host: on CUDA it waits for the device.
-
-    Args:
-        labels: int64 [B, S], negative where there is no supervision.
-
-    Returns:
-        Indices into hidden.reshape(B * S, H), int64 [T], for `index_select` (whose backward is
-        deterministic), and the labels of those positions [T].
-    """
-    shifted = torch.full_like(labels, IGNORE_INDEX)
-    shifted[:, :-1] = labels[:, 1:]
-    positions = (shifted.reshape(-1) >= 0).nonzero().squeeze(1)
-    return positions, shifted.reshape(-1)[positions]
-
-
 def linear_cross_entropy(
     hidden: Tensor, weight: Tensor, labels: Tensor, *, bias: Tensor | None = None, count_correct: bool = False
 ) -> tuple[Tensor, Tensor | None]:
-    """Sum of the token losses; differentiable in `hidden` alone.
+    """Sum of the token losses; differentiable in `hidden` alone. Arguments and results as `token_cross_entropy`."""
+    return token_cross_entropy(hidden, weight, labels, bias=bias, count_correct=count_correct)[:2]
+
+
+def token_cross_entropy(
+    hidden: Tensor, weight: Tensor, labels: Tensor, *, bias: Tensor | None = None, count_correct: bool = False
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    """Sum of the token losses, differentiable in `hidden` alone, and where tokens are counted their losses.
 
     Args:
         hidden: [T, H] in fp32, fp16 or bf16. Products take autocast's dtype where it is on, as in
@@ -87,16 +72,16 @@ def linear_cross_entropy(
         weight: [V, H], frozen. On the CPU fp32 weights stay fp32.
         labels: int64 [T].
         bias: [V], frozen.
-        count_correct: also count tokens whose label has the largest logit.
+        count_correct: also count tokens whose label has the largest logit, and return the loss of each token.
 
     Returns:
-        fp32 [], and int64 [] or None.
+        fp32 [], int64 [] or None, and fp32 [T] or [0].
     """
     device = hidden.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
     needs_grad = torch.is_grad_enabled() and hidden.requires_grad
-    loss, n_correct, _ = _linear_cross_entropy(hidden, weight, labels, bias, dtype, needs_grad, count_correct)
-    return loss, n_correct if count_correct else None
+    loss, n_correct, _, losses = _linear_cross_entropy(hidden, weight, labels, bias, dtype, needs_grad, count_correct)
+    return loss, n_correct if count_correct else None, losses
 
 
 def _save(inputs: tuple, output: tuple) -> Saved:
@@ -117,8 +102,8 @@ def _linear_cross_entropy(
     dtype: torch.dtype,
     needs_grad: bool,
     count_correct: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Loss [] fp32, n_correct [] int64, d loss / d hidden [T, H] fp32 or [0, H]."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Loss [] fp32, n_correct [] int64, d loss / d hidden [T, H] fp32 or [0, H], losses of tokens [T] fp32 or [0]."""
     forward = _forward_triton if uses_triton(hidden) else _forward_cpu
     with torch.autocast(hidden.device.type, enabled=False):
         return forward(hidden.to(dtype), weight, labels, bias, needs_grad, count_correct)
@@ -129,18 +114,20 @@ def _(hidden, weight, labels, bias, dtype, needs_grad, count_correct):
     loss = hidden.new_empty((), dtype=torch.float32)
     n_correct = hidden.new_empty((), dtype=torch.int64)
     n_rows = hidden.shape[0] if needs_grad else 0
-    return loss, n_correct, hidden.new_empty((n_rows, hidden.shape[1]), dtype=torch.float32)
+    losses = hidden.new_empty(hidden.shape[0] if count_correct else 0, dtype=torch.float32)
+    return loss, n_correct, hidden.new_empty((n_rows, hidden.shape[1]), dtype=torch.float32), losses
 
 
 def _forward_cpu(
     hidden: Tensor, weight: Tensor, labels: Tensor, bias: Tensor | None, needs_grad: bool, count_correct: bool
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Three passes over a chunk of logits: GEMM, softmax in place, GEMM."""
     n_tokens, vocabulary = hidden.shape[0], weight.shape[0]
     step = max(1, min(n_tokens, CPU_CHUNK // vocabulary))
     buffer = _room(step, vocabulary)
     loss, n_correct = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.int64)
     d_hidden = torch.zeros(hidden.shape) if needs_grad else torch.empty(0, hidden.shape[1])
+    losses = torch.empty(n_tokens if count_correct else 0)
     for start in range(0, n_tokens, step):
         rows = slice(start, start + step)
         h, label = hidden[rows], labels[rows]
@@ -149,14 +136,14 @@ def _forward_cpu(
         logits = project(h, weight, bias, out=buffer[: h.shape[0]])
         p = torch.softmax(logits, dim=1, out=logits)
         p_label = p.gather(1, label)
-        loss += _token_losses(p_label, h, label, weight, bias).masked_fill(ignored, 0).sum(dtype=torch.float64)
+        loss += _total(_token_losses(p_label, h, label, weight, bias), ignored, losses[rows])
         if count_correct:
             n_correct += ((p_label.squeeze(1) >= p.amax(1)) & ~ignored).sum()
         if needs_grad:
             p.scatter_(1, label, p_label - 1)
             project_back(p, weight, out=d_hidden[rows])
             d_hidden[rows].masked_fill_(ignored.unsqueeze(1), 0)
-    return loss.float(), n_correct, d_hidden
+    return loss.float(), n_correct, d_hidden, losses
 
 
 def _room(n_rows: int, n_cols: int) -> Tensor:
@@ -177,6 +164,14 @@ def _token_losses(p_label: Tensor, h: Tensor, label: Tensor, weight: Tensor, bia
         logits = project(h[tiny], weight, bias)
         losses[tiny] = logits.logsumexp(1) - logits.gather(1, label[tiny]).squeeze(1)
     return losses
+
+
+def _total(losses: Tensor, ignored: Tensor, out: Tensor) -> Tensor:
+    """Their sum without those that are ignored, float64 []; what is added up goes to `out`, if that is not empty."""
+    losses = losses.masked_fill(ignored, 0)
+    if out.numel():
+        out.copy_(losses)
+    return losses.sum(dtype=torch.float64)
 
 
 @jit
@@ -227,7 +222,7 @@ def _mm_fp32(a: Tensor, b: Tensor) -> Tensor:
 
 def _forward_triton(
     hidden: Tensor, weight: Tensor, labels: Tensor, bias: Tensor | None, needs_grad: bool, count_correct: bool
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """As `_forward_cpu`; counting the correct tokens is free."""
     n_tokens, vocabulary = hidden.shape[0], weight.shape[0]
     weight = weight.to(hidden.dtype)
@@ -250,7 +245,8 @@ def _forward_triton(
             )  # fmt: skip
         if needs_grad:
             torch.mul(_mm_fp32(grad[: h.shape[0]], weight), 1 / scale, out=d_hidden[rows])
-    return losses.sum(dtype=torch.float64).float(), correct.sum(dtype=torch.int64), d_hidden
+    loss, n_correct = losses.sum(dtype=torch.float64).float(), correct.sum(dtype=torch.int64)
+    return loss, n_correct, d_hidden, losses if count_correct else losses.new_empty(0)
 
 
 def cross_entropy_scratch(*arguments: Any) -> Scratch:
@@ -261,6 +257,8 @@ def cross_entropy_scratch(*arguments: Any) -> Scratch:
     cast = size(dtype) * weight.numel() if on_gpu and weight.dtype != dtype else 0
     ledger.take(cast + (8 * n_tokens if on_gpu else 8))
     ledger.keep(FLOAT * n_tokens * width if needs_grad else 0)
+    losses = FLOAT * n_tokens if count_correct else 0  # on a GPU they are among what was taken
+    ledger.kept += losses if on_gpu else ledger.take(losses)
     step = CHUNK_ROWS * max(1, CUDA_CHUNK // vocabulary // CHUNK_ROWS)
     if not on_gpu:
         ledger.keep(8)

@@ -162,7 +162,7 @@ TESTED_ELSEWHERE = {
     ("instrument/record", "once probe sites"): "instrument/record/test_recorder.py",
     ("instrument/record", "four_bit"): "test_without_bitsandbytes.py",
     ("instrument/record", "capsule"): "trainer/collapse/test_handle.py",
-    ("instrument/show/compare", "differences parting"): "instrument/show/test_compare.py",
+    ("instrument/show/compare", "differences parting"): "instrument/show/compare/test_compare.py",
     ("instrument/show/report", "data"): "instrument/show/report/test_aggregate.py",
     ("kernels", "operators"): "kernels/elementwise/test_elementwise.py",
     (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from lora_train.instrument.read.eval_rows import EVALUATION_ROWS
 from lora_train.instrument.read.schema import (
     ADDED,
     COMPUTED,
@@ -49,6 +50,17 @@ Begins with `start` and `step`.
 ### The end of a run
 
 {summary}
+
+## Rows of an evaluation
+
+`evaluations/step-000500.parquet` has a row for every evaluation row. The sum of `loss_sum` over that of `n_tokens` is
+`eval_loss`. The file's metadata has `digest`, a SHA-256 of the hashes in order: evaluations that have it in common are
+of the same rows, in whatever run. `lora_train.instrument.read.eval_rows.read_rows(folder, step)` reads it.
+
+{rows}
+
+`eval_overlap` in `env.json` says how many of the evaluation rows (`rows`) are training rows token for token (`exact`)
+or nearly (`near`), with the first few of each as [evaluation row, training row]; null where nothing is evaluated.
 
 ## Statistics of tensors
 
@@ -109,6 +121,17 @@ null(프레임에서는 NaN)이고 0으로 적지 않습니다. 유한하지 않
 
 {summary}
 
+## 평가 행
+
+`evaluations/step-000500.parquet`에는 평가 행마다 한 행이 있습니다. `loss_sum`의 합을 `n_tokens`의 합으로 나누면
+`eval_loss`입니다. 파일 메타데이터의 `digest`는 해시를 순서대로 이은 것의 SHA-256이어서, 같으면 어느 실행에서든 같은
+행을 평가한 것입니다. `lora_train.instrument.read.eval_rows.read_rows(folder, step)`으로 읽습니다.
+
+{rows}
+
+`env.json`의 `eval_overlap`은 평가 행(`rows`) 가운데 학습 행과 토큰까지 같은 행(`exact`)과 거의 같은 행(`near`)의
+수이고, 저마다 처음 몇 개를 [평가 행, 학습 행]으로 적습니다. 평가가 없으면 null입니다.
+
 ## 텐서 통계
 
 사이트는 `<모듈>:<텐서>`이고, 텐서는 `in`, `out`, `grad_out`, `grad_in`, `lora_A.grad`, `lora_B.grad` 중 하나입니다.
@@ -157,7 +180,7 @@ def numbers(lang: str) -> str:
         "evaluation": columns_of(Evaluation),
         "summary": columns_of(Summary),
     }
-    of_stats = {"statistics": STATISTICS, "exponents": EXPONENTS, "computed": COMPUTED}
+    of_stats = {"rows": EVALUATION_ROWS, "statistics": STATISTICS, "exponents": EXPONENTS, "computed": COMPUTED}
     written = {name: _columns(columns, lang, True) for name, columns in tables.items()}
     written |= {name: _columns(columns, lang, False) for name, columns in of_stats.items()}
     return NUMBERS[lang].format(**written) + NOTE.format(source="instrument/read/schema.py")

@@ -15,7 +15,7 @@ from lora_train.kernels.cross_entropy import (
     _linear_cross_entropy,
     linear_cross_entropy,
     linear_cross_entropy_reference,
-    supervised_positions,
+    token_cross_entropy,
 )
 from lora_train.kernels.frozen import product as frozen_product
 from torch import Tensor
@@ -195,11 +195,21 @@ def test_autocast_gives_the_gradient_in_the_dtype_of_hidden(backend: Backend):
     assert (grad.cpu().double() - want_grad).norm() <= 2**-9 * want_grad.norm()
 
 
-def test_supervised_positions_shift_and_stay_in_their_row():
-    labels = torch.tensor([[7, 1, -100, 2], [3, -100, -100, -100], [-100, 4, 5, 6]])
-    positions, targets = supervised_positions(labels)
-    assert positions.tolist() == [0, 2, 8, 9, 10]
-    assert targets.tolist() == [1, 2, 4, 5, 6]
+def test_losses_of_tokens_add_up_to_the_loss(backend: Backend):
+    device, entered = backend
+    hidden, weight, labels, bias = make(63, torch.float32, True)
+    assert bias is not None
+    with entered(), torch.no_grad():
+        arguments = (hidden.to(device), weight.to(device), labels.to(device))
+        loss, _, losses = token_cross_entropy(*arguments, bias=bias.to(device), count_correct=True)
+        silent = token_cross_entropy(*arguments, bias=bias.to(device))
+    assert torch.equal(silent[0], loss)
+    assert silent[2].shape == (0,)
+    logits = torch.nn.functional.linear(hidden.double(), weight.double(), bias.double())
+    want = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
+    assert losses[5] == 0
+    torch.testing.assert_close(losses.cpu().double(), want, rtol=1e-5, atol=1e-6)
+    assert losses.sum(dtype=torch.float64).float() == loss
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=["fp32", "fp16"])

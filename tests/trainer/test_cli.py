@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 from lora_train.instrument import load_run
+from lora_train.instrument.read.eval_rows import read_rows, stored_steps
 from lora_train.instrument.read.schema import STEP_COLUMNS, Evaluation, Summary, columns_of
 from lora_train.instrument.read.store import read_metrics
 from lora_train.trainer import cli as cli_module
@@ -75,12 +76,19 @@ def test_run_folder_holds_what_the_design_says(finished):
     run, _ = finished
     assert {path.name for path in run.iterdir()} == {
         ".lock", "config.yaml", "env.json", "metrics.jsonl", "checkpoint-10", "checkpoint-12", "adapter", "sites.json",
-        "stats",
+        "stats", "evaluations",
     }  # fmt: skip
     rows = read_metrics(run)
     steps = steps_of(run)
     assert [row["step"] for row in steps] == list(range(1, 13))
-    assert [row["step"] for row in rows if "eval_loss" in row] == [5, 10, 12]
+    evaluations = {row["step"]: row["eval_loss"] for row in rows if "eval_loss" in row}
+    assert list(evaluations) == stored_steps(run) == [5, 10, 12]
+    for step, loss in evaluations.items():
+        cost = read_rows(run, step)
+        assert cost is not None
+        assert cost.loss_sum.sum() / cost.n_tokens.sum() == pytest.approx(loss, rel=1e-6)
+    overlap = json.loads((run / "env.json").read_text())["eval_overlap"]
+    assert (overlap["rows"], overlap["exact"]) == (len(cost.row), 0)
     assert all(list(row) == ["start", *STEP_COLUMNS] for row in steps)
     assert all(list(row) == ["start", "step", *columns_of(Evaluation)] for row in rows if "eval_loss" in row)
     assert list(rows[-1]) == ["start", *columns_of(Summary)]

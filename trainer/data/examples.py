@@ -14,6 +14,7 @@ import itertools
 import random
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from importlib.metadata import version
 from typing import Any
 
@@ -36,6 +37,7 @@ from .formats import (
     require_object,
 )
 from .masks import tokenize
+from .overlap import Overlap
 from .sources import BadRow, Source, Where, open_source
 
 IGNORE_INDEX = -100
@@ -76,6 +78,7 @@ class Dataset:
         format: a name of data.format, or "prompt_template".
         n_skipped: number of bad rows left out (data.on_bad_row: skip).
         skipped: what was wrong with the first of them.
+        overlap: of evaluation rows, what they have in common with the training rows.
     """
 
     source: str
@@ -85,6 +88,7 @@ class Dataset:
     format: str = ""
     n_skipped: int = 0
     skipped: Sequence[str] = ()
+    overlap: Overlap | None = None
 
     def fingerprint(self) -> str:
         """16 hex digits that change with any token, mask or row index."""
@@ -93,6 +97,13 @@ class Dataset:
             digest.update(f"{example.row} {len(example.input_ids)} ".encode())
             digest.update(example.input_ids.tobytes() + example.supervised.tobytes())
         return digest.hexdigest()[:16]
+
+    @cached_property
+    def row_hashes(self) -> np.ndarray:
+        """uint64 [rows] in the order of the source: each changes with the tokens and the mask of its row alone."""
+        ordered = sorted(self.examples, key=lambda example: example.row)
+        parts = (f"{len(e.input_ids)} ".encode() + e.input_ids.tobytes() + e.supervised.tobytes() for e in ordered)
+        return np.array([int.from_bytes(hashlib.sha256(part).digest()[:8], "little") for part in parts], np.uint64)
 
 
 def load_examples(source: str, data: DataSection, tokenizer: Any, limit: int | None = None) -> Dataset:

@@ -10,6 +10,7 @@ from ..config.schema import Config
 from ..config.settings import with_settings
 from ..console import Console
 from .examples import Dataset, load_examples, split_held_out
+from .overlap import SHOWN, overlap
 
 
 def load_data(config: Config, tokenizer: Any, console: Console) -> tuple[Dataset, Dataset | None]:
@@ -31,6 +32,9 @@ def load_data(config: Config, tokenizer: Any, console: Console) -> tuple[Dataset
     if data.eval_fraction > 0 and evaluates:
         train_data, eval_data = split_held_out(train_data, data.eval_fraction, seed)
         eval_data = replace(eval_data, examples=eval_data.examples[: data.eval_limit])
+    if eval_data is not None:
+        eval_data = replace(eval_data, overlap=overlap(train_data.examples, eval_data.examples))
+        report_overlap(eval_data, console)
     return train_data, eval_data
 
 
@@ -39,6 +43,17 @@ def with_format(config: Config, dataset: Dataset) -> Config:
     if config.data.format != "auto" or config.data.prompt_template is not None:
         return config
     return with_settings(config, {"data.format": dataset.format})
+
+
+def report_overlap(dataset: Dataset, console: Console) -> None:
+    """Says which evaluation rows are training rows too, and what that means."""
+    found = dataset.overlap
+    if not found:
+        return
+    values = {"exact": len(found.exact), "near": len(found.near), "total": found.n_eval}
+    pairs = [*found.exact, *found.near]
+    rows = ", ".join(f"{mine}={other}" for mine, other in pairs[:SHOWN]) + (" ..." if len(pairs) > SHOWN else "")
+    console.warn(say("data.overlap", rows=rows, share=100 * len(pairs) / found.n_eval, **values))
 
 
 def report_rows(dataset: Dataset, cutoff_len: int, console: Console) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from ...instrument.messages import say
+from ...instrument.read.eval_rows import EVALUATIONS, EvaluationRows, write_rows
 from ..config.schema import Config
 from ..console import Console
 from .best import best_step
@@ -98,6 +99,20 @@ class Session:
             self.write_checkpoint()
         self.components.engine.barrier()
         self.log.saved(time.perf_counter() - started)
+
+    def keep_rows(self, step: int, rows: EvaluationRows) -> None:
+        """Writes what each row of an evaluation cost; where the disk refuses, training.on_write_error decides.
+
+        Raises:
+            Stopped: it ends the run then.
+        """
+        if not self.components.engine.is_main:
+            return
+        try:
+            write_rows(self.run_dir, step, self.progress.start, rows)
+        except OSError as error:
+            write_failed(self.components.config, EVALUATIONS, error)
+            self.console.warn(say("eval_rows.failed", step=step, what=error))
 
     def write_checkpoint(
         self, progress: Progress | None = None, config: Config | None = None, last: bool = False

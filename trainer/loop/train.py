@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import torch
 
 from ...instrument.judge.detect import Trouble
+from ...instrument.read.eval_rows import EvaluationRows
 from ...instrument.record.ring import Ring
 from ..data.batches import StepRows, collate
 from ..data.examples import Example
@@ -132,7 +133,9 @@ def train(session: Session) -> Trouble | None:
             progress.step = log.last_step - 1 if trouble.latched else step
             return trouble
         if evaluates:
-            log.evaluation(step, judge(components, progress))
+            evaluation, rows = judge(components, progress)
+            log.evaluation(step, evaluation)
+            session.keep_rows(step, rows)
             is_best = best_step(training, progress.evaluations) == step
             saves |= is_best and (training.save_strategy == "best" or training.load_best_model_at_end)
         ends_early = evaluates and stops_early(training, progress.evaluations)
@@ -177,13 +180,13 @@ def leave(session: Session, error: OutOfMemory | PeerLost) -> UserError | Stoppe
     return UserError(problem(kind, n_rows=len(examples), length=length, rows=rows))
 
 
-def judge(components: Components, progress: Progress) -> Evaluation:
+def judge(components: Components, progress: Progress) -> tuple[Evaluation, EvaluationRows]:
     """Evaluates, remembers the metric, and lets a schedule that follows it set the learning rate."""
-    evaluation = evaluate(components)
+    evaluation, rows = evaluate(components)
     metric = metric_of(components.config.training, evaluation)
     progress.evaluations = [*progress.evaluations, (progress.step, metric)]
     follow_metrics(components, progress.evaluations)
-    return evaluation
+    return evaluation, rows
 
 
 def host_facts(rows: StepRows, step_seconds: float) -> StepFacts:

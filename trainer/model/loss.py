@@ -22,7 +22,7 @@ from transformers import PretrainedConfig, PreTrainedModel, masking_utils
 
 from ...instrument.messages import say
 from ...instrument.record.once import in_mode
-from ...kernels.cross_entropy import linear_cross_entropy
+from ...kernels.cross_entropy import token_cross_entropy
 from ..data.batches import Batch
 from .float32 import is_wide
 from .padding_free import attention_of, how_rows_attend, model_inputs, prepare, running, why_not
@@ -77,6 +77,10 @@ class SupervisedLoss:
 
     def __call__(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Loss sum float32 []; the number of right argmax predictions int64 [], or None where gradients are wanted."""
+        return self.of_tokens(batch)[:2]
+
+    def of_tokens(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
+        """The same, and the loss of each supervised token, float32 [T]; [0] where gradients are wanted."""
         with _rows_are_known(), running(batch):
             return self._loss(batch)
 
@@ -114,24 +118,30 @@ class SupervisedLoss:
         inputs = model_inputs(batch, attention_of(self._model))
         return self._model(**inputs).logits if self.own_head else self._decoder(**inputs)[0]
 
-    def _loss(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def _loss(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
         assert self.padding_free or not batch.lengths
         # index_select's backward is deterministic, that of hidden[index] is not
         outputs = self._outputs(batch).flatten(0, 1).index_select(0, batch.positions)
         if self.fused and not self.own_head:
             return self._fused_loss(outputs, batch.targets)
         logits = outputs if self.own_head else self._head(outputs)
-        loss = F.cross_entropy(logits.float(), batch.targets, reduction="sum")
-        return loss, (logits.detach().argmax(-1) == batch.targets).sum()
+        # what F.cross_entropy does, to the bit; the tokens are read off its middle
+        log_p = F.log_softmax(logits.float(), dim=1)
+        loss = F.nll_loss(log_p, batch.targets, reduction="sum")
+        wanted = not torch.is_grad_enabled()
+        losses = F.nll_loss(log_p, batch.targets, reduction="none") if wanted else loss.new_empty(0)
+        return loss, (logits.detach().argmax(-1) == batch.targets).sum(), losses
 
-    def _fused_loss(self, hidden: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def _fused_loss(
+        self, hidden: torch.Tensor, targets: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
         head: Any = self._head
         with ExitStack() as stack:
             if is_wide(head):
                 hidden = hidden.float()
                 stack.enter_context(torch.autocast(hidden.device.type, enabled=False))
             counted = not torch.is_grad_enabled()
-            return linear_cross_entropy(hidden, head.weight, targets, bias=head.bias, count_correct=counted)
+            return token_cross_entropy(hidden, head.weight, targets, bias=head.bias, count_correct=counted)
 
     @torch.no_grad()
     def _transforms_logits(self, compute_dtype: torch.dtype) -> bool:

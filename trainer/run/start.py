@@ -7,6 +7,7 @@ import sys
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import transformers
 
@@ -213,11 +214,18 @@ def open_folder(run_dir: Path, components: Components, progress: Progress) -> Me
             "model": components.config.model.name_or_path,
             "revision": getattr(base.config, "_commit_hash", None) or components.config.model.revision,
             "data_fingerprint": components.plan.fingerprint(),
+            "eval_overlap": _overlap_of(components),
         }
         write_env(run_dir, facts)
         return MetricsLog(run_dir, progress.start)
     except OSError as error:
         raise UserError(problem("run.cannot_write", folder=run_dir, what=error.strerror)) from error
+
+
+def _overlap_of(components: Components) -> dict[str, Any] | None:
+    """What evaluation and training rows have in common; null where nothing is evaluated."""
+    data = components.eval_data
+    return data.overlap.facts() if data is not None and data.overlap is not None else None
 
 
 def open_stats(run_dir: Path, components: Components, progress: Progress) -> StatsWriter | None:

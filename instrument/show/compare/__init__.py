@@ -1,7 +1,8 @@
 """lora-train compare: what differs between runs, what follows from it, where they part, and which is better on what.
 
-differences.py reads configuration and environment, parting.py finds the first number that is not the same, this file
-weighs the outcomes. Imports no torch.
+comparable.py says whether the evaluations may be held against each other, ranking.py which run is best and whether that
+is more than chance, rates.py what they cost; differences.py reads configuration and environment, parting.py finds the
+first number that is not the same, table.py lists many runs. Imports no torch.
 """
 
 from __future__ import annotations
@@ -18,13 +19,14 @@ from ...messages import say_in
 from ...read.history import History
 from ...read.store import write_text
 from ..page import document
-from ..page.people import number
+from .comparable import comparability, missing, same_measure
 from .differences import Difference, consequences, differences
 from .parting import parting
+from .ranking import MANY, SEED, rank
+from .rates import rates
+from .table import FROM, table
+from .words import listed, number
 
-# Two runs that differ only in their seed end this far apart.
-ALIKE = 0.01
-FASTER = 1.05
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
@@ -50,66 +52,44 @@ def compare_runs(histories: Sequence[History]) -> Comparison:
     names = [LETTERS[i] if i < len(LETTERS) else str(i + 1) for i in range(len(histories))]
     differing = differences(histories)
     found = consequences(histories, names, differing)
-    for history, name in zip(histories[1:], names[1:], strict=True):
-        found += parting(histories[0], history, names[0], name, differing)
+    if len(histories) < MANY:
+        for history, name in zip(histories[1:], names[1:], strict=True):
+            found += parting(histories[0], history, names[0], name, differing)
     with np.errstate(all="ignore"):
-        found += [finding for rule in RULES if (finding := rule(histories, names)) is not None]
+        found = [*evaluations(histories, names), *found]
+        if same_measure(histories, differing) and (last := final_loss(histories, names)):
+            found.append(last)
+        if spread := norm_spread(histories, names):
+            found.append(spread)
+        found += rates(histories, names)
     return Comparison(list(histories), names, differing, found)
 
 
-def _remark(key: str, verdict: str = "note", **values: Any) -> Finding:
-    return Finding("compare", verdict, key, values)
+def evaluations(histories: Sequence[History], names: Sequence[str]) -> list[Finding]:
+    """Whether the evaluations may be held against each other, and which run is best by them."""
+    judged = [(history, name) for history, name in zip(histories, names, strict=True) if len(history.evals)]
+    own, letters = [history for history, _ in judged], [name for _, name in judged]
+    known = comparability(own, letters, differences(own) if len(own) > 1 else [])
+    return [*known.findings, *rank(own, letters, known), *missing(histories, names)]
+
+
+def _remark(key: str, **values: Any) -> Finding:
+    return Finding("compare", "note", key, values)
 
 
 def final_loss(histories: Sequence[History], names: Sequence[str]) -> Finding | None:
-    """The last losses of training."""
+    """The last losses of training: a fact, and no judge of which run is better."""
     last = [ends(loss)[1] if len(loss) else np.nan for _, loss in (history.finite("loss") for history in histories)]
-    return _ranked("compare.loss_better", "compare.loss_alike", last, names, lower=True)
-
-
-def best_evaluation(histories: Sequence[History], names: Sequence[str]) -> Finding | None:
-    """The lowest evaluation loss."""
-    best = [float(h.evals["eval_loss"].astype("float64").min()) if len(h.evals) else np.nan for h in histories]
-    return _ranked("compare.eval_loss_better", "compare.eval_loss_alike", best, names, lower=True)
-
-
-def speed(histories: Sequence[History], names: Sequence[str]) -> Finding | None:
-    """Tokens a second at the median step."""
-    return _ranked(
-        "compare.speed_better",
-        "compare.speed_alike",
-        [median(history.column("tokens_per_second")) for history in histories],
-        names,
-        lower=False,
-    )
-
-
-def memory(histories: Sequence[History], names: Sequence[str]) -> Finding | None:
-    """The most memory that was held: of the GPU where every run has one."""
-    for column in ("memory_reserved_gib", "host_memory_gib"):
-        values = [history.column(column) for history in histories]
-        if all(np.isfinite(v).any() for v in values):
-            return _ranked(
-                "compare.memory_better",
-                "compare.memory_alike",
-                [float(np.nanmax(v)) for v in values],
-                names,
-                lower=True,
-            )
-    return None
-
-
-def _ranked(better: str, alike: str, values: Sequence[float], names: Sequence[str], lower: bool) -> Finding | None:
-    known = [(value, name) for value, name in zip(values, names, strict=True) if np.isfinite(value)]
-    if len(known) < 2:
+    if not np.isfinite(last).all():
         return None
-    ordered = sorted(known, reverse=not lower)
-    (best, winner), (second, _) = ordered[0], ordered[1]
-    listed = ", ".join(f"{name} {number(value)}" for value, name in known)
-    margin = abs(second - best) / max(abs(second), 1e-12)
-    if margin < (ALIKE if lower else FASTER - 1):
-        return _remark(alike, listed=listed)
-    return _remark(better, "healthy", listed=listed, winner=winner, percent=100 * margin)
+    order = sorted(range(len(last)), key=lambda i: last[i])
+    best, highest = last[order[0]], last[order[-1]]
+    texts = listed(names, [number(value) for value in last])
+    percent = 100 * (highest - best) / max(abs(highest), 1e-12)
+    if percent < 100 * SEED:
+        return _remark("compare.loss_alike", listed=texts)
+    values = {"winner": names[order[0]], "highest": names[order[-1]], "percent": percent}
+    return _remark("compare.loss_better", listed=texts, **values)
 
 
 def norm_spread(histories: Sequence[History], names: Sequence[str]) -> Finding | None:
@@ -122,26 +102,26 @@ def norm_spread(histories: Sequence[History], names: Sequence[str]) -> Finding |
             spreads.append((float(np.quantile(norm, 0.95) / np.quantile(norm, 0.05)), median(norm), name))
     if len(spreads) < 2:
         return None
-    listed = ", ".join(f"{name} x{spread:.3g} (median {middle:.3g})" for spread, middle, name in spreads)
-    widest, calmest = max(spreads), min(spreads)
-    return _remark(
-        "compare.norm_spread", listed=listed, widest=widest[2], factor=widest[0] / calmest[0], calmest=calmest[2]
+    texts = listed(
+        [name for *_, name in spreads], [f"x{number(spread, 3)} ({number(middle, 3)})" for spread, middle, _ in spreads]
     )
-
-
-RULES = (final_loss, best_evaluation, norm_spread, speed, memory)
+    widest, calmest = max(spreads), min(spreads)
+    values = {"widest": widest[2], "factor": widest[0] / calmest[0], "calmest": calmest[2]}
+    return _remark("compare.norm_spread", listed=texts, **values)
 
 
 def comparison_lines(comparison: Comparison, lang: str) -> list[str]:
     """The comparison in words."""
-    lines = [
-        f"{name}  {history.name}  ({say_in(lang, 'compare.run', n=len(history.steps), evals=len(history.evals))})"
-        for name, history in zip(comparison.names, comparison.histories, strict=True)
-    ]
-    if comparison.differing:
+    histories, names, differing = comparison.histories, comparison.names, comparison.differing
+    if len(histories) >= FROM:
+        lines = table(histories, names, differing, lang)
+    else:
+        lines = [f"{name}  {h.name}  ({counts(h, lang)})" for name, h in zip(names, histories, strict=True)]
+    shown = [d for d in differing if len(histories) < FROM or d.harmless]
+    if shown and len(histories) < MANY:
         lines += ["", say_in(lang, "compare.differs")]
-        for difference in comparison.differing:
-            own = "  ".join(f"{n} {v}" for n, v in zip(comparison.names, difference.values, strict=True))
+        for difference in shown:
+            own = "  ".join(f"{n} {v}" for n, v in zip(names, difference.values, strict=True))
             lines.append(f"  {difference.key:<40} {own}")
     lines += [""]
     for finding in comparison.findings:
@@ -149,6 +129,14 @@ def comparison_lines(comparison: Comparison, lang: str) -> list[str]:
         if hint := finding.hint(lang):
             lines.append(f"  {say_in(lang, 'explain.change')}  {hint}")
     return lines
+
+
+def counts(history: History, lang: str) -> str:
+    """How much there is of a run: steps, or lines of so many steps."""
+    values = {"n": len(history.steps), "evals": len(history.evals)}
+    if history.coarse > 1:
+        return say_in(lang, "compare.run_lines", steps=int(history.column("step")[-1]), **values)
+    return say_in(lang, "compare.run" if history.numbered else "compare.run_unnumbered", **values)
 
 
 def write_comparison(comparison: Comparison, output: Path) -> Path:

@@ -10,14 +10,14 @@ import numpy as np
 
 from ...judge.explain.finding import Finding
 from ...read.history import History
-from ..page.people import setting
+from .words import MISSING, listed, number, setting
 
 # They change where and how often something is written, and no weight.
 HARMLESS = (
     "training.output_dir", "training.run_name", "training.logging_steps", "training.report_to",
     "training.save_strategy", "training.save_steps", "training.save_total_limit", "training.eval_strategy",
     "training.eval_steps", "training.per_device_eval_batch_size", "training.on_write_error", "training.max_hours",
-    "data.cache", "data.eval", "data.eval_limit",
+    "data.cache",
 )  # fmt: skip
 HARMLESS_SECTIONS = ("instrument.", "environment.")
 # What the learning rate of a step follows from.
@@ -28,8 +28,9 @@ SCHEDULE = (
 BATCH = ("training.per_device_train_batch_size", "training.gradient_accumulation_steps", "data.packing")
 ORDER = ("training.seed", "training.data_seed", "data.limit", "data.train", "training.group_by_length", *BATCH)
 # Of env.json: what a run ran on.
+EVALUATED = ("data.eval", "data.eval_limit", "training.metric_for_best_model", "training.greater_is_better")
+"""They change no weight, but what the evaluations mean."""
 SURROUNDINGS = ("versions", "python", "platform", "cpu", "threads", "gpus", "cuda", "processes", "data_fingerprint")
-MISSING = "-"
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ def differences(histories: Sequence[History]) -> list[Difference]:
         keys = [key for key in keys if all(key in flat for flat in flats)]
     found = []
     for key in keys:
-        values = [_text(flat.get(key, MISSING)) for flat in flats]
+        values = [setting(flat.get(key)) for flat in flats]
         if len(set(values)) > 1:
             found.append(Difference(key, values))
     return sorted(found, key=lambda difference: difference.harmless)
@@ -69,10 +70,6 @@ def _flat(history: History) -> dict[str, Any]:
     return flat
 
 
-def _text(value: Any) -> str:
-    return MISSING if value is None else setting(value)
-
-
 def told(histories: Sequence[History]) -> bool:
     """Whether all of them are run folders of lora-train, which record every setting."""
     return all(history.kind == "run" and not history.attached for history in histories)
@@ -80,7 +77,8 @@ def told(histories: Sequence[History]) -> bool:
 
 def weighty(differing: Sequence[Difference]) -> list[Difference]:
     """Those that can change a weight: settings, and the data."""
-    return [d for d in differing if not d.harmless or d.key == "environment.data_fingerprint"]
+    changing = [d for d in differing if not d.harmless and d.key not in EVALUATED]
+    return changing + [d for d in differing if d.key == "environment.data_fingerprint"]
 
 
 def consequences(histories: Sequence[History], names: Sequence[str], differing: Sequence[Difference]) -> list[Finding]:
@@ -95,25 +93,39 @@ def consequences(histories: Sequence[History], names: Sequence[str], differing: 
     if rate := _rate_parts(histories):
         step, values = rate
         cause = ", ".join(key for key in (*SCHEDULE, *BATCH, "data.limit", "data.train") if key in changed) or MISSING
-        listed = ", ".join(f"{name} {value:.3g}" for name, value in zip(names, values, strict=True))
+        rates = listed(names, [number(value, 3) for value in values])
         if not told(histories):
-            found.append(_note("compare.rates_part", "watch", step=step, listed=listed))
+            found.append(_note("compare.rates_part", "watch", step=step, listed=rates))
         else:
             key = "compare.slope" if not changed & set(SCHEDULE[:2]) else "compare.other_rate"
-            found.append(_note(key, "watch", step=step, listed=listed, cause=cause))
+            found.append(_note(key, "watch", step=step, listed=rates, cause=cause))
     if changed & set(BATCH):
-        rows = [history.rows_per_step for history in histories]
-        listed = ", ".join(f"{name} {n}" for name, n in zip(names, rows, strict=True))
-        found.append(_note("compare.batches", "watch", listed=listed))
+        rows = listed(names, [history.rows_per_step for history in histories])
+        found.append(_note(_batches(histories), "watch", listed=rows))
     if (order := sorted(changed & set(ORDER))) or "environment.data_fingerprint" in changed:
         found.append(_note("compare.order", "note", cause=", ".join(order) or "data"))
     if any(d.key == "training.logging_steps" for d in differing):
-        found.append(_note("compare.interval", "note"))
+        found.append(_interval(histories, names))
     if surroundings := [d.key.removeprefix("environment.") for d in differing if d.key.startswith("environment.")]:
         other = [key for key in surroundings if key != "data_fingerprint"]
         if other:
             found.append(_note("compare.surroundings", "note", keys=", ".join(other[:6])))
     return found
+
+
+def _batches(histories: Sequence[History]) -> str:
+    """The sentence by what runs with other batches lie over each other on: tokens, else epochs, else nothing."""
+    for column, key in (("tokens", "compare.batches"), ("epoch", "compare.batches_epoch")):
+        if all(np.isfinite(history.column(column)).any() for history in histories):
+            return key
+    return "compare.batches_steps"
+
+
+def _interval(histories: Sequence[History], names: Sequence[str]) -> Finding:
+    if all(history.coarse == 1 and not history.stock for history in histories):
+        return _note("compare.interval", "note")
+    each = listed(names, [f"{history.coarse:,}" for history in histories])
+    return _note("compare.interval_lines", "note", listed=each)
 
 
 def _note(key: str, verdict: str, **values: Any) -> Finding:

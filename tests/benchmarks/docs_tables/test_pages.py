@@ -3,6 +3,7 @@ from __future__ import annotations
 import re
 
 import pytest
+from lora_train.instrument.read.eval_rows import EVALUATION_ROWS
 from lora_train.instrument.read.schema import (
     ADDED,
     COMPUTED,
@@ -28,7 +29,14 @@ def test_the_page_in_the_repository_is_the_one_that_the_code_gives(name):
 
 @pytest.mark.parametrize("lang", ["en", "ko"])
 def test_every_number_is_defined_once(lang):
-    tables = [ADDED, STATISTICS, EXPONENTS, COMPUTED, *map(columns_of, (StepLine, Evaluation, Summary))]
+    tables = [
+        ADDED,
+        EVALUATION_ROWS,
+        STATISTICS,
+        EXPONENTS,
+        COMPUTED,
+        *map(columns_of, (StepLine, Evaluation, Summary)),
+    ]
     names = [name for columns in tables for name in columns]
     defined = re.findall(r"^\| `(\w+)` \|", numbers(lang), re.M)
     assert len(set(names)) == len(names)

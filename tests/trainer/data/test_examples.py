@@ -188,6 +188,21 @@ def test_eval_limit_takes_the_first_evaluation_rows_and_trains_on_none_of_the_he
     assert [example.row for example in rows.examples] == [0, 1, 2]
 
 
+def test_evaluation_rows_that_are_trained_on_are_said(tokenizer, capsys):
+    data = {"train": str(DATA), "limit": 5, "eval": str(DATA), "eval_limit": 20}
+    _, rows = load_data(config(data, eval_strategy="epoch"), tokenizer, Console())
+    assert rows is not None
+    assert rows.overlap is not None
+    assert rows.overlap.exact == [(i, i) for i in range(5)]
+    assert "5 of 20 evaluation rows are training rows" in capsys.readouterr().out
+    _, apart = load_data(
+        config({"train": str(DATA), "eval_fraction": 0.1}, eval_strategy="epoch"), tokenizer, Console()
+    )
+    assert apart is not None
+    assert not apart.overlap
+    assert "training rows" not in capsys.readouterr().out
+
+
 def test_evaluation_rows_take_the_format_of_the_training_rows(tmp_path, tokenizer, capsys):
     train = jsonl(tmp_path, ROWS)
     also = jsonl(tmp_path, [{"input": "", **row} for row in ROWS], "eval.jsonl")

@@ -12,8 +12,8 @@ import yaml
 from lora_train.instrument.judge.explain import read_history
 from lora_train.instrument.show.compare import compare_runs, comparison_lines
 
-from ...conftest import ROOT
-from ..judge.explain.build import falling, history
+from ....conftest import ROOT
+from ...judge.explain.build import falling, history
 
 RUNS = ROOT / "tests" / "runs"
 
@@ -104,15 +104,19 @@ def test_batches_order_and_outcomes():
     evals, worse = {"step": [30, 60], "eval_loss": [2.0, 1.5]}, {"step": [30, 60], "eval_loss": [2.0, 1.8]}
     high, low = falling(60), falling(60, last=1.0)
     runs = [
-        history(loss=high, grad_norm=noise**0.1, tokens_per_second=100, host_memory_gib=4, config=big, evals=evals),
-        history(loss=low, grad_norm=noise, tokens_per_second=200, host_memory_gib=2, config=small, evals=worse),
+        history(
+            loss=high, grad_norm=noise**0.1, tokens=9, tokens_per_second=100, host_memory_gib=4, config=big, evals=evals
+        ),
+        history(
+            loss=low, grad_norm=noise, tokens=9, tokens_per_second=200, host_memory_gib=2, config=small, evals=worse
+        ),
     ]
     found = {finding.key.removeprefix("compare."): finding.values for finding in compare_runs(runs).findings}
     assert found["batches"]["listed"] == "A 16, B 4"
     assert "per_device_train_batch_size" in found["order"]["cause"]
     assert found["loss_better"]["winner"] == "B"
-    assert found["eval_loss_better"]["winner"] == "A"
-    assert (found["speed_better"]["winner"], found["speed_better"]["percent"]) == ("B", pytest.approx(100))
+    assert found["winner_evals"]["winner"] == "A"
+    assert (found["speed_better"]["winner"], found["speed_better"]["factor"]) == ("B", pytest.approx(2))
     assert (found["memory_better"]["winner"], found["memory_better"]["percent"]) == ("B", pytest.approx(50))
     assert (found["norm_spread"]["widest"], found["norm_spread"]["calmest"]) == ("B", "A")
 

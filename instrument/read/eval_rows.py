@@ -1,0 +1,105 @@
+"""What each evaluation row cost, in evaluations/ of a run folder: one Parquet file an evaluation. Imports no torch.
+
+    write_rows(folder, step, start, rows)      evaluations/step-000500.parquet
+    read_rows(folder, 500)                     EvaluationRows, or None where there is none
+
+EVALUATION_ROWS has the columns. The sum of loss_sum over the sum of n_tokens is eval_loss. The schema's metadata has
+`step`, `start` and `digest`, a SHA-256 of the hashes in order: evaluations with the same digest are of the same rows,
+whatever the run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .schema import LOOP, Column
+
+if TYPE_CHECKING:
+    import numpy as np
+
+EVALUATIONS = "evaluations"
+_NAME = re.compile(r"step-(\d+)\.parquet")
+EVALUATION_ROWS = {
+    "row": Column("", "Index (from 0) in data.eval, or in data.train where a share of it is held out.",
+                  "data.eval의 행 번호(0부터). 일부를 떼어 평가하면 data.train의 행 번호입니다.",
+                  writers=(LOOP,), type="int"),
+    "loss_sum": Column("nat", "Sum of the losses of its supervised tokens; NaN where it is not finite.",
+                       "학습 대상 토큰의 loss를 모두 더한 값. 유한하지 않으면 NaN입니다.", writers=(LOOP,),
+                       formula="-sum(log p(token))", type="float"),
+    "n_tokens": Column("tokens", "Its supervised tokens.", "학습 대상 토큰 수.", writers=(LOOP,), type="int"),
+    "hash": Column("", "Of its token ids and mask, 64 bits: rows that have it in common are the same row.",
+                   "토큰과 마스크의 64비트 해시. 해시가 같으면 같은 행입니다.", writers=(LOOP,), type="int"),
+}  # fmt: skip
+"""The columns of a file, in their order there."""
+COLUMNS = tuple(EVALUATION_ROWS)
+
+
+@dataclass(frozen=True)
+class EvaluationRows:
+    """The rows of one evaluation, in the order of their source.
+
+    Attributes:
+        row: int32 [rows], source index.
+        loss_sum: float64 [rows], nat.
+        n_tokens: int32 [rows], supervised tokens.
+        hash: uint64 [rows], of token ids and mask.
+    """
+
+    row: np.ndarray
+    loss_sum: np.ndarray
+    n_tokens: np.ndarray
+    hash: np.ndarray
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the hashes in order, 64 hex digits."""
+        return hashlib.sha256(self.hash.astype("<u8").tobytes()).hexdigest()
+
+
+def write_rows(folder: Path, step: int, start: int, rows: EvaluationRows) -> None:
+    """Writes an evaluation's rows, whole or not at all; one of an earlier start of the run is replaced.
+
+    Raises:
+        OSError: the disk refused.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path = folder / EVALUATIONS / f"step-{step:06}.parquet"
+    path.parent.mkdir(exist_ok=True)
+    facts = {"step": str(step), "start": str(start), "digest": rows.digest}
+    table = pa.table({name: getattr(rows, name) for name in COLUMNS}).replace_schema_metadata(facts)
+    partial = path.with_name(path.name + ".tmp")
+    try:
+        pq.write_table(table, partial, compression="zstd")
+        partial.replace(path)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def stored_steps(folder: Path) -> list[int]:
+    """Steps whose rows are there, in order."""
+    matches = (_NAME.fullmatch(path.name) for path in (folder / EVALUATIONS).glob("step-*.parquet"))
+    return sorted(int(match[1]) for match in matches if match)
+
+
+def read_rows(folder: Path, step: int) -> EvaluationRows | None:
+    """The rows of the evaluation at a step; None where they are not stored, or cannot be read."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path = folder / EVALUATIONS / f"step-{step:06}.parquet"
+    if not path.is_file():
+        return None
+    try:
+        with pa.OSFile(str(path)) as file:  # a folder called lr=1e-4 would become a column
+            table = pq.read_table(file, columns=list(COLUMNS), use_threads=False, pre_buffer=False)
+        columns = {name: table[name].to_numpy() for name in COLUMNS}
+    except (pa.ArrowException, OSError, KeyError):
+        return None
+    return EvaluationRows(**columns)
