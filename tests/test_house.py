@@ -149,10 +149,11 @@ def test_no_circle_of_rooms(top: str):
 # Sources without a test file of their name -> the test files that test them.
 TESTED_ELSEWHERE = {
     ("instrument/attach", "instrument"): "instrument/attach/test_callback.py",
+    ("instrument/judge/explain", "finding"): "instrument/judge/explain/test_reconcile.py",
     (
-        "instrument/judge/explain",
-        "finding gradients loss outcome resources schedule stock",
-    ): "instrument/judge/explain/test_rules.py",
+        "instrument/judge/explain/rules",
+        "gradients loss outcome resources schedule stock",
+    ): "instrument/judge/explain/rules/test_rules.py",
     ("instrument/read", "compact load"): "instrument/read/test_store.py",
     ("instrument/read", "history"): "instrument/judge/explain/test_history.py instrument/read/logs/test_sources.py",
     (
@@ -192,7 +193,7 @@ TESTED_ELSEWHERE = {
     ("trainer/dry_run", "headroom"): "trainer/dry_run/test_show.py",
     ("trainer/loop", "warm_up"): "benchmarks/test_fake_cuda.py",
     ("trainer/loop", "snapshots"): "trainer/collapse/test_remedy.py",
-    ("trainer/loop", "components evaluate"): "trainer/loop/test_train.py",
+    ("trainer/loop", "components"): "trainer/loop/test_train.py",
     ("trainer/model", "loss"): "trainer/loop/test_train.py",
     ("trainer/run", "finish lock model_card start"): "trainer/test_cli.py trainer/run/test_endings.py",
     ("trainer/verbs", "adapter_folder load_adapter"): "trainer/verbs/test_merge.py",

@@ -47,9 +47,10 @@ def texts(n: int, noise: float, seed: int) -> list[dict[str, Any]]:
 
 
 def labelled(n: int, noise: float, seed: int, values: bool) -> list[dict[str, Any]]:
-    """Rows whose label is whether small tokens are in the majority, or their share."""
+    """Rows of mostly small or mostly large tokens; the label is which, or the share of small ones."""
     draw = np.random.default_rng(seed)
-    rows = draw.integers(VOCABULARY, size=(n, LENGTH))
+    small = draw.random((n, LENGTH)) < draw.choice([0.1, 0.9], size=(n, 1))
+    rows = draw.integers(VOCABULARY // 2, size=(n, LENGTH)) + np.where(small, 0, VOCABULARY // 2)
     share = (rows < VOCABULARY // 2).mean(axis=1)
     wrong = draw.random(n) < noise
     labels = (share + 0.05 * draw.standard_normal(n)) if values else np.where(wrong, share < 0.5, share >= 0.5)

@@ -8,7 +8,8 @@ from itertools import product
 
 import numpy as np
 from lora_train.instrument.judge.explain import Finding, History, explain
-from lora_train.instrument.judge.explain.evaluation import by_rows
+from lora_train.instrument.judge.explain.rules.rows import decided
+from lora_train.instrument.read.eval_rows import EvaluationRows
 
 from . import draw
 from .draw import NOISES, Random
@@ -105,14 +106,14 @@ def rows() -> Iterator[Cell]:
             before = tokens * 1.6 * np.exp(0.6 * random.standard_normal(100))
             after = before * (1 + change + 0.1 * random.standard_t(3, 100))
             history = draw.history(loss=draw.training_loss(40, random))
-            found = by_rows(history, {20: (before, tokens), 40: (after, tokens)})
-            return [found] if found else []
+            rows = np.arange(len(tokens))
+            return [decided(history, (20, 40), [EvaluationRows(rows, sums, tokens, rows) for sums in (before, after)])]
 
         return make
 
-    changed = frozenset({"eval_rows_overfit", "eval_rows_rose", "eval_rows_fell"})
+    changed = frozenset({"rows_overfit", "rows_rose", "rows_fell"})
     yield Cell("rows", "unchanged", 100, made(0.0), changed, FALSE)
-    yield Cell("rows", "10% up", 100, made(0.1), changed - {"eval_rows_fell"}, FOUND, found=True)
+    yield Cell("rows", "10% up", 100, made(0.1), changed - {"rows_fell"}, FOUND, found=True)
 
 
 def _norms(n: int, sigma: float, *, spike: bool) -> Made:

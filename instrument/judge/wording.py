@@ -29,6 +29,7 @@ KEYS: dict[str, tuple[str, str, str, str, str]] = {
     "training.per_device_eval_batch_size": ("per_device_eval_batch_size",) * 3
     + ("eval_batch_size", "per_device_eval_batch_size"),
     "training.group_by_length": ("group_by_length",) * 5,
+    "data.eval": ("eval_dataset",) * 3 + ("test_datasets", "eval_dataset"),
     "data.eval_limit": ("eval_dataset.select(range(100))",) * 3 + ("val_set_size", "val_size"),
     "data.eval_fraction=0.02": ("dataset.train_test_split(0.02)",) * 3 + ("val_set_size: 0.02", "val_size: 0.02"),
     "data.cutoff_len": ("max_length", "max_length", "max_seq_length", "sequence_len", "cutoff_len"),

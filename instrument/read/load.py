@@ -20,21 +20,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .eval_rows import EvaluationRows, read_rows
 from .schema import COMPUTED, kind_of
-from .store import (
-    COLUMNS,
-    EXPONENT_COLUMNS,
-    FLOAT_COLUMNS,
-    METRICS,
-    N_EXPONENTS,
-    SITES,
-    read_metrics,
-    read_sites,
-    stats_files,
-    stream_batches,
-    stream_facts,
-    stream_steps,
-)
+
+from .store import (  # isort: skip
+    COLUMNS, EXPONENT_COLUMNS, FLOAT_COLUMNS, METRICS, N_EXPONENTS, SITES, read_metrics, read_sites, stats_files,
+    stream_batches, stream_facts, stream_steps,
+)  # fmt: skip
 
 if TYPE_CHECKING:
     import numpy as np
@@ -82,6 +74,10 @@ class Run:
 
         columns = ["id", "name", "module", "tensor", "shape", "dtype", "forward_order"]
         return pd.DataFrame([{"name": site.name, **asdict(site)} for site in read_sites(self.path)], columns=columns)
+
+    def evaluation_rows(self, step: int) -> EvaluationRows | None:
+        """What each row of the evaluation at a step cost; None where that is not stored."""
+        return read_rows(self.path, step)
 
     def stats(
         self,

@@ -31,7 +31,7 @@ import yaml
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 DATA = ROOT / "examples" / "data" / "koalpaca_mini.jsonl"
-KEPT = ("config.yaml", "env.json", "sites.json", "metrics.jsonl", "stats", "incidents")
+KEPT = ("config.yaml", "env.json", "sites.json", "metrics.jsonl", "stats", "incidents", "evaluations")
 OF_A_MACHINE = ("command", "platform", "started")
 
 

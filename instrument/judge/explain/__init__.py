@@ -1,8 +1,8 @@
 """lora-train explain: what the numbers of a run mean, judged from the run itself. Imports no torch.
 
     history = read_history("runs/koalpaca")     read/logs: a run folder, a trainer_state.json, a log
-    findings = explain(history)                 outcome, the other files but four: rules;
-                                                reconcile.py, overall.py: what may stand together, and the first line
+    findings = explain(history)                 rules/: one file a topic; reconcile.py: which of them may stand
+                                                together; overall.py: the first line
     print("\\n".join(lines(history, findings, "ko")))
 
 A rule is one function of the history that returns a finding or None; its thresholds stand at the head of its file.
@@ -16,28 +16,16 @@ from ...messages import say_in
 from ...read.history import History, SourceError
 from ...read.logs import read_history
 from ..wording import DESCRIBED, OURS
-from . import evaluation, gradients, kinds, loss, outcome, resources, schedule, speed, stock
 from .finding import TOPICS, VERDICTS, Finding
 from .glossary import glossary
 from .overall import exit_code, overall
 from .reconcile import reconcile
+from .rules import RULES, outcome, rows
 
 __all__ = [
     "TOPICS", "Finding", "History", "SourceError", "advised", "exit_code", "explain", "glossary", "lines",
     "read_history",
 ]  # fmt: skip
-
-RULES = (
-    *outcome.RULES,
-    *stock.RULES,
-    *loss.RULES,
-    *evaluation.RULES,
-    *gradients.RULES,
-    *schedule.RULES,
-    *resources.RULES,
-    *speed.RULES,
-    *kinds.RULES,
-)
 
 
 def explain(history: History) -> list[Finding]:
@@ -45,7 +33,8 @@ def explain(history: History) -> list[Finding]:
     if history.steps.empty:
         return [Finding("outcome", "note", "explain.no_steps"), *outcome.incidents(history)]
     with np.errstate(all="ignore"):
-        found = reconcile(outcome.incidents(history) + [finding for rule in RULES if (finding := rule(history))])
+        found = outcome.incidents(history) + [finding for rule in RULES if (finding := rule(history))]
+    found = reconcile(rows.soften(found))
     return [overall(history, found), *found]
 
 

@@ -24,7 +24,6 @@ MOVES: dict[str, dict[str, int]] = {
     "explain.rate_far": {RATE: DOWN},
     "explain.gradient_none_since": {RATE: DOWN},
     "explain.eval_rose": {RATE: DOWN},
-    "explain.eval_rows_rose": {RATE: DOWN},
     "explain.eval_wobble": {RATE: DOWN},
     "explain.eval_wobble_rows": {RATE: DOWN},
     "explain.exploding": {RATE: DOWN},
@@ -35,7 +34,9 @@ MOVES: dict[str, dict[str, int]] = {
     "explain.stopped_without_remedy": {RATE: DOWN},
     "explain.healed_worse": {RATE: DOWN},
     "explain.overfitting": {RATE: DOWN, LENGTH: DOWN},
-    "explain.eval_rows_overfit": {RATE: DOWN, LENGTH: DOWN},
+    "explain.rows_overfit": {LENGTH: DOWN},
+    "explain.rows_rose": {RATE: DOWN},
+    "explain.rows_same": {LENGTH: UP},
     "explain.by_heart": {LENGTH: DOWN},
     "explain.by_heart_sometime": {LENGTH: DOWN},
     "explain.zero_rounded": {LENGTH: DOWN},
@@ -66,9 +67,9 @@ _COLLAPSED = (
     "explain.loss_blew_up", "explain.loss_blew_up_rate",
 )  # fmt: skip
 STRENGTH = (
-    *_COLLAPSED, "explain.healed_worse", "explain.exploding", "explain.vanishing",
-    "explain.overfitting", "explain.eval_rose", "explain.loss_rose", "explain.time_eval", "explain.eval_costly",
-    "explain.underfitting", "explain.plateau_rate", "explain.plateau", "explain.loss_flat",
+    *_COLLAPSED, "explain.healed_worse", "explain.exploding", "explain.vanishing", "explain.overfitting",
+    "explain.rows_overfit", "explain.eval_rose", "explain.rows_rose", "explain.loss_rose", "explain.time_eval",
+    "explain.eval_costly", "explain.underfitting", "explain.plateau_rate", "explain.plateau", "explain.loss_flat",
 )  # fmt: skip
 """Strongest evidence first; what is not named comes after, in the order in which rules speak."""
 
@@ -77,6 +78,7 @@ _COURSE = (
     "explain.loss_flat", "explain.loss_unclear", "explain.plateau", "explain.underfitting", "explain.eval_flat",
     "explain.backward",
 )  # fmt: skip
+_FEW_MEANS = ("explain.eval_few", "explain.eval_last_rose", "explain.eval_unmoved")
 SILENCES: dict[str, tuple[str, ...]] = {
     # a line that is the mean of many steps shows neither single steps nor the fall before the first
     "explain.coarse_stock": (
@@ -85,6 +87,9 @@ SILENCES: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(_COLLAPSED, _COURSE),
     "explain.overfitting": ("explain.underfitting", "explain.loss_flat"),
     "explain.eval_rose": ("explain.underfitting", "explain.loss_flat"),
+    # rows tell what a few means cannot
+    **dict.fromkeys(("explain.rows_fell", "explain.rows_same"), _FEW_MEANS),
+    **dict.fromkeys(("explain.rows_overfit", "explain.rows_rose"), (*_FEW_MEANS, "explain.underfitting")),
 }  # fmt: skip
 """What is not worth saying beside a sentence: it reads the same numbers and knows less."""
 GRAVEST = ("wrong", "watch", "undecided", "healthy", "note")

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ...judge.explain.finding import Finding, median
-from ...judge.explain.rows import overlap_of
+from ...judge.explain.rules.rows import overlap_of
 from ...read.eval_rows import EvaluationRows, read_rows, stored_steps
 from ...read.history import History
 from .differences import Difference, told

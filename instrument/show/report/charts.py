@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ...judge.explain import Finding, History
-from ...judge.explain.loss import stock_zeros
+from ...judge.explain.rules.loss import stock_zeros
 from ...read.schema import STEP_COLUMNS
 from ...read.store import read_metrics
 from ..page.people import both, number

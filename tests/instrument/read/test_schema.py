@@ -24,7 +24,7 @@ from lora_train.instrument.read.schema import (
     kind_of,
 )
 from lora_train.instrument.read.store import COLUMNS, EXPONENT_COLUMNS, FLOAT_COLUMNS
-from lora_train.instrument.show.report.data import SERIES
+from lora_train.instrument.show.report import charts
 
 from ...conftest import ROOT
 
@@ -64,16 +64,8 @@ def test_the_first_statistics_are_the_fields_of_a_kernels_row():
 
 def test_the_reader_has_every_column_of_a_step_and_the_page_draws_some():
     assert ("start", *STEP_COLUMNS) == HISTORY
-    assert set(SERIES) == set(STEP_COLUMNS) - {"step", "updates"}
-
-
-def test_page_scripts_ask_for_series_that_are_there():
-    folder = ROOT / "instrument/show/page"
-    report = set(re.findall(r"\bS\.(\w+)", (folder / "report.js").read_text(encoding="utf-8")))
-    (shown,) = re.findall(r"^const SHOWN = \[(.*?)\]", (folder / "compare.js").read_text(encoding="utf-8"), re.M)
-    compared = set(re.findall(r'"(\w+)"', shown))
-    assert "loss" in report & compared
-    assert report | compared <= {"step", "eval_loss", *SERIES}
+    drawn = {*charts.SCHEDULE, *charts.MEMORY}
+    assert drawn - set(STEP_COLUMNS) == set()
 
 
 @pytest.mark.parametrize("kind", RECORDS)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from lora_train.instrument.judge.explain import explain, kinds
+from lora_train.instrument.judge.explain import explain
+from lora_train.instrument.judge.explain.rules import kinds
 from lora_train.instrument.read.history import History
 
-from .build import falling, history
+from ..build import falling, history
 
 RANDOM = np.random.default_rng(0)
 NOISE = 0.05 * RANDOM.standard_normal(100)

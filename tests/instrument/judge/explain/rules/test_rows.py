@@ -7,15 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 from lora_train.instrument.judge.explain import read_history
-from lora_train.instrument.judge.explain.evaluation import turned
 from lora_train.instrument.judge.explain.finding import Finding
-from lora_train.instrument.judge.explain.rows import paired_evaluations, soften, trained_on
+from lora_train.instrument.judge.explain.rules.evaluation import turned
+from lora_train.instrument.judge.explain.rules.rows import paired_evaluations, soften, trained_on
 from lora_train.instrument.read.eval_rows import EvaluationRows, write_rows
 from lora_train.instrument.read.history import History
 from lora_train.instrument.read.load import Run
 
-from ....conftest import ROOT
-from .build import falling, history
+from .....conftest import ROOT
+from ..build import falling, history
 
 
 def rows_of(rng: np.random.Generator, levels: list[float], noise: float = 0.08) -> list[EvaluationRows]:

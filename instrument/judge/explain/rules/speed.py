@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from ...read.history import History
-from .finding import Finding, clock, median
+from ....read.history import History
+from ..finding import Finding, clock, median
 
 # Of the estimate at first; bars are off by as much.
 GREW = 0.05

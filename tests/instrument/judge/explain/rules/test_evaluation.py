@@ -6,10 +6,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from lora_train.instrument.judge.explain import evaluation, explain, gradients
+from lora_train.instrument.judge.explain import explain
+from lora_train.instrument.judge.explain.rules import evaluation, gradients
 from lora_train.instrument.messages import catalogue
 
-from .build import falling, history
+from ..build import falling, history
 
 N = 100
 NAN = float("nan")
@@ -115,24 +116,6 @@ def test_nothing_is_missing_before_it_is_due(training, steps, expected):
 def test_a_live_run_is_not_too_rarely_evaluated_because_it_began_lately():
     assert evaluation.too_rare(evaluated([2.0, 1.9], finished=False, planned=1000)) is None
     assert key(evaluation.too_rare(evaluated([2.0, 1.9], finished=False, planned=110))) == "eval_rare"
-
-
-@pytest.mark.parametrize(
-    ("change", "train", "expected"),
-    [
-        (0.1, falling(), "eval_rows_overfit"),
-        (0.1, falling(last=4.0), "eval_rows_rose"),
-        (-0.1, falling(), "eval_rows_fell"),
-        (0.0, falling(), "eval_rows_same"),
-    ],
-)
-def test_two_evaluations_are_decided_row_by_row(change, train, expected):
-    random = np.random.default_rng(3)
-    tokens = random.integers(10, 200, 100).astype(float)
-    before = tokens * np.exp(0.6 * random.standard_normal(100))
-    rows = {50: (before, tokens), 100: (before * (1 + change + 0.1 * random.standard_normal(100)), tokens)}
-    assert key(evaluation.by_rows(history(loss=train), rows)) == expected
-    assert evaluation.by_rows(history(loss=train), {50: rows[50]}) is None
 
 
 def classified(share, loss=None, rows: int = 960):

@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from ...read.eval_rows import EvaluationRows, read_rows, stored_steps
-from ...read.history import History
-from ..noise import FEW, SMALL, UNLIKELY, Paired, paired
-from .finding import WINDOW, Finding, listed, median
+from ....read.eval_rows import EvaluationRows, read_rows, stored_steps
+from ....read.history import History
+from ...noise import FEW, SMALL, UNLIKELY, Paired, paired
+from ..finding import WINDOW, Finding, listed, median
 
 # Fewer rows decide nothing.
 ENOUGH_ROWS = 10
@@ -29,8 +29,11 @@ GOOD_NEWS = ("explain.underfitting", "explain.eval_falling", "explain.eval_fell"
 def paired_evaluations(history: History) -> Finding | None:
     """The last of a few evaluations against the best before it and the first, on the same rows."""
     steps, rows = _stored(history)
-    if not 2 <= len(steps) < FEW:
-        return None
+    return decided(history, steps, rows) if 2 <= len(steps) < FEW else None
+
+
+def decided(history: History, steps: Sequence[int], rows: Sequence[EvaluationRows]) -> Finding:
+    """What evaluations of the same rows at these steps say, held against each other row by row."""
     means = [float(own.loss_sum.sum() / own.n_tokens.sum()) for own in rows]
     best = int(np.argmin(means[:-1])) if np.isfinite(means[:-1]).any() else 0
     # the best of some evaluations lies low by chance

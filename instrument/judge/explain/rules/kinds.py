@@ -9,8 +9,8 @@ import math
 
 import numpy as np
 
-from ...read.history import History
-from .finding import WINDOW, Finding, at_end, ends, median, scatter
+from ....read.history import History
+from ..finding import WINDOW, Finding, at_end, ends, median, scatter
 
 PAIRS = ("preference", "reward")
 ACCURACIES = ("rewards/accuracies", "accuracy")

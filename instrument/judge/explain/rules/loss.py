@@ -6,10 +6,10 @@ import math
 
 import numpy as np
 
-from ...read.history import History
-from ..noise import STAYS as FEW
-from ..noise import Course, judge
-from .finding import WINDOW, Finding, at_end, ends, listed, median, scatter
+from ....read.history import History
+from ...noise import STAYS as FEW
+from ...noise import Course, judge
+from ..finding import WINDOW, Finding, at_end, ends, listed, median, scatter
 from .schedule import FAR_RATE
 
 # A change below this share of the loss is not worth a name: seeds differ by as much.
@@ -18,6 +18,8 @@ SMALL = 0.02
 LEARNED = 0.05
 # Nats a token. Text has more entropy than this: a loss below it means the rows are known by heart.
 BY_HEART = 0.1
+# Nats a token of a language model that has not seen the rows; what begins lower may be a loss of another kind.
+UNTRAINED = 0.5
 # A drop at an epoch's border that is so many times the scatter of medians within the epochs is a stair.
 STAIR = 3.0
 # What fewer losses than a judgement needs are taken to scatter by: of single steps, and of means of a logging interval.
@@ -44,9 +46,9 @@ def nonfinite(history: History) -> Finding | None:
 
 
 def course(history: History) -> Finding | None:
-    """Down, flat, up, or down and up again, against its own scatter (judge/noise.py)."""
+    """Down, flat, up, or down and up again, against its own scatter (judge/noise.py). GRPO's loss says nothing."""
     step, loss = history.finite("loss")
-    if stock_zeros(history) or blew_up(history) is not None:
+    if stock_zeros(history) or blew_up(history) is not None or history.task == "grpo":
         return None
     if len(loss) < (4 if history.coarse == 1 else 3):
         return Finding("loss", "note", "explain.loss_short", {"n": len(loss)})
@@ -171,10 +173,10 @@ def stairs(history: History) -> Finding | None:
 def by_heart(history: History) -> Finding | None:
     """A loss so low that the rows are known by heart; only evaluation tells what else was learned."""
     _, loss = history.finite("loss")
-    if len(loss) < WINDOW or stock_zeros(history):
+    if history.task != "causal_lm" or len(loss) < WINDOW or stock_zeros(history):
         return None
-    first, last = ends(loss)
-    if last >= BY_HEART or first < 5 * last:
+    last = ends(loss)[1]
+    if last >= BY_HEART or loss[0] < UNTRAINED:
         return None
     if history.epochs is None:
         return Finding("loss", "watch", "explain.by_heart_sometime", {"last": last})
@@ -196,7 +198,11 @@ def jagged(history: History) -> Finding | None:
     worst = int(np.argmax(loss))
     values = {"early": 100 * early, "late": 100 * late, "batch": history.rows_per_step}
     values |= {"highest": float(loss[worst]), "step": int(step[worst])}
-    if late > 2 * early and late > 0.1:
+    quarter = half // 2
+    # what has learned something scatters more; medians of k losses differ by 1.25 scatter sqrt(2 / k) by chance
+    chance = 2 * 1.25 * late * median(loss[half:]) * math.sqrt(2 / quarter)
+    improves = median(loss[-quarter:]) < median(loss[half : half + quarter]) - chance
+    if late > 2 * early and late > 0.1 and not improves:
         return Finding("loss", "watch", "explain.jagged_more", values)
     known = history.rows_per_step != "?"
     return Finding("loss", "healthy", "explain.jagged" if known else "explain.jagged_log", values)

@@ -8,14 +8,13 @@ that has not come to it.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from ...read.history import History
-from ..noise import FEW, Course, judge, paired
-from .finding import WINDOW, Finding, clock, listed, median, scatter
+from ....read.history import History
+from ...noise import FEW, Course, judge
+from ..finding import WINDOW, Finding, clock, listed, median, scatter
 
 # A turn is seen in time where a run has so many evaluations.
 ENOUGH = 5
@@ -168,38 +167,6 @@ def too_rare(history: History) -> Finding | None:
         return Finding("eval_loss", "note", "explain.eval_rare_slow", values)
     values |= {"rate": rows / each, "less": clock(each * ROWS / rows)}
     return Finding("eval_loss", "note", "explain.eval_rare_dear", values)
-
-
-Rows = Mapping[int, tuple[np.ndarray, np.ndarray]]
-"""By step: the loss sums and the token counts of the rows of an evaluation, in the same order each time."""
-
-
-def by_rows(history: History, rows: Rows) -> Finding | None:
-    """Few evaluations decided row by row: the last against the lowest before it.
-
-    Args:
-        rows: of at least two evaluations of the same rows.
-
-    Raises:
-        ValueError: the rows of two evaluations are not the same.
-    """
-    if len(rows) < 2:
-        return None
-    steps = sorted(rows)
-    means = {step: float(np.nansum(rows[step][0]) / max(np.sum(rows[step][1]), 1)) for step in steps}
-    best = min(steps[:-1], key=lambda step: means[step])
-    found = paired(*rows[best], *rows[steps[-1]])
-    then, chance = _train_at(history, best)
-    now, _ = _train_at(history, steps[-1])
-    values = {"best": means[best], "step": best, "last": means[steps[-1]], "last_step": steps[-1], "rows": found.n}
-    values |= {"percent": abs(found.percent), "train_then": then, "train_now": now}
-    if found.verdict == "same":
-        return Finding("eval_loss", "healthy", "explain.eval_rows_same", values)
-    if found.verdict == "fell":
-        return Finding("eval_loss", "healthy", "explain.eval_rows_fell", values)
-    overfit = now < then - chance
-    verdict = "wrong" if found.percent > 100 * FAR else "watch"
-    return Finding("eval_loss", verdict, "explain.eval_rows_overfit" if overfit else "explain.eval_rows_rose", values)
 
 
 def accuracy_course(history: History) -> Finding | None:

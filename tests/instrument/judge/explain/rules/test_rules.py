@@ -4,17 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from lora_train.instrument.judge.explain import (
-    explain,
-    gradients,
-    loss,
-    outcome,
-    resources,
-    schedule,
-    stock,
-)
+from lora_train.instrument.judge.explain import explain
+from lora_train.instrument.judge.explain.rules import gradients, loss, outcome, resources, schedule, stock
 
-from .build import falling, history, settling
+from ..build import falling, history, settling
 
 NAN = float("nan")
 N = 100

@@ -6,8 +6,8 @@ import re
 from dataclasses import replace
 from typing import Any
 
-from ...read.history import History
-from .finding import WINDOW, Finding, at_end, ends, listed, median, scatter
+from ....read.history import History
+from ..finding import WINDOW, Finding, at_end, ends, listed, median, scatter
 
 MOST = 5
 # The end is a median of a dozen losses and the start may be a single one.

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
-from lora_train.instrument.judge.explain import speed
+from lora_train.instrument.judge.explain.rules import speed
 
-from .build import falling, history
+from ..build import falling, history
 
 EVALS = {"step": [300.0, 600.0], "eval_loss": [0.6, 0.55], "eval_runtime": [4027.65, 4020.1]}
 RATES = {"eval_samples_per_second": [0.309, 0.309], "eval_steps_per_second": [0.154, 0.155]}

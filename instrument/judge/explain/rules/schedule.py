@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from ...constants import FP16_MAX
-from ...read.history import History
-from .finding import Finding, listed
+from ....constants import FP16_MAX
+from ....read.history import History
+from ..finding import Finding, listed
 
 LONG_WARM_UP = 0.3
 # LoRA is trained with 1e-5 to 1e-3 by Adam; tiny models bear 1e-2, and plain gradient descent needs more.

@@ -12,9 +12,9 @@ from statistics import NormalDist
 import numpy as np
 import pandas as pd
 
-from ...read.history import PRINTED, History
-from ..noise import deviation
-from .finding import WINDOW, Finding, listed, median
+from ....read.history import PRINTED, History
+from ...noise import deviation
+from ..finding import WINDOW, Finding, listed, median
 
 FALSE, SPIKE_FACTOR = 0.03, 2.5
 # Steps on either side whose median is the usual norm: many, as the median of a dozen scatters itself by a third.

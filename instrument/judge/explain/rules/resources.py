@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from ...read.history import History
-from ..noise import blocks, judge, noise_of, trend
-from .finding import WINDOW, Finding, clock, median
+from ....read.history import History
+from ...noise import blocks, judge, noise_of, trend
+from ..finding import WINDOW, Finding, clock, median
 
 # An allocator's blocks move a total by a percent or two; a tenth of a GiB is what a reader notices.
 GREW, GREW_GIB = 0.04, 0.1

@@ -10,8 +10,8 @@ import math
 
 import numpy as np
 
-from ...read.history import History
-from .finding import Finding, listed, median
+from ....read.history import History
+from ..finding import Finding, listed, median
 from .loss import stock_zeros
 
 # A filtered micro-batch doubles the sum: one is enough for twice the loss, and training alone rarely jumps fourfold.
@@ -95,14 +95,11 @@ def backward_only(history: History) -> Finding | None:
     bad = history.column("step")[np.isfinite(loss) & (loss != 0) & ~np.isfinite(norm)]
     if not len(bad):
         return None
-    searching = bad[-1] <= max(SEARCHING, history.coarse * 2)
-    values = {"n": len(bad), "steps": listed(bad)}
-    return Finding(
-        "grad_norm",
-        "healthy" if searching else "watch",
-        "explain.scale_search" if searching else "explain.backward",
-        values,
-    )
+    late = bad[bad > max(SEARCHING, history.coarse * 2)]
+    if not len(late):
+        return Finding("grad_norm", "healthy", "explain.scale_search", {"n": len(bad), "steps": listed(bad)})
+    values = {"n": len(late), "steps": listed(late), "step": int(late[0])}
+    return Finding("grad_norm", "watch", "explain.backward", values)
 
 
 def no_gradient(history: History) -> Finding | None:

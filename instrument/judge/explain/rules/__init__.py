@@ -1,0 +1,17 @@
+"""One file of rules a topic. A rule is a function of the history that returns a finding or None."""
+
+from . import evaluation, gradients, kinds, loss, outcome, resources, rows, schedule, speed, stock
+
+RULES = (
+    *outcome.RULES,
+    *stock.RULES,
+    *loss.RULES,
+    *evaluation.RULES,
+    *rows.RULES,
+    *gradients.RULES,
+    *schedule.RULES,
+    *resources.RULES,
+    *speed.RULES,
+    *kinds.RULES,
+)
+"""In the order in which findings of equal weight are read."""
