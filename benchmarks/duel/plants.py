@@ -107,8 +107,7 @@ def faulty(number: int, draw: random.Random) -> list[Plan]:
         Plan(f"overfitting {number}", Truth("overfitting", "nothing", "keep_best"),
              {**evals, "max_steps": 300, "logging_steps": 5, "learning_rate": 1e-2}, rows=12, eval_rows=48, noise=1.0),
         Plan(f"known by heart {number}", Truth("by_heart", "nothing", "keep_best"),
-             {"max_steps": 500, "logging_steps": 5, "learning_rate": 3e-2, "lr_scheduler_type": "constant"}, rows=4,
-             noise=1.0),
+             {"max_steps": 400, "logging_steps": 5, "learning_rate": 1e-2}, rows=4, noise=1.0),
     ]  # fmt: skip
 
 
@@ -129,7 +128,8 @@ def healthy(number: int, draw: random.Random) -> list[Plan]:
         Plan(f"restarts {number}", Truth(),
              {**often, "lr_scheduler_type": "cosine_with_restarts", "lr_scheduler_kwargs": {"num_cycles": 4}}),
         Plan(f"GRPO {number}", Truth(), {"max_steps": 30, "logging_steps": 1}, task="grpo"),
-        Plan(f"classifier {number}", Truth(), {**often, **evals}, task="classes", eval_rows=64),
+        Plan(f"classifier {number}", Truth(), {**often, **evals}, task="classes", eval_rows=64,
+             noise=0.0),
         Plan(f"regression {number}", Truth(), {**often, **evals}, task="values", eval_rows=64),
         Plan(f"constant rate {number}", Truth(), {**often, "lr_scheduler_type": "constant"}),
         Plan(f"one odd batch {number}", Truth(), often, at=loud),

@@ -26,6 +26,8 @@ import numpy as np
 CLIP = 3.0
 # Longer series are judged by the means of so many blocks, which also leaves their correlation behind.
 BLOCKS = 200
+# Over what the second differences say, which scatter more: of noise alone the first ones stay the smaller estimate.
+SMOOTH = 1.5
 # Correlation of neighbours is not known from fewer, and one above MOST_RHO is a trend.
 KNOWN_RHO, MOST_RHO, AROUND = 40, 0.8, 15
 # Below FEW values the scatter is not known: no evaluation of a hundred rows wobbles by more than ASSUMED of its level.
@@ -135,6 +137,9 @@ def noise_of(values: np.ndarray, assumed: float = ASSUMED) -> Noise:
     least = quantum(x) / 2 if len(x) else 0.0
     one = np.diff(x)
     sigma = deviation(one - np.median(one)) / math.sqrt(2) if len(one) > 1 else 0.0
+    if len(x) >= FEW:  # a smooth turn is no wobble: its second differences vanish, those of noise are sqrt(6) sigma
+        two = np.diff(one)
+        sigma = min(sigma, SMOOTH * deviation(two - np.median(two)) / math.sqrt(6))
     if len(x) < FEW:
         return Noise(max(sigma, least, assumed * abs(float(np.median(x))) if len(x) else 0.0), known=False)
     rho = correlation(x, sigma) if len(x) >= KNOWN_RHO and sigma > least else 0.0
@@ -299,52 +304,3 @@ def _shapes(n: int) -> tuple[np.ndarray, np.ndarray]:
         centred = centred - centred.mean(axis=1, keepdims=True)
         both.append(centred / np.linalg.norm(centred, axis=1, keepdims=True))
     return both[0], both[1]
-
-
-@dataclass(frozen=True)
-class Paired:
-    """Two evaluations of the same rows, held against each other row by row.
-
-    Attributes:
-        percent: change of the mean loss a token from a to b, in percent of a.
-        p: share of random signs of the rows' differences whose sum is as far from 0, at most one of FLIPS + 1.
-        verdict: "rose", "fell" or "same" (as far as these rows can tell).
-        n: rows.
-    """
-
-    percent: float
-    p: float
-    verdict: str
-    n: int
-
-
-FLIPS = 4000
-# One in fifty pairs that differ by chance alone is called different.
-UNLIKELY = 0.02
-
-
-def paired(rows_a: np.ndarray, tokens_a: np.ndarray, rows_b: np.ndarray, tokens_b: np.ndarray) -> Paired:
-    """Whether the loss changed between two evaluations of the same rows.
-
-    The rows' differences d = rows_b - rows_a are given random signs: were nothing changed, their sum would be as likely
-    with any. It is exact for every spread of d that is symmetric, so a few rows with a heavy tail do not decide.
-
-    Args:
-        rows_a, rows_b: (rows,), the sum of the losses of each row's tokens, in nats.
-        tokens_a, tokens_b: (rows,), how many tokens each sum is of.
-
-    Raises:
-        ValueError: they are not the same rows: their number or their tokens differ.
-    """
-    a, b = np.asarray(rows_a, "float64"), np.asarray(rows_b, "float64")
-    tokens, others = np.asarray(tokens_a, "float64"), np.asarray(tokens_b, "float64")
-    if not a.shape == b.shape == tokens.shape == others.shape or not np.array_equal(tokens, others):
-        raise ValueError("paired needs the same rows: their number or their tokens differ; compare means instead")
-    kept = np.isfinite(a) & np.isfinite(b) & (tokens > 0)
-    difference, n = (b - a)[kept], int(kept.sum())
-    base = float(a[kept].sum())
-    percent = 100 * float(difference.sum()) / base if base else 0.0
-    sums = np.abs((np.random.default_rng(0).integers(0, 2, (FLIPS, n)) * 2 - 1) @ difference)
-    p = (1 + int(np.sum(sums >= abs(float(difference.sum())) * (1 - 1e-12)))) / (FLIPS + 1)
-    changed = p < UNLIKELY and abs(percent) > 100 * SMALL
-    return Paired(percent, p, ("rose" if percent > 0 else "fell") if changed else "same", n)

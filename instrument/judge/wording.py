@@ -71,3 +71,12 @@ DESCRIBED: dict[str, dict[str, str]] = {
     "grpo": {"loss": "explain.what.loss_grpo", "eval_loss": "explain.what.eval_loss_rows"},
 }
 """Sentence by task and topic, where it is another than that of a language model."""
+
+
+_STEP = {"en": (re.compile(r"\b(step|steps) (?=[\d,]+)"), "line "), "ko": (re.compile(r"(?<=\d)스텝"), "번째 줄")}
+
+
+def lines_of(text: str, lang: str) -> str:
+    """`text` about a log that does not number its steps: what is counted there are its lines."""
+    pattern, word = _STEP[lang]
+    return pattern.sub(word, text)

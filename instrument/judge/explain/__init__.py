@@ -15,7 +15,7 @@ import numpy as np
 from ...messages import say_in
 from ...read.history import History, SourceError
 from ...read.logs import read_history
-from ..wording import DESCRIBED, OURS
+from ..wording import DESCRIBED, OURS, lines_of
 from .finding import TOPICS, VERDICTS, Finding
 from .glossary import glossary
 from .overall import exit_code, overall
@@ -59,7 +59,7 @@ def lines(history: History, findings: list[Finding], lang: str, trainer: str | N
             text.append(f"  {say_in(lang, VERDICTS[finding.verdict])}  {finding.sentence(lang)}")
             if hint := finding.hint(lang, trainer):
                 text.append(f"  {say_in(lang, 'explain.change')}  {hint}")
-    return text
+    return text if history.numbered else [lines_of(line, lang) for line in text]
 
 
 def advised(history: History) -> str:

@@ -34,7 +34,7 @@ def exit_code(findings: Sequence[Finding]) -> int:
 
 
 def _state(history: History) -> Phrase:
-    step = int(history.column("step")[-1])
+    step = history.last_step
     if any(incident["action"] == "stop" for incident in history.incidents):
         return Phrase("explain.state_stopped", {"step": step})
     if history.finished:

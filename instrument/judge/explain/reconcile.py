@@ -59,10 +59,13 @@ MOVES: dict[str, dict[str, int]] = {
 }
 """What the advice of a sentence moves, and which way."""
 
-_COLLAPSED = (
+_FORWARD = (
     "explain.zero_no_labels", "explain.zero_other", "explain.zero_unknown_rate", "explain.zero_rate_frozen",
-    "explain.zero_rate_moves", "explain.loss_nan", "explain.loss_nan_frozen", "explain.loss_nan_moves",
-    "explain.no_gradient", "explain.stopped", "explain.stopped_without_remedy", "explain.attached_stopped",
+    "explain.zero_rate_moves", "explain.zero_from_start", "explain.loss_nan", "explain.loss_nan_frozen",
+    "explain.loss_nan_moves",
+)  # fmt: skip
+_COLLAPSED = (
+    *_FORWARD, "explain.no_gradient", "explain.stopped", "explain.stopped_without_remedy", "explain.attached_stopped",
     "explain.attached_went_on", "explain.gradient_never_finite", "explain.gradient_none_since", "explain.no_model",
     "explain.loss_blew_up", "explain.loss_blew_up_rate",
 )  # fmt: skip
@@ -85,8 +88,11 @@ SILENCES: dict[str, tuple[str, ...]] = {
         "explain.loss_flat", "explain.jagged", "explain.jagged_more", "explain.stairs", "explain.spikes",
     ),
     **dict.fromkeys(_COLLAPSED, _COURSE),
+    # a gradient of a forward pass that is not finite is none either
+    **dict.fromkeys(_FORWARD, (*_COURSE, "explain.gradient_never_finite", "explain.gradient_none_since")),
     "explain.overfitting": ("explain.underfitting", "explain.loss_flat"),
     "explain.eval_rose": ("explain.underfitting", "explain.loss_flat"),
+    "explain.zero_from_start": (*_COURSE, "explain.gradient_never_finite", "explain.other_step_stock"),
     # rows tell what a few means cannot
     **dict.fromkeys(("explain.rows_fell", "explain.rows_same"), _FEW_MEANS),
     **dict.fromkeys(("explain.rows_overfit", "explain.rows_rose"), (*_FEW_MEANS, "explain.underfitting")),

@@ -23,7 +23,8 @@ from statistics import NormalDist
 import numpy as np
 
 from ...judge.explain.finding import Finding
-from ...judge.noise import FEW, noise_of, paired
+from ...judge.noise import FEW, noise_of
+from ...judge.paired import paired
 from ...read.eval_rows import EvaluationRows
 from ...read.history import History
 from .comparable import Comparability, eval_rows

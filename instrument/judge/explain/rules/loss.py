@@ -202,7 +202,8 @@ def jagged(history: History) -> Finding | None:
     # what has learned something scatters more; medians of k losses differ by 1.25 scatter sqrt(2 / k) by chance
     chance = 2 * 1.25 * late * median(loss[half:]) * math.sqrt(2 / quarter)
     improves = median(loss[-quarter:]) < median(loss[half : half + quarter]) - chance
-    if late > 2 * early and late > 0.1 and not improves:
+    wider = late * median(loss[half:]) > early * median(loss[:half])  # a loss near 0 scatters by many times itself
+    if late > 2 * early and late > 0.1 and wider and not improves:
         return Finding("loss", "watch", "explain.jagged_more", values)
     known = history.rows_per_step != "?"
     return Finding("loss", "healthy", "explain.jagged" if known else "explain.jagged_log", values)

@@ -18,7 +18,7 @@ def finished(history: History) -> Finding | None:
     """Whether the run came to its end: metrics.jsonl ends with its summary, a state with its last step."""
     if history.kind == "log":
         return None
-    last = int(history.column("step")[-1])
+    last = history.last_step
     if history.finished:
         return Finding("outcome", "healthy", "explain.finished", {"step": last})
     if any(incident["action"] == "stop" for incident in history.incidents):

@@ -15,7 +15,8 @@ import numpy as np
 
 from ....read.eval_rows import EvaluationRows, read_rows, stored_steps
 from ....read.history import History
-from ...noise import FEW, SMALL, UNLIKELY, Paired, paired
+from ...noise import FEW, SMALL
+from ...paired import UNLIKELY, Paired, paired
 from ..finding import WINDOW, Finding, listed, median
 
 # Fewer rows decide nothing.

@@ -31,7 +31,8 @@ def zero(history: History) -> Finding | None:
     step, norm, rate = (history.column(name) for name in ("step", "grad_norm", "learning_rate"))
     at = int(np.flatnonzero(history.column("loss") == 0)[0])
     before = history.column("loss")[:at]
-    values = {"step": zeros[0], "n": len(zeros), "before": float(before[-1]) if at else math.nan}
+    real = before[np.isfinite(before)]
+    values = {"step": zeros[0], "n": len(zeros), "before": f"{real[-1]:.3g}" if len(real) else "-"}
     values |= {"last": int(step[-1]), "rate": float(rate[at])}
     after = norm[at:]
     if np.isfinite(after).all() and np.abs(after).max() < TINY:
@@ -40,6 +41,8 @@ def zero(history: History) -> Finding | None:
         if at and median(before[-3:]) < ROUNDED and np.isfinite(after).all():
             return Finding("loss", "note", "explain.zero_rounded", values)
         return Finding("loss", "wrong", "explain.zero_other", values)
+    if not len(real):
+        return Finding("loss", "wrong", "explain.zero_from_start", values)
     if len(after) < 2 or not np.isfinite(rate[at:]).all():
         return Finding("loss", "wrong", "explain.zero_unknown_rate", values)
     constant = len(np.unique(rate[: at + 1])) == 1 and at > 1
