@@ -27,7 +27,7 @@ CLIP = 3.0
 # Longer series are judged by the means of so many blocks, which also leaves their correlation behind.
 BLOCKS = 200
 # Over what the second differences say, which scatter more: of noise alone the first ones stay the smaller estimate.
-SMOOTH = 1.5
+SMOOTH = 2.0
 # Correlation of neighbours is not known from fewer, and one above MOST_RHO is a trend.
 KNOWN_RHO, MOST_RHO, AROUND = 40, 0.8, 15
 # Below FEW values the scatter is not known: no evaluation of a hundred rows wobbles by more than ASSUMED of its level.
