@@ -21,6 +21,7 @@ from ...instrument.messages import say
 from ...instrument.record.capsule import incident_folder, write_capsule, write_diagnosis
 from ..config.schema import Config
 from ..config.settings import as_overrides, with_settings
+from ..data.examples import Example
 from ..loop.checkpoint import Progress
 from ..loop.components import Components
 from ..loop.engine import OutOfMemory
@@ -229,13 +230,22 @@ def capsule(
     tensors = {f"adapter.{name}": value for name, value in state.adapter.items()}
     tensors |= {f"optimizer.{name}": value for name, value in state.optimizer.items()}
     tensors |= {f"loss_scale.{name}": value for name, value in state.loss_scale.items()}
-    rows: dict[int, list[list[list[int]]]] = {}
+    rows: dict[int, list[list[list[int | str]]]] = {}
+    names: dict[int, list[Example]] = {}
+
+    def name(example: Example) -> int | str:
+        """A row's number, and which of its answers it is where they are examples of their own."""
+        same = names.setdefault(example.row, [])
+        at = next((k for k, other in enumerate(same) if other is example), len(same))
+        same += [example] if at == len(same) else []
+        return f"{example.row}/{at}" if at else example.row
+
     for number in range(state.progress.step + 1, step + 1):
         shares = components.plan.shares(number)
-        rows[number] = [[[example.row for example in own] for own in micro] for micro in shares]
+        rows[number] = [[[name(example) for example in own] for own in micro] for micro in shares]
         for example in (example for micro in shares for own in micro for example in own):
-            tensors[f"row.{example.row}.input_ids"] = torch.from_numpy(example.input_ids.copy())
-            tensors[f"row.{example.row}.supervised"] = torch.from_numpy(example.supervised.copy())
+            tensors[f"row.{name(example)}.input_ids"] = torch.from_numpy(example.input_ids.copy())
+            tensors[f"row.{name(example)}.supervised"] = torch.from_numpy(example.supervised.copy())
     facts = {
         "step": step,
         "start": start,

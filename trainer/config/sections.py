@@ -136,11 +136,13 @@ class DataSection(Section):
     학습할 데이터, 그리고 행을 토큰으로 바꾸는 방법.
     """
 
-    train: str = Field(min_length=1)
-    """Training rows: a hub id, a folder of data files, or a .jsonl, .json, .csv or .parquet file.
+    train: Annotated[str, Field(min_length=1)] | Annotated[list[str], Field(min_length=1)]
+    """Training rows: a hub id, a folder of data files, a .jsonl, .json, .csv, .tsv, .parquet, .arrow or .txt file (or
+    one of them packed as .gz), a pattern such as 'rows/*.jsonl', or a list of files and folders.
 
-    학습할 행. 허브 id, 데이터 파일이 든 폴더, .jsonl·.json·.csv·.parquet 파일 중 하나."""
-    eval: str | None = None
+    학습할 행. 허브 id, 데이터 파일이 든 폴더, .jsonl·.json·.csv·.tsv·.parquet·.arrow·.txt 파일(.gz로 압축한 것도
+    됩니다), 'rows/*.jsonl' 같은 패턴, 파일과 폴더의 목록 중 하나."""
+    eval: str | list[str] | None = None
     """Evaluation rows, from the same kinds of places.
 
     평가할 행. 적을 수 있는 것은 data.train과 같습니다."""
@@ -160,6 +162,12 @@ class DataSection(Section):
     행을 글로 바꾸는 방식. koalpaca와 alpaca는 instruction/input/output, prompt_completion은 prompt와 completion,
     text는 text 필드를 읽습니다. messages와 sharegpt(대화)는 토크나이저의 챗 템플릿으로 씁니다. auto는 첫 행들의
     필드를 보고 정합니다."""
+    columns: dict[str, str | None] = {}
+    """What the rows call the fields: {instruction: question, output: answer}, in conversations also a turn's role and
+    content. {label: null} leaves a column out on purpose.
+
+    행의 필드 이름. 예: {instruction: question, output: answer}. 대화라면 각 말의 role과 content도 적을 수 있습니다.
+    {label: null}이면 그 열을 일부러 읽지 않습니다."""
     prompt_template: str | None = None
     """Your own template instead of data.format, with the rows' fields in braces: 'Q: {question} A: {answer}'. It is
     trained on from the last field on, which is the answer.

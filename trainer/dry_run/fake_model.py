@@ -14,15 +14,14 @@ import torch
 from peft import PeftModel
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.quantizers.base import get_keys_to_not_convert
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 
 from ...instrument.record.four_bit import is_4bit_weight
 from ..config.schema import Config
-from ..errors import UserError, first_line, problem
 from ..model.build import build_model
-from ..model.load import frozen, quantization_of, resolve
+from ..model.load import frozen, quantization_of, read_model_config, resolve
 from ..model.loss import SupervisedLoss, transforms_logits
 
 # bitsandbytes' own: values that share a scale, and scales that share a scale.
@@ -50,21 +49,6 @@ class FakeModel:
     n_trained: int
     n_all: int
     trained: list[torch.Size]
-
-
-def read_model_config(config: Config) -> PretrainedConfig:
-    """The model's own config.
-
-    Raises:
-        UserError: it cannot be read.
-    """
-    model = config.model
-    try:
-        return AutoConfig.from_pretrained(
-            resolve(model.name_or_path), revision=model.revision, trust_remote_code=model.trust_remote_code
-        )
-    except (OSError, ValueError) as error:
-        raise UserError(problem("model.load", name=model.name_or_path, what=first_line(error))) from error
 
 
 def has_weights(config: Config) -> bool:

@@ -27,7 +27,10 @@ def test_nothing_is_wrong_with_data_that_is_there(tmp_path):
     ("changes", "error"),
     [
         ({"train": "./x.jsonl"}, "data.train: there is no file ./x.jsonl"),
-        ({"eval": "EMPTY"}, "data.eval: the folder EMPTY holds no data files (.jsonl, .json, .csv, .parquet)"),
+        (
+            {"eval": "EMPTY"},
+            "data.eval: the folder EMPTY holds no data files (.jsonl, .json, .csv, .tsv, .parquet, .arrow, .txt)",
+        ),
         ({"train": "EMPTY/../rows.xlsx"}, "data.train: EMPTY/../rows.xlsx is not a kind of file that rows are read"),
         ({"prompt_template": "{q"}, "data.prompt_template cannot be read: expected '}' before end of string"),
         ({"prompt_template": "{q.x}"}, "data.prompt_template cannot be read: {q.x}"),
