@@ -9,7 +9,7 @@ would do by hand. Killed at any point, the run resumes from the last whole check
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -223,6 +223,19 @@ def heal_record(config: Config, diagnosis: Diagnosis, remedy: Remedy) -> dict[st
     }
 
 
+def namer() -> Callable[[Example], int | str]:
+    """What the examples are called in a capsule: 7, and "7/1" for the second of the answers that row 7 is split into."""
+    names: dict[int, list[Example]] = {}
+
+    def name(example: Example) -> int | str:
+        same = names.setdefault(example.row, [])
+        at = next((k for k, other in enumerate(same) if other is example), len(same))
+        same += [example] if at == len(same) else []
+        return f"{example.row}/{at}" if at else example.row
+
+    return name
+
+
 def capsule(
     components: Components, state: Snapshot, step: int, start: int
 ) -> tuple[dict[str, torch.Tensor], Mapping[str, Any]]:
@@ -231,15 +244,7 @@ def capsule(
     tensors |= {f"optimizer.{name}": value for name, value in state.optimizer.items()}
     tensors |= {f"loss_scale.{name}": value for name, value in state.loss_scale.items()}
     rows: dict[int, list[list[list[int | str]]]] = {}
-    names: dict[int, list[Example]] = {}
-
-    def name(example: Example) -> int | str:
-        """A row's number, and which of its answers it is where they are examples of their own."""
-        same = names.setdefault(example.row, [])
-        at = next((k for k, other in enumerate(same) if other is example), len(same))
-        same += [example] if at == len(same) else []
-        return f"{example.row}/{at}" if at else example.row
-
+    name = namer()
     for number in range(state.progress.step + 1, step + 1):
         shares = components.plan.shares(number)
         rows[number] = [[[name(example) for example in own] for own in micro] for micro in shares]
