@@ -224,7 +224,7 @@ def heal_record(config: Config, diagnosis: Diagnosis, remedy: Remedy) -> dict[st
 
 
 def namer() -> Callable[[Example], int | str]:
-    """What the examples are called in a capsule: 7, and "7/1" for the second of the answers that row 7 is split into."""
+    """What examples are called in a capsule: 7, and "7/1" for the second of the answers that row 7 is split into."""
     names: dict[int, list[Example]] = {}
 
     def name(example: Example) -> int | str:

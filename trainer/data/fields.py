@@ -83,6 +83,8 @@ def require_supported(row: Mapping[str, Any], used: Iterable[str], answers: bool
     chosen = bool(used & set(PREFERENCE))  # the user's own template takes one of two answers
     faults: list[Fault] = []
     for field, value in row.items():
+        if field in TREE and "role" in row:  # that of the first message is empty
+            faults.append(("data.tree", {"field": field}))
         if field in used or is_empty(value):
             continue
         if (field in PREFERENCE and not chosen) or (answers and field in FEEDBACK_LABELS and _is_feedback(value)):
@@ -91,8 +93,6 @@ def require_supported(row: Mapping[str, Any], used: Iterable[str], answers: bool
             faults.append(("data.media", {"field": field}))
         elif field in MASKS or (field in WEIGHTS and not _is_one(value)):
             faults.append(("data.counts", {"field": field}))
-        elif field in TREE and "role" in row:
-            faults.append(("data.tree", {"field": field}))
     if faults:
         raise BadRow(*faults)
 

@@ -155,7 +155,9 @@ def test_system_and_history_take_the_chat_template_or_are_refused_by_name(tmp_pa
 def test_a_tree_of_messages_is_refused(tmp_path, tokenizer):
     rows = [{"message_id": "q", "parent_id": None, "role": "prompter", "text": "물은?"}]
     rows += [{"message_id": "a", "parent_id": "q", "role": "assistant", "text": "100도"}]
-    assert errors(tmp_path, rows, tokenizer) == [" line 2 is one message of a tree (parent_id), not a conversation"]
+    said = [f" line {n} is one message of a tree (parent_id), not a conversation" for n in (1, 2)]
+    assert errors(tmp_path, rows, tokenizer) == said
+    assert errors(tmp_path, rows, tokenizer, on_bad_row="skip")[1:] == said
 
 
 def test_rows_of_several_answers_keep_their_number_and_are_held_out_whole(tmp_path, capsys):
