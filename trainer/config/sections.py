@@ -44,6 +44,12 @@ class ModelSection(Section):
     """Attention kernel. eager forms QK^T in the compute dtype and overflows in fp16 sooner.
 
     어텐션 커널. eager는 QK^T를 계산 dtype으로 만들어 fp16에서 더 쉽게 넘칩니다."""
+    resize_embeddings: bool = False
+    """Give the embedding table and the output layer rows for the tokens that the tokenizer has and the model has not,
+    train both in full, and save them with the adapter. New rows begin as the mean of the others.
+
+    토크나이저에는 있고 모델에는 없는 토큰을 위해 임베딩 표와 출력층에 행을 더하고, 둘을 통째로 학습해 어댑터와 함께
+    저장합니다. 더한 행은 나머지 행의 평균에서 시작합니다."""
     trust_remote_code: bool = False
     """Run Python code that comes with the model. Off unless you have read that code.
 

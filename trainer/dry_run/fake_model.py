@@ -21,7 +21,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cache
 from ...instrument.record.four_bit import is_4bit_weight
 from ..config.schema import Config
 from ..model.build import build_model
-from ..model.load import frozen, quantization_of, read_model_config, resolve
+from ..model.load import frozen, load_tokenizer, quantization_of, read_model_config, resolve
 from ..model.loss import SupervisedLoss, transforms_logits
 
 # bitsandbytes' own: values that share a scale, and scales that share a scale.
@@ -77,6 +77,9 @@ class NoMemory:
         self._model_config = read_model_config(config)
         if config.quantization.load_in_8bit or getattr(self._model_config, "quantization_config", None) is not None:
             raise RuntimeError("quantization_config")
+        if config.model.resize_embeddings:
+            text = self._model_config.get_text_config()
+            text.vocab_size = max(text.vocab_size, len(load_tokenizer(config)))
         self.mode = FakeTensorMode(allow_non_fake_inputs=True)
         self.n_base = 0
 

@@ -37,6 +37,8 @@ def require_fit(config: Config, tokenizer: Any, datasets: Iterable[Dataset | Non
     model = read_model_config(config).get_text_config()
     n_rows = getattr(model, "vocab_size", None)
     n_rows = n_rows if isinstance(n_rows, int) and n_rows > 0 else None
+    if n_rows is not None and config.model.resize_embeddings:
+        n_rows = max(n_rows, len(tokenizer))
     limit = getattr(model, "max_position_embeddings", None)
     for dataset in datasets:
         if dataset is None:

@@ -153,7 +153,28 @@ def load_base(config: Config, device: torch.device) -> PreTrainedModel:
             unsupported = problem("model.attention", name=model.name_or_path, attention=model.attn_implementation)
             raise UserError(unsupported) from error
         raise UserError(problem("model.load", name=model.name_or_path, what=first_line(error))) from error
+    if model.resize_embeddings:
+        grow(base, len(load_tokenizer(config)))
     return frozen(base)
+
+
+def grow(base: PreTrainedModel, n_rows: int) -> None:
+    """Gives the embedding table and the output layer at least so many rows, each new one the mean of the others."""
+    before = base.get_input_embeddings().weight.shape[0]
+    if n_rows <= before:
+        return
+    base.resize_token_embeddings(n_rows, mean_resizing=False)
+    with torch.no_grad():
+        for table in tables(base).values():
+            for values in (table.weight, getattr(table, "bias", None)):
+                if isinstance(values, torch.Tensor):
+                    values[before:] = values[:before].float().mean(dim=0).to(values.dtype)
+
+
+def tables(base: PreTrainedModel) -> dict[str, Any]:
+    """Embedding table and output layer by name."""
+    found = (base.get_input_embeddings(), base.get_output_embeddings())
+    return {name: module for name, module in base.named_modules() if any(module is table for table in found)}
 
 
 def frozen(base: PreTrainedModel) -> PreTrainedModel:
@@ -175,6 +196,9 @@ def add_lora(base: PreTrainedModel, config: Config) -> PeftModel:
     lora = config.lora
     require_modules(base, "lora.target_modules", lora.target_modules)
     require_modules(base, "lora.modules_to_save", lora.modules_to_save)
+    to_save = lora.modules_to_save
+    if config.model.resize_embeddings:
+        to_save = [*(to_save or []), *tables(base)]
     if config.training.gradient_checkpointing:
         base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     torch.manual_seed(config.training.seed)
@@ -188,7 +212,7 @@ def add_lora(base: PreTrainedModel, config: Config) -> PeftModel:
                 lora_dropout=lora.lora_dropout,
                 target_modules=lora.target_modules,
                 bias=lora.bias,
-                modules_to_save=lora.modules_to_save,
+                modules_to_save=to_save,
                 use_rslora=lora.use_rslora,
             ),
         )

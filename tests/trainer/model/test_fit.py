@@ -7,6 +7,7 @@ import shutil
 
 import pytest
 from lora_train.trainer.cli import main
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 SETTINGS = ["training.max_steps=1", "data.cache=false", "training.report_to=none"]
@@ -36,28 +37,31 @@ def test_tokens_past_the_embedding_table_are_named(folder, capsys, more):
     assert run(folder, *more) == 2
     said = capsys.readouterr()
     assert "2 rows hold tokens past the 512 rows of the model's embedding table: <회사> (512), <끝> (513)" in said.err
-    assert "model.resize_token_embeddings(514)" in said.err
+    assert "model.resize_embeddings=true gives the model 514 rows" in said.err
     assert not (folder / "run").exists()
 
 
-def test_the_way_out_trains_the_new_rows_and_the_merged_folder_has_them(folder, capsys):
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+def test_resized_tables_are_trained_saved_merged_and_asked(folder, capsys, tied):
     tokenizer = AutoTokenizer.from_pretrained(folder / "model")
     tokenizer.add_tokens(["<회사>", "<끝>"], special_tokens=True)
     tokenizer.save_pretrained(folder / "model")
-    model = AutoModelForCausalLM.from_pretrained(folder / "model")
-    model.resize_token_embeddings(len(tokenizer))
+    model = AutoModelForCausalLM.from_pretrained(folder / "model", tie_word_embeddings=tied)
     model.save_pretrained(folder / "model")
-    modules = "lora.modules_to_save=[embed_tokens,lm_head]"
-    assert run(folder, modules, "training.max_steps=4", "training.learning_rate=1e-2", "training.warmup_ratio=0") == 0
+    learning = ["training.max_steps=4", "training.learning_rate=1e-2", "training.warmup_ratio=0"]
+    assert run(folder, "model.resize_embeddings=true", "--dry-run") == 0
+    assert run(folder, "model.resize_embeddings=true", *learning) == 0
+    saved = load_file(folder / "run" / "adapter" / "adapter_model.safetensors")
+    sizes = {name: len(tensor) for name, tensor in saved.items() if "lora" not in name}
+    assert sizes == {"base_model.model.lm_head.weight": 514, "base_model.model.model.embed_tokens.weight": 514}
     assert main(["merge", str(folder / "run")]) == 0
     merged = AutoModelForCausalLM.from_pretrained(folder / "run" / "merged")
-    for table, before in (
-        (merged.get_input_embeddings(), model.get_input_embeddings()),
-        (merged.lm_head, model.lm_head),
-    ):
-        moved = (table.weight[512:] - before.weight[512:]).abs().amax(dim=1)
-        assert (moved > 1e-3).all()
+    tables = (merged.get_input_embeddings(), model.get_input_embeddings()), (merged.lm_head, model.lm_head)
+    for table, before in tables:
+        new = table.weight[512:]
+        assert ((new - before.weight.mean(dim=0)).abs().amax(dim=1) > 1e-3).all()
     assert main(["chat", str(folder / "run"), "--prompt", "물은?<회사>", "--max-new-tokens", "2"]) == 0
+    assert run(folder, "model.resize_embeddings=true", "training.max_steps=5", "--resume", str(folder / "run")) == 0
 
 
 def test_a_padding_token_past_the_table_does_no_harm(folder):
