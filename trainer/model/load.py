@@ -160,7 +160,7 @@ def load_base(config: Config, device: torch.device) -> PreTrainedModel:
 
 def grow(base: PreTrainedModel, n_rows: int) -> None:
     """Gives the embedding table and the output layer at least so many rows, each new one the mean of the others."""
-    before = base.get_input_embeddings().weight.shape[0]
+    before = len(base.get_input_embeddings().weight)  # pyright: ignore[reportArgumentType]
     if n_rows <= before:
         return
     base.resize_token_embeddings(n_rows, mean_resizing=False)
