@@ -93,7 +93,7 @@ def verdict(template: str, row: dict[str, Any]) -> dict[str, Any]:
     wrong = [i for i in asked if not any(is_exact(tokenizer, talk, i, choice, ids_of, found) for choice in choices)]
     ends = {str(tokenizer.decode(ids[runs[-1][1] - 1])) for ids, runs in zip(ids_of, found, strict=True) if runs}
     notes = sorted({key.removeprefix("data.") for key, _ in rendered.notes})
-    ended = all(end in tokenizer.all_special_tokens for end in ends)
+    ended = ends <= {str(token) for token in tokenizer.added_tokens_decoder.values()}
     facts = {"rows": len(parts), "notes": notes, "ends": sorted(ends) if ended else []}
     if wrong and GENERATION.search(template):
         return {"verdict": "as marked", **facts}
