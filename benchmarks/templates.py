@@ -27,12 +27,14 @@ import transformers
 from lora_train.trainer.data.chat.templates import FIXED_DATE, text_of
 from lora_train.trainer.data.chat.turns import REASONING, Talk, talk_of
 from lora_train.trainer.data.conversations import GENERATION, ChatFormat
-from lora_train.trainer.data.masks import tokenize
+from lora_train.trainer.data.masks import end_of, tokenize
 from lora_train.trainer.data.readers import BadRow
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-MARKS = re.compile(r"<\|[^|<>'\"{}\s]{1,40}\|>|<｜[^｜<>'\"{}]{1,40}｜>|</?[A-Za-z_:]{2,30}>|\[/?[A-Z_]{3,30}\]")
+MARKS = re.compile(
+    r"<\|[^|<>'\"{}\s]{1,40}\|>|<｜[^｜<>'\"{}]{1,40}｜>|</?[A-Za-z_:0-9]{2,30}>|<\|?[a-z_]+\|?>|\[\|[a-z]+\|\]|\[/?[A-Z_]{3,30}\]"
+)
 PLAIN = [
     {"role": "user", "content": "How hot is boiling water?"},
     {"role": "assistant", "content": "100 degrees Celsius."},
@@ -91,10 +93,10 @@ def verdict(template: str, row: dict[str, Any]) -> dict[str, Any]:
     choices = [{}, *({name: value == "True"} for name, value in switches)]
     asked = talk.answers if "begins_with_answer" not in str(rendered.notes) else talk.answers[1:]
     wrong = [i for i in asked if not any(is_exact(tokenizer, talk, i, choice, ids_of, found) for choice in choices)]
-    ends = {str(tokenizer.decode(ids[runs[-1][1] - 1])) for ids, runs in zip(ids_of, found, strict=True) if runs}
+    found_ends = [end_of(ids, mask, tokenizer) for ids, mask in tokenize(parts, tokenizer, is_chat=True)]
+    ends = {str(tokenizer.decode(end)) for end in found_ends if end is not None}
     notes = sorted({key.removeprefix("data.") for key, _ in rendered.notes})
-    ended = ends <= {str(token) for token in tokenizer.added_tokens_decoder.values()}
-    facts = {"rows": len(parts), "notes": notes, "ends": sorted(ends) if ended else []}
+    facts = {"rows": len(parts), "notes": notes, "ends": sorted(ends) if None not in found_ends else []}
     if wrong and GENERATION.search(template):
         return {"verdict": "as marked", **facts}
     return {"verdict": "inexact", "turns": wrong, **facts} if wrong else {"verdict": "exact", **facts}

@@ -27,7 +27,7 @@ from .cache import Packed, cache_key, load_packed, save_packed, tokenizer_hash
 from .conversations import ChatFormat, find_template
 from .fields import Note, needs_chat, printable, question_and_answer, renamed, require_supported
 from .formats import CHATS, DETECTION_ROWS, FORMATS, Format, Rendered, custom_format, detect, require_object
-from .masks import tokenize
+from .masks import end_of, tokenize
 from .overlap import Overlap
 from .sources import BadRow, Source, Where, open_source, source_name
 
@@ -216,7 +216,6 @@ class _Tokens:
         self.dropped: list[int] = []
         self.notes: Counter[Note] = Counter()
         self.truncated = self.without_end = self.untargeted = 0
-        self.ends = {tokenizer.eos_token_id, *tokenizer.added_tokens_decoder}
 
     def add(self, chunk: Sequence[tuple[int, Rendered]]) -> None:
         """Tokenizes rows; one of several answers that stand in texts of their own is several examples."""
@@ -228,7 +227,9 @@ class _Tokens:
         for (index, part), (ids, supervised) in zip(parts, tokens, strict=True):
             of_row[index] -= 1
             self.truncated += len(ids) > cutoff
-            self.without_end += bool(part.spans) and len(ids) <= cutoff and not self._ends(ids, supervised)
+            self.without_end += (
+                bool(part.spans) and len(ids) <= cutoff and end_of(ids, supervised, self.tokenizer) is None
+            )
             example = Example(index, ids[:cutoff], supervised[:cutoff])
             self.untargeted += not part.spans
             if example.n_supervised:
@@ -236,11 +237,6 @@ class _Tokens:
             elif not of_row[index] and (not self.kept or self.kept[-1].row != index):
                 self.dropped.append(index)
         self.notes.update(note for _, row in chunk for note in row.notes)
-
-    def _ends(self, ids: np.ndarray, supervised: np.ndarray) -> bool:
-        """Whether the last token that is trained on is one that ends a turn or a text."""
-        trained = ids[supervised]
-        return not len(trained) or int(trained[-1]) in self.ends
 
     def why_nothing(self, source: str) -> Problem:
         """Why no row has anything to train on."""

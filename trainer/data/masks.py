@@ -60,6 +60,21 @@ def begins_twice(ids: Sequence[int] | np.ndarray, tokenizer: Any) -> bool:
     return begin is not None and len(ids) > 1 and ids[0] == begin and ids[1] == begin
 
 
+def end_of(ids: np.ndarray, supervised: np.ndarray, tokenizer: Any) -> int | None:
+    """The token that ends what is trained on: the last but for white space, if it is one that ends a turn or a text.
+
+    Args:
+        ids, supervised: of a row, int32 and bool [length].
+        tokenizer: knows its added tokens and its end-of-text token.
+    """
+    for token in reversed(ids[supervised].tolist()):
+        if token == tokenizer.eos_token_id or token in tokenizer.added_tokens_decoder:
+            return token
+        if tokenizer.decode([token]).strip():
+            break
+    return None
+
+
 def _reaches_into(
     spans: Sequence[tuple[int, int]], offsets: Sequence[tuple[int, int]], added: np.ndarray
 ) -> np.ndarray:

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from ..config.schema import Config
 from ..data.conversations import ChatFormat, find_template
 from ..data.formats import CHATS
-from ..data.masks import tokenize
+from ..data.masks import end_of, tokenize
 from ..data.readers import BadRow
 from ..errors import UserError
 
@@ -32,8 +32,7 @@ def trained_end(config: Config | None, tokenizer: Any) -> int | None:
         ((ids, supervised),) = tokenize([form.render(QUESTION)], tokenizer, is_chat=True)
     except (UserError, BadRow):  # the template takes no such conversation, or there is none
         return None
-    last = int(ids[supervised][-1]) if supervised.any() else None
-    return last if last in tokenizer.added_tokens_decoder or last == tokenizer.eos_token_id else None
+    return end_of(ids, supervised, tokenizer)
 
 
 def stop_on(model: PreTrainedModel, end: int | None) -> None:

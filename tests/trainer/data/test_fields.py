@@ -15,7 +15,7 @@ from tokenizers import ByteLevelBPETokenizer, processors
 from transformers import PreTrainedTokenizerFast
 
 from ...conftest import DATA
-from .test_conversations import CHATML, FORGETFUL, PLAIN, TURNS
+from .test_conversations import CHATML, FORGETFUL, PLAIN, TAGGED, TURNS
 
 ASKED = {"instruction": "물은?", "output": "100도"}
 
@@ -182,6 +182,13 @@ def test_answers_without_an_end_are_counted(tmp_path, capsys, chatting):
     )
     assert "no token that ends a turn" not in lines(tmp_path, capsys, rows, chatting)
     assert "no token that ends a turn" not in lines(tmp_path, capsys, [ASKED], chatting)
+
+
+def test_white_space_behind_the_end_is_no_end_of_its_own(tmp_path, capsys, chatting):
+    marked = TAGGED.replace("'<|im_end|>' }}{% endgeneration %}{{ '\n' }}", "'<|im_end|>\n' }}{% endgeneration %}")
+    assert marked != TAGGED
+    said = lines(tmp_path, capsys, [{"messages": TURNS}], chatting, chat_template=marked)
+    assert "no token that ends a turn" not in said
 
 
 def test_a_text_that_begins_with_the_begin_token_gets_no_second_one(tmp_path):
