@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -9,7 +10,8 @@ from ..config.names import is_path
 from ..config.schema import DataSection
 from ..data.conversations import is_jinja
 from ..data.formats import CHATS, template_fields
-from ..data.sources import READERS, data_files, is_saved
+from ..data.readers import READERS, kind_of
+from ..data.sources import data_files, globbed, is_saved
 from ..errors import Problem, problem
 
 
@@ -20,9 +22,15 @@ def data_problems(data: DataSection, where: Callable[[str], str]) -> Iterator[Pr
         data: the section.
         where: key -> the file or command line that set it.
     """
-    for key, name in (("data.train", data.train), ("data.eval", data.eval)):
-        if name is not None and is_path(name):
-            yield from _source_problems(key, name, where)
+    for key, value in (("data.train", data.train), ("data.eval", data.eval)):
+        names = [value] if isinstance(value, str) else value or []
+        for name in names:
+            if is_path(name):
+                yield from _source_problems(key, name, where)
+            elif not isinstance(value, str):
+                yield problem("config.no_file", file=where(key), key=key, path=name)
+        if value is not None and not names:
+            yield problem("config.no_sources", file=where(key), key=key)
     yield from _template_problems(data, where)
     if data.packing and not data.padding_free:
         yield problem("config.packing_padded", file=where("data.packing"))
@@ -32,17 +40,23 @@ def data_problems(data: DataSection, where: Callable[[str], str]) -> Iterator[Pr
 
 def _source_problems(key: str, name: str, where: Callable[[str], str]) -> Iterator[Problem]:
     path, known = Path(name).expanduser(), ", ".join(READERS)
-    if not path.exists():
+    if not path.exists() and glob.has_magic(name):
+        if not globbed(name):
+            yield problem("config.no_match", file=where(key), key=key, path=name)
+    elif not path.exists():
         yield problem("config.no_file", file=where(key), key=key, path=name)
     elif path.is_dir():
         if not data_files(path) and not is_saved(path):
             yield problem("config.no_data_files", file=where(key), key=key, path=name, known=known)
-    elif path.suffix.lower() not in READERS:
+    elif not kind_of(path):
         yield problem("config.unknown_data_kind", file=where(key), key=key, path=name, known=known)
 
 
 def _template_problems(data: DataSection, where: Callable[[str], str]) -> Iterator[Problem]:
     prompt, chat = data.prompt_template, data.chat_template
+    theirs = [name for name in data.columns.values() if name is not None]
+    for name in dict.fromkeys(name for name in theirs if theirs.count(name) > 1):
+        yield problem("config.column_twice", file=where("data.columns"), column=name)
     if prompt is not None:
         try:
             fields, what = template_fields(prompt), ""

@@ -9,7 +9,7 @@ would do by hand. Killed at any point, the run resumes from the last whole check
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from ...instrument.messages import say
 from ...instrument.record.capsule import incident_folder, write_capsule, write_diagnosis
 from ..config.schema import Config
 from ..config.settings import as_overrides, with_settings
+from ..data.examples import Example
 from ..loop.checkpoint import Progress
 from ..loop.components import Components
 from ..loop.engine import OutOfMemory
@@ -222,6 +223,19 @@ def heal_record(config: Config, diagnosis: Diagnosis, remedy: Remedy) -> dict[st
     }
 
 
+def namer() -> Callable[[Example], int | str]:
+    """What examples are called in a capsule: 7, and "7/1" for the second of the answers that row 7 is split into."""
+    names: dict[int, list[Example]] = {}
+
+    def name(example: Example) -> int | str:
+        same = names.setdefault(example.row, [])
+        at = next((k for k, other in enumerate(same) if other is example), len(same))
+        same += [example] if at == len(same) else []
+        return f"{example.row}/{at}" if at else example.row
+
+    return name
+
+
 def capsule(
     components: Components, state: Snapshot, step: int, start: int
 ) -> tuple[dict[str, torch.Tensor], Mapping[str, Any]]:
@@ -229,13 +243,14 @@ def capsule(
     tensors = {f"adapter.{name}": value for name, value in state.adapter.items()}
     tensors |= {f"optimizer.{name}": value for name, value in state.optimizer.items()}
     tensors |= {f"loss_scale.{name}": value for name, value in state.loss_scale.items()}
-    rows: dict[int, list[list[list[int]]]] = {}
+    rows: dict[int, list[list[list[int | str]]]] = {}
+    name = namer()
     for number in range(state.progress.step + 1, step + 1):
         shares = components.plan.shares(number)
-        rows[number] = [[[example.row for example in own] for own in micro] for micro in shares]
+        rows[number] = [[[name(example) for example in own] for own in micro] for micro in shares]
         for example in (example for micro in shares for own in micro for example in own):
-            tensors[f"row.{example.row}.input_ids"] = torch.from_numpy(example.input_ids.copy())
-            tensors[f"row.{example.row}.supervised"] = torch.from_numpy(example.supervised.copy())
+            tensors[f"row.{name(example)}.input_ids"] = torch.from_numpy(example.input_ids.copy())
+            tensors[f"row.{name(example)}.supervised"] = torch.from_numpy(example.supervised.copy())
     facts = {
         "step": step,
         "start": start,

@@ -31,6 +31,7 @@ from ..console import Console, compact
 from ..data.batches import Plan
 from ..data.examples import Dataset, Example
 from ..data.load import load_data
+from ..data.sources import source_name
 from ..errors import UserError, problem
 from ..loop.checkpoint import STATE, Progress, checkpoints, restore, step_of, under
 from ..loop.components import Components, build, loss_scale_of
@@ -161,7 +162,7 @@ def restored(origin: Origin, request: Request, console: Console) -> Components:
             raise UserError(problem("replay.processes", then=facts["processes"], now=engine.world_size))
         recorded = recorded_rows(tensors, facts)
         examples = [example for step in recorded.values() for micro in step for own in micro for example in own]
-        dataset = Dataset(config.data.train, examples, [], 0)
+        dataset = Dataset(source_name(config.data.train), examples, [], 0)
         components = build(config, engine, dataset, None, pad, console)
         order = components.plan
         plan = RecordedPlan(
@@ -182,8 +183,9 @@ def recorded_rows(
 ) -> dict[int, list[list[list[Example]]]]:
     """The micro-batches of the steps in a capsule, each as what every process had of it."""
 
-    def example(row: int) -> Example:
-        return Example(row, tensors[f"row.{row}.input_ids"].numpy(), tensors[f"row.{row}.supervised"].numpy())
+    def example(row: int | str) -> Example:
+        number = int(str(row).partition("/")[0])  # "7/1": the second of the answers that a row is trained on apart
+        return Example(number, tensors[f"row.{row}.input_ids"].numpy(), tensors[f"row.{row}.supervised"].numpy())
 
     steps = facts["rows"].items()
     return {int(step): [[[example(row) for row in own] for own in micro] for micro in micros] for step, micros in steps}

@@ -39,7 +39,7 @@ def is_path(name: str) -> bool:
     return (
         os.path.exists(name)
         or name.startswith((".", "/", "~", "\\"))
-        or name.endswith((".gguf", ".jsonl", ".json", ".csv", ".parquet", ".txt"))
+        or name.endswith((".gguf", ".jsonl", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".txt", ".gz"))
         or not re.fullmatch(r"[\w.\-]+(/[\w.\-]+)?", name)
     )
 

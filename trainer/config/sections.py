@@ -44,6 +44,12 @@ class ModelSection(Section):
     """Attention kernel. eager forms QK^T in the compute dtype and overflows in fp16 sooner.
 
     어텐션 커널. eager는 QK^T를 계산 dtype으로 만들어 fp16에서 더 쉽게 넘칩니다."""
+    resize_embeddings: bool = False
+    """Give the embedding table and the output layer rows for the tokens that the tokenizer has and the model has not,
+    train both in full, and save them with the adapter. New rows begin as the mean of the others.
+
+    토크나이저에는 있고 모델에는 없는 토큰을 위해 임베딩 표와 출력층에 행을 더하고, 둘을 통째로 학습해 어댑터와 함께
+    저장합니다. 더한 행은 나머지 행의 평균에서 시작합니다."""
     trust_remote_code: bool = False
     """Run Python code that comes with the model. Off unless you have read that code.
 
@@ -136,11 +142,13 @@ class DataSection(Section):
     학습할 데이터, 그리고 행을 토큰으로 바꾸는 방법.
     """
 
-    train: str = Field(min_length=1)
-    """Training rows: a hub id, a folder of data files, or a .jsonl, .json, .csv or .parquet file.
+    train: Annotated[str, Field(min_length=1)] | Annotated[list[str], Field(min_length=1)]
+    """Training rows: a hub id, a folder of data files, a .jsonl, .json, .csv, .tsv, .parquet, .arrow or .txt file (or
+    one of them packed as .gz), a pattern such as 'rows/*.jsonl', or a list of files and folders.
 
-    학습할 행. 허브 id, 데이터 파일이 든 폴더, .jsonl·.json·.csv·.parquet 파일 중 하나."""
-    eval: str | None = None
+    학습할 행. 허브 id, 데이터 파일이 든 폴더, .jsonl·.json·.csv·.tsv·.parquet·.arrow·.txt 파일(.gz로 압축한 것도
+    됩니다), 'rows/*.jsonl' 같은 패턴, 파일과 폴더의 목록 중 하나."""
+    eval: str | list[str] | None = None
     """Evaluation rows, from the same kinds of places.
 
     평가할 행. 적을 수 있는 것은 data.train과 같습니다."""
@@ -160,6 +168,12 @@ class DataSection(Section):
     행을 글로 바꾸는 방식. koalpaca와 alpaca는 instruction/input/output, prompt_completion은 prompt와 completion,
     text는 text 필드를 읽습니다. messages와 sharegpt(대화)는 토크나이저의 챗 템플릿으로 씁니다. auto는 첫 행들의
     필드를 보고 정합니다."""
+    columns: dict[str, str | None] = {}
+    """What the rows call the fields: {instruction: question, output: answer}, in conversations also a turn's role and
+    content. {label: null} leaves a column out on purpose.
+
+    행의 필드 이름. 예: {instruction: question, output: answer}. 대화라면 각 말의 role과 content도 적을 수 있습니다.
+    {label: null}이면 그 열을 일부러 읽지 않습니다."""
     prompt_template: str | None = None
     """Your own template instead of data.format, with the rows' fields in braces: 'Q: {question} A: {answer}'. It is
     trained on from the last field on, which is the answer.

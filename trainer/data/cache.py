@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 # To be raised whenever the same rows and settings give other tokens or masks than before.
-VERSION = 1
+VERSION = 2
 ARRAYS = {"input_ids": np.int32, "supervised": np.bool_, "offsets": np.int64, "rows": np.int64, "dropped": np.int64}
 
 
@@ -37,6 +37,8 @@ class Packed:
         format: the format that was used, detected or given.
         n_skipped: number of bad rows left out.
         skipped: what was wrong with the first of them.
+        n_rows: rows of the source, those that are left out included.
+        notes: (catalogue key, its values as pairs, rows) of what is to be said about rows.
     """
 
     input_ids: np.ndarray
@@ -48,6 +50,8 @@ class Packed:
     format: str
     n_skipped: int = 0
     skipped: tuple[str, ...] = ()
+    n_rows: int = 0
+    notes: tuple[tuple[str, tuple[tuple[str, str], ...], int], ...] = ()
 
     def arrays(self) -> dict[str, np.ndarray]:
         return {name: np.ascontiguousarray(getattr(self, name), dtype) for name, dtype in ARRAYS.items()}
@@ -58,6 +62,8 @@ class Packed:
             "format": self.format,
             "n_skipped": self.n_skipped,
             "skipped": list(self.skipped),
+            "n_rows": self.n_rows,
+            "notes": [[key, [list(pair) for pair in values], count] for key, values, count in self.notes],
         }
 
 
@@ -91,6 +97,7 @@ def load_packed(key: str) -> Packed | None:
             facts = json.loads((file.metadata() or {})["facts"])
             arrays = {name: file.get_tensor(name) for name in ARRAYS}
         digest, facts["skipped"] = facts.pop("digest"), tuple(facts["skipped"])
+        facts["notes"] = tuple((key, tuple(map(tuple, values)), count) for key, values, count in facts["notes"])
         packed = Packed(**arrays, **facts)
     except (OSError, RuntimeError, SafetensorError, ValueError, KeyError, TypeError):
         return None

@@ -7,70 +7,44 @@ a turn is found by rendering the conversation up to it, with the header that ask
     before = render(turns[:i], header)      "...<|im_start|>assistant\\n"
     after  = render(turns[:i + 1])          "...<|im_start|>assistant\\nHello<|im_end|>\\n"
 
-which holds only if `before` begins `after` and `after` begins the whole conversation; where a template breaks that
-(because it drops earlier reasoning, say) the row is refused rather than trained on the wrong tokens.
+which holds if `before` begins `after` and `after` begins the whole conversation. Many templates write a turn otherwise
+once others follow: they drop earlier reasoning (Qwen3, gpt-oss), move the system prompt to the last question (Mistral)
+or end only the last turn (Phi-3). Such a turn becomes a training row of its own, `after` as it stands, so that it is
+learned as the model will be asked for it. Where the header itself opens the reasoning ("<think>\\n") and the template
+writes the answer without, the answer is put behind the header with its reasoning, or an empty one, closed.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ..errors import UserError, first_line, problem
-from .formats import CHATS, Fault, Rendered, is_unicode, printable, require_object, text_faults
-from .sources import BadRow
+from .chat.templates import Runner, find_template, is_jinja, read_template, text_of, with_text
+from .chat.turns import REASONING, Talk, Turn, talk_of, turns_of
+from .fields import Note
+from .formats import Rendered
+from .readers import BadRow
 
-ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
+__all__ = ["ChatFormat", "find_template", "is_jinja", "read_template", "turns_of"]
+
 # transformers' own pattern
 GENERATION = re.compile(r"\{\%-?\s*generation\s*-?\%\}")
-# Llama 3 prints today's date unless it is given one; the same rows must give the same tokens tomorrow.
-FIXED_DATE = "26 Jul 2024"
-
-Turn = dict[str, Any]
-
-
-def read_template(value: str) -> str:
-    """data.chat_template: Jinja as it is, or the file that holds it.
-
-    Raises:
-        UserError: the file cannot be read.
-    """
-    if is_jinja(value):
-        return value
-    try:
-        return Path(value).expanduser().read_text(encoding="utf-8")
-    except OSError as error:
-        raise UserError(problem("data.unreadable", source=value, what=error.strerror or error)) from error
-    except UnicodeDecodeError as error:
-        raise UserError(problem("config.not_utf8", file=value, byte=error.start)) from None
-
-
-def is_jinja(value: str) -> bool:
-    """Whether data.chat_template is a template rather than the path of one."""
-    return "{%" in value or "{{" in value
-
-
-def find_template(chat_template: str | None, tokenizer: Any) -> str:
-    """The user's template, else the tokenizer's.
-
-    Raises:
-        UserError: there is none, or it is not Jinja.
-    """
-    from jinja2 import TemplateError
-    from transformers.utils.chat_template_utils import render_jinja_template
-
-    if chat_template is None and not tokenizer.chat_template:
-        raise UserError(problem("data.no_chat_template", name=tokenizer.name_or_path))
-    try:
-        template = read_template(chat_template) if chat_template is not None else tokenizer.get_chat_template()
-        render_jinja_template(conversations=[], chat_template=template)  # compiles it
-    except (TemplateError, ValueError) as error:
-        name = "data.chat_template" if chat_template is not None else tokenizer.name_or_path
-        raise UserError(problem("data.bad_chat_template", name=name, what=error)) from error
-    return template
+THOUGHT = re.compile(r"\s*<think>(.*?)</think>\s*", re.DOTALL)
+# What a header may end with that opens a reasoning -> what closes it.
+CLOSINGS = {
+    "<think>": "</think>",
+    "<seed:think>": "</seed:think>",
+    "[THINK]": "[/THINK]",
+    "<|START_THINKING|>": "<|END_THINKING|>",
+    "<|channel>thought": "<channel|>",
+}
+OPENED, CLOSED = ("|".join(map(re.escape, marks)) for marks in (CLOSINGS, CLOSINGS.values()))
+OPENING = re.compile(rf"\s*(?P<opened>{OPENED})\s*(?P<closed>{CLOSED})?\s*")
+MARK = re.compile(r"<\|[^|<>]*\|>")
+# What templates call the switch of reasoning; tried only where the conversation does not fit without.
+SWITCHES = ("enable_thinking", "thinking")
 
 
 @dataclass(frozen=True)
@@ -81,110 +55,212 @@ class ChatFormat:
         name: messages or sharegpt.
         template: Jinja.
         special_tokens: bos_token and the like, for the template.
+        columns: data.columns.
     """
 
     name: str
     template: str
-    special_tokens: dict[str, Any]
+    special_tokens: Mapping[str, Any]
+    columns: Mapping[str, str | None] = field(default_factory=dict)
+    _runner: list[Runner] = field(default_factory=list, compare=False, repr=False)
+
+    @property
+    def runner(self) -> Runner:
+        """The template, with what is known of it by now."""
+        if not self._runner:
+            self._runner.append(Runner(self.name, self.template, self.special_tokens))
+        return self._runner[0]
 
     def render(self, row: Any) -> Rendered:
-        """The row's text.
+        """The row's text, and the answers that stand otherwise in a text of their own.
 
         Raises:
-            BadRow: the turns are unusable, or the template refuses them.
+            BadRow: the turns are unusable, or the template refuses them or leaves a part of them out.
         """
-        turns = turns_of(self.name, row)
+        talk = self.runner.fitted(talk_of(self.name, row, self.columns))
         if GENERATION.search(self.template):
-            text, spans = self._run(turns, mark=True)
-        else:
-            text, _ = self._run(turns)
-            spans = [self._answer(turns, i, text) for i, turn in enumerate(turns) if turn["role"] == "assistant"]
-        return Rendered(text, tuple((start, end) for start, end in spans if end > start))
+            return self._marked(talk)
+        whole = self._upto(talk, len(talk.turns))
+        spans, earlier, notes = [], [], [*talk.notes]
+        for i in talk.answers:
+            if i == 0 and not self._can_begin(talk):
+                notes.append(("data.begins_with_answer", (("field", talk.places[0]),)))
+                continue
+            try:
+                spans.append(self._answer(talk, i, whole))
+            except BadRow as bad:
+                earlier.append(self._alone(talk, i, bad))
+        notes += [note for alone in earlier for note in alone.notes]
+        if earlier:
+            notes.append(("data.row_per_answer", ()))
+        if earlier and not spans:
+            *earlier, last = earlier
+            whole, spans = last.text, list(last.spans)
+        kept = tuple((start, end) for start, end in spans if end > start)
+        return Rendered(whole, kept, tuple(replace(alone, notes=()) for alone in earlier), tuple(dict.fromkeys(notes)))
 
-    def _run(self, turns: Sequence[Turn], header: bool = False, mark: bool = False) -> tuple[str, list]:
-        from transformers.utils.chat_template_utils import render_jinja_template
+    def _marked(self, talk: Talk) -> Rendered:
+        """What {% generation %} marks, without the turns that the row does not train on."""
+        text, spans = self.runner.run(talk, mark=True)
+        speaks = [i for i, turn in enumerate(talk.turns) if turn["role"] == "assistant"]
+        if tuple(speaks) != talk.answers:
+            if len(spans) != len(speaks):
+                left_out = next(i for i in speaks if i not in talk.answers)
+                raise BadRow(("data.counts", {"field": talk.places[left_out]}))
+            spans = [span for i, span in zip(speaks, spans, strict=True) if i in talk.answers]
+        earlier, several = [], len(spans) == len(talk.answers)
+        for number, i in enumerate(talk.answers):
+            written = "".join(text[start:end] for start, end in (spans[number : number + 1] if several else spans))
+            if not _holds_reasoning(talk.turns[i], written):
+                if i + 1 == len(talk.turns) or not several:
+                    raise _lost_reasoning(talk, i) or AssertionError
+                earlier.append(self._marked(replace(talk, turns=talk.turns[: i + 1], answers=(i,))))
+                spans = [*spans[:number], (0, 0), *spans[number + 1 :]]
+        notes = (*talk.notes, *([("data.row_per_answer", ())] if earlier else []))
+        kept = tuple((start, end) for start, end in spans if end > start)
+        return Rendered(text, kept, tuple(replace(alone, notes=()) for alone in earlier), notes)
 
-        values = {"date_string": FIXED_DATE, **self.special_tokens}
+    def _can_begin(self, talk: Talk) -> bool:
+        """Whether the template asks for an answer to nothing."""
         try:
-            (text,), spans = render_jinja_template(
-                conversations=[list(turns)],
-                chat_template=self.template,
-                return_assistant_tokens_mask=mark,
-                add_generation_prompt=header,
-                **values,
-            )
-        except Exception as error:  # raise_exception(), an undefined name, or any type error inside the template
-            what = printable(first_line(error))
-            raise BadRow(("data.chat_refused", {"what": what})) from error
-        if not is_unicode(text):
-            raise BadRow(("data.not_unicode", {"field": CHATS[self.name][0]}))
-        return text, list(spans[0]) if mark else []
+            self.runner.run(replace(talk, turns=()), header=True)
+        except BadRow:
+            return False
+        return True
 
-    def _answer(self, turns: Sequence[Turn], i: int, text: str) -> tuple[int, int]:
+    def _upto(self, talk: Talk, i: int, header: bool = False, **values: Any) -> str:
+        """The first i turns, with what asks for an answer behind them or without."""
+        return self.runner.run(replace(talk, turns=talk.turns[:i]), header=header, **values)[0]
+
+    def _answer(self, talk: Talk, i: int, text: str, **values: Any) -> tuple[int, int]:
         """Characters of the i-th turn that the assistant writes."""
-        header = self._run(turns[:i], header=True)[0]
-        after = self._run(turns[: i + 1])[0] if i + 1 < len(turns) else text
+        turns = talk.turns
+        header = self._upto(talk, i, header=True, **values)
+        after = self._upto(talk, i + 1, **values) if i + 1 < len(turns) or values else text
         if not (after.startswith(header) and text.startswith(after)):
-            raise BadRow(("data.not_prefix", {"turn": i + 1}))
+            raise _not_prefix(talk, i)
         written = after[len(header) :]
-        for content in (turns[i]["content"], turns[i]["content"].strip()):
+        if not _holds_reasoning(turns[i], written):
+            raise _not_prefix(talk, i)
+        said = text_of(turns[i])
+        if not said:  # calls of tools alone
+            return len(header), len(after) - (len(written) - len(written.rstrip()))
+        for content in (said, said.strip()):
             if written.startswith(content) and "add_generation_prompt" in self.template:
                 start, closing = len(header), written[len(content) :]
                 break
         else:
-            start, closing = self._around(turns, i, text, after, header)
+            start, closing = self._around(talk, i, text, after, header, values)
         # white space behind the end-of-turn token opens the next turn; on its own it is what ends this one
         return start, len(after) - (len(closing) - len(closing.rstrip()) if closing.strip() else 0)
 
-    def _around(self, turns: Sequence[Turn], i: int, text: str, after: str, header: str) -> tuple[int, str]:
+    def _around(
+        self, talk: Talk, i: int, text: str, after: str, header: str, values: Mapping[str, Any]
+    ) -> tuple[int, str]:
         """Where the answer starts and what closes it, seen by putting a word that nobody says in its place."""
         word = "\ue000answer\ue001"
         while word in text:
             word = word[:-1] + "x\ue001"
-        marked = self._run([*turns[:i], {**turns[i], "content": word}])[0]
+        turns = (*talk.turns[:i], with_text(talk.turns[i], word))
+        marked = self._upto(replace(talk, turns=turns), i + 1, **values)
         opening, found, closing = marked.partition(word)
-        asks = header != (self._run(turns[:i])[0] if i else "")
-        # a template without a header to ask with writes one into the answer's turn
-        start = len(header) if asks else len(opening)
+        asks = "add_generation_prompt" in self.template or header != (self._upto(talk, i, **values) if i else "")
+        # a template without a header to ask with writes one into the answer's turn; white space alone is the answer's
+        start = len(header) if asks or not opening[len(header) :].strip() else len(opening)
         if not found or not after.endswith(closing) or not (asks or after.startswith(opening)):
-            raise BadRow(("data.not_prefix", {"turn": i + 1}))
+            raise _not_prefix(talk, i)
         return start, closing
 
+    def _alone(self, talk: Talk, i: int, fault: BadRow) -> Rendered:
+        """The conversation up to the i-th turn, which is all that is trained on.
 
-def turns_of(name: str, row: Any) -> list[Turn]:
-    """The row's conversation as role and content.
+        Raises:
+            BadRow: the template does not begin the answer as it asks for it.
+        """
+        if self.runner.always_asks:
+            raise _not_prefix(talk, i)
+        upto = replace(talk, turns=talk.turns[: i + 1])
+        wanted = _reasoning(talk.turns[i]) != ""
+        refused = fault
+        ways: list[dict[str, bool]] = [{}, *({switch: wanted} for switch in SWITCHES if switch in self.template)]
+        folded = replace(upto, turns=(*talk.turns[:i], _folded(talk.turns[i])))
+        talks = [upto, folded] if "think>" in self.template and folded != upto else [upto]
+        for own, values in ((own, values) for own in talks for values in ways):
+            try:
+                text = self._upto(own, i + 1, **values)
+                span = self._answer(own, i, text, **values)
+            except BadRow as bad:
+                refused = bad
+                continue
+            return Rendered(text, (span,), notes=_switched(values))
+        repaired = next(filter(None, (self._behind_opening(upto, i, values) for values in ways)), None)
+        if repaired is None:
+            raise _lost_reasoning(talk, i) or refused
+        return repaired
 
-    Raises:
-        BadRow: a turn is missing, is not text, or nobody knows its role.
-    """
-    require_object(row)
-    field, who, what = CHATS[name]
-    if field not in row:
-        raise BadRow(("data.no_field", {"field": field, "found": printable(", ".join(map(str, row)) or "-")}))
-    turns = row[field]
-    if not isinstance(turns, list):
-        raise BadRow(("data.not_turns", {"field": field, "kind": type(turns).__name__}))
-    if not turns:
-        raise BadRow(("data.empty_field", {"field": field}))
-    faults = [fault for i, turn in enumerate(turns) for fault in _turn_faults(f"{field}[{i}]", turn, name)]
-    if faults:
-        raise BadRow(*faults)
-    if name == "sharegpt":
-        return [{"role": ROLES[turn[who]], "content": turn[what]} for turn in turns]
-    # parquet fills what a turn does not have with null, which templates take for a value
-    return [{key: value for key, value in turn.items() if value is not None} for turn in turns]
+    def _behind_opening(self, talk: Talk, i: int, values: Mapping[str, Any]) -> Rendered | None:
+        """The answer put behind a header that opens a reasoning, which the template leaves out of the answer."""
+        header, after = self._upto(talk, i, header=True, **values), self._upto(talk, i + 1, **values)
+        common = next((k for k, (a, b) in enumerate(zip(header, after, strict=False)) if a != b), len(header))
+        mark = header.rfind("<", 0, common)  # "<think></think>" and "</think>" part within a mark
+        if ">" not in header[mark:common] and mark >= 0:
+            common = mark
+        found, rest = OPENING.fullmatch(header[common:]), after[common:].lstrip()
+        thought, answer = _reasoning(talk.turns[i]), _answer_of(talk.turns[i]).strip()
+        if found is None or (found["closed"] and thought):
+            return None
+        closing = CLOSINGS[found["opened"]]
+        rest = rest.removeprefix(closing).lstrip()
+        if not MARK.sub("", rest, count=1).startswith(answer) and not rest.startswith(answer):
+            return None
+        if found["closed"]:
+            written = rest
+        else:
+            written = f"{thought}\n{closing}\n\n{rest}" if header.endswith("\n") else f"{thought}{closing}{rest}"
+        ended = bool(rest[rest.index(answer) + len(answer) :].strip())
+        end = len(header) + (len(written.rstrip()) if ended else len(written))
+        return Rendered(
+            header + written, ((len(header), end),), notes=(("data.thought_closed", ()), *_switched(values))
+        )
 
 
-def _turn_faults(place: str, turn: Any, name: str) -> list[Fault]:
-    _, who, what = CHATS[name]
-    if not isinstance(turn, dict):
-        return [("data.not_turn", {"field": place, "kind": type(turn).__name__, "who": who, "what": what})]
-    lacking = [field for field in (who, what) if field not in turn]
-    if lacking:
-        found = printable(", ".join(map(str, turn)) or "-")
-        return [("data.no_field", {"field": f"{place}.{field}", "found": found}) for field in lacking]
-    faults = text_faults(f"{place}.{who}", turn[who])
-    if not faults and name == "sharegpt" and turn[who] not in ROLES:
-        faults = [("data.unknown_role", {"field": f"{place}.{who}", "role": turn[who], "known": ", ".join(ROLES)})]
-    is_answer = turn[who] in ("assistant", "gpt")
-    return faults + text_faults(f"{place}.{what}", turn[what], may_be_empty=not is_answer)
+def _switched(values: Mapping[str, Any]) -> tuple[Note, ...]:
+    return tuple(("data.switched", (("switch", f"{name}={value}"),)) for name, value in values.items())
+
+
+def _reasoning(turn: Turn) -> str:
+    """The reasoning of a turn, in its own field or in front of its content."""
+    for name in REASONING:
+        if isinstance(turn.get(name), str) and turn[name].strip():
+            return turn[name].strip()
+    found = THOUGHT.match(text_of(turn))
+    return found[1].strip() if found else ""
+
+
+def _folded(turn: Turn) -> Turn:
+    """The turn with its reasoning in front of its content, as templates without a field for it have it."""
+    if not any(name in turn for name in REASONING):
+        return turn
+    bare = {name: value for name, value in turn.items() if name not in REASONING}
+    return with_text(bare, f"<think>\n{_reasoning(turn)}\n</think>\n\n{text_of(turn)}")
+
+
+def _answer_of(turn: Turn) -> str:
+    """The content of a turn behind its reasoning."""
+    return THOUGHT.sub("", text_of(turn), count=1)
+
+
+def _holds_reasoning(turn: Turn, written: str) -> bool:
+    return _reasoning(turn) in written
+
+
+def _lost_reasoning(talk: Talk, i: int) -> BadRow | None:
+    """The fault of a turn whose reasoning the template never writes."""
+    if not _reasoning(talk.turns[i]):
+        return None
+    name = next((name for name in REASONING if talk.turns[i].get(name)), "content")
+    return BadRow(("data.reasoning_not_written", {"field": f"{talk.places[i]}.{name}"}))
+
+
+def _not_prefix(talk: Talk, i: int) -> BadRow:
+    return BadRow(("data.not_prefix", {"turn": i + 1, "field": talk.places[i]}))

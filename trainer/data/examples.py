@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import random
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
 from typing import Any
@@ -25,20 +25,11 @@ from ..config.schema import DataSection
 from ..errors import Problem, UserError, problem
 from .cache import Packed, cache_key, load_packed, save_packed, tokenizer_hash
 from .conversations import ChatFormat, find_template
-from .formats import (
-    CHATS,
-    DETECTION_ROWS,
-    FORMATS,
-    Format,
-    Rendered,
-    custom_format,
-    detect,
-    printable,
-    require_object,
-)
-from .masks import tokenize
+from .fields import Note, needs_chat, printable, question_and_answer, renamed, require_supported
+from .formats import CHATS, DETECTION_ROWS, FORMATS, Format, Rendered, custom_format, detect, require_object
+from .masks import end_of, tokenize
 from .overlap import Overlap
-from .sources import BadRow, Source, Where, open_source
+from .sources import BadRow, Source, Where, open_source, source_name
 
 IGNORE_INDEX = -100
 MAX_BAD_ROWS_SHOWN = 5
@@ -78,6 +69,8 @@ class Dataset:
         format: a name of data.format, or "prompt_template".
         n_skipped: number of bad rows left out (data.on_bad_row: skip).
         skipped: what was wrong with the first of them.
+        n_rows: rows of the source, those that are left out included.
+        notes: what is to be said about rows, and of how many.
         overlap: of evaluation rows, what they have in common with the training rows.
     """
 
@@ -88,6 +81,8 @@ class Dataset:
     format: str = ""
     n_skipped: int = 0
     skipped: Sequence[str] = ()
+    n_rows: int = 0
+    notes: Sequence[tuple[Note, int]] = ()
     overlap: Overlap | None = None
 
     def fingerprint(self) -> str:
@@ -101,12 +96,13 @@ class Dataset:
     @cached_property
     def row_hashes(self) -> np.ndarray:
         """uint64 [rows] in the order of the source: each changes with the tokens and the mask of its row alone."""
-        ordered = sorted(self.examples, key=lambda example: example.row)
+        # answers of one row that are examples of their own: the longest first, as evaluation has them
+        ordered = sorted(self.examples, key=lambda example: (example.row, -len(example.input_ids)))
         parts = (f"{len(e.input_ids)} ".encode() + e.input_ids.tobytes() + e.supervised.tobytes() for e in ordered)
         return np.array([int.from_bytes(hashlib.sha256(part).digest()[:8], "little") for part in parts], np.uint64)
 
 
-def load_examples(source: str, data: DataSection, tokenizer: Any, limit: int | None = None) -> Dataset:
+def load_examples(source: str | Sequence[str], data: DataSection, tokenizer: Any, limit: int | None = None) -> Dataset:
     """Reads, checks, tokenizes and masks a source, or takes what an earlier start has kept of it.
 
     Args:
@@ -131,7 +127,14 @@ def load_examples(source: str, data: DataSection, tokenizer: Any, limit: int | N
         for row, start, end in zip(packed.rows, ends[:-1], ends[1:], strict=True)
     ]
     dropped = packed.dropped.tolist()
-    return Dataset(source, examples, dropped, packed.truncated, packed.format, packed.n_skipped, packed.skipped)
+    name, notes = source_name(source), [(as_note(key, values), count) for key, values, count in packed.notes]
+    found = (packed.truncated, packed.format, packed.n_skipped, packed.skipped, packed.n_rows)
+    return Dataset(name, examples, dropped, *found, notes)
+
+
+def as_note(key: str, values: Iterable[Sequence[str]]) -> Note:
+    """A note as it is kept in JSON."""
+    return key, tuple((name, value) for name, value in values)
 
 
 def _cache_key(origin: Source, data: DataSection, tokenizer: Any, limit: int | None) -> str:
@@ -142,6 +145,7 @@ def _cache_key(origin: Source, data: DataSection, tokenizer: Any, limit: int | N
             "content": _readable(origin),
             "kinds": [path.suffix.lower() for path in origin.files],
             "format": data.format,
+            "columns": data.columns,
             "prompt_template": data.prompt_template,
             "chat_template": find_template(data.chat_template, tokenizer) if is_chat and data.chat_template else None,
             "tokenizer": tokenizer_hash(tokenizer),
@@ -179,44 +183,120 @@ class _BadRows:
 
 
 def _tokenized(origin: Source, data: DataSection, tokenizer: Any, limit: int | None) -> Packed:
-    rows = itertools.islice(origin.rows(), limit)
+    rows = _columns(itertools.islice(origin.rows(), limit), data.columns)
     opening = list(itertools.islice(rows, DETECTION_ROWS))
     if not opening:
         raise UserError(problem("data.empty", source=origin.name))
-    name = CUSTOM if data.prompt_template is not None else data.format
-    if name == "auto":
-        name = detect([row for _, row in opening])
-        if name is None:
-            raise _unknown_fields(origin, opening, rows)
+    name, aliases = _detected(origin, data, tokenizer, opening, rows)
     form = _format(name, data, tokenizer)
-    bad, kept, dropped, truncated = _BadRows(), [], [], 0
+    bad, found = _BadRows(), _Tokens(data, tokenizer, is_chat=name in CHATS)
+    if aliases:
+        opening = list(_columns(opening, aliases))
+        rows = _columns(rows, aliases)
+        found.notes[("data.read_as", tuple(sorted(aliases.items())))] = 0
     rendered = _rendered(itertools.chain(opening, rows), form, bad)
     while chunk := list(itertools.islice(rendered, CHUNK)):
-        texts = [text for _, text in chunk]
-        if bad.count and data.on_bad_row == "error":
-            continue  # the rest is read for its errors only
-        tokens = tokenize(texts, tokenizer, data.train_on_inputs, is_chat=name in CHATS)
-        for (index, _), (ids, supervised) in zip(chunk, tokens, strict=True):
-            truncated += len(ids) > data.cutoff_len
-            example = Example(index, ids[: data.cutoff_len], supervised[: data.cutoff_len])
-            (kept if example.n_supervised else dropped).append(example)
+        if not bad.count or data.on_bad_row == "skip":  # else the rest is read for its errors only
+            found.add(chunk)
     if bad.count and data.on_bad_row == "error":
         raise bad.error()
-    if bad.count and not kept and not dropped:
+    if bad.count and not found.kept and not found.dropped:
         raise bad.error(problem("data.all_bad", source=origin.name))
-    if not kept:
-        raise UserError(problem("data.nothing_supervised", source=origin.name, cutoff=data.cutoff_len))
-    return Packed(
-        np.concatenate([example.input_ids for example in kept]),
-        np.concatenate([example.supervised for example in kept]),
-        np.cumsum([0, *(len(example.input_ids) for example in kept)], dtype=np.int64),
-        np.array([example.row for example in kept], np.int64),
-        np.array([example.row for example in dropped], np.int64),
-        truncated,
-        name,
-        bad.count,
-        tuple(fault.error for fault in bad.first),
-    )
+    if not found.kept:
+        raise UserError(found.why_nothing(origin.name))
+    return found.packed(name, bad)
+
+
+class _Tokens:
+    """The tokens of the rows so far, and what is to be said of them."""
+
+    def __init__(self, data: DataSection, tokenizer: Any, is_chat: bool):
+        self.data, self.tokenizer, self.is_chat = data, tokenizer, is_chat
+        self.kept: list[Example] = []
+        self.dropped: list[int] = []
+        self.notes: Counter[Note] = Counter()
+        self.truncated = self.without_end = self.untargeted = 0
+
+    def add(self, chunk: Sequence[tuple[int, Rendered]]) -> None:
+        """Tokenizes rows; one of several answers that stand in texts of their own is several examples."""
+        cutoff, inputs = self.data.cutoff_len, self.data.train_on_inputs
+        parts = [(i, part) for i, row in chunk for part in ([] if inputs else row.earlier)]
+        parts = sorted([*parts, *chunk], key=lambda pair: pair[0])  # a row's whole text stays behind its parts
+        of_row = Counter(i for i, _ in parts)
+        tokens = tokenize([part for _, part in parts], self.tokenizer, inputs, is_chat=self.is_chat)
+        for (index, part), (ids, supervised) in zip(parts, tokens, strict=True):
+            of_row[index] -= 1
+            self.truncated += len(ids) > cutoff
+            self.without_end += (
+                bool(part.spans) and len(ids) <= cutoff and end_of(ids, supervised, self.tokenizer) is None
+            )
+            example = Example(index, ids[:cutoff], supervised[:cutoff])
+            self.untargeted += not part.spans
+            if example.n_supervised:
+                self.kept.append(example)
+            elif not of_row[index] and (not self.kept or self.kept[-1].row != index):
+                self.dropped.append(index)
+        self.notes.update(note for _, row in chunk for note in row.notes)
+
+    def why_nothing(self, source: str) -> Problem:
+        """Why no row has anything to train on."""
+        if self.untargeted == len(self.dropped):
+            return problem("data.no_answer", source=source)
+        return problem("data.nothing_supervised", source=source, cutoff=self.data.cutoff_len)
+
+    def packed(self, name: str, bad: _BadRows) -> Packed:
+        kept, notes = self.kept, self.notes
+        if self.without_end:
+            notes["data.no_end", ()] = self.without_end
+        return Packed(
+            np.concatenate([example.input_ids for example in kept]),
+            np.concatenate([example.supervised for example in kept]),
+            np.cumsum([0, *(len(example.input_ids) for example in kept)], dtype=np.int64),
+            np.array([example.row for example in kept], np.int64),
+            np.array(self.dropped, np.int64),
+            self.truncated,
+            name,
+            bad.count,
+            tuple(fault.error for fault in bad.first),
+            len({example.row for example in kept}) + len(self.dropped) + bad.count,
+            tuple((key, values, count) for (key, values), count in notes.items()),
+        )
+
+
+def _columns(rows: Iterable[tuple[Where, Any]], columns: Mapping[str, str | None]) -> Iterator[tuple[Where, Any]]:
+    """The rows with their columns renamed; the names of a turn's fields are for the turns."""
+    columns = {ours: theirs for ours, theirs in columns.items() if ours not in ("role", "content")}
+    for where, row in rows:
+        try:
+            yield where, renamed(row, columns)
+        except BadRow as bad:
+            yield where, bad
+
+
+def _detected(
+    origin: Source,
+    data: DataSection,
+    tokenizer: Any,
+    opening: Sequence[tuple[Where, Any]],
+    rest: Iterable[tuple[Where, Any]],
+) -> tuple[str, dict[str, str]]:
+    """The format to read, and what its fields are called if the rows call them otherwise."""
+    if data.prompt_template is not None:
+        return CUSTOM, {}
+    if data.format != "auto":
+        return data.format, {}
+    rows = [row for _, row in opening if isinstance(row, dict)]
+    name, aliases = detect(rows), {}
+    if name is None:
+        aliases = question_and_answer(rows) or {}
+        if not aliases:
+            raise _unknown_fields(origin, opening, rest)
+        name = "alpaca" if "input" in aliases else "koalpaca"
+        aliases = {ours: theirs for ours, theirs in aliases.items() if ours != theirs}
+    has_template = data.chat_template is not None or tokenizer.chat_template is not None
+    if name in ("koalpaca", "alpaca", "prompt_completion") and has_template and any(map(needs_chat, rows)):
+        name = "messages"
+    return name, aliases
 
 
 def _rendered(
@@ -233,36 +313,29 @@ def _format(name: str, data: DataSection, tokenizer: Any) -> Format | ChatFormat
     if data.prompt_template is not None:
         return custom_format(data.prompt_template)
     if name in CHATS:
-        return ChatFormat(name, find_template(data.chat_template, tokenizer), tokenizer.special_tokens_map)
+        template = find_template(data.chat_template, tokenizer)
+        return ChatFormat(name, template, tokenizer.special_tokens_map, data.columns)
     return FORMATS[name]
 
 
 def _unknown_fields(
     origin: Source, opening: Sequence[tuple[Where, Any]], rest: Iterable[tuple[Where, Any]]
 ) -> UserError:
-    """No row fits any format: because all are broken, or because their fields have other names."""
+    """No row fits any format: because all are broken, are feedback, or because their fields have other names."""
+    bad = _BadRows()
+    for where, row in opening:
+        try:
+            require_supported(row if isinstance(row, dict) else {}, ())
+        except BadRow as fault:
+            bad.add(fault, where)
+    if bad.count:
+        return bad.error()
     found = ", ".join(dict.fromkeys(str(field) for _, row in opening if isinstance(row, dict) for field in row))
     if found:
         return UserError(problem("data.no_format", source=origin.name, found=printable(found)))
-    bad = _BadRows()
     for where, row in itertools.chain(opening, rest):
         try:
             require_object(row)
         except BadRow as fault:
             bad.add(fault, where)
     return bad.error() if bad.count else UserError(problem("data.no_format", source=origin.name, found="-"))
-
-
-def split_held_out(dataset: Dataset, fraction: float, seed: int) -> tuple[Dataset, Dataset]:
-    """Holds out a share of the rows for evaluation: (train, held out), each in source order."""
-    order = list(range(len(dataset.examples)))
-    random.Random(f"held-out-{seed}").shuffle(order)
-    n_held_out = max(1, round(fraction * len(order)))
-    if n_held_out >= len(order):
-        raise UserError(problem("data.fraction_takes_all", fraction=fraction, rows=len(order)))
-    held_out = set(order[:n_held_out])
-    parts = [
-        [example for index, example in enumerate(dataset.examples) if (index in held_out) is wanted]
-        for wanted in (False, True)
-    ]
-    return replace(dataset, examples=parts[0]), Dataset(dataset.source, parts[1], format=dataset.format)

@@ -17,7 +17,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .sources import BadRow
+from .fields import Fault, Note, has_no_place, not_used, printable, require_supported
+from .readers import BadRow
 
 DETECTION_ROWS = 100
 
@@ -29,10 +30,15 @@ class Rendered:
     Attributes:
         text: what is tokenized.
         spans: (start, end) in characters of what is trained on, in order.
+        earlier: answers of the same row that the template writes otherwise once others follow, each with what comes
+            before it.
+        notes: what is to be said about the row.
     """
 
     text: str
     spans: tuple[tuple[int, int], ...]
+    earlier: tuple[Rendered, ...] = ()
+    notes: tuple[Note, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -44,22 +50,28 @@ class Format:
         required: fields that must hold text.
         optional: fields that may be empty, null or absent.
         may_be_empty: fields that must be there but may be empty or null.
+        own: the user's template, which says itself what of a row is wanted.
     """
 
     template: Callable[[Mapping[str, str]], tuple[str, str]]
     required: tuple[str, ...]
     optional: tuple[str, ...] = ()
     may_be_empty: tuple[str, ...] = ()
+    own: bool = False
 
     def render(self, row: Any) -> Rendered:
         """The row's text.
 
         Raises:
-            BadRow: fields are missing or unusable.
+            BadRow: fields are missing or unusable, or hold what this format has no place for.
         """
         fields = self._fields(row)
+        require_supported(row, fields, answers=len(fields) > 1)
+        if not self.own and (faults := has_no_place(row, fields)):
+            raise BadRow(*faults)
         prompt, answer = self.template(fields)
-        return Rendered(prompt + answer, ((len(prompt), len(prompt) + len(answer)),))
+        span = (len(prompt), len(prompt) + len(answer))
+        return Rendered(prompt + answer, (span,), notes=not_used(row, fields))
 
     def _fields(self, row: Any) -> dict[str, str]:
         require_object(row)
@@ -76,9 +88,6 @@ class Format:
         if faults:
             raise BadRow(*faults)
         return fields
-
-
-Fault = tuple[str, dict[str, Any]]
 
 
 def require_object(row: Any) -> None:
@@ -110,11 +119,6 @@ def is_unicode(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def printable(text: str) -> str:
-    """The text as a terminal can show it: names of fields come from the file."""
-    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def koalpaca_prompt(row: Mapping[str, str]) -> tuple[str, str]:
@@ -182,7 +186,7 @@ def custom_format(template: str) -> Format:
         return "".join(texts) + parts[last][0], row[answer] + ending
 
     others = dict.fromkeys(field for _, field in parts[:last] if field not in (None, answer))
-    return Format(fill, (answer,), may_be_empty=tuple(others))
+    return Format(fill, (answer,), may_be_empty=tuple(others), own=True)
 
 
 def detect(rows: Sequence[Any]) -> str | None:
@@ -197,6 +201,8 @@ def detect(rows: Sequence[Any]) -> str | None:
     best = max(fits, key=lambda name: fits[name])
     if fits[best] == 0:
         return None
+    if best == "prompt_completion" and any(isinstance(row.get("prompt"), list) for row in rows):
+        return "messages"
     if best == "koalpaca" and any("input" in row for row in rows):
         return "alpaca"
     return best

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -9,8 +11,10 @@ from ...instrument.messages import say
 from ..config.schema import Config
 from ..config.settings import with_settings
 from ..console import Console
-from .examples import Dataset, load_examples, split_held_out
+from ..errors import UserError, problem
+from .examples import Dataset, load_examples
 from .overlap import SHOWN, overlap
+from .sources import source_name
 
 
 def load_data(config: Config, tokenizer: Any, console: Console) -> tuple[Dataset, Dataset | None]:
@@ -18,7 +22,7 @@ def load_data(config: Config, tokenizer: Any, console: Console) -> tuple[Dataset
     data, seed = config.data, config.training.seed
     train_data = load_examples(data.train, data, tokenizer, data.limit)
     if data.format == "auto" and data.prompt_template is None:
-        console.line(say("data.detected", source=data.train, format=train_data.format))
+        console.line(say("data.detected", source=source_name(data.train), format=train_data.format))
     evaluates = config.training.eval_strategy != "no"
     eval_data = None
     if data.eval is not None and evaluates:
@@ -35,7 +39,30 @@ def load_data(config: Config, tokenizer: Any, console: Console) -> tuple[Dataset
     if eval_data is not None:
         eval_data = replace(eval_data, overlap=overlap(train_data.examples, eval_data.examples))
         report_overlap(eval_data, console)
+    require_rows_left(data.skip_rows, train_data, data.limit is not None)
     return train_data, eval_data
+
+
+def require_rows_left(skip_rows: Sequence[int], train_data: Dataset, limited: bool) -> None:
+    """Refuses data.skip_rows that names a row which is not there, or leaves none to train on.
+
+    Args:
+        skip_rows: the rows.
+        train_data: the others.
+        limited: data.limit has left rows out already.
+
+    Raises:
+        UserError: see above.
+    """
+    if beyond := not limited and sorted(row for row in set(skip_rows) if row >= train_data.n_rows):
+        raise UserError(problem("data.no_such_row", rows=listed(beyond), count=train_data.n_rows))
+    if all(example.row in set(skip_rows) for example in train_data.examples):
+        raise UserError(problem("data.skips_all", source=train_data.source))
+
+
+def listed(values: Sequence[Any]) -> str:
+    """The first few, and that there are more."""
+    return ", ".join(map(str, values[:5])) + (" ..." if len(values) > 5 else "")
 
 
 def with_format(config: Config, dataset: Dataset) -> Config:
@@ -63,7 +90,34 @@ def report_rows(dataset: Dataset, cutoff_len: int, console: Console) -> None:
         for fault in dataset.skipped:
             console.line(say("data.skipped_row", fault=fault))
     if dataset.dropped:
-        rows = ", ".join(map(str, dataset.dropped[:5])) + (" ..." if len(dataset.dropped) > 5 else "")
+        rows = listed(dataset.dropped)
         console.warn(say("data.dropped", source=dataset.source, count=len(dataset.dropped), rows=rows))
     if dataset.truncated:
         console.warn(say("data.truncated", source=dataset.source, count=dataset.truncated, cutoff=cutoff_len))
+    report_notes(dataset, console)
+
+
+def report_notes(dataset: Dataset, console: Console) -> None:
+    """Says which fields are not used, and which rows are not written as they stand; each once."""
+    unused = [dict(values)["field"] for (key, values), _ in dataset.notes if key == "data.not_used"]
+    if unused:
+        console.line(say("data.not_used", source=dataset.source, fields=", ".join(unused)))
+    for (key, values), count in dataset.notes:
+        if key == "data.read_as":
+            pairs = ", ".join(f"{ours}={theirs}" for ours, theirs in values)
+            console.line(say("data.read_as", source=dataset.source, pairs=pairs))
+        elif key != "data.not_used":
+            tell = console.warn if key == "data.no_end" else console.line
+            tell(say(key, source=dataset.source, count=count, **dict(values)))
+
+
+def split_held_out(dataset: Dataset, fraction: float, seed: int) -> tuple[Dataset, Dataset]:
+    """Holds out a share of the rows for evaluation: (train, held out), each in source order."""
+    order = list(dict.fromkeys(example.row for example in dataset.examples))  # examples of one row stay together
+    random.Random(f"held-out-{seed}").shuffle(order)
+    n_held_out = max(1, round(fraction * len(order)))
+    if n_held_out >= len(order):
+        raise UserError(problem("data.fraction_takes_all", fraction=fraction, rows=len(order)))
+    held_out = set(order[:n_held_out])
+    parts = [[e for e in dataset.examples if (e.row in held_out) is wanted] for wanted in (False, True)]
+    return replace(dataset, examples=parts[0]), Dataset(dataset.source, parts[1], format=dataset.format)

@@ -44,12 +44,35 @@ def tokenize(
         spans = ((0, len(row.text)),) if train_on_inputs else row.spans
         supervised = _reaches_into(spans, offsets, np.array(added, bool))
         ids = np.array(ids, np.int32)
+        if not is_chat and begins_twice(ids, tokenizer):
+            ids, supervised = ids[1:], supervised[1:]
         if not is_chat and tokenizer.eos_token_id is not None:
             if not len(ids) or ids[-1] != tokenizer.eos_token_id:
                 ids, supervised = np.append(ids, np.int32(tokenizer.eos_token_id)), np.append(supervised, True)
             supervised[-1] = True
         supervised[:1] = False  # nothing predicts the first token
         yield ids, supervised
+
+
+def begins_twice(ids: Sequence[int] | np.ndarray, tokenizer: Any) -> bool:
+    """Whether the tokenizer put its begin-of-text token before a text that already has one."""
+    begin = tokenizer.bos_token_id
+    return begin is not None and len(ids) > 1 and ids[0] == begin and ids[1] == begin
+
+
+def end_of(ids: np.ndarray, supervised: np.ndarray, tokenizer: Any) -> int | None:
+    """The token that ends what is trained on: the last but for white space, if it is one that ends a turn or a text.
+
+    Args:
+        ids, supervised: of a row, int32 and bool [length].
+        tokenizer: knows its added tokens and its end-of-text token.
+    """
+    for token in reversed(ids[supervised].tolist()):
+        if token == tokenizer.eos_token_id or token in tokenizer.added_tokens_decoder:
+            return token
+        if tokenizer.decode([token]).strip():
+            break
+    return None
 
 
 def _reaches_into(

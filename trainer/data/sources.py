@@ -1,48 +1,34 @@
-"""Rows from where the user keeps them: a file, a folder, a data set on disk or on the hub.
+"""Rows from where the user keeps them: files, a folder, a data set on disk or on the hub.
 
-    .jsonl     one JSON object a line; blank lines are no rows
-    .json      a list of objects, {"data": [...]}, or JSON lines under another name
-    .csv       a header, then one row a record; every field is text
-    .parquet   one row a record
-    folder     the data files in it, sorted by name, or what datasets' save_to_disk wrote (its train split)
+    file       by the kind its name ends in, see readers.py; *, ? and [] in a name stand for all files that fit
+    folder     the data files right in it, sorted by name, or what datasets' save_to_disk wrote (its train split)
     hub id     the train split
+    list       of any of the files and folders, one behind the other
 
-A row that cannot be read takes its place as a `BadRow`, so that the indices of the others do not depend on it.
 Neither torch nor transformers is imported here; pyarrow and datasets are where they are needed.
 """
 
 from __future__ import annotations
 
-import csv
+import glob
 import hashlib
-import io
-import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ...instrument.messages import say
-from ..errors import Problem, UserError, first_line, problem
+from ..errors import UserError, first_line, problem
+from .readers import READERS, BadRow, Where, kind_of, read_rows
 
-Where = Callable[[], str]
+__all__ = ["READERS", "BadRow", "Source", "Where", "data_files", "globbed", "is_saved", "open_source", "source_name"]
+
 # files of datasets' save_to_disk
 SAVED = ("state.json", "dataset_dict.json")
-# csv's own limit is 128 KiB; C's long is the most it takes
-CSV_FIELD_LIMIT = 2**31 - 1
-
-
-class BadRow(Exception):
-    """A row that cannot be used: the catalogue's keys for what is wrong with it, and their values."""
-
-    def __init__(self, *faults: tuple[str, dict[str, Any]]):
-        super().__init__(*faults)
-        self.faults = faults
-
-    def problems(self, where: Where) -> list[Problem]:
-        """The faults in words; `where` names the row."""
-        return [problem(key, **{"where": where(), **values}) for key, values in self.faults]
+# Of a folder these are read, and only where there is none of them the others: a README.txt is no data, and
+# rows.jsonl.gz beside rows.jsonl is the same rows again.
+FIRST_IN_FOLDERS = (".jsonl", ".json", ".csv", ".parquet")
 
 
 @dataclass(frozen=True)
@@ -53,11 +39,13 @@ class Source:
         name: as the user gave it.
         files: the data files, in the order in which they are read.
         table: the datasets.Dataset of a hub id or a folder of save_to_disk, else None.
+        names: of the files in messages; empty: the source's own name, and in a folder what lies in it.
     """
 
     name: str
     files: tuple[Path, ...]
     table: Any = None
+    names: tuple[str, ...] = ()
 
     def rows(self) -> Iterator[tuple[Where, Any]]:
         """Every row in order, with what names it in a message ("data.jsonl line 3").
@@ -69,13 +57,10 @@ class Source:
             for index, row in enumerate(self.table):
                 yield partial(say, "data.row", source=self.name, row=index), row
             return
-        for path in self.files:
+        for index, path in enumerate(self.files):
             # as the user wrote it: a folder's files keep the folder's spelling
-            name = self.name if path.name == Path(self.name).name else str(Path(self.name) / path.name)
-            try:
-                yield from READERS[path.suffix.lower()](name, path)
-            except OSError as error:
-                raise UserError(problem("data.unreadable", source=name, what=error.strerror or error)) from error
+            own = self.name if path.name == Path(self.name).name else str(Path(self.name) / path.name)
+            yield from read_rows(self.names[index] if self.names else own, path)
 
     def content_hash(self) -> str:
         """64 hex digits that change with the bytes of any file, or with the data set's own fingerprint."""
@@ -90,13 +75,25 @@ class Source:
         return digest.hexdigest()
 
 
-def open_source(name: str) -> Source:
-    """Finds out what a name means.
+def source_name(value: str | Sequence[str]) -> str:
+    """What a source is called in a message: its name, or those of its parts."""
+    return value if isinstance(value, str) else ", ".join(value)
+
+
+def open_source(value: str | Sequence[str]) -> Source:
+    """Finds out what a name, or a list of names, means.
 
     Raises:
         UserError: there is no such file, no data in the folder, or no such data set.
     """
-    path = Path(name).expanduser()
+    if not isinstance(value, str):
+        parts = [open_source(name) for name in value]
+        tables = [part.name for part in parts if part.table is not None]
+        if tables:
+            raise UserError(problem("data.table_in_list", source=", ".join(tables)))
+        files = [(path, _name_of(part, index)) for part in parts for index, path in enumerate(part.files)]
+        return Source(source_name(value), tuple(path for path, _ in files), names=tuple(name for _, name in files))
+    name, path = value, Path(value).expanduser()
     if path.is_dir() and is_saved(path):
         return _saved(name, path)
     if path.is_dir():
@@ -104,17 +101,36 @@ def open_source(name: str) -> Source:
         if not files:
             raise UserError(problem("data.no_files", source=name, known=", ".join(READERS)))
         return Source(name, files)
-    if path.exists() or path.suffix.lower() in READERS:
-        if path.suffix.lower() not in READERS:
+    if not path.exists() and glob.has_magic(name):
+        files = globbed(name)
+        if not files:
+            raise UserError(problem("data.no_match", source=name))
+        return Source(name, files, names=tuple(map(str, files)))
+    if path.exists() or kind_of(path):
+        if not kind_of(path):
             raise UserError(problem("data.unknown_kind", source=name, known=", ".join(READERS)))
         return Source(name, (path,))
     return _hub(name)
 
 
+def _name_of(part: Source, index: int) -> str:
+    if part.names:
+        return part.names[index]
+    path = part.files[index]
+    return part.name if path.name == Path(part.name).name else str(Path(part.name) / path.name)
+
+
+def globbed(pattern: str) -> tuple[Path, ...]:
+    """The data files that a pattern stands for, sorted by name."""
+    found = (Path(name) for name in glob.glob(str(Path(pattern).expanduser()), recursive=True))
+    return tuple(sorted(path for path in found if path.is_file() and kind_of(path)))
+
+
 def data_files(folder: Path) -> tuple[Path, ...]:
     """The data files right in a folder, sorted by name; hidden ones are not data."""
-    found = (path for path in folder.iterdir() if path.suffix.lower() in READERS and not path.name.startswith("."))
-    return tuple(sorted(path for path in found if path.is_file()))
+    found = sorted(path for path in folder.iterdir() if kind_of(path) and not path.name.startswith("."))
+    files = tuple(path for path in found if path.is_file())
+    return tuple(path for path in files if path.suffix.lower() in FIRST_IN_FOLDERS) or files
 
 
 def is_saved(folder: Path) -> bool:
@@ -144,96 +160,3 @@ def _hub(name: str) -> Source:
         return Source(name, (), datasets.load_dataset(name, split="train"))
     except Exception as error:  # the library raises a dozen types for "no such data set" and "no network"
         raise UserError(problem("data.hub", source=name, what=first_line(error))) from error
-
-
-def _jsonl_rows(name: str, path: Path) -> Iterator[tuple[Where, Any]]:
-    with path.open("rb") as file:
-        for number, raw in enumerate(file, start=1):
-            where = partial(say, "data.line", source=name, line=number)
-            try:
-                line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
-            except UnicodeDecodeError as error:
-                yield where, BadRow(("data.not_utf8", {"byte": error.start}))
-                continue
-            if line.strip():
-                yield where, _parsed(line, name, number)
-
-
-def _parsed(line: str, name: str, number: int) -> Any:
-    try:
-        return json.loads(line)
-    except (ValueError, RecursionError) as error:  # a number of 5,000 digits is a ValueError without a position
-        what = getattr(error, "msg", None) or first_line(error)
-        return BadRow(("data.not_json", {"source": name, "line": number, "what": what}))
-
-
-def _json_rows(name: str, path: Path) -> Iterator[tuple[Where, Any]]:
-    try:
-        content = json.loads(_text(name, path))
-    except (ValueError, RecursionError) as error:
-        if getattr(error, "msg", "") == "Extra data":
-            yield from _jsonl_rows(name, path)
-            return
-        what = first_line(error)
-        raise UserError(problem("data.not_json_file", source=name, what=what)) from None
-    rows = content.get("data", content) if isinstance(content, dict) else content
-    if isinstance(content, dict) and not isinstance(rows, list):
-        rows = [content]  # JSON lines of one line
-    if not isinstance(rows, list):
-        raise UserError(problem("data.not_a_list", source=name, kind=type(content).__name__))
-    for index, row in enumerate(rows):
-        yield partial(say, "data.row", source=name, row=index), row
-
-
-def _text(name: str, path: Path) -> str:
-    try:
-        return path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(problem("config.not_utf8", file=name, byte=error.start)) from None
-
-
-def _csv_rows(name: str, path: Path) -> Iterator[tuple[Where, Any]]:
-    csv.field_size_limit(CSV_FIELD_LIMIT)
-    # strict: a quote that is never closed would swallow the rest of the file as one field
-    reader = csv.reader(io.StringIO(_text(name, path), newline=""), strict=True)
-    header: list[str] | None = None
-    while True:
-        where = partial(say, "data.line", source=name, line=reader.line_num + 1)
-        try:
-            values = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            yield where, BadRow(("data.not_csv", {"what": str(error)}))
-            continue
-        if not values:
-            continue
-        if header is None:
-            header = values
-        elif len(values) != len(header):
-            yield where, BadRow(("data.csv_width", {"found": len(values), "expected": len(header)}))
-        else:
-            yield where, dict(zip(header, values, strict=True))
-
-
-def _parquet_rows(name: str, path: Path) -> Iterator[tuple[Where, Any]]:
-    import pyarrow
-    import pyarrow.parquet
-
-    index = 0
-    try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=1000):
-                for row in batch.to_pylist():
-                    yield partial(say, "data.row", source=name, row=index), row
-                    index += 1
-    except (pyarrow.ArrowException, UnicodeDecodeError) as error:
-        raise UserError(problem("data.unreadable", source=name, what=first_line(error))) from error
-
-
-READERS: dict[str, Callable[[str, Path], Iterator[tuple[Where, Any]]]] = {
-    ".jsonl": _jsonl_rows,
-    ".json": _json_rows,
-    ".csv": _csv_rows,
-    ".parquet": _parquet_rows,
-}

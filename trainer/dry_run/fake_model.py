@@ -14,15 +14,14 @@ import torch
 from peft import PeftModel
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.quantizers.base import get_keys_to_not_convert
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 
 from ...instrument.record.four_bit import is_4bit_weight
 from ..config.schema import Config
-from ..errors import UserError, first_line, problem
 from ..model.build import build_model
-from ..model.load import frozen, quantization_of, resolve
+from ..model.load import frozen, load_tokenizer, quantization_of, read_model_config, resolve
 from ..model.loss import SupervisedLoss, transforms_logits
 
 # bitsandbytes' own: values that share a scale, and scales that share a scale.
@@ -52,21 +51,6 @@ class FakeModel:
     trained: list[torch.Size]
 
 
-def read_model_config(config: Config) -> PretrainedConfig:
-    """The model's own config.
-
-    Raises:
-        UserError: it cannot be read.
-    """
-    model = config.model
-    try:
-        return AutoConfig.from_pretrained(
-            resolve(model.name_or_path), revision=model.revision, trust_remote_code=model.trust_remote_code
-        )
-    except (OSError, ValueError) as error:
-        raise UserError(problem("model.load", name=model.name_or_path, what=first_line(error))) from error
-
-
 def has_weights(config: Config) -> bool:
     """Whether there are safetensors to load, in the folder or on the hub."""
     name = resolve(config.model.name_or_path)
@@ -93,6 +77,9 @@ class NoMemory:
         self._model_config = read_model_config(config)
         if config.quantization.load_in_8bit or getattr(self._model_config, "quantization_config", None) is not None:
             raise RuntimeError("quantization_config")
+        if config.model.resize_embeddings:
+            text = self._model_config.get_text_config()
+            text.vocab_size = max(text.vocab_size, len(load_tokenizer(config)))
         self.mode = FakeTensorMode(allow_non_fake_inputs=True)
         self.n_base = 0
 

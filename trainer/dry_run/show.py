@@ -19,6 +19,7 @@ from ..data.load import load_data
 from ..errors import first_line
 from ..loop.components import build, order_of
 from ..loop.engine import Engine
+from ..model.fit import require_fit
 from ..model.load import load_tokenizer, pad_token_id
 from . import headroom
 from .fake_model import FakeModel, has_weights, make_fake
@@ -39,6 +40,7 @@ def dry_run(config: Config) -> int:
     console = Console(silent=not engine.is_main)
     tokenizer = load_tokenizer(config)
     train_data, eval_data = load_data(config, tokenizer, console)
+    n_rows = require_fit(config, tokenizer, (train_data, eval_data), console)
     plan = order_of(config, train_data, engine.world_size)
     show_batches(plan, engine.rank, tokenizer, console)
     show_lengths(config, plan, eval_data, console)
@@ -51,7 +53,7 @@ def dry_run(config: Config) -> int:
     if n_units == 0:
         console.warn(say("dry_run.nothing_fits"))
         return 0
-    components = build(config, engine, train_data, eval_data, pad_token_id(tokenizer), console)
+    components = build(config, engine, train_data, eval_data, pad_token_id(tokenizer, n_rows), console)
     start_scale(components)
     examples = longest(units, n_units)
     return headroom.show(headroom.measure(components, examples), examples, console)

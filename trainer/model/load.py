@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import os
 import shutil
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,14 @@ from typing import Any
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+)
 from transformers.utils import logging as transformers_logging
 
 from ...instrument.record.four_bit import is_4bit_linear
@@ -82,9 +91,30 @@ def load_tokenizer(config: Config) -> Any:
     return tokenizer
 
 
-def pad_token_id(tokenizer: Any) -> int:
-    """Any id serves: padding stands on the right, is not attended to and is not a target."""
-    return next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), 0)
+def read_model_config(config: Config) -> PretrainedConfig:
+    """The model's own config.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    model = config.model
+    try:
+        return AutoConfig.from_pretrained(
+            resolve(model.name_or_path), revision=model.revision, trust_remote_code=model.trust_remote_code
+        )
+    except (OSError, ValueError) as error:
+        raise UserError(problem("model.load", name=model.name_or_path, what=first_line(error))) from error
+
+
+def pad_token_id(tokenizer: Any, n_rows: int | None = None) -> int:
+    """Any id serves that the embedding table has: padding stands on the right, is not attended to and is no target.
+
+    Args:
+        tokenizer: may have a padding token that was added without a row in the table.
+        n_rows: of the embedding table, where it is known.
+    """
+    ids = (i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None)
+    return next((i for i in ids if n_rows is None or i < n_rows), 0)
 
 
 def quantization_of(config: Config) -> BitsAndBytesConfig:
@@ -123,7 +153,28 @@ def load_base(config: Config, device: torch.device) -> PreTrainedModel:
             unsupported = problem("model.attention", name=model.name_or_path, attention=model.attn_implementation)
             raise UserError(unsupported) from error
         raise UserError(problem("model.load", name=model.name_or_path, what=first_line(error))) from error
+    if model.resize_embeddings:
+        grow(base, len(load_tokenizer(config)))
     return frozen(base)
+
+
+def grow(base: PreTrainedModel, n_rows: int) -> None:
+    """Gives the embedding table and the output layer at least so many rows, each new one the mean of the others."""
+    before = len(base.get_input_embeddings().weight)  # pyright: ignore[reportArgumentType]
+    if n_rows <= before:
+        return
+    base.resize_token_embeddings(n_rows, mean_resizing=False)
+    with torch.no_grad():
+        for table in tables(base).values():
+            for values in (table.weight, getattr(table, "bias", None)):
+                if isinstance(values, torch.Tensor):
+                    values[before:] = values[:before].float().mean(dim=0).to(values.dtype)
+
+
+def tables(base: PreTrainedModel) -> dict[str, Any]:
+    """Embedding table and output layer by name."""
+    found = (base.get_input_embeddings(), base.get_output_embeddings())
+    return {name: module for name, module in base.named_modules() if any(module is table for table in found)}
 
 
 def frozen(base: PreTrainedModel) -> PreTrainedModel:
@@ -143,6 +194,11 @@ def add_lora(base: PreTrainedModel, config: Config) -> PeftModel:
         UserError: lora.target_modules names nothing in this model.
     """
     lora = config.lora
+    require_modules(base, "lora.target_modules", lora.target_modules)
+    require_modules(base, "lora.modules_to_save", lora.modules_to_save)
+    to_save = lora.modules_to_save
+    if config.model.resize_embeddings:
+        to_save = [*(to_save or []), *tables(base)]
     if config.training.gradient_checkpointing:
         base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     torch.manual_seed(config.training.seed)
@@ -156,7 +212,7 @@ def add_lora(base: PreTrainedModel, config: Config) -> PeftModel:
                 lora_dropout=lora.lora_dropout,
                 target_modules=lora.target_modules,
                 bias=lora.bias,
-                modules_to_save=lora.modules_to_save,
+                modules_to_save=to_save,
                 use_rslora=lora.use_rslora,
             ),
         )
@@ -170,6 +226,28 @@ def add_lora(base: PreTrainedModel, config: Config) -> PeftModel:
     for parameter in trainable(model).values():  # biases and modules_to_save come in the storage dtype
         parameter.data = parameter.data.float()
     return model
+
+
+def require_modules(base: PreTrainedModel, key: str, wanted: Sequence[str] | str | None) -> None:
+    """Refuses a list of which a name matches nothing while another does: peft passes it over in silence.
+
+    Raises:
+        UserError: carries every such name, with those that are near it.
+    """
+    if wanted is None or isinstance(wanted, str):
+        return
+    names = [name for name, _ in base.named_modules()]
+    missing = [name for name in wanted if not any(f".{own}".endswith(f".{name}") for own in names)]
+    if not missing or (key == "lora.target_modules" and len(missing) == len(wanted)):
+        return  # none matches: peft says so
+    last = list(dict.fromkeys(name.rpartition(".")[2] for name in names))
+    kinds = [name for name in last if name and not name.isdigit()]
+    near = {name: difflib.get_close_matches(name, kinds, n=3) for name in missing}
+    found = ", ".join(linear_names(base))
+    sentences = {name: "model.module_near" if near[name] else "model.module_missing" for name in missing}
+    raise UserError(
+        *(problem(sentences[name], key=key, name=name, near=", ".join(near[name]), found=found) for name in missing)
+    )
 
 
 def linear_names(base: PreTrainedModel) -> list[str]:

@@ -8,6 +8,7 @@ import yaml
 
 from ..config.schema import Config
 from ..console import compact
+from ..data.sources import source_name
 
 CARD = """\
 ---
@@ -50,7 +51,7 @@ def model_card(config: Config, final_loss: float | None) -> str:
         front_matter=yaml.safe_dump(front_matter, sort_keys=False, allow_unicode=True),
         model=config.model.name_or_path,
         version=importlib.metadata.version("lora-vitals"),
-        data=config.data.train,
+        data=source_name(config.data.train),
         loss=compact(final_loss),
         format="prompt_template" if config.data.prompt_template is not None else config.data.format,
         frameworks=", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages),

@@ -31,6 +31,7 @@ from ..loop.run_log import RunLog
 from ..loop.session import Session, Stop
 from ..loop.train import leave, train
 from ..loop.warm_up import warm_up
+from ..model.fit import require_fit
 from ..model.load import load_tokenizer, pad_token_id
 from .finish import finish, is_complete
 from .folder import family, fresh_folder, write_config, write_env
@@ -86,8 +87,9 @@ def run(config: Config, resume: str | None) -> int:
         config = with_heals(config, checkpoint)
     tokenizer = load_tokenizer(config)
     data = load_data(config, tokenizer, console)
+    n_rows = require_fit(config, tokenizer, data, console)
     config = with_format(config, data[0])
-    launch = Launch(*data, pad_token_id(tokenizer), resume, engine, console, stop, Lock())
+    launch = Launch(*data, pad_token_id(tokenizer, n_rows), resume, engine, console, stop, Lock())
     try:
         outcome = start(launch, config, checkpoint)
         while isinstance(outcome, Decision):  # a healed run goes on as a resumed one would

@@ -23,9 +23,11 @@ from ..config.settings import with_settings
 from ..console import Console
 from ..data.conversations import find_template
 from ..data.formats import FORMATS, custom_format, template_fields
+from ..data.masks import begins_twice
 from ..errors import UserError, problem
 from ..model.load import autocast, load_tokenizer, pad_token_id
 from .adapter_folder import Adapter
+from .ends import trained_end
 from .load_adapter import base_config, load_trained
 
 EXIT = "/exit"
@@ -132,6 +134,7 @@ def prompt_ids(form: str | None, tokenizer: Any, messages: Sequence[Message], te
         text = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
         return tokenizer(text, add_special_tokens=False)["input_ids"]  # the template has written them
     ids = tokenizer(text)["input_ids"]
+    ids = ids[1:] if begins_twice(ids, tokenizer) else ids
     # some tokenizers end every text; here the answer is still to come
     return ids[:-1] if len(ids) > 1 and ids[-1] == tokenizer.eos_token_id else ids
 
@@ -173,7 +176,8 @@ def answer(talker: Talker, messages: Sequence[Message]) -> str:
 def _generation(talker: Talker, max_new_tokens: int) -> GenerationConfig:
     """Greedy or sampled at a temperature; ends where the tokenizer or the model says an answer ends."""
     own = getattr(talker.model.get_base_model().generation_config, "eos_token_id", None)
-    ends = {talker.tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])} - {None}
+    trained = trained_end(talker.request.adapter.config, talker.tokenizer)
+    ends = {talker.tokenizer.eos_token_id, trained, *(own if isinstance(own, list) else [own])} - {None}
     sampling = {"temperature": talker.request.temperature} if talker.request.temperature > 0 else {}
     return GenerationConfig(
         max_new_tokens=max_new_tokens,

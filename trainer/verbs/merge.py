@@ -24,6 +24,7 @@ from ..errors import UserError, first_line, problem
 from ..loop.checkpoint import commit
 from ..model.load import load_tokenizer, resolve
 from .adapter_folder import Adapter
+from .ends import stop_on, trained_end
 from .load_adapter import base_config, load_trained
 
 TOKENIZER = "tokenizer_config.json"
@@ -63,6 +64,7 @@ def merge(request: Request) -> int:
     assert isinstance(merged, PreTrainedModel)
     own = (request.adapter.folder / TOKENIZER).is_file()
     tokenizer = AutoTokenizer.from_pretrained(request.adapter.folder) if own else load_tokenizer(config)
+    stop_on(merged, trained_end(request.adapter.config, tokenizer))
     write_whole(merged, tokenizer, request.output)
     console.line(say("merge.done", folder=request.output, size=folder_size(request.output) / GIB))
     return 0

@@ -19,6 +19,8 @@ def test_nothing_is_wrong_with_data_that_is_there(tmp_path):
     (tmp_path / "chat.jinja").touch()
     for train in (str(DATA), str(DATA.parent), "owner/rows", str(tmp_path), str(tmp_path / "saved")):
         assert found(train=train) == []
+    assert found(train=[str(DATA), str(tmp_path)]) == found(train=str(DATA.parent / "*.jsonl")) == []
+    assert found(columns={"instruction": "q", "label": None, "id": None}) == []
     assert found(chat_template="{{ messages }}") == found(chat_template=str(tmp_path / "chat.jinja")) == []
     assert found(prompt_template="{q} {a}", eval="owner/rows", eval_limit=3) == []
 
@@ -27,8 +29,16 @@ def test_nothing_is_wrong_with_data_that_is_there(tmp_path):
     ("changes", "error"),
     [
         ({"train": "./x.jsonl"}, "data.train: there is no file ./x.jsonl"),
-        ({"eval": "EMPTY"}, "data.eval: the folder EMPTY holds no data files (.jsonl, .json, .csv, .parquet)"),
+        (
+            {"eval": "EMPTY"},
+            "data.eval: the folder EMPTY holds no data files (.jsonl, .json, .csv, .tsv, .parquet, .arrow, .txt)",
+        ),
         ({"train": "EMPTY/../rows.xlsx"}, "data.train: EMPTY/../rows.xlsx is not a kind of file that rows are read"),
+        ({"train": ["./x.jsonl"]}, "data.train: there is no file ./x.jsonl"),
+        ({"eval": ["owner/rows"]}, "data.eval: there is no file owner/rows"),
+        ({"train": "./nowhere*.jsonl"}, "data.train: no data file fits ./nowhere*.jsonl"),
+        ({"eval": []}, "data.eval is an empty list"),
+        ({"columns": {"instruction": "q", "output": "q"}}, "data.columns reads the column q twice"),
         ({"prompt_template": "{q"}, "data.prompt_template cannot be read: expected '}' before end of string"),
         ({"prompt_template": "{q.x}"}, "data.prompt_template cannot be read: {q.x}"),
         ({"prompt_template": "Q A"}, "data.prompt_template names no field of the rows"),

@@ -15,15 +15,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
 from lora_train.instrument.read.load import load_run
 from lora_train.instrument.read.store import read_metrics
 from lora_train.instrument.record.ring import Ring
+from lora_train.trainer.collapse.handle import namer
+from lora_train.trainer.collapse.replay import recorded_rows
 from lora_train.trainer.config.schema import Config
 from lora_train.trainer.data.batches import StepRows
-from lora_train.trainer.data.examples import Dataset, load_examples
+from lora_train.trainer.data.examples import Dataset, Example, load_examples
 from lora_train.trainer.loop.components import order_of
 from lora_train.trainer.loop.train import train_step
 from lora_train.trainer.run.start import run
@@ -351,3 +354,17 @@ def test_a_planted_drift_is_forecast_in_time(tiny_models, tmp_path, monkeypatch,
     left = diagnosis["step"] - at
     assert left >= 50
     assert abs(predicted - diagnosis["step"]) <= 0.2 * left
+
+
+def test_a_capsule_tells_the_answers_of_one_row_apart():
+    examples = [Example(7, np.arange(n, dtype=np.int32), np.ones(n, bool)) for n in (2, 3)]
+    examples.append(Example(8, np.arange(4, dtype=np.int32), np.ones(4, bool)))
+    name = namer()
+    names = [name(example) for example in (*examples, *examples)]
+    assert names == [7, "7/1", 8] * 2
+    tensors = {}
+    for called, example in zip(names[:3], examples, strict=True):
+        tensors[f"row.{called}.input_ids"] = torch.from_numpy(example.input_ids)
+        tensors[f"row.{called}.supervised"] = torch.from_numpy(example.supervised)
+    (step,) = recorded_rows(tensors, {"rows": {"3": [[names[:3]]]}}).values()
+    assert [(example.row, len(example.input_ids)) for example in step[0][0]] == [(7, 2), (7, 3), (8, 4)]

@@ -84,6 +84,10 @@ def trained(tokenizer, template: str, turns: list) -> list[str]:
     return [tokenizer.decode(run) for run in runs]
 
 
+def answers(rendered) -> list[str]:
+    return [rendered.text[start:end] for start, end in rendered.spans]
+
+
 @pytest.mark.parametrize(
     ("template", "expected"),
     [
@@ -112,12 +116,14 @@ def test_thinking_that_the_model_writes_itself_is_trained_on(tokenizer):
     assert trained(tokenizer, FORGETFUL, TURNS[1:3]) == ["<think>\n\n</think>\n\n서울입니다.<|im_end|>"]
 
 
-def test_a_template_that_rewrites_earlier_turns_is_refused(tokenizer):
-    with pytest.raises(BadRow) as raised:
-        trained(tokenizer, FORGETFUL, TURNS)
-    (refusal,) = raised.value.problems(lambda: "rows.jsonl line 7")
-    assert refusal.error.startswith("rows.jsonl line 7: the chat template writes turn 3 differently once others follow")
-    assert "{% generation %}" in refusal.hint
+def test_a_template_that_rewrites_earlier_turns_trains_on_each_answer_as_it_will_be_asked_for(tokenizer):
+    form = ChatFormat("messages", FORGETFUL, tokenizer.special_tokens_map)
+    rendered = form.render({"messages": TURNS})
+    (earlier,) = rendered.earlier
+    assert earlier == form.render({"messages": TURNS[:3]})
+    assert answers(earlier) == ["<think>\n\n</think>\n\n서울입니다.<|im_end|>"]
+    assert answers(rendered) == ["<think>\n\n</think>\n\n파리입니다.<|im_end|>"]
+    assert rendered.notes == (("data.row_per_answer", ()),)
 
 
 def test_a_template_that_changes_the_answer_is_refused_unless_it_asks_for_it(tokenizer):
@@ -200,9 +206,11 @@ def test_a_tokenizer_without_a_template_is_an_error_with_what_to_do(tmp_path, to
         ),
         (
             "sharegpt",
-            {"conversations": [{"from": "tool", "value": "x"}]},
+            {"conversations": [{"from": "critic", "value": "x"}]},
             [
-                "HERE: nobody knows who tool is in conversations[0].from; known: human, user, gpt, assistant, system",
+                "HERE: nobody knows who critic is in conversations[0].from; known: human, user, prompter, gpt, "
+                "assistant, bot, chatgpt, model, ai, system, developer, tool, function, observation, ipython, "
+                "tool_response, function_response, function-response, function_call, tool_call, function-call",
             ],
         ),
         (
@@ -241,7 +249,8 @@ def test_any_conversation_is_refused_or_its_answers_are_found_exactly(pairs, tem
         return
     rendered = form.render({"messages": turns(pairs)})
     ends = {CHATML: "<|im_end|>", LLAMA2: " </s>", TAGGED: "<|im_end|>", PLAIN: "\n"}
-    expected = [(answer.strip() if template == LLAMA2 else answer) + ends[template] for _, answer in pairs]
+    # the space in front of LLaMA 2's answers is the model's to write
+    expected = [(f" {answer.strip()}" if template == LLAMA2 else answer) + ends[template] for _, answer in pairs]
     assert [rendered.text[start:end] for start, end in rendered.spans] == expected
 
 

@@ -6,8 +6,8 @@ import datasets
 import pytest
 from lora_train.trainer.config.schema import Config, DataSection
 from lora_train.trainer.console import Console
-from lora_train.trainer.data.examples import load_examples, split_held_out
-from lora_train.trainer.data.load import load_data, with_format
+from lora_train.trainer.data.examples import load_examples
+from lora_train.trainer.data.load import load_data, split_held_out, with_format
 from lora_train.trainer.errors import UserError
 from transformers import AutoTokenizer
 

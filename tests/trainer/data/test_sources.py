@@ -111,7 +111,11 @@ def test_a_bad_line_takes_the_place_of_its_row(tmp_path, name, content, expected
         ("x.parquet", b"PAR1 not really", "x.parquet cannot be read: "),
         ("x.csv", b"a,b\n\xff", "x.csv is not UTF-8 text (byte 4)"),
         ("x.json", b"\xff", "x.json is not UTF-8 text (byte 0)"),
-        ("x.xlsx", b"", "x.xlsx is not a kind of file that rows are read from (.jsonl, .json, .csv, .parquet)"),
+        (
+            "x.xlsx",
+            b"",
+            "x.xlsx is not a kind of file that rows are read from (.jsonl, .json, .csv, .tsv, .parquet, .arrow, .txt)",
+        ),
         ("folder/x.md", b"", "folder holds no data files"),
     ],
 )

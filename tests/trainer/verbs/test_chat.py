@@ -65,12 +65,22 @@ def test_chat_formats_take_the_whole_conversation_in_the_tokenizers_template(tok
 
 def test_a_tokenizer_that_ends_every_text_does_not_end_the_prompt(tokenizer):
     class Ending:
-        eos_token_id = tokenizer.eos_token_id
+        eos_token_id, bos_token_id = tokenizer.eos_token_id, None
 
         def __call__(self, text: str) -> dict:
             return {"input_ids": [*tokenizer(text)["input_ids"], tokenizer.eos_token_id]}
 
     assert prompt_ids("koalpaca", Ending(), [says("a")]) == prompt_ids("koalpaca", tokenizer, [says("a")])
+
+
+def test_a_prompt_that_begins_with_the_begin_token_gets_no_second_one(tokenizer):
+    class Beginning:
+        eos_token_id, bos_token_id = tokenizer.eos_token_id, 7
+
+        def __call__(self, text: str) -> dict:
+            return {"input_ids": [7, *([7] if text.startswith("<s>") else []), *tokenizer("a")["input_ids"]]}
+
+    assert prompt_ids("text", Beginning(), [says("<s>a")]) == prompt_ids("text", Beginning(), [says("a")])
 
 
 def greedy(run: Path, base: Path, n: int) -> str:

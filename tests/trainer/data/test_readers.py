@@ -1,0 +1,123 @@
+"""Every kind of file gives the same rows, or is named with what it is."""
+
+from __future__ import annotations
+
+import gzip
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from lora_train.trainer.data.readers import BadRow, kind_of, read_rows
+from lora_train.trainer.data.sources import open_source
+from lora_train.trainer.errors import UserError
+
+ROWS = [{"instruction": "수도는?", "output": "서울, 대한민국"}, {"instruction": "색은?", "output": '"파랑"\n'}]
+
+
+def csv_text(delimiter: str, newline: str = "\n") -> str:
+    quoted = [[f'"{value}"'.replace('"파랑"', '""파랑""') for value in row.values()] for row in ROWS]
+    return newline.join(delimiter.join(cells) for cells in [["instruction", "output"], *quoted]) + newline
+
+
+def arrow_bytes(as_file: bool) -> bytes:
+    sink, table = pa.BufferOutputStream(), pa.Table.from_pylist(ROWS)
+    writer = pa.ipc.new_file(sink, table.schema) if as_file else pa.ipc.new_stream(sink, table.schema)
+    with writer:
+        writer.write_table(table)
+    return sink.getvalue().to_pybytes()
+
+
+JSONL = "\n".join(json.dumps(row, ensure_ascii=False) for row in ROWS)
+FILES = {
+    "rows.jsonl": JSONL.encode(),
+    "bom.jsonl": JSONL.encode("utf-8-sig"),
+    "crlf.jsonl": JSONL.replace("\n", "\r\n").encode(),
+    "utf16.jsonl": JSONL.encode("utf-16"),
+    "big.jsonl": b"\xfe\xff" + JSONL.encode("utf-16-be"),
+    "rows.json": json.dumps(ROWS).encode("utf-16"),
+    "rows.csv": csv_text(",").encode(),
+    "bom.csv": csv_text(",").encode("utf-8-sig"),
+    "crlf.csv": csv_text(",", "\r\n").encode(),
+    "semicolon.csv": csv_text(";").encode(),
+    "utf16.csv": csv_text(";").encode("utf-16"),
+    "rows.tsv": csv_text("\t").encode(),
+    "stream.arrow": arrow_bytes(as_file=False),
+    "file.arrow": arrow_bytes(as_file=True),
+}
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["plain", "gz"])
+@pytest.mark.parametrize("name", [*FILES, "rows.parquet"])
+def test_every_kind_of_file_gives_the_same_rows(tmp_path, name, packed):
+    if name == "rows.parquet":
+        pq.write_table(pa.Table.from_pylist(ROWS), tmp_path / name)
+        content = (tmp_path / name).read_bytes()
+    else:
+        content = FILES[name]
+    path = tmp_path / (name + (".gz" if packed else ""))
+    path.write_bytes(gzip.compress(content) if packed else content)
+    assert [row for _, row in read_rows(path.name, path)] == ROWS
+    assert [row for _, row in open_source(str(path)).rows()] == ROWS
+
+
+def test_a_text_file_is_a_row_a_line(tmp_path):
+    (tmp_path / "a.txt").write_bytes("첫 줄\r\n\r\n둘째 줄".encode())
+    assert [row for _, row in read_rows("a.txt", tmp_path / "a.txt")] == [{"text": "첫 줄"}, {"text": "둘째 줄"}]
+
+
+@pytest.mark.parametrize(("encoding", "named"), [("cp949", "cp949"), ("utf-16-le", "utf-16")])
+def test_another_encoding_is_named(tmp_path, encoding, named):
+    text = JSONL.replace("서울, 대한민국", "서울, 대한민국의 수도입니다")
+    (tmp_path / "a.jsonl").write_bytes(text.encode(encoding))
+    _, row = next(iter(read_rows("a.jsonl", tmp_path / "a.jsonl")))
+    assert isinstance(row, BadRow)
+    (found,) = row.problems(lambda: "a.jsonl line 1")
+    assert f"it looks like {named}" in found.error
+    assert f"iconv -f {named} -t utf-8" in found.hint
+    if encoding == "cp949":
+        (tmp_path / "a.csv").write_bytes(csv_text(",").encode(encoding))
+        with pytest.raises(UserError, match="it looks like cp949"):
+            list(read_rows("a.csv", tmp_path / "a.csv"))
+
+
+@pytest.mark.parametrize("name", ["a.jsonl.gz", "a.parquet.gz", "a.csv.gz"])
+def test_a_torn_gz_is_an_error(tmp_path, name):
+    for content in (gzip.compress(JSONL.encode() * 50)[:-20], b"no gzip"):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(UserError, match=f"{name} cannot be read"):
+            list(read_rows(name, tmp_path / name))
+
+
+def test_kinds():
+    names = {"a.jsonl": ".jsonl", "a.JSONL.GZ": ".jsonl", "a.gz": "", "a.xlsx": "", "a.tar.gz": "", "b.tsv": ".tsv"}
+    from pathlib import Path
+
+    assert {name: kind_of(Path(name)) for name in names} == names
+
+
+def test_several_files_are_read_one_behind_the_other(tmp_path):
+    for name in ("a", "b", "c"):
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps({"text": name}), encoding="utf-8")
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more" / "d.csv").write_text("text\nd\n", encoding="utf-8")
+
+    def texts(value) -> list[str]:
+        return [row["text"] for _, row in open_source(value).rows()]
+
+    assert texts([str(tmp_path / "c.jsonl"), str(tmp_path / "a.jsonl")]) == ["c", "a"]
+    assert texts(str(tmp_path / "[ab].jsonl")) == ["a", "b"]
+    assert texts(str(tmp_path / "**" / "*.*")) == ["a", "b", "c", "d"]
+    assert texts([str(tmp_path / "more"), str(tmp_path / "*.jsonl")]) == ["d", "a", "b", "c"]
+    where, _ = next(iter(open_source([str(tmp_path / "more"), str(tmp_path / "a.jsonl")]).rows()))
+    assert where() == f"{tmp_path / 'more' / 'd.csv'} line 2"
+    with pytest.raises(UserError, match="no data file fits"):
+        open_source(str(tmp_path / "x*.jsonl"))
+
+
+def test_a_folder_prefers_what_it_always_read(tmp_path):
+    (tmp_path / "rows.jsonl.gz").write_bytes(gzip.compress(b'{"text": "gz"}'))
+    (tmp_path / "README.txt").write_text("no data", encoding="utf-8")
+    assert [path.name for path in open_source(str(tmp_path)).files] == ["README.txt", "rows.jsonl.gz"]
+    (tmp_path / "rows.jsonl").write_text('{"text": "x"}', encoding="utf-8")
+    assert [path.name for path in open_source(str(tmp_path)).files] == ["rows.jsonl"]

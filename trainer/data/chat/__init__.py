@@ -1,0 +1,1 @@
+"""Conversations: whose turn a row holds, and how a chat template takes them."""

@@ -1,0 +1,248 @@
+"""The rows of one file, by the kind its name ends in; .gz behind it is unpacked.
+
+    .jsonl            one JSON object a line; blank lines are no rows
+    .json             a list of objects, {"data": [...]}, or JSON lines under another name
+    .csv, .tsv        a header, then one row a record; every field is text. .csv may be divided by semicolons
+    .parquet, .arrow  one row a record
+    .txt              one row a line, its field is text; blank lines are no rows
+
+Text is UTF-8, or UTF-16 with its mark; what is in another encoding is named, not guessed at. A row that cannot be read
+takes its place as a `BadRow`, so that the indices of the others do not depend on it.
+"""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import gzip
+import io
+import json
+import zlib
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from ...instrument.messages import say
+from ..errors import Problem, UserError, first_line, problem
+
+Where = Callable[[], str]
+# csv's own limit is 128 KiB; C's long is the most it takes
+CSV_FIELD_LIMIT = 2**31 - 1
+# Encodings that Korean Windows and other systems save text in, in the order in which they are tried.
+OTHER_ENCODINGS = ("cp949", "shift_jis", "gb18030", "cp1252")
+UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+
+
+class BadRow(Exception):
+    """A row that cannot be used: the catalogue's keys for what is wrong with it, and their values."""
+
+    def __init__(self, *faults: tuple[str, dict[str, Any]]):
+        super().__init__(*faults)
+        self.faults = faults
+
+    def problems(self, where: Where) -> list[Problem]:
+        """The faults in words; `where` names the row."""
+        return [problem(key, **{"where": where(), **values}) for key, values in self.faults]
+
+
+def kind_of(path: Path) -> str:
+    """The kind of a data file: ".jsonl" of rows.jsonl and of rows.JSONL.gz; "" where rows are not read from it."""
+    name = path.name.lower().removesuffix(".gz")
+    suffix = Path(name).suffix
+    return suffix if suffix in READERS else ""
+
+
+def read_rows(name: str, path: Path) -> Iterator[tuple[Where, Any]]:
+    """Every row of a file in order, with what names it in a message ("data.jsonl line 3").
+
+    Raises:
+        UserError: the whole file cannot be read.
+    """
+    try:
+        yield from READERS[kind_of(path)](name, path)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise UserError(problem("data.unreadable", source=name, what=first_line(error))) from error
+    except OSError as error:
+        raise UserError(problem("data.unreadable", source=name, what=error.strerror or error)) from error
+
+
+def _opened(path: Path) -> Any:
+    return gzip.open(path, "rb") if path.name.lower().endswith(".gz") else path.open("rb")
+
+
+def _is_utf16(path: Path) -> bool:
+    with _opened(path) as file:
+        return file.read(2) in UTF16
+
+
+def _jsonl_rows(name: str, path: Path) -> Iterator[tuple[Where, Any]]:
+    if _is_utf16(path):
+        for number, line in enumerate(_text(name, path).split("\n"), start=1):
+            if line.strip():
+                yield partial(say, "data.line", source=name, line=number), _parsed(line, name, number)
+        return
+    with _opened(path) as file:
+        for number, raw in enumerate(file, start=1):
+            where = partial(say, "data.line", source=name, line=number)
+            try:
+                line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
+            except UnicodeDecodeError as error:
+                yield where, BadRow(_wrong_encoding(raw, error))
+                continue
+            if line.strip():
+                yield where, _parsed(line, name, number)
+
+
+def _wrong_encoding(raw: bytes, error: UnicodeDecodeError) -> tuple[str, dict[str, Any]]:
+    """The fault of bytes that are not UTF-8, with the encoding they are probably in."""
+    encoding = _probable(raw)
+    if encoding is None:
+        return "data.not_utf8", {"byte": error.start}
+    return "data.other_encoding", {"byte": error.start, "encoding": encoding}
+
+
+def _probable(raw: bytes) -> str | None:
+    if raw.count(0) * 4 > len(raw):
+        return "utf-16"
+    for encoding in OTHER_ENCODINGS:
+        try:
+            text = raw.decode(encoding)
+        except UnicodeDecodeError:
+            continue
+        if all(letter.isprintable() or letter.isspace() for letter in text):
+            return encoding
+    return None
+
+
+def _parsed(line: str, name: str, number: int) -> Any:
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError) as error:  # a number of 5,000 digits is a ValueError without a position
+        what = getattr(error, "msg", None) or first_line(error)
+        return BadRow(("data.not_json", {"source": name, "line": number, "what": what}))
+
+
+def _json_rows(name: str, path: Path) -> Iterator[tuple[Where, Any]]:
+    try:
+        content = json.loads(_text(name, path))
+    except (ValueError, RecursionError) as error:
+        if getattr(error, "msg", "") == "Extra data":
+            yield from _jsonl_rows(name, path)
+            return
+        what = first_line(error)
+        raise UserError(problem("data.not_json_file", source=name, what=what)) from None
+    rows = content.get("data", content) if isinstance(content, dict) else content
+    if isinstance(content, dict) and not isinstance(rows, list):
+        rows = [content]  # JSON lines of one line
+    if not isinstance(rows, list):
+        raise UserError(problem("data.not_a_list", source=name, kind=type(content).__name__))
+    for index, row in enumerate(rows):
+        yield partial(say, "data.row", source=name, row=index), row
+
+
+def _text(name: str, path: Path) -> str:
+    with _opened(path) as file:
+        raw = file.read()
+    try:
+        return raw.decode("utf-16" if raw[:2] in UTF16 else "utf-8-sig")
+    except UnicodeDecodeError as error:
+        if raw[:2] in UTF16:
+            raise UserError(problem("data.unreadable", source=name, what=first_line(error))) from None
+        key, values = _wrong_encoding(raw, error)
+        if key == "data.not_utf8":
+            raise UserError(problem("config.not_utf8", file=name, byte=error.start)) from None
+        raise UserError(problem(key, where=name, **values)) from None
+
+
+def _txt_rows(name: str, path: Path) -> Iterator[tuple[Where, Any]]:
+    for number, line in enumerate(io.StringIO(_text(name, path), newline=None), start=1):
+        if line.strip():
+            yield partial(say, "data.line", source=name, line=number), {"text": line.rstrip("\n")}
+
+
+def _csv_rows(name: str, path: Path) -> Iterator[tuple[Where, Any]]:
+    text = _text(name, path)
+    yield from _records(name, text, "," if not _by_semicolons(text) else ";")
+
+
+def _by_semicolons(text: str) -> bool:
+    """Whether the header has semicolons and no comma, as spreadsheets of half of the world write it."""
+    header = text.lstrip("\r\n").partition("\n")[0]
+    return ";" in header and "," not in header
+
+
+def _tsv_rows(name: str, path: Path) -> Iterator[tuple[Where, Any]]:
+    yield from _records(name, _text(name, path), "\t")
+
+
+def _records(name: str, text: str, delimiter: str) -> Iterator[tuple[Where, Any]]:
+    csv.field_size_limit(CSV_FIELD_LIMIT)
+    # strict: a quote that is never closed would swallow the rest of the file as one field
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=delimiter)
+    header: list[str] | None = None
+    while True:
+        where = partial(say, "data.line", source=name, line=reader.line_num + 1)
+        try:
+            values = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            yield where, BadRow(("data.not_csv", {"what": str(error)}))
+            continue
+        if not values:
+            continue
+        if header is None:
+            header = values
+        elif len(values) != len(header):
+            yield where, BadRow(("data.csv_width", {"found": len(values), "expected": len(header)}))
+        else:
+            yield where, dict(zip(header, values, strict=True))
+
+
+def _parquet_rows(name: str, path: Path) -> Iterator[tuple[Where, Any]]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        with _opened(path) as file, pyarrow.parquet.ParquetFile(file) as table:
+            yield from _numbered(name, table.iter_batches(batch_size=1000))
+    except (pyarrow.ArrowException, UnicodeDecodeError) as error:
+        raise UserError(problem("data.unreadable", source=name, what=first_line(error))) from error
+
+
+def _arrow_rows(name: str, path: Path) -> Iterator[tuple[Where, Any]]:
+    """Arrow IPC: the stream that datasets writes, or a file with a footer (Feather 2)."""
+    import pyarrow
+    from pyarrow import ipc
+
+    try:
+        with _opened(path) as file:
+            is_file = file.read(6) == b"ARROW1"
+            file.seek(0)
+            if is_file:
+                reader = ipc.open_file(file)
+                yield from _numbered(name, (reader.get_batch(index) for index in range(reader.num_record_batches)))
+            else:
+                yield from _numbered(name, ipc.open_stream(file))
+    except (pyarrow.ArrowException, UnicodeDecodeError) as error:
+        raise UserError(problem("data.unreadable", source=name, what=first_line(error))) from error
+
+
+def _numbered(name: str, batches: Any) -> Iterator[tuple[Where, Any]]:
+    index = 0
+    for batch in batches:
+        for row in batch.to_pylist():
+            yield partial(say, "data.row", source=name, row=index), row
+            index += 1
+
+
+READERS: dict[str, Callable[[str, Path], Iterator[tuple[Where, Any]]]] = {
+    ".jsonl": _jsonl_rows,
+    ".json": _json_rows,
+    ".csv": _csv_rows,
+    ".tsv": _tsv_rows,
+    ".parquet": _parquet_rows,
+    ".arrow": _arrow_rows,
+    ".txt": _txt_rows,
+}
