@@ -89,7 +89,6 @@ def test_all_problems_are_reported_at_once(tmp_path):
         ("data.max_eval_samples", "data.eval_limit"),
         ("data.dataset_name", "data.train"),
         ("data.chat_template_jinja", "data.chat_template"),
-        ("data.dataset_prepared_path", "data.cache"),
     ],
 )
 def test_unknown_key_suggests_what_was_meant(tmp_path, key, guess):
