@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import Any
 
 OPTIMIZERS = {
-    "adam": "adamw_torch_fused",
     "adamw": "adamw_torch_fused",
     "adamw_hf": "adamw_torch",
     "adamw_fused": "adamw_torch_fused",
@@ -18,7 +17,6 @@ OPTIMIZERS = {
     "adamw_torch_npu_fused": "adamw_torch_fused",
     "adamw_bnb_8bit": "adamw_8bit",
     "adamw8bit": "adamw_8bit",
-    "adam_8bit": "adamw_8bit",
     "paged_adamw": "paged_adamw_32bit",
     "paged_adamw8bit": "paged_adamw_8bit",
 }

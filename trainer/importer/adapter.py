@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from .draft import Draft
-from .left_out import is_off
 
 SAME = {
     "base_model_name_or_path": "model.name_or_path",
@@ -36,8 +35,3 @@ def take_adapter(draft: Draft) -> None:
         draft.refuse("other_task", value=task)
     draft.copy_all(SAME)
     draft.targets(draft.take("target_modules"), "target_modules")
-    if draft.take("init_lora_weights") not in (None, True, "true"):
-        draft.leave("init_lora_weights", draft.raw["init_lora_weights"], "adapter")
-    for key in ("layers_to_transform", "rank_pattern", "alpha_pattern", "loftq_config"):
-        if is_off(draft.raw.get(key)):
-            draft.take(key)

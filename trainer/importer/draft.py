@@ -13,7 +13,7 @@ from typing import Any
 from ...instrument.messages import say
 from ..config.aliases import NEAR_OPTIMIZERS, ours_for
 from ..config.schema import sections
-from .left_out import is_off, weight
+from .left_out import is_default, is_off, weight
 
 # Keys that name a model and data of the reader's own; said where the other tool's file holds none.
 NO_MODEL = "owner/model"
@@ -115,7 +115,7 @@ class Draft:
     def close(self) -> Draft:
         """Judges the keys that nobody took: what is off asks for nothing, the others are left over."""
         for key, value in self.raw.items():
-            if key not in self.taken and not (is_off(value) and weight(key) != "harmless"):
+            if key not in self.taken and not (is_default(key, value) and weight(key) != "harmless"):
                 self.leave(key, value, weight(key))
         self.put("model.name_or_path", self.values.get("model.name_or_path", NO_MODEL))
         self.put("data.train", self.values.get("data.train", NO_DATA))
