@@ -68,7 +68,7 @@ def take_arguments(draft: Draft) -> None:
         draft.put("model.attn_implementation", "eager", "attn_implementation")
     _data(draft)
     _evaluation(draft)
-    draft.take("resume_from_checkpoint", "report_to", "save_safetensors", "task_type")
+    draft.take("resume_from_checkpoint", "report_to", "save_safetensors", "task_type", "padding_free")
     if raw.get("do_train") is False:
         draft.refuse("no_training")
 

@@ -54,7 +54,7 @@ HARMLESS = frozenset(
     runtime_config megatron_config megatron_core pad_to_sequence_len pad_to_multiple_of sample_packing_bin_size
     sample_packing_group_size sample_packing_eff_est sample_packing_mp_start_method total_num_tokens device_map
     max_memory merge_lora test_value axolotl_config_path shuffle_merged_datasets experimental_skip_move_to_device
-    ignore_pad_token_for_loss packing_strategy eval_packing padding_free padding_side auto_find_batch_size
+    ignore_pad_token_for_loss packing_strategy eval_packing  padding_side
     mp_parameters remove_columns random_state quantization_device_map init_config dispatch_batches split_batches
     unsloth_num_proc fast_inference gpu_memory_utilization max_lora_rank float8_kv_cache
     use_gradient_checkpointing temporary_location maximum_memory_usage qalora_group_size pissa_iter pissa_convert
@@ -72,7 +72,7 @@ MEMORY = frozenset(
     context_parapllel_size sequence_parallel_degree heads_k_stride ring_attn_func expert_parallel_size
     expert_parallel_num_nvl_bytes expert_parallel_token_capacity qlora_sharded_model_loading use_kt kt_weight_path
     kt_optimize_rule kt_expert_checkpoint_path quantize_moe_experts streaming buffer_size use_mca
-    use_hyper_parallel load_in_fp8 offload_embedding
+    use_hyper_parallel offload_embedding auto_find_batch_size
     """.split()  # noqa: SIM905
 )
 _WORDS = {
@@ -119,7 +119,7 @@ _WORDS = {
         moe_aux_loss_coef aux_loss_coef router_aux_loss_coef
     """,
     "model": """
-        rope_scaling overrides_of_model_config model_config model_quantization_config
+        load_in_fp8 rope_scaling model_config model_quantization_config
         model_quantization_config_kwargs llama4_linearized_experts shift_attn mixture_of_depths use_llama_pro
         scaling_softmax reinit_weights train_from_scratch fp8 fp8_config fp8_enable_fsdp_float8_all_gather
         fp8_backend qat fp32_norms fp32_norm_classes use_onebitllms block_diag_attn model_init_kwargs

@@ -19,7 +19,7 @@ model = FastLanguageModel.get_peft_model(
 )
 dataset = load_dataset("yahma/alpaca-cleaned", split = "train")
 trainer = SFTTrainer(
-    model = model, train_dataset = dataset, dataset_text_field = "text", max_seq_length = max_seq_length, packing = False,
+    model = model, train_dataset = dataset, dataset_text_field = "text", max_seq_length = max_seq_length,
     args = TrainingArguments(
         per_device_train_batch_size = 2, gradient_accumulation_steps = 4, warmup_steps = 5, max_steps = 60,
         learning_rate = 2e-4, fp16 = not is_bfloat16_supported(), bf16 = is_bfloat16_supported(), logging_steps = 1,
