@@ -19,6 +19,7 @@ from ..config.names import TRACKERS, is_installed, is_path, trackers_wanted
 from ..config.schema import METRIC_DRIVEN, Config, sections
 from ..errors import Problem, UserError, problem
 from ..importer.recognize import is_foreign_script, tool_of
+from ..importer.sources import is_small
 from .data_checks import data_problems
 from .unknown_keys import Unknown, take_out
 
@@ -123,15 +124,16 @@ def _accepted(raw: dict[str, Any]) -> Iterator[str]:
         yield say("config.bf16_auto")
 
 
-def _foreign(path: Path, tool: str) -> Problem:
-    """Whose file it is, and the command that makes one of ours of it."""
+def _foreign(path: Path, tool: str | None) -> Problem:
+    """Whose file it is, None for a script, and the command that makes one of ours of it."""
     output = path.with_suffix("").name + "-lora-train.yaml"
-    return problem("config.foreign", file=path, tool=tool, output=output)
+    error = say("config.script", file=path) if tool is None else say("config.foreign", file=path, tool=tool)
+    return Problem(error, say("config.foreign.hint", file=path, output=output))
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     if is_foreign_script(path) and path.is_file():
-        raise UserError(_foreign(path, "Python"))
+        raise UserError(_foreign(path, None))
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
@@ -140,6 +142,8 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         raise UserError(problem("config.unreadable", file=path, reason=error.strerror)) from None
     try:
         raw = yaml.load(text, Loader=_Loader)
+    except RecursionError:
+        raise UserError(problem("import.too_deep", file=path)) from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = say("config.line", line=mark.line + 1, column=mark.column + 1) if mark else ""
@@ -149,6 +153,8 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         raise UserError(problem("config.empty", file=path))
     if not isinstance(raw, dict):
         raise UserError(problem("config.not_mapping", file=path, kind=type(raw).__name__))
+    if not is_small(raw):
+        raise UserError(problem("import.too_deep", file=path))
     return {str(key): value for key, value in raw.items()}
 
 
@@ -161,7 +167,7 @@ def _apply_overrides(raw: dict, overrides: Sequence[str], origin: dict[str, str]
             continue
         try:
             value = yaml.load(text, Loader=_Loader)
-        except yaml.YAMLError:
+        except (yaml.YAMLError, RecursionError):
             yield problem("config.override_not_yaml", key=key, text=text)
             continue
         if raw.get(section) is None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from ...instrument.messages import say
 from ..config.schema import TrainingSection, sections
 from ..errors import UserError, problem
 from .adapter import adapter
@@ -70,8 +71,11 @@ def read_foreign(path: Path) -> Draft:
         if draft is None:
             raise UserError(problem("import.no_training_script", file=path))
         return draft
-    tool = tool_of(source)
+    tool = tool_of(source.given)
     if tool is None:
-        ours = any(isinstance(source.get(name), dict) for name in sections())
+        ours = any(isinstance(source.given.get(name), dict) for name in sections())
         raise UserError(problem("import.ours" if ours else "import.unknown", file=path))
-    return TOOLS[tool](source)
+    draft = TOOLS[tool](source.given)
+    for key, text in source.unknown.items():
+        draft.leave(key, text, "unknown", say("import.why.not_literal"))
+    return draft

@@ -1,4 +1,4 @@
-"""From a file to what is in it: keys of YAML or JSON, or the syntax tree of a script. Nothing in it is run.
+"""From a file to what is in it: keys of YAML or JSON, the flags or the syntax tree of a script. Nothing in it is run.
 
 yaml's safe loader, json and ast only. What is too large, too deep, not text or not whole is said in a sentence.
 """
@@ -8,21 +8,31 @@ from __future__ import annotations
 import ast
 import json
 import warnings
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from ..errors import UserError, problem
+from .shell import flags
 
-SCRIPTS = (".py", ".ipynb")
+SCRIPTS = (".py", ".ipynb", ".sh")
 LARGEST = 2**20
 LARGEST_NOTEBOOK = 16 * 2**20
 # Values in a file with its aliases followed, and how deep they may lie.
 MOST_VALUES, DEEPEST = 20_000, 40
 
 
-def read_source(path: Path) -> dict[str, Any] | ast.Module:
+@dataclass(frozen=True)
+class Keys:
+    """Keys and values; `unknown`: keys with the text of a value that only a run would tell."""
+
+    given: dict[str, Any]
+    unknown: dict[str, str] = field(default_factory=dict)
+
+
+def read_source(path: Path) -> Keys | ast.Module:
     """What a file holds.
 
     Raises:
@@ -33,6 +43,8 @@ def read_source(path: Path) -> dict[str, Any] | ast.Module:
         return parse(text, path)
     if path.suffix == ".ipynb":
         return _notebook(text, path)
+    if path.suffix == ".sh":
+        return _shell(text, path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
@@ -48,7 +60,7 @@ def read_source(path: Path) -> dict[str, Any] | ast.Module:
         raise UserError(problem("config.not_mapping", file=path, kind=type(raw).__name__))
     if not is_small(raw):
         raise UserError(problem("import.too_deep", file=path))
-    return {str(key): value for key, value in raw.items()}
+    return Keys({str(key): value for key, value in raw.items()})
 
 
 def parse(text: str, path: Path) -> ast.Module:
@@ -102,6 +114,13 @@ def _text(path: Path) -> str:
     if "\0" in text:
         raise UserError(problem("config.not_utf8", file=path, byte=text.index("\0")))
     return text
+
+
+def _shell(text: str, path: Path) -> Keys:
+    try:
+        return Keys(*flags(text))
+    except ValueError as error:
+        raise UserError(problem("import.broken", file=path, line=0, what=_one_line(str(error)))) from None
 
 
 def _notebook(text: str, path: Path) -> ast.Module:

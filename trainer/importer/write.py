@@ -33,13 +33,17 @@ def _head(draft: Draft, name: str) -> Iterator[str]:
     yield from _wrapped(say("import.head", file=_plain(name), tool=draft.tool))
     matter = [left for left in draft.left if left.matters]
     memory = [left for left in draft.left if left.weight == "memory"]
-    harmless = [left.key for left in draft.left if left.weight == "harmless"]
+    told = [left for left in draft.left if left.weight == "harmless" and left.why != say("import.why.harmless")]
+    harmless = [left.key for left in draft.left if left.weight == "harmless" and left not in told]
     if matter:
         yield from ("#", *_wrapped(say("import.matters")))
         yield from (line for left in matter for line in _entry(left))
     if memory:
         yield from ("#", *_wrapped(say("import.memory")))
         yield from (line for left in memory for line in _wrapped(f"- {left.key}: {left.value}"))
+    if told:
+        yield from ("#", *_wrapped(say("import.otherwise")))
+        yield from (line for left in told for line in _wrapped(f"- {left.key}: {left.value} -- {left.why}"))
     if harmless:
         yield from ("#", *_wrapped(say("import.harmless", keys=_plain(", ".join(harmless)))))
 

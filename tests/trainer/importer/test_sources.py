@@ -13,7 +13,7 @@ from lora_train.trainer.checks.read_config import problems_of
 from lora_train.trainer.errors import Problem, UserError
 from lora_train.trainer.importer.left_out import CHANGES, HARMLESS, MEMORY
 from lora_train.trainer.importer.recognize import AXOLOTL_SIGNS, FACTORY_SIGNS, TOOLS, read_foreign
-from lora_train.trainer.importer.sources import LARGEST, is_small, read_source
+from lora_train.trainer.importer.sources import LARGEST, Keys, is_small, read_source
 from lora_train.trainer.importer.write import as_yaml, nested
 
 
@@ -65,7 +65,9 @@ def test_no_file_and_a_folder(tmp_path):
 def test_a_byte_order_mark_is_no_key(tmp_path):
     path = tmp_path / "c.yaml"
     path.write_bytes(b"\xef\xbb\xbfbase_model: x\n")
-    assert read_source(path) == {"base_model": "x"}
+    source = read_source(path)
+    assert isinstance(source, Keys)
+    assert source.given == {"base_model": "x"}
 
 
 def test_cells_of_a_notebook_without_commands(tmp_path):
@@ -116,7 +118,7 @@ def test_whatever_the_values_are_there_is_yaml_or_a_sentence(keys, tool):
 
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.binary(max_size=60) | st.text(max_size=60).map(lambda text: text.encode("utf-8", "surrogatepass")),
-       kind=st.sampled_from(["yaml", "json", "py", "ipynb"]))  # fmt: skip
+       kind=st.sampled_from(["yaml", "json", "py", "ipynb", "sh"]))  # fmt: skip
 def test_whatever_the_bytes_are_there_is_a_draft_or_a_sentence(tmp_path, data, kind):
     path = tmp_path / f"fuzz.{kind}"
     path.write_bytes(data)

@@ -58,11 +58,14 @@ bf16: true
 """
 ARGUMENTS = {"output_dir": "out", "do_train": True, "learning_rate": 2e-4, "fp16": True, "evaluation_strategy": "steps"}
 FILES = {
-    "axolotl.yaml": (AXOLOTL, "axolotl"),
-    "factory.yaml": (FACTORY, "LLaMA-Factory"),
-    "training_args.json": (json.dumps(ARGUMENTS), "TrainingArguments"),
-    "adapter_config.json": (json.dumps({"peft_type": "LORA", "r": 8, "target_modules": ["q"]}), "PEFT"),
-    "train.py": ("LoraConfig(r=8, target_modules=['q'])\nSFTConfig(max_length=128)\n", "Python"),
+    "axolotl.yaml": (AXOLOTL, "a configuration of axolotl, not of lora-train"),
+    "factory.yaml": (FACTORY, "a configuration of LLaMA-Factory, not of lora-train"),
+    "training_args.json": (json.dumps(ARGUMENTS), "a configuration of TrainingArguments, not of lora-train"),
+    "adapter_config.json": (
+        json.dumps({"peft_type": "LORA", "r": 8, "target_modules": ["q"]}),
+        "a configuration of PEFT, not of lora-train",
+    ),
+    "train.py": ("LoraConfig(r=8, target_modules=['q'])\nSFTConfig(max_length=128)\n", "a script, not a configuration"),
 }
 REPLACED = ("model.name_or_path=owner/model", "data.train=owner/data")
 
@@ -81,7 +84,7 @@ def test_a_file_of_another_trainer_is_named_with_the_one_command(file, capsys):
     output = f"{file.stem}-lora-train.yaml"
     assert out == ""
     assert err.splitlines() == [
-        f"error: {file.name} is a configuration of {FILES[file.name][1]}, not of lora-train",
+        f"error: {file.name} is {FILES[file.name][1]}",
         f"hint: lora-train import {file.name} -o {output}  writes it as one of lora-train's and says what has no "
         "counterpart",
     ]
