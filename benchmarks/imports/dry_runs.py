@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 from lora_train.trainer.checks.read_config import read_config
 from lora_train.trainer.errors import UserError
@@ -73,8 +74,10 @@ def _make_model(folder: Path) -> None:
         [json.dumps(row) for row in ROWS.values()], vocab_size=300, special_tokens=["<|endoftext|>"]
     )
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe._tokenizer, eos_token="<|endoftext|>", chat_template=CHAT)
-    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
+    sizes: dict[str, Any] = {
+        "vocab_size": 320, "max_position_embeddings": 65536, "hidden_size": 64, "intermediate_size": 128,
+        "num_hidden_layers": 2, "num_attention_heads": 4, "bos_token_id": 0, "eos_token_id": 0,
+    }  # fmt: skip
     torch.manual_seed(0)
-    config = LlamaConfig(vocab_size=320, max_position_embeddings=65536, bos_token_id=0, eos_token_id=0, **sizes)
-    LlamaForCausalLM(config).save_pretrained(folder)
+    LlamaForCausalLM(LlamaConfig(**sizes)).save_pretrained(folder)
     tokenizer.save_pretrained(folder)

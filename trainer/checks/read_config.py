@@ -24,7 +24,7 @@ from .data_checks import data_problems
 from .unknown_keys import Unknown, take_out
 
 # Keys by the names transformers 4 had for them.
-OLD_NAMES = {"training.evaluation_strategy": "eval_strategy", "model.torch_dtype": "dtype"}
+OLD_NAMES = {"training": {"evaluation_strategy": "eval_strategy"}, "model": {"torch_dtype": "dtype"}}
 # transformers' schedule ends there and wants to start above it
 POLYNOMIAL_LR_END = 1e-7
 # What is said of any wrong value of a key, and else of a kind of mistake as pydantic calls it.
@@ -127,8 +127,9 @@ def _accepted(raw: dict[str, Any]) -> Iterator[str]:
 def _foreign(path: Path, tool: str | None) -> Problem:
     """Whose file it is, None for a script, and the command that makes one of ours of it."""
     output = path.with_suffix("").name + "-lora-train.yaml"
-    error = say("config.script", file=path) if tool is None else say("config.foreign", file=path, tool=tool)
-    return Problem(error, say("config.foreign.hint", file=path, output=output))
+    if tool is None:
+        return problem("config.script", file=path, output=output)
+    return problem("config.foreign", file=path, tool=tool, output=output)
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -215,7 +216,7 @@ def _validate(raw: dict[str, Any], where) -> tuple[Config | None, list[Problem]]
 def _in_our_words(section: str, values: Mapping[Any, Any]) -> dict[str, Any]:
     """The values of a section under the names and in the words that its schema has."""
     named = {str(key): value for key, value in values.items()}
-    old = {key: OLD_NAMES.get(f"{section}.{key}", key) for key in named}
+    old = {key: OLD_NAMES.get(section, {}).get(key, key) for key in named}
     named = {old[key] if old[key] not in named else key: value for key, value in named.items()}
     return {key: ours_for(f"{section}.{key}", value) for key, value in named.items()}
 

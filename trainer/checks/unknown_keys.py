@@ -13,7 +13,7 @@ from typing import Any
 from ...instrument.messages import say
 from ..config.schema import sections
 from ..errors import Problem, UserError, problem
-from ..importer.left_out import CHANGES, HARMLESS, MEMORY, is_off, weight
+from ..importer.left_out import CHANGES, HARMLESS, MEMORY, WHY, is_off, weight
 
 # What other trainers call our keys; asked for by name, answered by name.
 PEER_NAMES = {
@@ -176,7 +176,7 @@ def _hint(key: str, known: list[str]) -> str:
     if name in OPPOSITES:
         return say("config.opposite", key=name, guess=OPPOSITES[name])
     if (kind := weight(name)) != "unknown":
-        return say("config.no_counterpart", key=name, why=say(f"import.why.{kind}"))
+        return say("config.no_counterpart", key=name, why=say(WHY[kind]))
     nothing = dict.fromkeys([*HARMLESS, *MEMORY, *CHANGES], "")
     candidates = [
         (here, HERE),

@@ -23,7 +23,7 @@ def adapter(raw: dict[str, Any]) -> Draft:
     draft = Draft("PEFT", raw)
     kind = draft.take("peft_type")
     if str(kind).upper().rpartition(".")[2] != "LORA":
-        draft.refuse("no_lora", value=kind)
+        draft.refuse("import.refused.no_lora", value=kind)
     take_adapter(draft)
     return draft.close()
 
@@ -32,6 +32,6 @@ def take_adapter(draft: Draft) -> None:
     """Takes LoraConfig's keys out of a draft."""
     task = draft.take("task_type")
     if task is not None and str(task).rpartition(".")[2] != "CAUSAL_LM":
-        draft.refuse("other_task", value=task)
+        draft.refuse("import.refused.other_task", value=task)
     draft.copy_all(SAME)
     draft.targets(draft.take("target_modules"), "target_modules")

@@ -70,7 +70,7 @@ def take_arguments(draft: Draft) -> None:
     _evaluation(draft)
     draft.take("resume_from_checkpoint", "report_to", "save_safetensors", "task_type", "padding_free")
     if raw.get("do_train") is False:
-        draft.refuse("no_training")
+        draft.refuse("import.refused.no_training")
 
 
 def _data(draft: Draft) -> None:

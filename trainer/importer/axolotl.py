@@ -74,18 +74,18 @@ def axolotl(raw: dict[str, Any]) -> Draft:
 def _refusals(draft: Draft) -> None:
     adapter = draft.take("adapter")
     if adapter not in ("lora", "qlora"):
-        draft.refuse("no_lora", value=adapter)
+        draft.refuse("import.refused.no_lora", value=adapter)
     if not is_off(draft.take("rl")):
-        draft.refuse("not_sft", value=draft.raw["rl"])
+        draft.refuse("import.refused.not_sft", value=draft.raw["rl"])
     for key in ("reward_model", "process_reward_model", "num_labels"):
         if not is_off(draft.take(key)):
-            draft.refuse("not_sft", value=key)
+            draft.refuse("import.refused.not_sft", value=key)
     datasets = draft.raw.get("datasets")
     rows = datasets if isinstance(datasets, list) else []
     if not is_off(draft.take("processor_type")) or any("image" in str(_of(row, "type")) for row in rows):
-        draft.refuse("multimodal", key="processor_type")
+        draft.refuse("import.refused.multimodal", key="processor_type")
     if flag(draft.take("gptq")):
-        draft.refuse("quantized", key="gptq")
+        draft.refuse("import.refused.quantized", key="gptq")
     for key in ("rl_beta", "trl", "vllm", "ebft", "orpo_alpha", "simpo_gamma", "cpo_alpha", "kto_desirable_weight"):
         draft.take(key)
 
@@ -118,7 +118,7 @@ def _targets(draft: Draft) -> None:
     if flag(linear):
         draft.put("lora.target_modules", "all-linear", "lora_target_linear")
     elif is_off(listed) and not is_off(draft.raw.get("lora_target_parameters")):
-        draft.refuse("only_parameters", key="lora_target_parameters")
+        draft.refuse("import.refused.only_parameters", key="lora_target_parameters")
     else:
         draft.targets(listed, "lora_target_modules")
 

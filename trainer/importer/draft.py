@@ -13,7 +13,7 @@ from typing import Any
 from ...instrument.messages import say
 from ..config.aliases import NEAR_OPTIMIZERS, ours_for
 from ..config.schema import sections
-from .left_out import is_default, is_off, weight
+from .left_out import WHY, is_default, is_off, weight
 
 # Keys that name a model and data of the reader's own; said where the other tool's file holds none.
 NO_MODEL = "owner/model"
@@ -106,11 +106,11 @@ class Draft:
     def leave(self, key: str, value: Any, weight: str, why: str = "") -> None:
         """Says of a key that it has no counterpart."""
         self.taken.add(key)
-        self.left.append(LeftOver(key, short(value), weight, why or say(f"import.why.{weight}")))
+        self.left.append(LeftOver(key, short(value), weight, why or say(WHY[weight])))
 
-    def refuse(self, what: str, **values: Any) -> None:
+    def refuse(self, sentence: str, **values: Any) -> None:
         """Says why there can be no configuration."""
-        self.refused.append(say(f"import.refused.{what}", **values))
+        self.refused.append(say(sentence, **values))
 
     def close(self) -> Draft:
         """Judges the keys that nobody took: what is off asks for nothing, the others are left over."""

@@ -130,6 +130,22 @@ DEFAULTS = {"train_sampling_strategy": "random", "init_lora_weights": True, "exc
 CHANGES = {name: word for word, names in _WORDS.items() for name in names.split()}
 
 
+# Weight -> its sentence.
+WHY = {
+    "harmless": "import.why.harmless",
+    "memory": "import.why.memory",
+    "rows": "import.why.rows",
+    "tokens": "import.why.tokens",
+    "template": "import.why.template",
+    "adapter": "import.why.adapter",
+    "targets": "import.why.targets",
+    "optimizer": "import.why.optimizer",
+    "loss": "import.why.loss",
+    "model": "import.why.model",
+    "unknown": "import.why.unknown",
+}
+
+
 def weight(key: str) -> str:
     """What leaving the key out means: "harmless", "memory", a word of CHANGES, or "unknown"."""
     if key in HARMLESS or key.startswith(TRACKER_PREFIXES):

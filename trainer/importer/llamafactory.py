@@ -111,19 +111,19 @@ def _flat(raw: dict[str, Any]) -> dict[str, Any]:
 def _refusals(draft: Draft) -> None:
     kind, stage = draft.take("finetuning_type"), draft.take("stage")
     if kind not in (None, "lora"):
-        draft.refuse("no_lora", value=kind)
+        draft.refuse("import.refused.no_lora", value=kind)
     if stage not in (None, "sft", "pt"):
-        draft.refuse("not_sft", value=stage)
+        draft.refuse("import.refused.not_sft", value=stage)
     trains = draft.raw.get("do_train") is not False and not is_off(draft.raw.get("dataset"))
     if not trains or flag(draft.raw.get("do_predict")) or not is_off(draft.raw.get("export_dir")):
-        draft.refuse("no_training")
+        draft.refuse("import.refused.no_training")
     method = draft.take("quantization_method")
     if method not in (None, "bnb", "bitsandbytes"):
-        draft.refuse("quantized", key=f"quantization_method: {method}")
+        draft.refuse("import.refused.quantized", key=f"quantization_method: {method}")
     template = str(draft.raw.get("template"))
     pictures = [key for key in ("image_max_pixels", "video_max_pixels", "audio_sampling_rate") if draft.take(key)]
     if pictures or template.endswith("_vl") or "_vl_" in template:
-        draft.refuse("multimodal", key=pictures[0] if pictures else f"template: {template}")
+        draft.refuse("import.refused.multimodal", key=pictures[0] if pictures else f"template: {template}")
     for key in ("pref_beta", "pref_loss", "kto_chosen_weight", "kto_rejected_weight"):
         draft.take(key)
 
@@ -138,7 +138,7 @@ def _model(draft: Draft) -> None:
     elif bits in (8, "8"):
         draft.put("quantization.load_in_8bit", True, "quantization_bit")
     elif bits is not None:
-        draft.refuse("quantized", key=f"quantization_bit: {bits}")
+        draft.refuse("import.refused.quantized", key=f"quantization_bit: {bits}")
     if draft.take("flash_attn") in ("disabled", "off"):
         draft.put("model.attn_implementation", "eager", "flash_attn")
 

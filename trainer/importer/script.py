@@ -163,11 +163,11 @@ def script(tree: ast.AST) -> Draft | None:
         read.given["assistant_only_loss"] = True
     draft = Draft("Unsloth" if unsloth else "TRL" if sft else "transformers", read.given)
     for name in read.calls & {f"{prefix}Trainer" for prefix in OTHER_TRAINERS}:
-        draft.refuse("not_sft", value=name)
+        draft.refuse("import.refused.not_sft", value=name)
     if "FastVisionModel" in read.calls:
-        draft.refuse("multimodal", key="FastVisionModel")
+        draft.refuse("import.refused.multimodal", key="FastVisionModel")
     if not read.calls & set(ADAPTERS):
-        draft.refuse("no_lora", value=None)
+        draft.refuse("import.refused.no_lora", value=None)
     draft.copy_all(_QUANTIZATION)
     take_arguments(draft)
     if "r" not in read.given and "r" not in read.unknown:
