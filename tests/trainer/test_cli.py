@@ -346,7 +346,7 @@ BAD = [
     (["trainer.seed=1"], "trainer is not a known section", "did you mean training?"),
     (["lora.r"], "lora.r is not of the form section.key=value", "for example"),
     (["lora.target_modules=[]"], "lora.target_modules is empty", "all-linear trains every linear layer"),
-    (["--resmue", "auto"], "unrecognized arguments: --resmue", "lora-train --config koalpaca.yaml"),
+    (["--resmue", "auto"], "--resmue is no option of lora-train", "did you mean --resume?"),
     (["lora.lora_r=8"], "lora.lora_r is not a known key", "did you mean lora.r?"),
     (["lora.r=0"], "lora.r must be at least 1, not 0", ""),
     (["lora.bias=some"], "lora.bias must be one of none, all, lora_only, not some", ""),

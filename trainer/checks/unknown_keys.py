@@ -220,10 +220,10 @@ def _translated(argv: list[str], options: set[str]) -> Iterator[str]:
             has_value = bool(following) and not following[0].startswith("--")
             value = following[0] if has_value else "true"
             next(waiting, None) if has_value else None
-        yield f"{_flag_key(word)}={value}"
+        yield f"{_flag_key(word, options)}={value}"
 
 
-def _flag_key(word: str) -> str:
+def _flag_key(word: str, options: set[str]) -> str:
     name = word.lstrip("-").replace("-", "_")
     if "." in name:
         return name
@@ -234,5 +234,7 @@ def _flag_key(word: str) -> str:
         return PEER_NAMES[name]
     if weight(name) == "harmless" and name not in OPPOSITES:
         return f"training.{name}"
-    hint = _hint(name, []) or problem("cli.usage", message="").hint
+    option = difflib.get_close_matches(word, options, n=1, cutoff=ELSEWHERE)
+    meant = say("config.did_you_mean", guess=option[0]) if option else _hint(name, [])
+    hint = meant or problem("cli.usage", message="").hint
     raise UserError(Problem(say("config.unknown_flag", flag=word), hint))

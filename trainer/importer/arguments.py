@@ -23,7 +23,6 @@ SFT = {
     "packing": "data.packing",
     "model_name_or_path": "model.name_or_path",
     "model_revision": "model.revision",
-    "trust_remote_code": "model.trust_remote_code",
     "load_in_4bit": "quantization.load_in_4bit",
     "load_in_8bit": "quantization.load_in_8bit",
     "use_bnb_nested_quant": "quantization.bnb_4bit_use_double_quant",

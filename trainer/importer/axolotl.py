@@ -14,7 +14,6 @@ from .left_out import is_off
 SAME = {
     "base_model": "model.name_or_path",
     "revision_of_model": "model.revision",
-    "trust_remote_code": "model.trust_remote_code",
     "torch_dtype": "model.dtype",
     "lora_r": "lora.r",
     "lora_alpha": "lora.lora_alpha",

@@ -114,6 +114,8 @@ class Draft:
 
     def close(self) -> Draft:
         """Judges the keys that nobody took: what is off asks for nothing, the others are left over."""
+        if not is_off(code := self.take("trust_remote_code")):
+            self.leave("trust_remote_code", code, "harmless", say("import.why.remote_code"))
         for key, value in self.raw.items():
             if key not in self.taken and not (is_default(key, value) and weight(key) != "harmless"):
                 self.leave(key, value, weight(key))

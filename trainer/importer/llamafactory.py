@@ -15,7 +15,6 @@ from .left_out import is_off
 SAME = {
     "model_name_or_path": "model.name_or_path",
     "model_revision": "model.revision",
-    "trust_remote_code": "model.trust_remote_code",
     "lora_dropout": "lora.lora_dropout",
     "use_rslora": "lora.use_rslora",
     "per_device_train_batch_size": "training.per_device_train_batch_size",

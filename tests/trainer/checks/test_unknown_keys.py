@@ -149,6 +149,8 @@ def test_flags_of_other_trainers_are_overrides(argv, expected):
         ("--completion_only_loss", "data.train_on_inputs is the opposite of completion_only_loss"),
         ("--deepspeed", "lora-train has nothing for deepspeed"),
         ("--zzzz", "lora-train --config"),
+        ("--resmue", "did you mean --resume?"),
+        ("--dryrun", "did you mean --dry-run?"),
     ],
 )
 def test_a_flag_that_names_no_key(flag, hint):

@@ -56,3 +56,10 @@ def test_what_the_file_does_not_name_is_to_fill_in():
 
 def test_a_long_value_is_short_and_in_one_line():
     assert short("a\nb" + "x" * 100) == "a b" + "x" * 54 + "..."
+
+
+def test_leave_to_run_foreign_code_does_not_come_over():
+    draft = Draft("t", {"trust_remote_code": True}).close()
+    assert "model.trust_remote_code" not in draft.values
+    assert [(left.key, left.matters) for left in draft.left] == [("trust_remote_code", False)]
+    assert Draft("t", {"trust_remote_code": False}).close().left == []
