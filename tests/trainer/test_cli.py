@@ -452,7 +452,7 @@ print(code, "torch" in sys.modules, "transformers" in sys.modules)
     assert output == "2 False False\n"
 
 
-VERBS = ("explain", "report", "compare", "replay", "inspect", "merge", "chat", "env", "schema")
+VERBS = ("explain", "report", "compare", "replay", "inspect", "merge", "chat", "env", "import", "schema")
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -485,10 +485,11 @@ def test_help_lists_every_verb(capsys):
     [
         (["mrege", "RUN"], "mrege is no verb of lora-train", "did you mean merge?"),
         (
-            ["train"],
-            "train is no verb of lora-train",
-            "the verbs are explain, report, compare, replay, inspect, merge, chat, env, schema; to train",
+            ["fit"],
+            "fit is no verb of lora-train",
+            "the verbs are explain, report, compare, replay, inspect, merge, chat, env, import, schema; to train",
         ),
+        (["train"], "the following arguments are required: --config", "lora-train --config koalpaca.yaml"),
         (["koalpaca.yaml"], "the following arguments are required: --config", "lora-train --config koalpaca.yaml"),
         ([], "the following arguments are required: --config", "lora-train --config koalpaca.yaml"),
         (["merge"], "the following arguments are required: RUN", "`lora-train merge --help`"),

@@ -158,12 +158,17 @@ class Unknown:
 
     def __call__(self, file: str, key: str, known: list[str], sentence: str) -> Problem:
         section, _, name = key.rpartition(".")
-        parts = [_hint(key, known)]
+        parts = [_likely_section(key, known) if sentence == "config.unknown_section" else _hint(key, known)]
         is_settled = name in OPPOSITES or weight(name) != "unknown"
         if section not in self._listed and not is_settled:
             self._listed.add(section)
             parts.append(say("config.known_keys" if section else "config.known_sections", keys=", ".join(known)))
         return Problem(say(sentence, file=file, key=key), " ".join(part for part in parts if part))
+
+
+def _likely_section(name: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1, cutoff=HERE)
+    return say("config.did_you_mean", guess=close[0]) if close else ""
 
 
 def _hint(key: str, known: list[str]) -> str:
