@@ -40,6 +40,8 @@ def tool_of(raw: Mapping[str, Any]) -> str | None:
     keys = raw.keys()
     if any(isinstance(raw.get(name), dict) for name in sections()) and "peft_config" not in keys:
         return None
+    if "log_history" in keys:  # trainer_state.json: the log of a run
+        return None
     if isinstance(raw.get("peft_type"), str):
         return "PEFT"
     if "base_model" in keys and AXOLOTL_SIGNS & keys:

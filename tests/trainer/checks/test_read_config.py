@@ -133,6 +133,8 @@ def test_wrong_value_names_key_and_value(tmp_path, section, key, value, error):
         ("", "FILE is empty"),
         ("# only a comment\n", "FILE is empty"),
         ("- a\n- b\n", "FILE holds a list, not sections with keys"),
+        ("model: " + "[" * 5000, "FILE holds too many values"),
+        ("model: &a [*a]", "FILE holds too many values"),
         ("model: [unclosed\n", "FILE is not valid YAML: line 2, column 1: "),
         ("model:\n\tname: x\n", "FILE is not valid YAML: line 2, column 1: "),
         (

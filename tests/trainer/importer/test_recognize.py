@@ -23,6 +23,7 @@ from ...conftest import ROOT
         ({"output_dir": "o", "do_train": True}, "TrainingArguments"),
         ({"model": {"name_or_path": "m"}, "learning_rate": 1, "output_dir": "x"}, None),
         ({"training": {}, "base_model": "m", "adapter": "lora"}, None),
+        ({"log_history": [], "max_steps": 5, "save_steps": 1, "logging_steps": 1}, None),
         ({"trainig": {}, "modle": {}}, None),
         ({"learning_rate": 1e-4}, None),
         ({"a": 1}, None),
