@@ -19,7 +19,7 @@ from ..config.names import TRACKERS, is_installed, is_path, trackers_wanted
 from ..config.schema import METRIC_DRIVEN, Config, sections
 from ..errors import Problem, UserError, problem
 from ..importer.recognize import is_foreign_script, tool_of
-from ..importer.sources import is_small
+from ..importer.sources import YAML_ERRORS, is_small
 from .data_checks import data_problems
 from .unknown_keys import Unknown, take_out
 
@@ -145,7 +145,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         raw = yaml.load(text, Loader=_Loader)
     except RecursionError:
         raise UserError(problem("import.too_deep", file=path)) from None
-    except yaml.YAMLError as error:
+    except YAML_ERRORS as error:
         mark = getattr(error, "problem_mark", None)
         where = say("config.line", line=mark.line + 1, column=mark.column + 1) if mark else ""
         what = getattr(error, "problem", None) or str(error)
@@ -168,7 +168,7 @@ def _apply_overrides(raw: dict, overrides: Sequence[str], origin: dict[str, str]
             continue
         try:
             value = yaml.load(text, Loader=_Loader)
-        except (yaml.YAMLError, RecursionError):
+        except (*YAML_ERRORS, RecursionError):
             yield problem("config.override_not_yaml", key=key, text=text)
             continue
         if raw.get(section) is None:

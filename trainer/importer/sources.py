@@ -14,12 +14,15 @@ from typing import Any
 
 import yaml
 
-from ..errors import UserError, problem
+from ...instrument.messages import say
+from ..errors import Problem, UserError, problem
 from .shell import flags
 
 SCRIPTS = (".py", ".ipynb", ".sh")
 LARGEST = 2**20
 LARGEST_NOTEBOOK = 16 * 2**20
+# What PyYAML raises besides its own for a value that contradicts its tag: `!!int x`, 2024-13-45, `!!bool x`.
+YAML_ERRORS = (yaml.YAMLError, ValueError, TypeError, AttributeError, LookupError, OverflowError)
 # Values in a file with its aliases followed, and how deep they may lie.
 MOST_VALUES, DEEPEST = 20_000, 40
 
@@ -51,11 +54,11 @@ def read_source(path: Path) -> Keys | ast.Module:
             raw = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
     except RecursionError:
         raise UserError(problem("import.too_deep", file=path)) from None
-    except (ValueError, yaml.YAMLError, TypeError, Warning) as error:
+    except (*YAML_ERRORS, Warning) as error:
         mark = getattr(error, "problem_mark", None)
         line = mark.line + 1 if mark else getattr(error, "lineno", 0)
         what = getattr(error, "problem", None) or getattr(error, "msg", None) or str(error)
-        raise UserError(problem("import.broken", file=path, line=line, what=_one_line(what))) from None
+        raise UserError(_broken(path, line, what)) from None
     if not isinstance(raw, dict):
         raise UserError(problem("config.not_mapping", file=path, kind=type(raw).__name__))
     if not is_small(raw):
@@ -77,8 +80,7 @@ def parse(text: str, path: Path) -> ast.Module:
         raise UserError(problem("import.too_deep", file=path)) from None
     except (SyntaxError, ValueError) as error:
         line = getattr(error, "lineno", None) or 0
-        what = _one_line(getattr(error, "msg", None) or str(error))
-        raise UserError(problem("import.broken", file=path, line=line, what=what)) from None
+        raise UserError(_broken(path, line, getattr(error, "msg", None) or str(error))) from None
 
 
 def is_small(value: Any) -> bool:
@@ -120,7 +122,7 @@ def _shell(text: str, path: Path) -> Keys:
     try:
         return Keys(*flags(text))
     except ValueError as error:
-        raise UserError(problem("import.broken", file=path, line=0, what=_one_line(str(error)))) from None
+        raise UserError(_broken(path, 0, str(error))) from None
 
 
 def _notebook(text: str, path: Path) -> ast.Module:
@@ -142,5 +144,7 @@ def _notebook(text: str, path: Path) -> ast.Module:
     return ast.Module(body=body, type_ignores=[])
 
 
-def _one_line(text: str) -> str:
-    return " ".join(str(text).split())[:200]
+def _broken(path: Path, line: int, what: str) -> Problem:
+    """What is broken, and in which line where that is known."""
+    where = say("import.line", line=line) + " " if line else ""
+    return problem("import.broken", file=path, where=where, what=" ".join(str(what).split())[:200])
