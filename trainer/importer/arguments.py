@@ -42,6 +42,8 @@ def arguments(raw: dict[str, Any], tool: str = "TrainingArguments") -> Draft:
     """The draft of a dictionary of TrainingArguments or of TRL's flags."""
     draft = Draft("TRL" if SFT_SIGNS & raw.keys() and tool == "TrainingArguments" else tool, raw)
     take_arguments(draft)
+    if draft.tool == "TRL":
+        take_defaults(draft)
     if flag(draft.take("use_peft")) or "lora_r" in raw:
         draft.copy("lora.r", "lora_r", 16)
         draft.copy("lora.lora_alpha", "lora_alpha", 32)
@@ -70,6 +72,17 @@ def take_arguments(draft: Draft) -> None:
     draft.take("resume_from_checkpoint", "report_to", "save_safetensors", "task_type", "padding_free")
     if raw.get("do_train") is False:
         draft.refuse("import.refused.no_training")
+
+
+def take_defaults(draft: Draft) -> None:
+    """What SFTConfig sets otherwise than TrainingArguments (TRL 1.x), where the file is silent."""
+    raw, remark = draft.raw, say("import.their_default", tool="TRL")
+    if raw.get("learning_rate") is None:
+        draft.put("training.learning_rate", 2e-5, remark=remark)
+    if raw.get("gradient_checkpointing") is None:
+        draft.put("training.gradient_checkpointing", True, remark=remark)
+    if raw.get("bf16") is None and "training.fp16" not in draft.values:
+        draft.put("training.bf16", True, remark=remark)
 
 
 def _data(draft: Draft) -> None:

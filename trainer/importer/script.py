@@ -14,7 +14,7 @@ from typing import Any
 
 from ...instrument.messages import say
 from .adapter import take_adapter
-from .arguments import take_arguments
+from .arguments import take_arguments, take_defaults
 from .draft import Draft, short
 
 ADAPTERS = ("LoraConfig", "get_peft_model")
@@ -170,6 +170,8 @@ def script(tree: ast.AST) -> Draft | None:
         draft.refuse("import.refused.no_lora", value=None)
     draft.copy_all(_QUANTIZATION)
     take_arguments(draft)
+    if "SFTConfig" in read.calls and not unsloth:
+        take_defaults(draft)
     if "r" not in read.given and "r" not in read.unknown:
         draft.put("lora.r", 16 if unsloth else 8, remark=say("import.their_default", tool=draft.tool))
     if unsloth and "target_modules" not in read.given:

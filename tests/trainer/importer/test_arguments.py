@@ -27,6 +27,16 @@ def test_length_of_sft_config():
     assert arguments({"packing": True}).values["data.cutoff_len"] == 1024
 
 
+def test_defaults_of_sft_config_where_the_file_is_silent():
+    found = arguments({"max_length": 512}).values
+    assert (found["training.learning_rate"], found["training.bf16"]) == (2e-5, True)
+    assert found["training.gradient_checkpointing"] is True
+    found = arguments({"max_length": 512, "fp16": True, "learning_rate": 1e-4, "gradient_checkpointing": False}).values
+    assert (found["training.learning_rate"], found.get("training.bf16"), found["training.fp16"]) == (1e-4, None, True)
+    assert found["training.gradient_checkpointing"] is False
+    assert "training.learning_rate" not in arguments({"output_dir": "o", "seed": 1}).values
+
+
 def test_flags_of_trl():
     found = arguments(
         {"model_name_or_path": "o/m", "dataset_name": "o/d", "use_peft": True, "lora_target_modules": "all-linear"}

@@ -152,3 +152,10 @@ def test_what_it_cannot_do_it_names(text, word):
 
 def test_a_script_that_trains_nothing_is_none():
     assert script(ast.parse("print('hello')")) is None
+
+
+def test_sft_config_has_defaults_of_its_own_and_unsloths_has_not():
+    text = "LoraConfig(target_modules=['a'])\nSFTConfig(max_length=128)\n"
+    assert drafted(text).values["training.learning_rate"] == 2e-5
+    assert "training.learning_rate" not in drafted(text + "FastModel.from_pretrained('m')\n").values
+    assert "training.learning_rate" not in drafted(text.replace("SFTConfig", "TrainingArguments")).values
