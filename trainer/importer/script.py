@@ -77,7 +77,11 @@ class Script:
         elif name == "load_dataset":
             self._dataset(call)
         elif name in READ:
-            self._take(call, (), {"use_gradient_checkpointing": "gradient_checkpointing"})
+            self._take(
+                call,
+                ("output_dir",) if name in ARGUMENTS else (),
+                {"use_gradient_checkpointing": "gradient_checkpointing"},
+            )
 
     def _dataset(self, call: ast.Call) -> None:
         files = [keyword.value for keyword in call.keywords if keyword.arg == "data_files"]

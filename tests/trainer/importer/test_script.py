@@ -111,9 +111,10 @@ def test_defaults_of_parameters_options_and_fields_stand_for_names():
     def train(base_model: str = "o/m", batch_size: int = 128, micro_batch_size: int = 4):
         model = LlamaForCausalLM.from_pretrained(base_model)
         model = get_peft_model(model, LoraConfig(r=args.lora_r, lora_alpha=args.alpha, target_modules=["q_proj"]))
-        TrainingArguments(gradient_accumulation_steps=batch_size // micro_batch_size)
+        TrainingArguments("out", gradient_accumulation_steps=batch_size // micro_batch_size)
     """
     found = drafted(text).values
+    assert found["training.output_dir"] == "out"
     assert (found["lora.r"], found["lora.lora_alpha"]) == (4, 12.0)
     assert (found["model.name_or_path"], found["training.gradient_accumulation_steps"]) == ("o/m", 32)
 
