@@ -62,8 +62,9 @@ def _train_arguments(parser: ArgumentParser) -> None:
 
 def _train(arguments: Namespace) -> int:
     from .checks.read_config import read_config
+    from .console import note
 
-    config = read_config(arguments.config, arguments.overrides)
+    config = read_config(arguments.config, arguments.overrides, note)
     quiet_libraries()
     if arguments.dry_run:
         from .dry_run.show import dry_run
@@ -219,6 +220,18 @@ def _schema(arguments: Namespace) -> int:
     return print_schema(arguments.output)
 
 
+def _import_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("file", metavar="FILE", type=Path, help=say("cli.import.file"))
+    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help=say("cli.import.output"))
+    parser.add_argument("-f", "--force", action="store_true", help=say("cli.import.force"))
+
+
+def _import(arguments: Namespace) -> int:
+    from .verbs.import_config import import_config
+
+    return import_config(arguments.file, arguments.output, arguments.force)
+
+
 VERBS = {
     "explain": Verb("cli.explain", _explain_arguments, _explain),
     "report": Verb("cli.report", _report_arguments, _report),
@@ -228,8 +241,10 @@ VERBS = {
     "merge": Verb("cli.merge", _merge_arguments, _merge),
     "chat": Verb("cli.chat", _chat_arguments, _chat),
     "env": Verb("cli.env", _env_arguments, _env),
+    "import": Verb("cli.import", _import_arguments, _import),
     "schema": Verb("cli.schema", _schema_arguments, _schema),
 }
+TRAIN_OPTIONS = ("--config", "--resume", "--dry-run", "--version", "--debug", "--help")
 # what the command does without a verb
 TRAIN = Verb("cli.description", _train_arguments, _train)
 
@@ -258,6 +273,7 @@ def _train_parser() -> ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line and returns the exit code: 0 done, 2 wrong input, 3 collapsed, 130/143 interrupted."""
     argv = list(sys.argv[1:] if argv is None else argv)
+    argv = argv[1:] if argv[:1] == ["train"] else argv  # as other trainers are called
     verb = VERBS.get(argv[0]) if argv else None
     try:
         if verb is not None:
@@ -265,7 +281,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             sys.stdout.flush()  # here, where a pipe that was closed is caught
             return code
         _refuse_unknown_verb(argv)
-        return TRAIN.run(_train_parser().parse_intermixed_args(argv))
+        from .checks.unknown_keys import flags_as_overrides  # it imports pydantic, which only this needs
+
+        return TRAIN.run(_train_parser().parse_intermixed_args(flags_as_overrides(argv, TRAIN_OPTIONS)))
     except UserError as error:
         if "--debug" in argv:
             raise

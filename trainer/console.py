@@ -65,6 +65,12 @@ class Console:
             self._bar = None
 
 
+def note(sentence: str) -> None:
+    """A sentence on standard error before a run has a console; of several processes one says it."""
+    if os.environ.get("RANK", "0") == "0":
+        print(say("note.line", text=sentence), file=sys.stderr)
+
+
 def duration(seconds: float) -> str:
     """Hours, minutes and seconds: 12:51:40."""
     minutes, seconds = divmod(round(seconds), 60)

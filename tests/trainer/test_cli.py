@@ -346,7 +346,7 @@ BAD = [
     (["trainer.seed=1"], "trainer is not a known section", "did you mean training?"),
     (["lora.r"], "lora.r is not of the form section.key=value", "for example"),
     (["lora.target_modules=[]"], "lora.target_modules is empty", "all-linear trains every linear layer"),
-    (["--resmue", "auto"], "unrecognized arguments: --resmue", "lora-train --config koalpaca.yaml"),
+    (["--resmue", "auto"], "--resmue is no option of lora-train", "did you mean --resume?"),
     (["lora.lora_r=8"], "lora.lora_r is not a known key", "did you mean lora.r?"),
     (["lora.r=0"], "lora.r must be at least 1, not 0", ""),
     (["lora.bias=some"], "lora.bias must be one of none, all, lora_only, not some", ""),
@@ -452,7 +452,7 @@ print(code, "torch" in sys.modules, "transformers" in sys.modules)
     assert output == "2 False False\n"
 
 
-VERBS = ("explain", "report", "compare", "replay", "inspect", "merge", "chat", "env", "schema")
+VERBS = ("explain", "report", "compare", "replay", "inspect", "merge", "chat", "env", "import", "schema")
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -485,10 +485,11 @@ def test_help_lists_every_verb(capsys):
     [
         (["mrege", "RUN"], "mrege is no verb of lora-train", "did you mean merge?"),
         (
-            ["train"],
-            "train is no verb of lora-train",
-            "the verbs are explain, report, compare, replay, inspect, merge, chat, env, schema; to train",
+            ["fit"],
+            "fit is no verb of lora-train",
+            "the verbs are explain, report, compare, replay, inspect, merge, chat, env, import, schema; to train",
         ),
+        (["train"], "the following arguments are required: --config", "lora-train --config koalpaca.yaml"),
         (["koalpaca.yaml"], "the following arguments are required: --config", "lora-train --config koalpaca.yaml"),
         ([], "the following arguments are required: --config", "lora-train --config koalpaca.yaml"),
         (["merge"], "the following arguments are required: RUN", "`lora-train merge --help`"),

@@ -5,8 +5,7 @@ Neither torch nor transformers is imported here.
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,77 +14,17 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from ...instrument.messages import say
+from ..config.aliases import ours_for
 from ..config.names import TRACKERS, is_installed, is_path, trackers_wanted
 from ..config.schema import METRIC_DRIVEN, Config, sections
 from ..errors import Problem, UserError, problem
+from ..importer.recognize import is_foreign_script, tool_of
+from ..importer.sources import YAML_ERRORS, is_small
 from .data_checks import data_problems
+from .unknown_keys import Unknown, take_out
 
-# What other trainers call our keys; asked for by name, answered by name.
-PEER_NAMES = {
-    "base_model": "model.name_or_path",
-    "model_name_or_path": "model.name_or_path",
-    "torch_dtype": "model.dtype",
-    "micro_batch_size": "training.per_device_train_batch_size",
-    "batch_size": "training.per_device_train_batch_size",
-    "num_epochs": "training.num_train_epochs",
-    "epochs": "training.num_train_epochs",
-    "lr": "training.learning_rate",
-    "lr_scheduler": "training.lr_scheduler_type",
-    "optimizer": "training.optim",
-    "grad_accum": "training.gradient_accumulation_steps",
-    "sequence_len": "data.cutoff_len",
-    "max_seq_length": "data.cutoff_len",
-    "max_length": "data.cutoff_len",
-    "model_max_length": "data.cutoff_len",
-    "val_set_size": "data.eval_fraction",
-    "val_size": "data.eval_fraction",
-    "dataset": "data.train",
-    "data_path": "data.train",
-    "template": "data.format",
-    "prompt_style": "data.format",
-    "prompt_format": "data.format",
-    "prompt_template_name": "data.format",
-    "dataset_format": "data.format",
-    "dataset_type": "data.format",
-    "formatting_func": "data.prompt_template",
-    "chat_template_jinja": "data.chat_template",
-    "chat_template_path": "data.chat_template",
-    "max_seq_len": "data.cutoff_len",
-    "seq_len": "data.cutoff_len",
-    "block_size": "data.cutoff_len",
-    "train_data": "data.train",
-    "train_file": "data.train",
-    "train_dataset": "data.train",
-    "datasets": "data.train",
-    "dataset_name": "data.train",
-    "eval_data": "data.eval",
-    "eval_file": "data.eval",
-    "eval_dataset": "data.eval",
-    "validation_file": "data.eval",
-    "test_size": "data.eval_fraction",
-    "validation_split": "data.eval_fraction",
-    "train_on_prompt": "data.train_on_inputs",
-    "mask_prompt": "data.train_on_inputs",
-    "completion_only_loss": "data.train_on_inputs",
-    "assistant_only_loss": "data.train_on_inputs",
-    "max_samples": "data.limit",
-    "max_train_samples": "data.limit",
-    "max_eval_samples": "data.eval_limit",
-    "overwrite_cache": "data.cache",
-    "use_cache": "data.cache",
-    "dataset_prepared_path": "data.cache",
-    "lora_r": "lora.r",
-    "lora_rank": "lora.r",
-    "rank": "lora.r",
-    "lora_target": "lora.target_modules",
-    "lora_target_modules": "lora.target_modules",
-    "alpha": "lora.lora_alpha",
-    "dropout": "lora.lora_dropout",
-    "evaluation_strategy": "training.eval_strategy",
-    "load_in_4bit": "quantization.load_in_4bit",
-}
 # Keys by the names transformers 4 had for them.
-OLD_NAMES = {"training.evaluation_strategy": "eval_strategy"}
+OLD_NAMES = {"training": {"evaluation_strategy": "eval_strategy"}, "model": {"torch_dtype": "dtype"}}
 # transformers' schedule ends there and wants to start above it
 POLYNOMIAL_LR_END = 1e-7
 # What is said of any wrong value of a key, and else of a kind of mistake as pydantic calls it.
@@ -130,20 +69,27 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def read_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+def read_config(path: str | Path, overrides: Sequence[str] = (), tell: Callable[[str], None] | None = None) -> Config:
     """Reads, overrides, validates and cross-checks a configuration.
 
     Args:
         path: YAML file with the sections of `Config`.
         overrides: `section.key=value`, where the value is YAML; they win over the file.
+        tell: is given a sentence about keys of other trainers that change nothing; without it they are problems.
 
     Raises:
         UserError: carries every problem found.
     """
     path = Path(path)
     raw = _read_yaml(path)
+    tool = tool_of(raw)
+    if tool is not None:
+        raise UserError(_foreign(path, tool))
     origin: dict[str, str] = {}
     problems = list(_apply_overrides(raw, overrides, origin))
+    if tell is not None:
+        for sentence in _accepted(raw):
+            tell(sentence)
     config, found = _validate(raw, lambda key: origin.get(key, str(path)))
     problems += found
     if problems:
@@ -163,7 +109,32 @@ def read_settings(path: str | Path, overrides: Sequence[str]) -> dict[str, Any]:
     return {key: values[key.partition(".")[0]][key.partition(".")[2]] for key in keys}
 
 
+def problems_of(raw: dict[str, Any], file: str) -> list[Problem]:
+    """Everything that is wrong with sections of keys and values that come from no file of ours."""
+    return _validate(raw, lambda _: file)[1]
+
+
+def _accepted(raw: dict[str, Any]) -> Iterator[str]:
+    """Takes out what changes nothing, and says so in one sentence; says what `bf16: auto` is taken for."""
+    ignored = take_out(raw)
+    if ignored:
+        yield say("config.ignored", keys=", ".join(ignored))
+    training = raw.get("training")
+    if isinstance(training, dict) and str(training.get("bf16")).lower() == "auto":
+        yield say("config.bf16_auto")
+
+
+def _foreign(path: Path, tool: str | None) -> Problem:
+    """Whose file it is, None for a script, and the command that makes one of ours of it."""
+    output = path.with_suffix("").name + "-lora-train.yaml"
+    if tool is None:
+        return problem("config.script", file=path, output=output)
+    return problem("config.foreign", file=path, tool=tool, output=output)
+
+
 def _read_yaml(path: Path) -> dict[str, Any]:
+    if is_foreign_script(path) and path.is_file():
+        raise UserError(_foreign(path, None))
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
@@ -172,7 +143,9 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         raise UserError(problem("config.unreadable", file=path, reason=error.strerror)) from None
     try:
         raw = yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
+    except RecursionError:
+        raise UserError(problem("import.too_deep", file=path)) from None
+    except YAML_ERRORS as error:
         mark = getattr(error, "problem_mark", None)
         where = say("config.line", line=mark.line + 1, column=mark.column + 1) if mark else ""
         what = getattr(error, "problem", None) or str(error)
@@ -181,6 +154,8 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         raise UserError(problem("config.empty", file=path))
     if not isinstance(raw, dict):
         raise UserError(problem("config.not_mapping", file=path, kind=type(raw).__name__))
+    if not is_small(raw):
+        raise UserError(problem("import.too_deep", file=path))
     return {str(key): value for key, value in raw.items()}
 
 
@@ -193,7 +168,7 @@ def _apply_overrides(raw: dict, overrides: Sequence[str], origin: dict[str, str]
             continue
         try:
             value = yaml.load(text, Loader=_Loader)
-        except yaml.YAMLError:
+        except (*YAML_ERRORS, RecursionError):
             yield problem("config.override_not_yaml", key=key, text=text)
             continue
         if raw.get(section) is None:
@@ -206,24 +181,27 @@ def _apply_overrides(raw: dict, overrides: Sequence[str], origin: dict[str, str]
 def _validate(raw: dict[str, Any], where) -> tuple[Config | None, list[Problem]]:
     """The config, or the problems of every section and of the sections taken together."""
     problems: list[Problem] = []
-    known = sections()
-    for name in raw:
+    known, unknown = sections(), Unknown()
+    for name, value in raw.items():
         if name not in known:
-            problems.append(_unknown(where(name), name, list(known), "config.unknown_section"))
+            sentence = "config.unknown_section" if isinstance(value, dict) else "config.key_outside"
+            problems.append(unknown(where(name), name, list(known), sentence))
     good: dict[str, dict[str, Any]] = {}
     for name, schema in known.items():
         values = raw.get(name) if raw.get(name) is not None else {}
         if not isinstance(values, dict):
             problems.append(problem("config.section_not_mapping", file=where(name), section=name, value=values))
             values = {}
-        values = {OLD_NAMES.get(f"{name}.{key}", str(key)): value for key, value in values.items()}
+        values = _in_our_words(name, values)
         bad: dict[str, Problem] = {}
         try:
             schema.model_validate(values)
         except ValidationError as error:
             for detail in error.errors(include_url=False):
                 key = f"{name}.{detail['loc'][0]}"
-                bad.setdefault(key, _explain(where(key), key, detail, list(schema.model_fields), values))
+                bad.setdefault(key, _explain(where(key), key, detail, values))
+                if detail["type"] == "extra_forbidden":
+                    bad[key] = unknown(where(key), key, list(schema.model_fields), "config.unknown_key")
         problems += bad.values()
         good[name] = {key: value for key, value in values.items() if f"{name}.{key}" not in bad}
         for key, field in schema.model_fields.items():
@@ -235,29 +213,17 @@ def _validate(raw: dict[str, Any], where) -> tuple[Config | None, list[Problem]]
     return (None if problems else config), problems
 
 
-def _unknown(file: str, key: str, known: list[str], sentence: str) -> Problem:
-    guess = _nearest(key, known)
-    hint = say("config.did_you_mean", guess=guess) + " " if guess else ""
-    return Problem(say(sentence, file=file, key=key), hint + say("config.known_keys", keys=", ".join(known)))
+def _in_our_words(section: str, values: Mapping[Any, Any]) -> dict[str, Any]:
+    """The values of a section under the names and in the words that its schema has."""
+    named = {str(key): value for key, value in values.items()}
+    old = {key: OLD_NAMES.get(section, {}).get(key, key) for key in named}
+    named = {old[key] if old[key] not in named else key: value for key, value in named.items()}
+    return {key: ours_for(f"{section}.{key}", value) for key, value in named.items()}
 
 
-def _nearest(key: str, known: list[str]) -> str:
-    """The key that was probably meant: in this section, by a peer's name for it, or in another section."""
-    section, dot, name = key.rpartition(".")
-    here = {word: section + dot + word for word in known}
-    anywhere = {field: f"{other}.{field}" for other, schema in sections().items() for field in schema.model_fields}
-    for candidates, cutoff in ((PEER_NAMES, 1.0), (here, 0.6), (PEER_NAMES, 0.75), (anywhere, 0.8)):
-        close = difflib.get_close_matches(name, list(candidates), n=1, cutoff=cutoff)
-        if close:
-            return candidates[close[0]]
-    return ""
-
-
-def _explain(file: str, key: str, detail: ErrorDetails, known: list[str], values: Mapping[str, Any]) -> Problem:
+def _explain(file: str, key: str, detail: ErrorDetails, values: Mapping[str, Any]) -> Problem:
     """One pydantic error in our words: file, key, what was given, what is allowed."""
     kind, given, context = detail["type"], detail["input"], detail.get("ctx", {})
-    if kind == "extra_forbidden":
-        return _unknown(file, key, known, "config.unknown_key")
     if kind == "missing":
         return problem("config.missing", file=file, key=key)
     sentence = KEY_SENTENCES.get(key) or KIND_SENTENCES.get(kind) or "config.invalid"

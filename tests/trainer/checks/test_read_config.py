@@ -89,7 +89,6 @@ def test_all_problems_are_reported_at_once(tmp_path):
         ("data.max_eval_samples", "data.eval_limit"),
         ("data.dataset_name", "data.train"),
         ("data.chat_template_jinja", "data.chat_template"),
-        ("data.dataset_prepared_path", "data.cache"),
     ],
 )
 def test_unknown_key_suggests_what_was_meant(tmp_path, key, guess):
@@ -134,6 +133,12 @@ def test_wrong_value_names_key_and_value(tmp_path, section, key, value, error):
         ("", "FILE is empty"),
         ("# only a comment\n", "FILE is empty"),
         ("- a\n- b\n", "FILE holds a list, not sections with keys"),
+        ("model: " + "[" * 5000, "FILE holds too many values"),
+        ("model: !!int x", "FILE is not valid YAML: invalid literal for int()"),
+        ("model: 2024-13-45", "FILE is not valid YAML: month must be in 1..12"),
+        ("model: !!bool x", "FILE is not valid YAML: "),
+        ("model: !!timestamp x", "FILE is not valid YAML: "),
+        ("model: &a [*a]", "FILE holds too many values"),
         ("model: [unclosed\n", "FILE is not valid YAML: line 2, column 1: "),
         ("model:\n\tname: x\n", "FILE is not valid YAML: line 2, column 1: "),
         (

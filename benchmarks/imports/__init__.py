@@ -1,0 +1,1 @@
+"""Public configurations of other trainers: what `lora-train import` makes of them, against a reader of its own."""
