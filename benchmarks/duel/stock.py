@@ -61,7 +61,8 @@ def labelled(n: int, noise: float, seed: int, values: bool) -> list[dict[str, An
 def model_of(plan: Plan) -> Any:
     """A tiny model with LoRA; of a task with labels a tiny BERT that is trained whole."""
     if plan.task in ("classes", "values"):
-        config = BertConfig(
+        made: Any = BertConfig
+        config = made(
             vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
             max_position_embeddings=LENGTH, num_labels=1 if plan.task == "values" else 2, hidden_dropout_prob=0.0,
             attention_probs_dropout_prob=0.0,

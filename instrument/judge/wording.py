@@ -20,7 +20,7 @@ _SAME = (
     "learning_rate warmup_steps max_steps gradient_accumulation_steps eval_steps save_steps logging_steps "
     "max_grad_norm load_best_model_at_end weight_decay"
 )
-KEYS: dict[str, tuple[str, str, str, str, str]] = {
+KEYS: dict[str, tuple[str, ...]] = {
     **{f"training.{key}": (key, key, key, key, key) for key in _SAME.split()},
     "training.num_train_epochs": ("num_train_epochs",) * 3 + ("num_epochs", "num_train_epochs"),
     "training.lr_scheduler_type": ("lr_scheduler_type",) * 3 + ("lr_scheduler", "lr_scheduler_type"),

@@ -56,7 +56,10 @@ def test_resized_tables_are_trained_saved_merged_and_asked(folder, capsys, tied)
     assert sizes == {"base_model.model.lm_head.weight": 514, "base_model.model.model.embed_tokens.weight": 514}
     assert main(["merge", str(folder / "run")]) == 0
     merged = AutoModelForCausalLM.from_pretrained(folder / "run" / "merged")
-    tables = (merged.get_input_embeddings(), model.get_input_embeddings()), (merged.lm_head, model.lm_head)
+    tables: Any = (
+        (merged.get_input_embeddings(), model.get_input_embeddings()),
+        (merged.lm_head, model.lm_head),
+    )
     for table, before in tables:
         new = table.weight[512:]
         assert ((new - before.weight.mean(dim=0)).abs().amax(dim=1) > 1e-3).all()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from lora_train.instrument.read.history import COLUMNS, PRINTED, History
 def history(
     *,
     kind: str = "run",
-    evals: dict[str, Sequence[float]] | None = None,
+    evals: Mapping[str, Sequence[float]] | None = None,
     config: dict[str, dict[str, Any]] | None = None,
     finished: bool = True,
     planned: int | None = None,
@@ -34,7 +34,7 @@ def history(
         name="runs/x",
         kind=kind,
         steps=frame,
-        evals=pd.DataFrame(evals or {"step": [], "eval_loss": []}),
+        evals=pd.DataFrame(dict(evals) if evals else {"step": [], "eval_loss": []}),
         config=config or {},
         incidents=incidents or [],
         coarse=coarse,
