@@ -54,7 +54,7 @@ def spikes(history: History) -> Finding | None:
     highest = int(at[np.argmax(norm[at])])
     values = {"n": len(at), "steps": listed(step[at]), "step": int(step[highest]), "norm": float(norm[highest])}
     values |= {"median": median(norm), "module": "-", "share": 0.0, "usual": 0.0}
-    verdict = "watch" if len(at) > max(1, SPIKES_WATCHED * len(norm)) else "note"
+    verdict = "watch" if len(at) > max(3, SPIKES_WATCHED * len(norm)) else "note"
     layers = history.layers
     if layers is None or (own := _at(layers, int(step[highest]), history)) is None:
         return Finding("grad_norm", verdict, "explain.spikes", values)

@@ -18,6 +18,8 @@ from .loss import stock_zeros
 ARTEFACT = 4.0
 # torch's scale starts at 65536 and halves at each skip: sixteen skips search for the scale, more are an illness.
 SEARCHING = 16
+# So many skipped steps among so many lines.
+OFTEN, OFTEN_WITHIN = 4, 30
 TINY = 1e-7
 # A loss that fell below this is printed as 0.0 before long, with four digits.
 ROUNDED = 1e-2
@@ -101,8 +103,12 @@ def backward_only(history: History) -> Finding | None:
     late = bad[bad > max(SEARCHING, history.coarse * 2)]
     if not len(late):
         return Finding("grad_norm", "healthy", "explain.scale_search", {"n": len(bad), "steps": listed(bad)})
-    values = {"n": len(late), "steps": listed(late), "step": int(late[0])}
-    return Finding("grad_norm", "watch", "explain.backward", values)
+    # a dynamic scale that was raised too far skips a step now and then: only where they come often is it an illness
+    close = [
+        first for first in late if np.sum((late >= first) & (late < first + OFTEN_WITHIN * history.coarse)) >= OFTEN
+    ]
+    values = {"n": len(late), "steps": listed(late), "step": int(close[0] if close else late[0])}
+    return Finding("grad_norm", "watch" if close else "note", "explain.backward" if close else "explain.skips", values)
 
 
 def no_gradient(history: History) -> Finding | None:
