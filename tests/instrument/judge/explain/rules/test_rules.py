@@ -179,6 +179,13 @@ def test_a_rate_that_stood_still_before_tells_nothing_of_skips():
     assert key(stock.never_logged(history(kind="trainer", loss=nan, learning_rate=falls))) == "loss_nan_frozen"
 
 
+def test_memory_is_said_to_be_of_the_gpu_or_of_the_host():
+    for column, where in (("memory_reserved_gib", "GPU"), ("host_memory_gib", "host")):
+        found = resources.memory(history(**{column: np.full(N, 8.0)}))
+        assert found is not None
+        assert f"({where})" in found.sentence("en")
+
+
 def test_a_warm_up_that_still_goes_on_is_not_long():
     rate = 1e-3 * np.arange(1, 51)
     assert key(schedule.course(history(learning_rate=rate, finished=False))) == "rate_course"
