@@ -62,7 +62,7 @@ MOVES: dict[str, dict[str, int]] = {
 _FORWARD = (
     "explain.zero_no_labels", "explain.zero_other", "explain.zero_unknown_rate", "explain.zero_rate_frozen",
     "explain.zero_rate_moves", "explain.zero_from_start", "explain.loss_nan", "explain.loss_nan_frozen",
-    "explain.loss_nan_moves",
+    "explain.loss_nan_moves", "explain.loss_nan_unknown",
 )  # fmt: skip
 _COLLAPSED = (
     *_FORWARD, "explain.no_gradient", "explain.stopped", "explain.stopped_without_remedy", "explain.attached_stopped",

@@ -10,7 +10,7 @@ import numpy as np
 
 from ...judge.explain import Finding, History
 from ...judge.explain.finding import VERDICTS, clock, median
-from ..page.people import both, number
+from ..page.people import UNKNOWN, both, number
 from .charts import MEMORY, ZEROS, eval_metrics, metric_name
 
 # From what weighs most. A note judges nothing.
@@ -97,7 +97,7 @@ def _loss(history: History, findings: Sequence[Finding]) -> dict[str, Any] | Non
     values = next((f.values for f in findings if f.key in ZEROS), None)
     if values is not None:
         note = both("report.tile.lost_since", step=number(values["step"])) if "step" in values else None
-        return _tile("loss", "report.tile.loss", number(values.get("before"), 3), findings, note)
+        return _tile("loss", "report.tile.loss", values.get("before", UNKNOWN), findings, note)
     values = next((f.values for f in findings if f.topic == "loss" and {"first", "last"} <= f.values.keys()), None)
     if values is not None:
         note = both("report.tile.from", value=f"{values['first']:.3g}")

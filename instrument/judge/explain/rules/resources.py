@@ -7,6 +7,8 @@ slow-down is one that its scatter does not explain (judge/noise.py) and that is 
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from ....read.history import History
@@ -35,7 +37,8 @@ def memory(history: History) -> Finding | None:
     values = history.column(column)
     first, last = median(values[1:4]), float(values[-1])
     peak = int(np.nanargmax(values))
-    facts = {"first": first, "last": last, "peak": float(values[peak]), "where": column.split("_")[0]}
+    facts: dict[str, Any] = {"first": first, "last": last, "peak": float(values[peak])}
+    facts["where"] = "host" if column.startswith("host") else "GPU"
     facts["step"] = int(history.column("step")[peak])
     n = max(1, min(WINDOW, len(values) // 4))
     growth = float(np.nanmax([median(values[-n:]), median(values[len(values) // 2 :])])) - first

@@ -33,7 +33,10 @@ def course(history: History) -> Finding | None:
     values = {"peak": float(rate[peak]), "step": int(step[peak]), "last": float(rate[-1]), "n": int(step[-1])}
     if values["peak"] > FAR_RATE and "sgd" not in str(history.setting("training.optim", "")):
         return Finding("learning_rate", "watch", "explain.rate_far", values)
-    if peak > LONG_WARM_UP * len(rate) and len(rate) >= 20:
+    whole = history.planned or values["n"]
+    rising = not history.finished and history.planned is None and peak == len(rate) - 1
+    if values["step"] > LONG_WARM_UP * max(whole, values["n"]) and len(rate) >= 20 and not rising:
+        values["n"] = max(whole, values["n"])
         return Finding("learning_rate", "watch", "explain.warm_up_long", values)
     return Finding("learning_rate", "healthy", "explain.rate_course", values)
 
@@ -51,10 +54,11 @@ def frozen(history: History) -> Finding | None:
 
 
 def _skips(history: History, n: int) -> bool:
-    """Whether most of the last n rows show something a scaler would skip: a schedule may also end in a constant."""
+    """Whether most of the last n rows show something a scaler would skip, from the first on: schedules may be flat."""
     loss, norm, skipped = (history.column(name)[-n:] for name in ("loss", "grad_norm", "skipped"))
     lost = ~np.isfinite(loss) | ~np.isfinite(norm) if np.isfinite(history.column("grad_norm")).any() else loss == 0
-    return bool(np.mean(lost | (skipped > 0) | (history.stock & (loss == 0))) > 0.5)
+    lost = lost | (skipped > 0) | (history.stock & (loss == 0))
+    return bool(np.mean(lost) > 0.5 and lost[:3].any())
 
 
 def unfinished(history: History) -> Finding | None:

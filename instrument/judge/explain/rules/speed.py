@@ -6,6 +6,7 @@ import numpy as np
 
 from ....read.history import History
 from ..finding import Finding, clock, median
+from .evaluation import evaluated_rows
 
 # Of the estimate at first; bars are off by as much.
 GREW = 0.05
@@ -22,7 +23,7 @@ def evaluation(history: History) -> Finding | None:
     )
     if not len(seconds) or not len(rate) or not median(rate) > 0:
         return None
-    each, rows = median(seconds), round(median(seconds) * median(rate))
+    each, rows = median(seconds), evaluated_rows(history) or 0
     values = {"time": clock(each), "rows": rows, "rate": median(rate), "n": len(seconds)}
     if len(steps) and median(steps) > 0:
         values |= {"steps": median(steps), "batch": max(1, round(median(rate) / median(steps)))}
@@ -35,7 +36,7 @@ def costly(history: History) -> Finding | None:
     seconds, rate = _eval(history, "eval_runtime"), _eval(history, "eval_samples_per_second")
     if not len(seconds) or not len(rate) or median(seconds) < LONG_EVALUATION:
         return None
-    rows = round(median(seconds) * median(rate))
+    rows = evaluated_rows(history) or 0
     if rows <= ENOUGH_ROWS:
         return None
     saved = median(seconds) * (1 - ENOUGH_ROWS / rows)

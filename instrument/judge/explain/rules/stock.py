@@ -23,6 +23,8 @@ OFTEN, OFTEN_WITHIN = 4, 30
 TINY = 1e-7
 # A loss that fell below this is printed as 0.0 before long, with four digits.
 ROUNDED = 1e-2
+# Lines before a collapse; the first skipped update leaves one line with the rate of the one before.
+STOOD = 3
 
 
 def zero(history: History) -> Finding | None:
@@ -47,10 +49,15 @@ def zero(history: History) -> Finding | None:
         return Finding("loss", "wrong", "explain.zero_from_start", values)
     if len(after) < 2 or not np.isfinite(rate[at:]).all():
         return Finding("loss", "wrong", "explain.zero_unknown_rate", values)
-    constant = len(np.unique(rate[: at + 1])) == 1 and at > 1
     if len(np.unique(rate[at:])) > 1:
         return Finding("loss", "wrong", "explain.zero_rate_moves", values)
-    return Finding("loss", "wrong", "explain.zero_unknown_rate" if constant else "explain.zero_rate_frozen", values)
+    stood = _stood_still(rate, at)
+    return Finding("loss", "wrong", "explain.zero_unknown_rate" if stood else "explain.zero_rate_frozen", values)
+
+
+def _stood_still(rate: np.ndarray, at: int) -> bool:
+    """Whether the rate was constant before: a constant schedule, with a warm-up or not, tells nothing of skips."""
+    return at > 1 and len(np.unique(rate[max(0, at - STOOD) : at + 1])) == 1
 
 
 def artefact(history: History) -> Finding | None:
@@ -85,9 +92,11 @@ def never_logged(history: History) -> Finding | None:
     values = {"n": int(lost.sum()), "steps": listed(step[lost]), "step": int(step[at])}
     if not lost[at:].all() or lost.sum() < 2 or not np.isfinite(rate[at:]).all():
         return Finding("loss", "wrong", "explain.loss_nan", values)
-    frozen = len(np.unique(rate[at:])) == 1 and len(np.unique(rate[: at + 1])) > 1
     values["rate"] = float(rate[at])
-    return Finding("loss", "wrong", "explain.loss_nan_frozen" if frozen else "explain.loss_nan_moves", values)
+    if len(np.unique(rate[at:])) > 1:
+        return Finding("loss", "wrong", "explain.loss_nan_moves", values)
+    unknown = at < 2 or _stood_still(rate, at)
+    return Finding("loss", "wrong", "explain.loss_nan_unknown" if unknown else "explain.loss_nan_frozen", values)
 
 
 def backward_only(history: History) -> Finding | None:

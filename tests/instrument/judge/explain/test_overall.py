@@ -19,14 +19,14 @@ STOPPED = {"step": 7, "kind": "forward_overflow", "action": "stop", "rows": [1],
 @pytest.mark.parametrize(
     ("of", "sentence"),
     [
-        ({"finished": True}, "Ran to its end, step 50"),
-        ({"finished": False}, "Not at its end, so far step 50"),
-        ({"incidents": [{**STOPPED, "remedies": []}], "finished": False}, "Stopped by a collapse, after step 50"),
+        ({"finished": True}, "Finished at step 50"),
+        ({"finished": False}, "Not finished, so far step 50"),
+        ({"incidents": [{**STOPPED, "remedies": []}], "finished": False}, "Stopped by a collapse after step 50"),
     ],
 )
 def test_it_says_where_the_run_stands(of, sentence):
     found = overall(history(loss=falling(50), **of), [])
-    assert found.sentence("en") == f"{sentence}. Nothing in it is wrong or to be watched."
+    assert found.sentence("en") == f"{sentence}. Nothing is wrong and nothing needs watching."
 
 
 def test_it_says_of_how_many_steps_and_of_lines_without_numbers():
@@ -34,7 +34,7 @@ def test_it_says_of_how_many_steps_and_of_lines_without_numbers():
     unfinished.planned = 200
     assert overall(unfinished, []).sentence("ko").startswith("아직 끝나지 않았습니다(200스텝 중 50스텝).")
     unfinished.numbered = False
-    assert overall(unfinished, []).sentence("en").startswith("A piece of a log, 50 lines without step numbers.")
+    assert overall(unfinished, []).sentence("en").startswith("Part of a log: 50 lines without step numbers.")
 
 
 def test_its_advice_is_that_of_the_gravest():
@@ -42,8 +42,8 @@ def test_its_advice_is_that_of_the_gravest():
     wrong = Finding("loss", "wrong", "explain.loss_rose", {"first": 1.0, "last": 2.0, "lowest": 1.0, "step": 3})
     found = overall(history(loss=falling(50)), [watch, wrong])
     assert (found.verdict, found.values["topic"], found.values["step"]) == ("wrong", "loss", 3)
-    assert found.hint("en") == wrong.hint("en") == "training.learning_rate (a third), training.warmup_steps"
-    assert found.hint("en", "axolotl") == "learning_rate (a third), warmup_steps"
+    assert found.hint("en") == wrong.hint("en") == "training.learning_rate (a third), training.warmup_steps (more)"
+    assert found.hint("en", "axolotl") == "learning_rate (a third), warmup_steps (more)"
 
 
 @pytest.mark.parametrize(
@@ -68,5 +68,5 @@ def test_the_words_of_a_classifier_are_not_those_of_a_language_model():
     classifier = history(loss=falling(60, 0.7, 0.3, 0.02), kind="trainer")
     classifier.task = "seq_cls"
     text = "\n".join(lines(classifier, explain(classifier), "en"))
-    assert "guessing among k labels costs ln k" in text
+    assert "guessing among k labels gives ln k" in text
     assert "a token" not in text

@@ -42,7 +42,7 @@ def test_a_stock_log_with_zeros_is_not_called_healthy_and_its_loss_is_the_last_r
     findings = explain(stock)
     said = status(stock, findings, False)
     assert said["verdict"] == "wrong"
-    assert said["state"]["en"] == "Ended, step 60"
+    assert said["state"]["en"] == "Finished, step 60"
     (loss, norm, *_) = tiles(stock, findings, False)
     assert (loss["value"], loss["verdict"]) == ("5.63", "wrong")
     assert loss["note"]["en"] == "the last real one; none from step 13"
@@ -97,4 +97,4 @@ def test_no_steps_make_no_tiles():
     known = history(loss=falling(5))
     known.steps = known.steps.iloc[:0]
     assert tiles(known, [], False) == []
-    assert status(known, [], True)["state"]["en"] == "Ended, step 0"
+    assert status(known, [], True)["state"]["en"] == "Finished, step 0"

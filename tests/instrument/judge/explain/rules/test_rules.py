@@ -81,6 +81,8 @@ def key(finding) -> str | None:
         (schedule.frozen, {"learning_rate": np.maximum(1 - STEPS / N, 0.6), "loss": falling()}, None),
         (schedule.frozen, {"learning_rate": 1 - STEPS / N}, None),
         (schedule.frozen, {"learning_rate": np.ones(N)}, None),
+        # constant after its warm-up, and the loss is lost later
+        (schedule.frozen, {"learning_rate": np.minimum(STEPS, 9), "loss": np.where(STEPS < 30, 1, NAN)}, None),
         (schedule.unfinished, {"learning_rate": np.linspace(1, 0.2, N), "updates": STEPS - 20}, "rate_unfinished"),
         (schedule.unfinished, {"learning_rate": np.linspace(1, 0.0, N), "updates": STEPS}, None),
         (schedule.scale, {"loss_scale": np.where(STEPS < 3, 65536, 32768), "skipped": STEPS == 2}, "scale_course"),
@@ -151,6 +153,7 @@ def test_what_a_log_in_intervals_hides():
         ([1, 1, 1, NAN, NAN, NAN], [6, 5, 4, 3, 3, 3], "zero_rate_frozen"),
         ([1, 1, 1, NAN, NAN, NAN], [6, 5, 4, 3, 2, 1], "zero_rate_moves"),
         ([1, 1, 1, NAN, NAN, NAN], [3, 3, 3, 3, 3, 3], "zero_unknown_rate"),
+        ([1, 1, 1, NAN, NAN, NAN], [2, 3, 3, 3, 3, 3], "zero_rate_frozen"),
         ([1, 1, 1, 0, 0, 0], [6, 5, 4, 3, 2, 1], "zero_no_labels"),
         ([1, 1, 1, NAN, 1, NAN], [6, 5, 4, 3, 2, 1], "zero_other"),
     ],
@@ -163,6 +166,33 @@ def test_what_a_loss_of_zero_means_in_a_stock_log(norm, rate, expected):
     assert stock.zero(history(**columns)) is None  # our own log filters nothing
     assert key(stock.other_step(history(kind="trainer", **columns))) == "other_step_stock"
     assert stock.other_step(history(**columns)) is None
+
+
+def test_a_rate_that_stood_still_before_tells_nothing_of_skips():
+    warm = [1, 2, 3, 3, 3, 3, 3, 3, 3, 3]
+    lost = {"grad_norm": [1] * 6 + [NAN] * 4, "learning_rate": warm}
+    assert key(stock.zero(history(kind="trainer", loss=[2.0] * 6 + [0] * 4, **lost))) == "zero_unknown_rate"
+    nan = [2.0] * 6 + [NAN] * 4
+    assert key(stock.never_logged(history(kind="trainer", loss=nan, **lost))) == "loss_nan_unknown"
+    assert key(stock.never_logged(history(kind="trainer", loss=nan, learning_rate=np.ones(10)))) == "loss_nan_unknown"
+    falls = np.append(np.arange(10, 4, -1), [4] * 4)
+    assert key(stock.never_logged(history(kind="trainer", loss=nan, learning_rate=falls))) == "loss_nan_frozen"
+
+
+def test_memory_is_said_to_be_of_the_gpu_or_of_the_host():
+    for column, where in (("memory_reserved_gib", "GPU"), ("host_memory_gib", "host")):
+        found = resources.memory(history(**{column: np.full(N, 8.0)}))
+        assert found is not None
+        assert f"({where})" in found.sentence("en")
+
+
+def test_a_warm_up_that_still_goes_on_is_not_long():
+    rate = 1e-3 * np.arange(1, 51)
+    assert key(schedule.course(history(learning_rate=rate, finished=False))) == "rate_course"
+    assert key(schedule.course(history(learning_rate=rate, finished=False, planned=1000))) == "rate_course"
+    long = schedule.course(history(learning_rate=rate, finished=False, planned=100))
+    assert long is not None
+    assert (key(long), long.values["n"]) == ("warm_up_long", 100)
 
 
 def test_a_loss_that_is_too_small_to_be_printed_is_no_collapse():

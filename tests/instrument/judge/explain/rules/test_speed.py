@@ -59,5 +59,5 @@ def test_an_eta_that_grew_by_what_evaluations_take():
 def test_tokens_a_second_of_a_log():
     found = speed.throughput(history(kind="log", loss=falling(50), tokens_per_second=1234.0))
     assert found is not None
-    assert found.sentence("ko") == "중앙값으로 초당 1,234토큰입니다."
+    assert found.sentence("ko") == "초당 1,234토큰입니다(모든 줄의 중앙값)."
     assert speed.throughput(history(loss=falling(50), tokens_per_second=1234.0)) is None
