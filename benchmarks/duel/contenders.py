@@ -36,6 +36,7 @@ OURS: dict[str, tuple[str, str, str]] = {
     "explain.loss_nan": ("forward_nonfinite", "windows", "look_at_rows"),
     "explain.loss_nan_frozen": ("forward_nonfinite", "steps", "earlier"),
     "explain.loss_nan_moves": ("forward_nonfinite", "adapter_or_steps", "earlier"),
+    "explain.loss_nan_unknown": ("forward_nonfinite", "adapter_or_steps", "earlier"),
     "explain.backward": ("backward_nonfinite", "windows", "earlier"),
     "explain.no_gradient": ("no_gradient", "everything", "look_at_gradient"),
     "explain.loss_rose": ("diverged", "since", "lower_rate"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from lora_train.instrument.judge.explain import explain
@@ -181,7 +183,8 @@ def test_a_rate_that_stood_still_before_tells_nothing_of_skips():
 
 def test_memory_is_said_to_be_of_the_gpu_or_of_the_host():
     for column, where in (("memory_reserved_gib", "GPU"), ("host_memory_gib", "host")):
-        found = resources.memory(history(**{column: np.full(N, 8.0)}))
+        columns: Any = {column: np.full(N, 8.0)}
+        found = resources.memory(history(**columns))
         assert found is not None
         assert f"({where})" in found.sentence("en")
 
