@@ -70,7 +70,7 @@ class InstrumentCallback(TrainerCallback):
         self._backward = Accelerator.backward
         self._inputs: dict[str, Any] = {}
         self._scaler: Any = None
-        self._alone = True
+        self._alone, self._collapsed = True, False
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -79,7 +79,7 @@ class InstrumentCallback(TrainerCallback):
         self._take_off()  # a training that ended with an error did not
         if not state.is_world_process_zero:
             return
-        model, self._alone = kwargs["model"], args.world_size == 1
+        model, self._alone, self._collapsed = kwargs["model"], args.world_size == 1, False
         self._scaler = getattr(kwargs.get("optimizer"), "scaler", None)
         shown = {name: getattr(args, name, None) for name in SHOWN}
         settings = {"training": {name: _plain(value) for name, value in shown.items()}, "attached": {"to": "Trainer"}}
@@ -137,7 +137,7 @@ class InstrumentCallback(TrainerCallback):
             for parameter in kwargs["model"].parameters():
                 parameter.grad = None  # an optimizer leaves such a parameter alone
         if trouble is not None and self._stop:
-            control.should_training_stop = True
+            self._collapsed = control.should_training_stop = True
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Records an evaluation."""
@@ -148,8 +148,8 @@ class InstrumentCallback(TrainerCallback):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Takes the instrument off."""
-        if self.instrument is not None and state.global_step >= state.max_steps:
+        """Takes the instrument off. A training that another callback ended early came to an end too."""
+        if self.instrument is not None and not self._collapsed:
             self.instrument.finished(time.perf_counter() - self._started)
         self._take_off()
 

@@ -11,7 +11,7 @@ import psutil
 import torch
 
 from ...instrument.constants import GIB
-from ...instrument.judge.detect import Detectors, Trouble
+from ...instrument.judge.detect import PATIENCE, Detectors, Trouble
 from ...instrument.messages import say
 from ...instrument.read.schema import StepLine, Summary
 from ...instrument.read.store import METRICS, STATS, MetricsLog, StatsWriter
@@ -80,7 +80,7 @@ class RunLog:
         # a resumed run begins with what they cost before
         self._eval_seconds = progress.eval_seconds_total / max(1, len(progress.evaluations))
         self._save_seconds = progress.save_seconds_total / max(1, progress.step // components.schedule.save_every)
-        self._lines_lost = 0
+        self._lines_lost = self._zero_gradients = 0
         self._layers = LayerSeries(components.recorder.sites) if components.recorder and trackers else None
         # lines for the trackers that wait for the statistics of their step: some trackers take a step only once
         self._untracked: dict[int, dict] = {}
@@ -150,6 +150,9 @@ class RunLog:
         elif skipped and facts.rows and not self._scale_is_dynamic and not latched:
             line["rows"] = facts.rows
             self._console.warn(say("step.nonfinite_gradient", step=step, rows=", ".join(map(str, facts.rows))))
+        self._zero_gradients = self._zero_gradients + 1 if row["grad_norm"] == 0 else 0
+        if self._zero_gradients == PATIENCE:
+            self._console.warn(say("step.no_gradient", step=step - PATIENCE + 1, n=PATIENCE))
         self._progress.final_loss = row["loss"] if math.isfinite(row["loss"]) else None
         self._write(line)
         if latched:

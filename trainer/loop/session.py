@@ -11,12 +11,14 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import numpy as np
 from safetensors import SafetensorError
 
 from ...instrument.messages import say
 from ...instrument.read.eval_rows import EVALUATIONS, EvaluationRows, write_rows
 from ..config.schema import Config
 from ..console import Console
+from ..data.load import listed
 from .best import best_step
 from .checkpoint import NotFinite, Progress, save_checkpoint
 from .components import Components
@@ -72,6 +74,7 @@ class Session:
     console: Console
     stop: Stop
     snapshots: Snapshots = field(init=False)
+    _rows_lost: bool = False
     _entered: ExitStack = field(init=False, default_factory=ExitStack)
 
     def __post_init__(self) -> None:
@@ -108,6 +111,12 @@ class Session:
         """
         if not self.components.engine.is_main:
             return
+        lost = rows.row[~np.isfinite(rows.loss_sum)]
+        if len(lost) and not self._rows_lost:
+            self._rows_lost = True
+            self.console.warn(
+                say("eval_rows.nonfinite", step=step, n=len(lost), of=len(rows.row), rows=listed(lost.tolist()))
+            )
         try:
             write_rows(self.run_dir, step, self.progress.start, rows)
         except OSError as error:

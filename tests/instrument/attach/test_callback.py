@@ -230,3 +230,25 @@ def test_a_second_run_does_not_overwrite_the_first(tiny_models, tmp_path):
 def test_a_model_without_lora_is_refused(tiny_models, tmp_path):
     with pytest.raises(ValueError, match="no LoRA layer"):
         Instrument(AutoModelForCausalLM.from_pretrained(tiny_models["llama"]), tmp_path / "run")
+
+
+class StopsAtThree(TrainerCallback):
+    """An early stop."""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        control.should_training_stop = state.global_step >= 3
+
+
+def test_a_training_that_another_callback_ends_early_has_come_to_an_end(tiny_models, tmp_path):
+    callback = InstrumentCallback(tmp_path / "run")
+    model = lora(tiny_models["llama"])
+    trainer = Trainer(
+        model,
+        TrainingArguments(str(tmp_path / "out"), max_steps=6, report_to=[], save_strategy="no", use_cpu=not ON_GPU),
+        train_dataset=rows(),  # pyright: ignore[reportArgumentType]
+        callbacks=[callback, StopsAtThree()],
+    )
+    trainer.train()
+    history = read_history(tmp_path / "run")
+    assert (history.finished, history.stopped_early, history.last_step, history.planned) == (True, True, 3, 6)
+    assert [f.key for f in explain(history) if f.topic == "outcome"] == ["explain.stopped_early"]

@@ -64,3 +64,14 @@ def test_evaluations_and_saves_count_apart_from_the_steps_and_a_resumed_run_know
     again = RunLog(None, Console(silent=True), components, resumed)
     again.expect(facts(11, 3.0))
     assert again.seconds_left(11) == pytest.approx(9 * 3.0 + 2 * 8.0 + 1 * 4.0)
+
+
+def test_a_gradient_of_exactly_zero_is_said_once_while_it_lasts(tiny_models, capsys):
+    log = RunLog(None, Console(), make_components(make_config(tiny_models["llama"])), Progress())
+    row = {"loss": 6.2, "grad_norm": 0.0, "loss_scale": 1.0, "updates": 1.0}
+    for step, norm in enumerate([0.3, 0.0, 0.0, 0.4, 0.0, 0.0, 0.0, 0.0], start=1):
+        log.expect(facts(step, 2.0))
+        log.step(step, [(row | {"grad_norm": norm}).get(name, 0.0) for name in ROW_FIELDS])
+    said = [line for line in capsys.readouterr().out.splitlines() if "exactly 0" in line]
+    assert len(said) == 1
+    assert "step 5: the gradient has been exactly 0 for 3 steps" in said[0]

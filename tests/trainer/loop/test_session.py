@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from lora_train.instrument.read.eval_rows import EvaluationRows, read_rows
 from lora_train.trainer.config.settings import with_settings
 from lora_train.trainer.console import Console
 from lora_train.trainer.errors import Stopped
@@ -83,3 +85,18 @@ def test_a_session_trains_to_its_last_step_and_leaves_no_recorder_behind(compone
     assert session.progress.step == 2
     assert "step 2/2" in capsys.readouterr().out
     assert all(group.slot is None for group in components.patched.groups)
+
+
+def test_rows_whose_evaluation_is_not_finite_are_named_at_the_first_one(components, tmp_path, capsys):
+    session = session_of(components, tmp_path)
+    number = np.arange(4, dtype="int32")
+    sums = np.array([3.0, np.nan, 2.0, np.inf])
+    rows = EvaluationRows(number + 10, sums, number + 1, number.astype("uint64"))
+    session.keep_rows(2, rows)
+    session.keep_rows(4, rows)
+    said = [line for line in capsys.readouterr().out.splitlines() if "NaN or inf" in line]
+    assert len(said) == 1
+    assert "step 2: the evaluation gave NaN or inf for 2 of 4 rows (11, 13)" in said[0]
+    kept = read_rows(tmp_path, 4)
+    assert kept is not None
+    assert np.array_equal(kept.loss_sum, sums, equal_nan=True)

@@ -19,6 +19,9 @@ def finished(history: History) -> Finding | None:
     if history.kind == "log":
         return None
     last = history.last_step
+    if history.stopped_early and history.planned:
+        values = {"step": last, "planned": history.planned}
+        return Finding("outcome", "healthy", "explain.stopped_early", values)
     if history.finished:
         return Finding("outcome", "healthy", "explain.finished", {"step": last})
     if any(incident["action"] == "stop" for incident in history.incidents):
