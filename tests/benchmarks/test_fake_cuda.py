@@ -35,7 +35,7 @@ def test_whole_runs_compile_early_launch_little_and_never_wait(tmp_path: Path):
     print(done.stdout)
 
 
-BY_TRITON = ("kernels/launcher.py", "if variant is not None and usual:", "if False:")
+BY_TRITON = ("kernels/launcher.py", "    usual = addresses", "    usual = False and addresses")
 UNCHECKED = ("kernels/launcher.py", "        _check(kernel, len(tensors) + len(sizes), free)\n", "")
 
 # Each as it was: (file, what stands there now, what stood there), arguments, what is to be said of it.
@@ -193,7 +193,7 @@ PLANTED_IN_A_RUN = {
     "a step": ("trainer/loop/train.py", "    totals = forward_backward(components, rows)\n", "    float(totals[0])\n"),
     "an evaluation": (
         "trainer/loop/evaluate.py",
-        "                loss_sum, n_correct = loss(batch)\n",
+        "                loss_sum, n_correct, losses = loss.of_tokens(batch)\n",
         "                float(loss_sum)\n",
     ),
     "clipping": ("trainer/loop/optim.py", "        divisor = loss_scale.clone()\n", "        float(divisor)\n"),

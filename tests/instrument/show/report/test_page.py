@@ -29,7 +29,8 @@ RANGE = """(() => {
   return [Math.min(...all), Math.max(...all), shown.from, shown.to];
 })()"""
 NAMES = """[...document.querySelectorAll("button, a, [role=button], [title], [aria-label], [data-title]")]
-  .map((one) => [one.textContent, one.title, one.getAttribute("aria-label")].join(" ").toLowerCase())"""
+  .map((one) => [one.matches("section") ? "" : one.textContent, one.title, one.getAttribute("aria-label")])
+  .map((names) => names.join(" ").toLowerCase())"""
 # The share of a chart's pixels whose red is far above their green.
 RED = """(() => {
   const canvas = document.querySelector("#loss canvas"), { width, height } = canvas;
