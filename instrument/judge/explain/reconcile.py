@@ -14,6 +14,8 @@ from .finding import TOPICS, Finding
 
 UP, DOWN = 1, -1
 RATE, LENGTH, RANK, EVALUATIONS, CLIP = "learning_rate", "steps", "rank", "evaluations", "max_grad_norm"
+# By what a checkpoint is chosen: where loss and accuracy disagree, only one can be followed.
+CHOICE, BY_LOSS, BY_ACCURACY = "checkpoint", UP, DOWN
 
 MOVES: dict[str, dict[str, int]] = {
     "explain.loss_flat": {RATE: UP, RANK: UP},
@@ -33,8 +35,11 @@ MOVES: dict[str, dict[str, int]] = {
     "explain.layers_lopsided": {RATE: DOWN},
     "explain.stopped_without_remedy": {RATE: DOWN},
     "explain.healed_worse": {RATE: DOWN},
-    "explain.overfitting": {RATE: DOWN, LENGTH: DOWN},
-    "explain.rows_overfit": {LENGTH: DOWN},
+    "explain.overfitting": {RATE: DOWN, LENGTH: DOWN, CHOICE: BY_LOSS},
+    "explain.eval_turned": {CHOICE: BY_LOSS},
+    "explain.accuracy_fell": {CHOICE: BY_ACCURACY},
+    "explain.rows_overfit": {LENGTH: DOWN, CHOICE: BY_LOSS},
+    "explain.rows_turned": {CHOICE: BY_LOSS},
     "explain.rows_rose": {RATE: DOWN},
     "explain.rows_same": {LENGTH: UP},
     "explain.by_heart": {LENGTH: DOWN},
@@ -82,6 +87,7 @@ _COURSE = (
     "explain.backward",
 )  # fmt: skip
 _FEW_MEANS = ("explain.eval_few", "explain.eval_last_rose", "explain.eval_unmoved")
+_ROWS_ROSE = ("explain.rows_overfit", "explain.rows_turned", "explain.rows_rose")
 SILENCES: dict[str, tuple[str, ...]] = {
     # a line that is the mean of many steps shows neither single steps nor the fall before the first
     "explain.coarse_stock": (
@@ -95,7 +101,7 @@ SILENCES: dict[str, tuple[str, ...]] = {
     "explain.zero_from_start": (*_COURSE, "explain.gradient_never_finite", "explain.other_step_stock"),
     # rows tell what a few means cannot
     **dict.fromkeys(("explain.rows_fell", "explain.rows_same"), _FEW_MEANS),
-    **dict.fromkeys(("explain.rows_overfit", "explain.rows_rose"), (*_FEW_MEANS, "explain.underfitting")),
+    **dict.fromkeys(_ROWS_ROSE, (*_FEW_MEANS, "explain.underfitting")),
 }  # fmt: skip
 """What is not worth saying beside a sentence: it reads the same numbers and knows less."""
 GRAVEST = ("wrong", "watch", "undecided", "healthy", "note")

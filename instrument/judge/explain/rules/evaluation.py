@@ -74,8 +74,8 @@ def turned(history: History) -> Finding | None:
         return None
     best = int(np.argmin(loss[:-2]))
     at = float(step[best])
-    then, chance = _train_at(history, at)
-    now, _ = _train_at(history, step[-1])
+    then, chance = train_at(history, at)
+    now, _ = train_at(history, step[-1])
     values = {"best": float(loss[best]), "step": int(at), "last": float(loss[-1]), "last_step": int(step[-1])}
     values |= {"train_then": then, "train_now": now, "wobble": did.wobble}
     values["percent"] = _percent(values["best"], values["last"])
@@ -121,6 +121,7 @@ def wobble(history: History) -> Finding | None:
     if did is None or len(loss) < FEW or did.wobble < WOBBLE:
         return None
     values: dict[str, Any] = {"wobble": did.wobble, "n": len(loss)}
+    fell = did.kind in ("falling", "settled", "fell")  # where it did not, no wobble is the reason
     half = len(loss) // 2
     rate_step, rate = history.finite("learning_rate")
     if half >= 2 * FEW and len(rate):
@@ -132,8 +133,8 @@ def wobble(history: History) -> Finding | None:
             )
     rows = evaluated_rows(history)
     if rows:
-        return Finding("eval_loss", "note", "explain.eval_wobble_rows", values | {"rows": rows})
-    return Finding("eval_loss", "note", "explain.eval_wobble", values)
+        return Finding("eval_loss", "note", "explain.eval_wobble_rows", values | {"rows": rows}, advises=fell)
+    return Finding("eval_loss", "note", "explain.eval_wobble", values, advises=fell)
 
 
 def gap(history: History) -> Finding | None:
@@ -141,7 +142,7 @@ def gap(history: History) -> Finding | None:
     step, loss = evaluations(history)
     if not len(loss):
         return None
-    train, _ = _train_at(history, step[-1])
+    train, _ = train_at(history, step[-1])
     if not np.isfinite(train) or train <= 0:
         return None
     return Finding(
@@ -257,7 +258,7 @@ def _percent(first: float, last: float) -> float:
     return 100 * (last / first - 1) if first else 0.0
 
 
-def _train_at(history: History, at: float) -> tuple[float, float]:
+def train_at(history: History, at: float) -> tuple[float, float]:
     """The median training loss of the dozen steps that end there, and how far two such differ by chance."""
     step, loss = history.finite("loss")
     own = loss[step <= at][-WINDOW:]

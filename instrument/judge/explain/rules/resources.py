@@ -20,8 +20,8 @@ GREW, GREW_GIB = 0.04, 0.1
 PARTS, RISING, MOST_IN_ONE, LATE = 8, 6, 0.4, 0.3
 # Most of the growth came at such steps: the rest is the allocator's rounding.
 MOSTLY = 0.6
-# A trend of so many standard errors beside it: the share alone is reached by chance in one of 40 runs of 50 steps.
-SLOWER, MUCH_SLOWER, SLOWED = 1.07, 1.3, 2.5
+# A trend of so many standard errors beside it: the share alone is reached by chance in one of 50 runs of 50 steps.
+SLOWER, MUCH_SLOWER, SLOWED = 1.07, 1.3, 1.5
 EVAL_SHARE, SAVE_SHARE = 0.2, 0.1
 # What memory may have grown with: the column that rises then, and what is said.
 MEMORY_GREW = {"eval_seconds_total": "explain.memory_eval", "save_seconds_total": "explain.memory_save"}
@@ -81,7 +81,7 @@ def drift(history: History) -> Finding | None:
     if len(seconds) < 3 * WINDOW or not np.isfinite(seconds).all():
         return None
     third = len(seconds) // 3
-    early, late = median(seconds[2:third]), median(seconds[-third:])
+    early, late = _level(seconds[2:third]), _level(seconds[-third:])
     facts = {"early": early, "late": late, "percent": 100 * (late / early - 1)}
     if late < early / SLOWER:
         return Finding("time", "healthy", "explain.time_faster", facts)
@@ -90,13 +90,18 @@ def drift(history: History) -> Finding | None:
     verdict = "watch" if late > MUCH_SLOWER * early else "note"
     if not np.isfinite(tokens).all():
         return Finding("time", verdict, "explain.time_slower_seconds", facts)
-    rates = median(tokens[2:third] / seconds[2:third]), median(tokens[-third:] / seconds[-third:])
+    rates = _level(tokens[2:third] / seconds[2:third]), _level(tokens[-third:] / seconds[-third:])
     facts |= {"tokens_early": median(tokens[2:third]), "tokens_late": median(tokens[-third:])}
     if rates[1] > rates[0] / SLOWER**0.5:
         return Finding("time", "healthy", "explain.time_lengths", facts)
     on_gpu = bool(history.steps["memory_reserved_gib"].notna().any())
     key = "explain.time_slower" if on_gpu else "explain.time_slower_cpu"
     return Finding("time", verdict, key, facts | {"rate_early": rates[0], "rate_late": rates[1]})
+
+
+def _level(values: np.ndarray) -> float:
+    """Their mean, outliers cut off: a median of so few scatters by a quarter more."""
+    return float(blocks(values, 1)[0][0])
 
 
 def _slowed(seconds: np.ndarray) -> bool:

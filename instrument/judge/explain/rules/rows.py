@@ -17,7 +17,8 @@ from ....read.eval_rows import EvaluationRows, read_rows, stored_steps
 from ....read.history import History
 from ...noise import FEW, SMALL
 from ...paired import UNLIKELY, Paired, paired
-from ..finding import WINDOW, Finding, listed, median
+from ..finding import Finding, listed
+from .evaluation import train_at
 
 # Fewer rows decide nothing.
 ENOUGH_ROWS = 10
@@ -42,11 +43,12 @@ def decided(history: History, steps: Sequence[int], rows: Sequence[EvaluationRow
     rise, fall = _held(rows[best], rows[-1]), _held(rows[0], rows[-1])
     values = {"n": rise.n, "step": steps[best], "best": means[best], "last": means[-1], "last_step": steps[-1]}
     if rise.percent > 100 * SMALL and rise.p * tried < UNLIKELY:
-        then, now = _train_at(history, steps[best]), _train_at(history, steps[-1])
+        (then, chance), (now, _) = train_at(history, steps[best]), train_at(history, steps[-1])
         values |= {"percent": rise.percent, "p": rise.p, "worst": _worst(rows[best], rows[-1])}
         values |= {"train_then": then, "train_now": now, "rose": _share_that_rose(rows[best], rows[-1])}
         grave = "wrong" if rise.percent > 10 else "watch"
-        return Finding("eval_loss", grave, "explain.rows_overfit" if now < then else "explain.rows_rose", values)
+        key = "rows_overfit" if now < then - chance else "rows_rose" if now > then + chance else "rows_turned"
+        return Finding("eval_loss", grave, f"explain.{key}", values)
     values |= {"step": steps[0], "best": means[0], "percent": abs(fall.percent), "p": fall.p}
     if fall.verdict == "fell":
         return Finding("eval_loss", "healthy", "explain.rows_fell", values)
@@ -79,12 +81,6 @@ def _worst(one: EvaluationRows, other: EvaluationRows) -> str:
 
 def _share_that_rose(one: EvaluationRows, other: EvaluationRows) -> float:
     return 100 * float(np.mean(other.loss_sum > one.loss_sum))
-
-
-def _train_at(history: History, at: float) -> float:
-    """The median training loss of the dozen steps that end there."""
-    step, loss = history.finite("loss")
-    return median(loss[step <= at][-WINDOW:])
 
 
 def trained_on(history: History) -> Finding | None:

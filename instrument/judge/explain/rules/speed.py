@@ -41,7 +41,7 @@ def costly(history: History) -> Finding | None:
         return None
     saved = median(seconds) * (1 - ENOUGH_ROWS / rows)
     values = {"time": clock(median(seconds)), "rows": rows, "few": ENOUGH_ROWS, "saved": clock(saved)}
-    values |= {"error": 100 * (np.sqrt(rows / ENOUGH_ROWS) - 1), "total": clock(float(np.nansum(seconds)))}
+    values |= {"error": np.sqrt(rows / ENOUGH_ROWS), "total": clock(float(np.nansum(seconds)))}
     return Finding("time", "watch", "explain.eval_costly", values)
 
 
