@@ -149,7 +149,7 @@ def noise_of(values: np.ndarray, assumed: float = ASSUMED) -> Noise:
 def correlation(x: np.ndarray, sigma: float) -> float:
     """Of neighbours, 0 to MOST_RHO: of what is left of each value beside the mean of the AROUND about it.
 
-    Where the level itself moves by a quarter of a sigma a step it is left out. A mean of 15 takes its part of the
+    Where the level itself moves by a third of a sigma a step it is left out. A mean of 15 takes its part of the
     correlation along: of independent values -0.1 is left, of an AR of 0.5 about 0.3, hence the correction.
     """
     half = AROUND // 2
@@ -159,7 +159,7 @@ def correlation(x: np.ndarray, sigma: float) -> float:
     slope = np.convolve(x, lever / np.sum(lever**2), "valid")
     rest = inner - around
     wide = deviation(rest)
-    rest = np.where(np.abs(slope) < sigma / 4, np.clip(rest, -2.5 * wide, 2.5 * wide), np.nan)
+    rest = np.where(np.abs(slope) < 0.35 * sigma, np.clip(rest, -2.5 * wide, 2.5 * wide), np.nan)
     both = np.isfinite(rest[1:]) & np.isfinite(rest[:-1])
     if both.sum() < AROUND or wide == 0:
         return 0.0
