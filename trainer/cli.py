@@ -295,9 +295,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         sentence = problem("cli.cpu_level", variable=VARIABLE, asked=error.asked, has=", ".join(error.has))
         print(sentence, file=sys.stderr)
         return EXIT_USER_ERROR
-    except KeyboardInterrupt:  # before training, or a second time: nothing was being written
+    except KeyboardInterrupt as error:  # before training, or a second time: what was half written is gone
         print(say("cli.interrupted" if verb is None else "cli.verb_interrupted"), file=sys.stderr)
-        return EXIT_INTERRUPTED
+        return 128 + error.args[0] if error.args else EXIT_INTERRUPTED
     except BrokenPipeError:  # `lora-train inspect RUN | head`: Python would complain once more when it closes stdout
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_BROKEN_PIPE

@@ -22,11 +22,11 @@ from ...instrument.record.capsule import incident_folder, write_capsule, write_d
 from ..config.schema import Config
 from ..config.settings import as_overrides, with_settings
 from ..data.examples import Example
-from ..loop.checkpoint import Progress
 from ..loop.components import Components
 from ..loop.engine import OutOfMemory
 from ..loop.session import Session
 from ..loop.snapshots import Snapshot
+from ..saved.state import Progress
 from .diagnose import diagnose
 from .rehearse import Outcome, rehearse
 from .remedy import Remedy, Trial, candidates, listed, try_out

@@ -16,8 +16,8 @@ from ...instrument.read.load import load_run
 from ...instrument.record.capsule import size_mib
 from ..config.settings import as_overrides
 from ..console import Console, compact
-from ..loop.checkpoint import Progress
 from ..loop.components import Components
+from ..saved.state import Progress
 from .rehearse import Outcome
 from .remedy import OVERFLOWS, Remedy, Trial, listed
 

@@ -22,7 +22,7 @@ from ..console import Console, compact, duration
 from ..errors import Stopped, problem
 from ..log.layer_series import LayerSeries
 from ..log.trackers import Trackers
-from .checkpoint import Progress
+from ..saved.state import Progress
 from .components import Components
 from .evaluate import Evaluation
 
