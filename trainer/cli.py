@@ -61,10 +61,10 @@ def _train_arguments(parser: ArgumentParser) -> None:
 
 
 def _train(arguments: Namespace) -> int:
-    from .checks.read_config import read_config
+    from .checks.read_config import own_word, read_config
     from .console import note
 
-    config = read_config(arguments.config, arguments.overrides, note)
+    config = own_word(read_config(arguments.config, arguments.overrides, note), arguments.config, arguments.overrides)
     quiet_libraries()
     if arguments.dry_run:
         from .dry_run.show import dry_run
@@ -84,21 +84,21 @@ def _replay_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--dump", metavar="MODULE", help=say("cli.replay.dump"))
     parser.add_argument("--extract", type=Path, metavar="DIR", help=say("cli.replay.extract"))
     parser.add_argument("--what-if", action="store_true", help=say("cli.replay.what_if"))
+    parser.add_argument("--trust-remote-code", action="store_true", help=say("cli.trust_remote_code"))
 
 
 def _replay(arguments: Namespace) -> int:
-    from .checks.read_config import read_settings
+    from .checks.read_config import read_config, read_settings
 
     config_file = arguments.run / "config.yaml"
     if not config_file.is_file():
         raise UserError(problem("replay.no_run", folder=arguments.run))
-    settings = read_settings(config_file, arguments.settings)
+    resolved, settings = read_config(config_file), read_settings(config_file, arguments.settings)
     quiet_libraries()
     from .collapse.replay import Request, replay  # imports torch, which takes seconds
 
-    return replay(
-        Request(arguments.run, arguments.step, settings, arguments.dump, arguments.extract, arguments.what_if)
-    )
+    asked = {name: getattr(arguments, name) for name in ("run", "step", "dump", "extract", "what_if")}
+    return replay(Request(**asked, settings=settings, trust_remote_code=arguments.trust_remote_code), resolved)
 
 
 def _merge_arguments(parser: ArgumentParser) -> None:

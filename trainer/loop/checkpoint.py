@@ -175,9 +175,9 @@ def load_checkpoint(folder: Path, components: Components) -> Progress:
     except (OSError, ValueError, KeyError, TypeError, SafetensorError, Torn) as error:
         raise UserError(problem("checkpoint.broken", folder=folder, what=error)) from error
     optimizer, loss_scale = components.optimizer, components.loss_scale
-    foreign = _differing(adapter_state(components.model), adapter)
+    foreign = differing(adapter_state(components.model), adapter)
     optimizer_state, scale_state = under("optimizer.", tensors), under("loss_scale.", tensors)
-    foreign += optimizer.foreign(optimizer_state, progress.step) + _differing(loss_scale.state_dict(), scale_state)
+    foreign += optimizer.foreign(optimizer_state, progress.step) + differing(loss_scale.state_dict(), scale_state)
     if foreign:
         raise UserError(problem("checkpoint.other_model", folder=folder, what=foreign[0]))
     set_peft_model_state_dict(components.model, adapter)
@@ -186,7 +186,7 @@ def load_checkpoint(folder: Path, components: Components) -> Progress:
     return progress
 
 
-def _differing(own: Mapping[str, torch.Tensor], found: Mapping[str, torch.Tensor]) -> list[str]:
+def differing(own: Mapping[str, torch.Tensor], found: Mapping[str, torch.Tensor]) -> list[str]:
     """Names that only one of them has, or of another shape or kind of number."""
 
     def kind(tensor: torch.Tensor | None) -> tuple | None:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 from lora_train.trainer.collapse.handle import capsule
-from lora_train.trainer.collapse.replay import RecordedPlan, recorded_rows
+from lora_train.trainer.collapse.recorded import RecordedPlan, recorded_rows
 from lora_train.trainer.data.batches import Plan
 from lora_train.trainer.data.examples import Dataset
 from lora_train.trainer.data.packing import epoch_bins, fill_bins
