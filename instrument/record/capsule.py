@@ -32,15 +32,18 @@ def incident_folder(run_dir: Path, step: int, start: int) -> Path:
 
 
 def write_capsule(folder: Path, tensors: Mapping[str, torch.Tensor], facts: Mapping[str, Any]) -> None:
-    """Writes the tensors, then the facts, which make the capsule whole."""
+    """Writes the tensors, then the facts, which make the capsule whole; or nothing."""
     folder.mkdir(parents=True, exist_ok=True)
     partial = folder / (_TENSORS + ".tmp")
     try:
         save_file({name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}, partial)
         partial.replace(folder / _TENSORS)
-    finally:
+        write_text(folder / _FACTS, json.dumps({"schema_version": SCHEMA_VERSION, **facts}, ensure_ascii=False) + "\n")
+    except BaseException:
         partial.unlink(missing_ok=True)
-    write_text(folder / _FACTS, json.dumps({"schema_version": SCHEMA_VERSION, **facts}, ensure_ascii=False) + "\n")
+        if not (folder / _FACTS).exists():
+            (folder / _TENSORS).unlink(missing_ok=True)
+        raise
 
 
 def write_diagnosis(folder: Path, diagnosis: Mapping[str, Any]) -> None:

@@ -47,6 +47,12 @@ LABELS = {
     "adapter": "collapse.label.adapter",
     "stock": "collapse.label.stock",
 }
+# With a checkpoint of the last healthy state, and where none could be written.
+ADAPTER = {
+    "dead": ("collapse.adapter_dead", "collapse.adapter_dead_unsaved"),
+    "healthy": ("collapse.adapter_healthy", "collapse.adapter_healthy_unsaved"),
+    "unknown": ("collapse.checkpoint", "collapse.checkpoint_unsaved"),
+}
 REMEDIES = {
     "loss_scale": "remedy.loss_scale",
     "sdpa": "remedy.sdpa",
@@ -106,8 +112,8 @@ def _paragraphs(facts: Facts, components: Components) -> list[tuple[str, str]]:
         found.append(("batch", say("collapse.rows", rows=rows, source=source)))
     bad, n = evidence.get("adapter_nonfinite"), evidence.get("adapter_values")
     values = {"bad": bad, "n": n, "step": diagnosis.step, "checkpoint": facts.checkpoint and facts.checkpoint.name}
-    state = "collapse.adapter_dead" if bad else "collapse.adapter_healthy" if bad == 0 else "collapse.checkpoint"
-    found.append(("adapter", say(state if facts.checkpoint else f"{state}_unsaved", **values)))
+    saved, unsaved = ADAPTER["unknown" if bad is None else "dead" if bad else "healthy"]
+    found.append(("adapter", say(saved if facts.checkpoint else unsaved, **values)))
     if facts.unchanged is not None:
         stock = "collapse.stock_skip" if math.isfinite(facts.unchanged.loss) else "collapse.stock_zero"
         found.append(("stock", say(stock)))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from lora_train.trainer.config.schema import Config
 from lora_train.trainer.console import Console
 from lora_train.trainer.errors import UserError
 from lora_train.trainer.run.resume import changed_settings, find_checkpoint, resume_from, with_heals
+from lora_train.trainer.saved.state import STATE, Progress, state_text
 from safetensors.numpy import save_file
 
 QUIET = Console(silent=True)
@@ -30,8 +30,7 @@ def make_run(folder: Path, *steps: int, **state: Any) -> None:
         checkpoint.mkdir()
         for name in ("adapter_model", "optimizer"):
             save_file({"x": np.zeros(4, np.float32)}, checkpoint / f"{name}.safetensors")
-        facts = {"step": step, "config": make_config().model_dump(), **state}
-        (checkpoint / "trainer_state.json").write_text(json.dumps(facts))
+        (checkpoint / STATE).write_text(state_text(Progress(step=step, **state), make_config().model_dump()))
 
 
 def find(resume: str, output_dir: Path) -> Path | None:
@@ -89,7 +88,8 @@ def test_the_command_line_wins_over_the_configuration():
 
 
 def test_what_healed_a_run_stays_and_what_changed_is_told(tmp_path):
-    heal = {"settings": {"data.skip_rows": [3]}, "before": {"data.skip_rows": []}}
+    settings, before = {"data.skip_rows": [3]}, {"data.skip_rows": []}
+    heal = {"step": 4, "kind": "bad_weight", "module": None, "settings": settings, "before": before}
     make_run(tmp_path / "run", 5, heals=[heal])
     checkpoint = tmp_path / "run" / "checkpoint-5"
     healed = with_heals(make_config(), checkpoint)
