@@ -22,9 +22,9 @@ from ..instrument.judge.wording import TRAINERS
 from ..instrument.messages import LANGUAGES, language, say
 from ..kernels.cpu_level import VARIABLE, LevelError
 from .errors import UserError, problem
+from .signals import interruptible, last_word
 
 EXIT_USER_ERROR = 2
-EXIT_INTERRUPTED = 130
 EXIT_BROKEN_PIPE = 141
 
 
@@ -283,7 +283,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         _refuse_unknown_verb(argv)
         from .checks.unknown_keys import flags_as_overrides  # it imports pydantic, which only this needs
 
-        return TRAIN.run(_train_parser().parse_intermixed_args(flags_as_overrides(argv, TRAIN_OPTIONS)))
+        arguments = _train_parser().parse_intermixed_args(flags_as_overrides(argv, TRAIN_OPTIONS))
+        return interruptible(lambda: TRAIN.run(arguments), say("cli.interrupted"))
     except UserError as error:
         if "--debug" in argv:
             raise
@@ -296,8 +297,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(sentence, file=sys.stderr)
         return EXIT_USER_ERROR
     except KeyboardInterrupt as error:  # before training, or a second time: what was half written is gone
-        print(say("cli.interrupted" if verb is None else "cli.verb_interrupted"), file=sys.stderr)
-        return 128 + error.args[0] if error.args else EXIT_INTERRUPTED
+        return last_word(say("cli.interrupted" if verb is None else "cli.verb_interrupted"), error)
     except BrokenPipeError:  # `lora-train inspect RUN | head`: Python would complain once more when it closes stdout
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_BROKEN_PIPE

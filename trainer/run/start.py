@@ -74,7 +74,6 @@ def run(config: Config, resume: str | None) -> int:
         UserError: data, model or checkpoint cannot be used; nothing was overwritten.
     """
     stop = Stop()
-    stop.guard()
     try:
         return _run(config, resume, stop)
     finally:
@@ -151,6 +150,7 @@ def start(launch: Launch, config: Config, checkpoint: Path | None, healing: bool
     # the main process's answer: another may look when the folder has just been made
     folder = checkpoint.parent if checkpoint else fresh_folder(config.training.output_dir)
     run_dir = engine.gather_objects(folder)[0]
+    launch.stop.guard()
     if engine.is_main:
         launch.lock.take(run_dir)
         if checkpoint is not None:
