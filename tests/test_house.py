@@ -185,7 +185,7 @@ TESTED_ELSEWHERE = {
     ("kernels/statistics", "pending_rows"): "kernels/lora_linear/test_lora_linear.py",
     ("trainer", "errors"): "trainer/checks/test_read_config.py",
     ("trainer", "console"): "trainer/test_cli.py",
-    ("trainer", "signals"): "trainer/run/test_endings.py",
+    ("trainer", "signals"): "trainer/run/test_interrupted.py",
     ("trainer/collapse", "extract screen what_if"): "trainer/collapse/test_handle.py",
     ("trainer/collapse", "recorded"): "trainer/collapse/test_replay.py",
     ("trainer/config", "names schema"): "trainer/checks/test_read_config.py",

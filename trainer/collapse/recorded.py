@@ -86,7 +86,7 @@ def read_capsule(folder: Path, step: int) -> Capsule:
         tensors = load_file(folder / TENSORS)
         return Capsule(facts, tensors, recorded_rows(tensors, facts.rows))
     except KeyError as error:
-        raise Torn(say("saved.missing", file=f"{TENSORS}: {first_line(error)}")) from None
+        raise Torn(say("saved.missing", file=f"{TENSORS}: {error.args[0]}")) from None
     except (OSError, SafetensorError, ValueError, TypeError) as error:
         raise Torn(say("saved.unreadable", file=TENSORS, what=first_line(error))) from None
 
