@@ -126,11 +126,10 @@ def read_state(folder: Path) -> tuple[Progress, Config]:
     named = checkpoint_step(folder.name)
     if named not in (None, state.step):
         raise Torn(say("saved.other_step", file=STATE, step=state.step, named=named))
-    heals = [heal.model_dump() for heal in state.heals]
-    for number, heal in enumerate(heals):
+    facts: dict[str, Any] = state.model_dump(exclude={"schema_version", "config"})
+    for number, heal in enumerate(facts["heals"]):
         _require_remedy(f"heals.{number}", heal, state.config)
-    facts = state.model_dump(exclude={"schema_version", "config"})
-    return Progress(**facts | {"heals": heals}), state.config
+    return Progress(**facts), state.config
 
 
 def _require_remedy(key: str, heal: dict[str, Any], config: Config) -> None:
