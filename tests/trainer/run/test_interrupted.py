@@ -69,7 +69,6 @@ SAVE, EVALUATE = "trainer.saved.whole:_sha256", "trainer.loop.evaluate:collate"
         (EVALUATE, 3, f"{INT}; {INT}", 130, None),
         (SAVE, 2, TERM, 143, 4),
         (SAVE, 2, f"{TERM}; {TERM}", 143, None),
-        (SAVE, 6, f"{INT}; {INT}", 130, 3),
         ("trainer.run.start:build", 1, TERM, 143, None),
     ],
 )
@@ -121,7 +120,7 @@ def fill(disk: Path, kib_left: int) -> str:
 POISON = "arguments[0].model.base_model.model.model.layers[0].mlp.down_proj.base_layer.weight.data[0, 0] = float('inf')"
 
 
-@pytest.mark.parametrize("kib_left", [0, 8, 200])
+@pytest.mark.parametrize("kib_left", [0, 8])
 def test_a_collapse_on_a_full_disk_keeps_its_diagnosis(config, small_disk, cli, kib_left):
     run = small_disk / "run"
     line = f"{POISON}\n{fill(small_disk, kib_left)}"
