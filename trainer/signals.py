@@ -1,9 +1,9 @@
 """SIGINT and SIGTERM of the command: a sentence and the exit code 128 + number, at every moment.
 
-    start-up                 at once: libraries that are being imported do not survive an exception in their midst
-    the folder is open       KeyboardInterrupt: what is half written goes (loop/session.py, Stop)
-    training                 after the step in flight; a second one as before
-    the last word is said    nothing more: the interpreter is closing
+start-up                 at once: libraries that are being imported do not survive an exception in their midst
+the folder is open       KeyboardInterrupt: what is half written goes (loop/session.py, Stop)
+training                 after the step in flight; a second one as before
+the last word is said    nothing more: the interpreter is closing
 """
 
 from __future__ import annotations
