@@ -22,9 +22,9 @@ from ..instrument.judge.wording import TRAINERS
 from ..instrument.messages import LANGUAGES, language, say
 from ..kernels.cpu_level import VARIABLE, LevelError
 from .errors import UserError, problem
+from .signals import interruptible, last_word
 
 EXIT_USER_ERROR = 2
-EXIT_INTERRUPTED = 130
 EXIT_BROKEN_PIPE = 141
 
 
@@ -61,10 +61,10 @@ def _train_arguments(parser: ArgumentParser) -> None:
 
 
 def _train(arguments: Namespace) -> int:
-    from .checks.read_config import read_config
+    from .checks.read_config import own_word, read_config
     from .console import note
 
-    config = read_config(arguments.config, arguments.overrides, note)
+    config = own_word(read_config(arguments.config, arguments.overrides, note), arguments.config, arguments.overrides)
     quiet_libraries()
     if arguments.dry_run:
         from .dry_run.show import dry_run
@@ -84,21 +84,21 @@ def _replay_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--dump", metavar="MODULE", help=say("cli.replay.dump"))
     parser.add_argument("--extract", type=Path, metavar="DIR", help=say("cli.replay.extract"))
     parser.add_argument("--what-if", action="store_true", help=say("cli.replay.what_if"))
+    parser.add_argument("--trust-remote-code", action="store_true", help=say("cli.trust_remote_code"))
 
 
 def _replay(arguments: Namespace) -> int:
-    from .checks.read_config import read_settings
+    from .checks.read_config import read_config, read_settings
 
     config_file = arguments.run / "config.yaml"
     if not config_file.is_file():
         raise UserError(problem("replay.no_run", folder=arguments.run))
-    settings = read_settings(config_file, arguments.settings)
+    resolved, settings = read_config(config_file), read_settings(config_file, arguments.settings)
     quiet_libraries()
     from .collapse.replay import Request, replay  # imports torch, which takes seconds
 
-    return replay(
-        Request(arguments.run, arguments.step, settings, arguments.dump, arguments.extract, arguments.what_if)
-    )
+    asked = {name: getattr(arguments, name) for name in ("run", "step", "dump", "extract", "what_if")}
+    return replay(Request(**asked, settings=settings, trust_remote_code=arguments.trust_remote_code), resolved)
 
 
 def _merge_arguments(parser: ArgumentParser) -> None:
@@ -283,7 +283,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         _refuse_unknown_verb(argv)
         from .checks.unknown_keys import flags_as_overrides  # it imports pydantic, which only this needs
 
-        return TRAIN.run(_train_parser().parse_intermixed_args(flags_as_overrides(argv, TRAIN_OPTIONS)))
+        arguments = _train_parser().parse_intermixed_args(flags_as_overrides(argv, TRAIN_OPTIONS))
+        return interruptible(lambda: TRAIN.run(arguments), say("cli.interrupted"))
     except UserError as error:
         if "--debug" in argv:
             raise
@@ -295,9 +296,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         sentence = problem("cli.cpu_level", variable=VARIABLE, asked=error.asked, has=", ".join(error.has))
         print(sentence, file=sys.stderr)
         return EXIT_USER_ERROR
-    except KeyboardInterrupt:  # before training, or a second time: nothing was being written
-        print(say("cli.interrupted" if verb is None else "cli.verb_interrupted"), file=sys.stderr)
-        return EXIT_INTERRUPTED
+    except KeyboardInterrupt as error:  # before training, or a second time: what was half written is gone
+        return last_word(say("cli.interrupted" if verb is None else "cli.verb_interrupted"), error)
     except BrokenPipeError:  # `lora-train inspect RUN | head`: Python would complain once more when it closes stdout
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_BROKEN_PIPE

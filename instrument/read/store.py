@@ -116,7 +116,7 @@ def read_metrics(run_dir: str | Path, start: int | None = None) -> list[dict[str
     for line in (Path(run_dir) / METRICS).read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             row = json.loads(line)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):  # not JSON, too many digits, too deep
             continue
         if (
             not isinstance(row, dict)

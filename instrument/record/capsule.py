@@ -7,13 +7,14 @@ incidents/step-512/diagnosis.json         what was wrong and what helps (detect.
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from ..constants import MIB
 from ..read.store import SCHEMA_VERSION, write_text
@@ -23,25 +24,26 @@ _TENSORS, _FACTS, _DIAGNOSIS = "capsule.safetensors", "capsule.json", "diagnosis
 
 
 def incident_folder(run_dir: Path, step: int, start: int) -> Path:
-    """incidents/step-<n>; if another start collapsed there already, step-<n>.start-<k>."""
+    """incidents/step-<n>; if another start collapsed there already, step-<n>.start-<k>, and so on."""
     folder = run_dir / INCIDENTS / f"step-{step}"
-    return folder.with_name(f"{folder.name}.start-{start}") if (folder / _DIAGNOSIS).exists() else folder
+    again = (f"{folder.name}.start-{start}" + (f".{n}" if n else "") for n in itertools.count())
+    names = map(folder.with_name, itertools.chain([folder.name], again))
+    return next(free for free in names if not (free / _DIAGNOSIS).exists())
 
 
 def write_capsule(folder: Path, tensors: Mapping[str, torch.Tensor], facts: Mapping[str, Any]) -> None:
-    """Writes the tensors, then the facts, which make the capsule whole."""
+    """Writes the tensors, then the facts, which make the capsule whole; or nothing."""
     folder.mkdir(parents=True, exist_ok=True)
     partial = folder / (_TENSORS + ".tmp")
-    save_file({name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}, partial)
-    partial.replace(folder / _TENSORS)
-    write_text(folder / _FACTS, json.dumps({"schema_version": SCHEMA_VERSION, **facts}, ensure_ascii=False) + "\n")
-
-
-def read_capsule(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
-    """Tensors and facts; None if there is no whole capsule."""
-    if not (folder / _FACTS).exists():
-        return None
-    return load_file(folder / _TENSORS), json.loads((folder / _FACTS).read_text(encoding="utf-8"))
+    try:
+        save_file({name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}, partial)
+        partial.replace(folder / _TENSORS)
+        write_text(folder / _FACTS, json.dumps({"schema_version": SCHEMA_VERSION, **facts}, ensure_ascii=False) + "\n")
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        if not (folder / _FACTS).exists():
+            (folder / _TENSORS).unlink(missing_ok=True)
+        raise
 
 
 def write_diagnosis(folder: Path, diagnosis: Mapping[str, Any]) -> None:

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from ...instrument.messages import say
+from ...instrument.read.store import METRICS
 from ..config.aliases import ours_for
 from ..config.names import TRACKERS, is_installed, is_path, trackers_wanted
 from ..config.schema import METRIC_DRIVEN, Config, sections
@@ -107,6 +108,21 @@ def read_settings(path: str | Path, overrides: Sequence[str]) -> dict[str, Any]:
     values = read_config(path, overrides).model_dump()
     keys = [override.partition("=")[0] for override in overrides]
     return {key: values[key.partition(".")[0]][key.partition(".")[2]] for key in keys}
+
+
+def own_word(config: Config, path: str | Path, overrides: Sequence[str]) -> Config:
+    """The configuration, unless it lies in a run folder and would let code run that comes with the model.
+
+    Run folders are passed on: there the user's command line alone may say so.
+
+    Raises:
+        UserError: it would.
+    """
+    if not config.model.trust_remote_code or not (Path(path).parent / METRICS).exists():
+        return config
+    if any(override.startswith("model.trust_remote_code=") for override in overrides):
+        return config
+    raise UserError(problem("config.remote_code", file=path))
 
 
 def problems_of(raw: dict[str, Any], file: str) -> list[Problem]:

@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from ...instrument.judge.detect import Diagnosis, Kind, Trouble
 from ...instrument.messages import say
@@ -22,11 +24,13 @@ from ...instrument.record.capsule import incident_folder, write_capsule, write_d
 from ..config.schema import Config
 from ..config.settings import as_overrides, with_settings
 from ..data.examples import Example
-from ..loop.checkpoint import Progress
+from ..loop.checkpoint import checkpoints
 from ..loop.components import Components
 from ..loop.engine import OutOfMemory
 from ..loop.session import Session
 from ..loop.snapshots import Snapshot
+from ..saved.state import Progress
+from ..saved.whole import what_is_torn
 from .diagnose import diagnose
 from .rehearse import Outcome, rehearse
 from .remedy import Remedy, Trial, candidates, listed, try_out
@@ -51,6 +55,7 @@ class Incident:
         live: the state now: before the step that the latch held, or after a trend was seen.
         earlier: the newest finite snapshot from before the step.
         folder: where it is kept.
+        lost: what the disk refused of it, in words.
     """
 
     trouble: Trouble
@@ -58,6 +63,7 @@ class Incident:
     live: Snapshot
     earlier: Snapshot | None
     folder: Path
+    lost: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -111,9 +117,22 @@ def look(session: Session, trouble: Trouble) -> Incident:
     live = snapshots.take(progress)
     before_step = live if trouble.latched and trouble.kind is None else earlier or live
     folder = incident_folder(session.run_dir, trouble.step, progress.start)
+    incident = Incident(trouble, diagnosis, live, earlier, folder)
     if components.engine.is_main:
-        write_capsule(folder, *capsule(components, before_step, trouble.step, progress.start))
-    return Incident(trouble, diagnosis, live, earlier, folder)
+        with told(incident, f"{folder.name}/capsule.safetensors"):
+            write_capsule(folder, *capsule(components, before_step, trouble.step, progress.start))
+    return incident
+
+
+@contextmanager
+def told(incident: Incident, what: str) -> Iterator[None]:
+    """Goes on without what the disk refuses, and remembers to say so."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        incident.lost.append(say("collapse.not_kept", what=what, error=error))
+        if incident.folder.is_dir() and not any(incident.folder.iterdir()):
+            incident.folder.rmdir()
 
 
 def try_remedies(session: Session, incident: Incident) -> Trials:
@@ -150,7 +169,8 @@ def go_on_or_stop(session: Session, incident: Incident, tried: Trials, choice: C
     diagnosis.remedies = [as_json(trial) for trial in tried.trials]
     diagnosis.action = components.config.precision.on_collapse if goes_on else "stop"
     if components.engine.is_main:
-        write_diagnosis(incident.folder, diagnosis.as_json())
+        with told(incident, f"{incident.folder.name}/diagnosis.json"):
+            write_diagnosis(incident.folder, diagnosis.as_json())
         facts = Facts(
             diagnosis,
             tried.trials,
@@ -161,10 +181,17 @@ def go_on_or_stop(session: Session, incident: Incident, tried: Trials, choice: C
             incident.folder,
             session.run_dir,
             tried.seconds,
+            [*incident.lost, *([] if checkpoint else [steps_lost(session.run_dir)])],
         )
         show(facts, components, session.console)
     components.engine.barrier()
     return Decision(config, checkpoint) if goes_on and checkpoint is not None else EXIT_COLLAPSED
+
+
+def steps_lost(run_dir: Path) -> str:
+    """What is lost where no checkpoint of the last healthy state could be written."""
+    whole = next((path for path in reversed(checkpoints(run_dir)) if not what_is_torn(path)), None)
+    return say("collapse.all_lost") if whole is None else say("collapse.steps_lost", checkpoint=whole.name)
 
 
 def _save(session: Session, before: Progress, config: Config) -> Path | None:

@@ -12,12 +12,13 @@ from rich.cells import cell_len as width
 
 from ...instrument.judge.detect import Diagnosis, Kind
 from ...instrument.messages import say
-from ...instrument.read.load import load_run
 from ...instrument.record.capsule import size_mib
 from ..config.settings import as_overrides
 from ..console import Console, compact
-from ..loop.checkpoint import Progress
+from ..errors import UserError
 from ..loop.components import Components
+from ..saved.state import Progress
+from .recorded import statistics
 from .rehearse import Outcome
 from .remedy import OVERFLOWS, Remedy, Trial, listed
 
@@ -46,6 +47,12 @@ LABELS = {
     "adapter": "collapse.label.adapter",
     "stock": "collapse.label.stock",
 }
+# With a checkpoint of the last healthy state, and where none could be written.
+ADAPTER = {
+    "dead": ("collapse.adapter_dead", "collapse.adapter_dead_unsaved"),
+    "healthy": ("collapse.adapter_healthy", "collapse.adapter_healthy_unsaved"),
+    "unknown": ("collapse.checkpoint", "collapse.checkpoint_unsaved"),
+}
 REMEDIES = {
     "loss_scale": "remedy.loss_scale",
     "sdpa": "remedy.sdpa",
@@ -71,6 +78,8 @@ class Facts:
     folder: Path
     run_dir: Path
     seconds: float
+    lost: list[str]
+    """What could not be written, in words."""
 
 
 def show(facts: Facts, components: Components, console: Console) -> None:
@@ -78,10 +87,13 @@ def show(facts: Facts, components: Components, console: Console) -> None:
     diagnosis = facts.diagnosis
     goes_on = diagnosis.action != "stop"
     title = say(TITLES.get(diagnosis.kind, OTHER_TITLE), dtype=components.config.compute_dtype)
-    console.line(say("collapse.heals" if goes_on else "collapse.stops", step=diagnosis.step, title=title))
+    sentence = "collapse.heals" if goes_on else "collapse.stops_lost" if facts.lost else "collapse.stops"
+    console.line(say(sentence, step=diagnosis.step, title=title))
     for key, text in _paragraphs(facts, components):
         label = say(LABELS[key])
         console.line("  " + label + " " * max(1, 9 - width(label)) + text)
+    for text in facts.lost:
+        console.line(text)
     _table(facts, console)
     _way_on(facts, components, console)
 
@@ -99,13 +111,9 @@ def _paragraphs(facts: Facts, components: Components) -> list[tuple[str, str]]:
     else:
         found.append(("batch", say("collapse.rows", rows=rows, source=source)))
     bad, n = evidence.get("adapter_nonfinite"), evidence.get("adapter_values")
-    checkpoint = facts.checkpoint.name if facts.checkpoint else "-"
-    if bad:
-        found.append(("adapter", say("collapse.adapter_dead", bad=bad, n=n, checkpoint=checkpoint)))
-    elif bad == 0:
-        found.append(("adapter", say("collapse.adapter_healthy", n=n, step=diagnosis.step, checkpoint=checkpoint)))
-    else:
-        found.append(("adapter", say("collapse.checkpoint", checkpoint=checkpoint)))
+    values = {"bad": bad, "n": n, "step": diagnosis.step, "checkpoint": facts.checkpoint and facts.checkpoint.name}
+    saved, unsaved = ADAPTER["unknown" if bad is None else "dead" if bad else "healthy"]
+    found.append(("adapter", say(saved if facts.checkpoint else unsaved, **values)))
     if facts.unchanged is not None:
         stock = "collapse.stock_skip" if math.isfinite(facts.unchanged.loss) else "collapse.stock_zero"
         found.append(("stock", say(stock)))
@@ -139,8 +147,11 @@ def _before(facts: Facts) -> str:
     module, step = facts.diagnosis.module, facts.diagnosis.step
     if module is None or facts.diagnosis.phase != "forward":
         return ""
-    frame = load_run(facts.run_dir).stats(columns=["absmax"], steps=range(1, step), sites=f"^{re.escape(module)}:out$")
-    frame = frame.dropna()
+    try:
+        sites = f"^{re.escape(module)}:out$"
+        frame = statistics(facts.run_dir, columns=["absmax"], steps=range(1, step), sites=sites).dropna()
+    except UserError:  # a file of an earlier start is damaged: this is no moment to end with that
+        return ""
     if len(frame) < 2:
         return ""
     first, last = frame.iloc[max(0, len(frame) // 2)], frame.iloc[-1]
@@ -180,6 +191,8 @@ def _table(facts: Facts, console: Console) -> None:
 def _way_on(facts: Facts, components: Components, console: Console) -> None:
     run = facts.run_dir
     command = "lora-train --config " + str(run / "config.yaml")
+    if components.config.model.trust_remote_code:
+        command += " model.trust_remote_code=true"
     if facts.diagnosis.action != "stop":
         console.line(
             say(
@@ -203,6 +216,7 @@ def _way_on(facts: Facts, components: Components, console: Console) -> None:
         console.line(say("collapse.no_remedy"))
     console.line(say("collapse.look", command=f"lora-train replay {run} --step {facts.diagnosis.step}"))
     console.line(say("collapse.look_words", command=f"lora-train explain {run}"))
-    console.line(say("collapse.saved", folder=facts.folder, size=size_mib(facts.folder)))
+    if facts.folder.is_dir():
+        console.line(say("collapse.saved", folder=facts.folder, size=size_mib(facts.folder)))
     if facts.diagnosis.action == "stop":
         console.line(say("collapse.exit_code"))

@@ -3,6 +3,7 @@
     checkpoint-500/adapter_model.safetensors, adapter_config.json   peft's format
     checkpoint-500/optimizer.safetensors                            optimizer and loss-scaler state
     checkpoint-500/trainer_state.json                               counters, schema version, config
+    checkpoint-500/SHA256SUMS                                       of the other files
 
 Random numbers need no saving: each micro-batch is seeded from (seed, step, micro-batch, rank), and the order of
 the rows from (seed, epoch).
@@ -10,11 +11,12 @@ the rows from (seed, epoch).
 
 from __future__ import annotations
 
-import json
+import itertools
 import os
 import shutil
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,44 +25,15 @@ from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from ...instrument.read.store import SCHEMA_VERSION
 from ..config.names import checkpoint_step
 from ..errors import UserError, problem
 from ..model.load import trainable
+from ..saved.state import STATE, Progress, Torn, read_state, state_text
+from ..saved.whole import ADAPTER, OPTIMIZER, write_sums
 from .best import follow_metrics
 from .components import Components
 
-OPTIMIZER = "optimizer.safetensors"
-STATE = "trainer_state.json"
-ADAPTER = "adapter_model.safetensors"
-OLD = ".old"
-
-
-@dataclass
-class Progress:
-    """Where a run stands, as plain numbers.
-
-    Attributes:
-        step: attempted optimizer steps.
-        start: resumes so far.
-        skipped: steps whose gradients were not finite.
-        train_seconds: spent in steps, over all starts; likewise evaluation and saving.
-        final_loss: of the last step, None where it was not finite.
-        heals: {"step", "kind", "module", "settings", "before"} for each collapse the run went on from.
-        evaluations: (step, metric_for_best_model) of each evaluation. Lists are replaced, never changed.
-        data_begins_after: the step after which the rows began from the first again (training.ignore_data_skip).
-    """
-
-    step: int = 0
-    start: int = 0
-    skipped: int = 0
-    train_seconds: float = 0.0
-    eval_seconds_total: float = 0.0
-    save_seconds_total: float = 0.0
-    final_loss: float | None = None
-    heals: list[dict[str, Any]] = field(default_factory=list)
-    evaluations: list[tuple[int, float]] = field(default_factory=list)
-    data_begins_after: int = 0
+OLD, PARTIAL = ".old", ".tmp"
 
 
 class NotFinite(Exception):
@@ -91,6 +64,8 @@ def save_checkpoint(
 ) -> Path:
     """Writes checkpoint-<step> under a temporary name, syncs and renames it, then drops the oldest.
 
+    Whatever ends it before the renaming leaves nothing behind.
+
     Args:
         config: the settings to go on with.
         keep: how many to keep; None: all.
@@ -101,24 +76,38 @@ def save_checkpoint(
         OSError: the disk refused; earlier checkpoints stay.
     """
     final = run_dir / f"checkpoint-{progress.step}"
-    partial = final.with_name(final.name + ".tmp")
-    shutil.rmtree(partial, ignore_errors=True)
-    tensors = {f"optimizer.{key}": value for key, value in components.optimizer.state_dict().items()}
-    for name, value in tensors.items():
-        if value.is_floating_point() and not torch.isfinite(value).all():
-            raise NotFinite(name)
-    save_adapter(components.model, partial)
-    tensors |= {f"loss_scale.{key}": value for key, value in components.loss_scale.state_dict().items()}
-    # cloned: bitsandbytes shares one table between parameters, and safetensors takes no shared memory
-    save_file({key: value.detach().cpu().clone() for key, value in tensors.items()}, partial / OPTIMIZER)
-    state = {"schema_version": SCHEMA_VERSION, **asdict(progress), "config": config}
-    (partial / STATE).write_text(json.dumps(state, indent=1), encoding="utf-8")
-    commit(partial, final)
+    with partial_folder(final) as partial:
+        _write(partial, components, state_text(progress, config))
+        commit(partial, final)
     if keep is not None:
         for old in checkpoints(run_dir)[:-keep]:
             if old.name != f"checkpoint-{best}":
                 shutil.rmtree(old)
     return final
+
+
+@contextmanager
+def partial_folder(final: Path) -> Iterator[Path]:
+    """The temporary name of a folder that is being written; gone afterwards, whatever happens."""
+    partial = final.with_name(final.name + PARTIAL)
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        yield partial
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _write(folder: Path, components: Components, state: str) -> None:
+    tensors = {f"optimizer.{key}": value for key, value in components.optimizer.state_dict().items()}
+    for name, value in tensors.items():
+        if value.is_floating_point() and not torch.isfinite(value).all():
+            raise NotFinite(name)
+    save_adapter(components.model, folder)
+    tensors |= {f"loss_scale.{key}": value for key, value in components.loss_scale.state_dict().items()}
+    # cloned: bitsandbytes shares one table between parameters, and safetensors takes no shared memory
+    save_file({key: value.detach().cpu().clone() for key, value in tensors.items()}, folder / OPTIMIZER)
+    (folder / STATE).write_text(state, encoding="utf-8")
+    write_sums(folder)
 
 
 def commit(partial: Path, final: Path) -> None:
@@ -159,36 +148,51 @@ def step_of(folder: Path) -> int:
 
 def set_aside_after(run_dir: Path, step: int, start: int) -> list[Path]:
     """Renames the checkpoints after `step`, an abandoned branch: they are neither resumed nor pruned any more."""
-    later = [path for path in checkpoints(run_dir) if step_of(path) > step]
-    return [path.rename(path.with_name(f"{path.name}.start-{start}")) for path in later]
+    return [set_aside(path, start) for path in checkpoints(run_dir) if step_of(path) > step]
+
+
+def set_aside(path: Path, start: int) -> Path:
+    """Renames a folder to <name>.start-<start>; where that is taken, to .start-<start>.1, .2 and so on."""
+    names = (f"{path.name}.start-{start}" + (f".{n}" if n else "") for n in itertools.count())
+    return path.rename(next(free for free in map(path.with_name, names) if not os.path.lexists(free)))
+
+
+def drop_partial(run_dir: Path) -> None:
+    """Removes what a kill left half written; nothing else may be writing there."""
+    for partial in [*run_dir.glob(f"checkpoint-*{PARTIAL}"), run_dir / f"adapter{PARTIAL}"]:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def load_checkpoint(folder: Path, components: Components) -> Progress:
     """Restores adapter, optimizer and scaler in place and returns where the run stood.
 
     Raises:
-        UserError: the folder is not a whole checkpoint of this model; nothing was restored.
+        UserError: the folder is not a checkpoint of this model; nothing was restored.
     """
     try:
-        adapter = load_file(folder / ADAPTER)
-        tensors = load_file(folder / OPTIMIZER)
-        state = json.loads((folder / STATE).read_text(encoding="utf-8"))
-        added_later = {"heals": [], "evaluations": [], "data_begins_after": 0}
-        progress = Progress(**{key: (added_later | state)[key] for key in Progress.__dataclass_fields__})
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        progress, _ = read_state(folder)
+        adapter, tensors = load_file(folder / ADAPTER), load_file(folder / OPTIMIZER)
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError, Torn) as error:
         raise UserError(problem("checkpoint.broken", folder=folder, what=error)) from error
     optimizer, loss_scale = components.optimizer, components.loss_scale
-    own = {name: tensor.shape for name, tensor in adapter_state(components.model).items()}
-    found = {name: tensor.shape for name, tensor in adapter.items()}
-    foreign = sorted(name for name in own.keys() | found.keys() if own.get(name) != found.get(name))
+    foreign = differing(adapter_state(components.model), adapter)
     optimizer_state, scale_state = under("optimizer.", tensors), under("loss_scale.", tensors)
-    foreign += optimizer.foreign(optimizer_state) + sorted(loss_scale.state_dict().keys() - scale_state.keys())
+    foreign += optimizer.foreign(optimizer_state, progress.step) + differing(loss_scale.state_dict(), scale_state)
     if foreign:
         raise UserError(problem("checkpoint.other_model", folder=folder, what=foreign[0]))
     set_peft_model_state_dict(components.model, adapter)
     optimizer.load_state_dict(optimizer_state)
     loss_scale.load_state_dict(scale_state)
     return progress
+
+
+def differing(own: Mapping[str, torch.Tensor], found: Mapping[str, torch.Tensor]) -> list[str]:
+    """Names that only one of them has, or of another shape or kind of number."""
+
+    def kind(tensor: torch.Tensor | None) -> tuple | None:
+        return None if tensor is None else (tensor.shape, tensor.is_floating_point())
+
+    return sorted(name for name in own.keys() | found.keys() if kind(own.get(name)) != kind(found.get(name)))
 
 
 def restore(components: Components, folder: Path) -> tuple[Components, Progress]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -19,10 +19,23 @@ from .components import Components
 from .engine import fits
 
 
+class CutShort(Exception):
+    """The run is to end before its evaluation has."""
+
+
 @torch.no_grad()
-def evaluate(components: Components) -> tuple[Evaluation, EvaluationRows]:
+def evaluate(
+    components: Components, cut_short: Callable[[], bool] = lambda: False
+) -> tuple[Evaluation, EvaluationRows]:
     """Mean loss and argmax accuracy over all supervised tokens, and the loss of each row; each process takes every
     world_size-th batch, and all of them know the result. Nothing waits for the device before the last batch.
+
+    Args:
+        components: with evaluation data.
+        cut_short: asked before each batch whether to give up; of several processes all go to the end.
+
+    Raises:
+        CutShort: it was.
     """
     started = time.perf_counter()
     config, engine, loss = components.config, components.engine, components.loss
@@ -35,6 +48,8 @@ def evaluate(components: Components) -> tuple[Evaluation, EvaluationRows]:
     starts = np.cumsum([0, *map(len, batches)])
     with in_mode(components.model, training=False):
         for number in range(engine.rank, len(batches), engine.world_size):
+            if engine.world_size == 1 and cut_short():
+                raise CutShort
             examples = batches[number]
             batch = collate(examples, components.pad_token_id, loss.padding_free).to(engine.device)
             with fits(examples, evaluating=True), autocast(config, engine.device):

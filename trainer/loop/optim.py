@@ -152,14 +152,20 @@ class Optimizer:
                 state[f"{name}.{key}"] = value if isinstance(value, torch.Tensor) else torch.tensor(value)
         return state
 
-    def foreign(self, state: Mapping[str, torch.Tensor]) -> list[str]:
-        """Names in a `state_dict()` that are not of these parameters, or have another shape."""
-        found = [] if "updates" in state else ["updates"]
+    def foreign(self, state: Mapping[str, torch.Tensor], step: int) -> list[str]:
+        """Names of a `state_dict()` after `step` steps that are not of these parameters, or not as they must be."""
+        updates = state.get("updates")
+        whole = updates is not None and updates.dtype == torch.int64 and updates.ndim == 0 and 0 <= updates <= step
+        found = [] if whole else ["updates"]
         for name, value in state.items():
-            parameter = self._parameters.get(name.rpartition(".")[0])
-            if name == "updates" or (parameter is not None and _fits(name.rpartition(".")[2], value, parameter)):
+            parameter, key = self._parameters.get(name.rpartition(".")[0]), name.rpartition(".")[2]
+            if name == "updates" or (parameter is not None and _fits(key, value, parameter)):
                 continue
             found.append(name)
+        for name in self._parameters:  # torch's Adam makes its three states together
+            moments = [f"{name}.{key}" in state for key in ("step", "exp_avg", "exp_avg_sq")]
+            if moments[1] and not all(moments):
+                found.append(name)
         return found
 
     def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
@@ -179,4 +185,6 @@ class Optimizer:
 
 
 def _fits(key: str, value: torch.Tensor, parameter: torch.nn.Parameter) -> bool:
-    return key not in ("exp_avg", "exp_avg_sq", "state1", "state2") or value.shape == parameter.shape
+    if key in ("exp_avg", "exp_avg_sq"):
+        return value.shape == parameter.shape and value.is_floating_point()
+    return (key not in ("state1", "state2") or value.shape == parameter.shape) and (key != "step" or value.numel() == 1)

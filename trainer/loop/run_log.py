@@ -22,7 +22,7 @@ from ..console import Console, compact, duration
 from ..errors import Stopped, problem
 from ..log.layer_series import LayerSeries
 from ..log.trackers import Trackers
-from .checkpoint import Progress
+from ..saved.state import Progress
 from .components import Components
 from .evaluate import Evaluation
 
@@ -154,7 +154,7 @@ class RunLog:
         if self._zero_gradients == PATIENCE:
             self._console.warn(say("step.no_gradient", step=step - PATIENCE + 1, n=PATIENCE))
         self._progress.final_loss = row["loss"] if math.isfinite(row["loss"]) else None
-        self._write(line)
+        self._write(line, ends=latched)
         if latched:
             return replace(self._detectors.before_overflow(step) or Trouble(step), latched=True)
         self._show(line)
@@ -196,14 +196,15 @@ class RunLog:
             if self._trackers:
                 self._trackers.log({**line, **layers}, waiting)
 
-    def _write(self, line: dict) -> None:
-        """One line of metrics.jsonl; training.on_write_error decides what a full disk means."""
+    def _write(self, line: dict, ends: bool = False) -> None:
+        """One line of metrics.jsonl; training.on_write_error decides what a full disk means, unless the run `ends`."""
         if self._metrics is None:
             return
         try:
             self._metrics.write(line)
         except OSError as error:
-            write_failed(self._config, METRICS, error)
+            if not ends:
+                write_failed(self._config, METRICS, error)
             if not self._lines_lost:
                 self._console.warn(say("log.failed", step=self.last_step, what=error))
             self._lines_lost += 1

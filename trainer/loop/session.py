@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import shutil
 import signal
+import threading
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -19,8 +19,9 @@ from ...instrument.read.eval_rows import EVALUATIONS, EvaluationRows, write_rows
 from ..config.schema import Config
 from ..console import Console
 from ..data.load import listed
+from ..saved.state import Progress
 from .best import best_step
-from .checkpoint import NotFinite, Progress, save_checkpoint
+from .checkpoint import NotFinite, save_checkpoint
 from .components import Components
 from .run_log import RunLog, write_failed
 from .snapshots import Snapshots
@@ -32,12 +33,21 @@ class Stop:
 
     deadline: float = float("inf")
     signal: int = 0
+    _gentle: bool = False
     _old: dict[int, Any] = field(default_factory=dict)
 
     def listen(self) -> None:
-        """SIGINT and SIGTERM end the run after the step in flight; a second one ends it at once."""
+        """From here on SIGINT and SIGTERM end the run after the step in flight; a second one ends it at once."""
+        self._gentle = True
+        self.guard()
+
+    def guard(self) -> None:
+        """SIGINT and SIGTERM raise KeyboardInterrupt, so that what is half written goes; in the main thread alone."""
+        if threading.current_thread() is not threading.main_thread():
+            return
         for number in (signal.SIGINT, signal.SIGTERM):
-            self._old[number] = signal.signal(number, self._received)
+            if number not in self._old:
+                self._old[number] = signal.signal(number, self._received)
 
     def end(self) -> None:
         """Gives the signals back to who had them."""
@@ -45,8 +55,10 @@ class Stop:
             signal.signal(*self._old.popitem())
 
     def _received(self, number: int, frame: FrameType | None) -> None:
-        self.signal = number
-        self.end()
+        if self._gentle and not self.signal:
+            self.signal = number
+            return
+        raise KeyboardInterrupt(number)
 
     def wanted(self, reserve: float) -> bool:
         """Whether to stop now, keeping `reserve` seconds before the deadline."""
@@ -148,7 +160,6 @@ class Session:
         except NotFinite as error:
             self.console.warn(say("save.not_finite", step=progress.step, name=error))
         except (OSError, SafetensorError) as error:
-            shutil.rmtree(self.run_dir / f"{name}.tmp", ignore_errors=True)
             if last:
                 self.console.warn(say("save.failed_at_end", step=progress.step, what=error))
                 return None

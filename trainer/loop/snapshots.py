@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from ..model.load import trainable
-from .checkpoint import Progress
+from ..saved.state import Progress
 from .components import Components
 
 SNAPSHOT_EVERY = 100

@@ -20,14 +20,14 @@ from ..data.batches import StepRows, collate
 from ..data.examples import Example
 from ..errors import Stopped, UserError, problem
 from ..model.load import autocast
+from ..saved.state import Progress
 from .best import best_step, follow_metrics, metric_of, stops_early
-from .checkpoint import Progress
 from .components import Components
 from .engine import OutOfMemory, PeerLost, fits
-from .evaluate import Evaluation, evaluate
+from .evaluate import CutShort, Evaluation, evaluate
 from .optim import has_non_finite
 from .run_log import ROW_FIELDS, StepFacts
-from .session import Session
+from .session import Session, Stop
 from .snapshots import SNAPSHOT_EVERY
 
 
@@ -115,35 +115,57 @@ def train(session: Session) -> Trouble | None:
         or after the last step run if it was a trend that was seen.
     """
     components, progress, log = session.components, session.progress, session.log
-    training, engine, schedule = components.config.training, components.engine, components.schedule
+    engine, schedule = components.engine, components.schedule
     ring = Ring((len(ROW_FIELDS),), engine.device)
     components.model.train()
+    if progress.evaluation_due:
+        progress.evaluation_due = False
+        if after_step(session, components.eval_data is not None, saves=True):
+            return None
     while progress.step < components.n_steps:
         step = progress.step + 1
         run_step(session, ring, step)
 
         complete = step == components.n_steps
         cut_short = not complete and engine.any(session.stop.wanted(reserve=log.seconds_to_stop()))
-        evaluates = components.eval_data is not None and schedule.evaluates(step) and not cut_short
+        evaluates = components.eval_data is not None and schedule.evaluates(step)
+        progress.evaluation_due = evaluates and cut_short
         saves = schedule.saves(step) or cut_short
         # several processes must see a latched step at the same time; they have waited for each other already
         settles = evaluates or saves or complete or engine.world_size > 1
         trouble = log.receive(ring, components.recorder, drain=settles)
         if trouble is not None:
             progress.step = log.last_step - 1 if trouble.latched else step
+            progress.evaluation_due = False
             return trouble
-        if evaluates:
-            evaluation, rows = judge(components, progress)
-            log.evaluation(step, evaluation)
-            session.keep_rows(step, rows)
-            is_best = best_step(training, progress.evaluations) == step
-            saves |= is_best and (training.save_strategy == "best" or training.load_best_model_at_end)
-        ends_early = evaluates and stops_early(training, progress.evaluations)
-        if saves or ends_early:
-            session.save()
-        if cut_short or ends_early:
+        if after_step(session, evaluates and not cut_short, saves) or cut_short:
             return None
     return None
+
+
+def after_step(session: Session, evaluates: bool, saves: bool) -> bool:
+    """Evaluates and saves after a step; whether the run ends there, its evaluation cut short or no better for long.
+
+    An evaluation that was cut short is made again when the run goes on: it may steer learning rate and end.
+    """
+    progress, training = session.progress, session.components.config.training
+    progress.evaluation_due = progress.evaluation_due or evaluates
+    ends = False
+    if evaluates:
+        try:
+            evaluation, rows = judge(session.components, progress, session.stop)
+        except CutShort:
+            session.save()
+            return True
+        progress.evaluation_due = False
+        session.log.evaluation(progress.step, evaluation)
+        session.keep_rows(progress.step, rows)
+        is_best = best_step(training, progress.evaluations) == progress.step
+        saves |= is_best and (training.save_strategy == "best" or training.load_best_model_at_end)
+        ends = stops_early(training, progress.evaluations)
+    if saves or ends:
+        session.save()
+    return ends
 
 
 def run_step(session: Session, ring: Ring, step: int) -> None:
@@ -180,9 +202,13 @@ def leave(session: Session, error: OutOfMemory | PeerLost) -> UserError | Stoppe
     return UserError(problem(kind, n_rows=len(examples), length=length, rows=rows))
 
 
-def judge(components: Components, progress: Progress) -> tuple[Evaluation, EvaluationRows]:
-    """Evaluates, remembers the metric, and lets a schedule that follows it set the learning rate."""
-    evaluation, rows = evaluate(components)
+def judge(components: Components, progress: Progress, stop: Stop) -> tuple[Evaluation, EvaluationRows]:
+    """Evaluates, remembers the metric, and lets a schedule that follows it set the learning rate.
+
+    Raises:
+        CutShort: a signal came before the last batch.
+    """
+    evaluation, rows = evaluate(components, lambda: bool(stop.signal))
     metric = metric_of(components.config.training, evaluation)
     progress.evaluations = [*progress.evaluations, (progress.step, metric)]
     follow_metrics(components, progress.evaluations)

@@ -9,20 +9,23 @@ from safetensors import SafetensorError
 
 from ...instrument.messages import say
 from ...instrument.read.compact import compact as compact_stats
-from ..config.schema import Config
+from ...instrument.read.store import STATS
 from ..console import compact, duration
 from ..errors import problem
 from ..loop.best import best_step, stops_early
-from ..loop.checkpoint import NotFinite, Progress, commit, load_adapter, save_adapter
+from ..loop.checkpoint import NotFinite, commit, load_adapter, partial_folder, save_adapter, set_aside
 from ..loop.components import Components
 from ..loop.session import Session
+from ..saved.state import Progress
+from ..saved.whole import what_is_torn
 from .hub import push
 from .model_card import model_card
-from .resume import what_is_torn
 
 
 def is_complete(components: Components, progress: Progress) -> bool:
     """Whether a run has nothing left to do."""
+    if progress.evaluation_due:
+        return False
     return progress.step >= components.n_steps or stops_early(components.config.training, progress.evaluations)
 
 
@@ -40,14 +43,10 @@ def finish(session: Session) -> int:
 
 
 def write_result(session: Session) -> int:
-    """Compacts the statistics, writes the final or best adapter, uploads it; 0, or 1 where one of them failed."""
+    """Writes the final or best adapter, compacts the statistics, uploads it; 0, or 1 where one of them failed."""
     components, progress, run_dir, console = session.components, session.progress, session.run_dir, session.console
     training, folder = components.config.training, run_dir / "adapter"
     try:
-        if components.recorder is not None:
-            compact_stats(run_dir)
-            if components.recorder.dropped:
-                console.warn(say("instrument.dropped", count=components.recorder.dropped))
         best = best_step(training, progress.evaluations) if training.load_best_model_at_end else None
         if best is not None and best != progress.step:
             if what := what_is_torn(run_dir / f"checkpoint-{best}"):
@@ -55,13 +54,14 @@ def write_result(session: Session) -> int:
             else:
                 load_adapter(components.model, run_dir / f"checkpoint-{best}")
                 console.line(say("end.best", step=best, metric=training.metric_for_best_model))
-        write_adapter(components.model, folder, components.config, progress.final_loss)
+        write_adapter(components.model, folder, model_card(components.config, progress.final_loss), progress.start)
     except NotFinite as error:
         console.warn(say("save.not_finite", step=progress.step, name=error))
         return 1
     except (OSError, SafetensorError) as error:
         console.line(str(problem("end.cannot_write", folder=folder, what=error)))
         return 1
+    compact_statistics(session)
     if progress.step < components.n_steps:
         console.line(say("end.early", step=progress.step, patience=training.early_stopping_patience))
     seconds = duration(progress.train_seconds)
@@ -74,9 +74,26 @@ def write_result(session: Session) -> int:
     return push(folder, components.config, console) if training.push_to_hub else 0
 
 
-def write_adapter(model: PeftModel, folder: Path, config: Config, final_loss: float | None) -> None:
-    """The adapter with its card, whole or not at all."""
-    partial = folder.with_name(folder.name + ".tmp")
-    save_adapter(model, partial)
-    (partial / "README.md").write_text(model_card(config, final_loss), encoding="utf-8")
-    commit(partial, folder)
+def write_adapter(model: PeftModel, folder: Path, card: str, start: int) -> None:
+    """The adapter with its card, whole or not at all; one of an earlier start is set aside."""
+    with partial_folder(folder) as partial:
+        save_adapter(model, partial)
+        (partial / "README.md").write_text(card, encoding="utf-8")
+        if folder.exists():
+            set_aside(folder, max(start - 1, 0))
+        commit(partial, folder)
+
+
+def compact_statistics(session: Session) -> None:
+    """Makes the statistics small; what the disk refuses stays as it was recorded."""
+    recorder = session.components.recorder
+    if recorder is None:
+        return
+    try:
+        compact_stats(session.run_dir)
+    except OSError as error:
+        for partial in (session.run_dir / STATS).glob("*.tmp"):
+            partial.unlink(missing_ok=True)
+        session.console.warn(say("end.not_compacted", what=error))
+    if recorder.dropped:
+        session.console.warn(say("instrument.dropped", count=recorder.dropped))

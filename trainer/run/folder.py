@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import itertools
 import json
 import platform
 import re
@@ -14,8 +15,9 @@ from typing import Any
 
 import yaml
 
-from ...instrument.read.store import METRICS, SCHEMA_VERSION, write_text
+from ...instrument.read.store import METRICS, SCHEMA_VERSION, file_order, read_metrics, stats_files, write_text
 from ..config.schema import Config
+from ..saved.state import LARGEST
 
 RECORDED_PACKAGES = (
     "lora-vitals", "torch", "triton", "transformers", "peft", "accelerate", "bitsandbytes", "safetensors",
@@ -50,13 +52,21 @@ def fresh_folder(output_dir: str) -> Path:
     return base.with_name(f"{base.name}-{newest + 1}")
 
 
+def next_start(folder: Path, start: int) -> int:
+    """The number of a start that goes on from a checkpoint of `start`: above all that have recorded anything here."""
+    rows = read_metrics(folder) if (folder / METRICS).is_file() else []
+    seen = [row["start"] for row in rows if isinstance(row.get("start"), int) and row["start"] < LARGEST]
+    seen += [file_order(path)[0] for path in stats_files(folder)]
+    return 1 + max([start, *seen])
+
+
 def write_config(folder: Path, config: Config) -> None:
     """Writes the resolved config.yaml; an earlier, different one is kept as config.<n>.yaml."""
     text = yaml.safe_dump(config.model_dump(), sort_keys=False, allow_unicode=True)
     path = folder / "config.yaml"
-    if path.exists() and path.read_text(encoding="utf-8") != text:
-        earlier = len(list(folder.glob("config.*.yaml")))
-        shutil.copy2(path, folder / f"config.{earlier}.yaml")
+    if path.exists() and path.read_bytes() != text.encode():
+        names = (folder / f"config.{n}.yaml" for n in itertools.count())
+        shutil.copy2(path, next(free for free in names if not free.exists()))
     write_text(path, text)
 
 

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
-
-from safetensors import SafetensorError, safe_open
 
 from ...instrument.messages import say
 from ..config.names import checkpoint_step
@@ -14,7 +11,11 @@ from ..config.schema import Config
 from ..config.settings import with_settings
 from ..console import Console
 from ..errors import UserError, problem
-from ..loop.checkpoint import ADAPTER, OPTIMIZER, STATE, checkpoints
+from ..loop.checkpoint import checkpoints
+from ..loop.components import Components
+from ..loop.lr_schedule import lr_table
+from ..saved.state import STATE, read_state
+from ..saved.whole import what_is_torn
 from .folder import family
 
 # What a resumed run may change without becoming another run.
@@ -72,25 +73,9 @@ def newest_whole(run_dir: Path, console: Console) -> Path:
     raise UserError(problem("checkpoint.none_whole", folder=run_dir, count=len(found)))
 
 
-def what_is_torn(folder: Path) -> str:
-    """What keeps a checkpoint from being whole; empty if nothing. Reads headers only."""
-    try:
-        state = json.loads((folder / STATE).read_text(encoding="utf-8"))
-        for name in (ADAPTER, OPTIMIZER):
-            if not (folder / name).is_file():
-                return f"{name} is missing"
-            with safe_open(folder / name, framework="numpy") as tensors:
-                tensors.keys()
-    except (OSError, ValueError, SafetensorError) as error:
-        return str(error)
-    missing = {"step", "config"} - set(state) if isinstance(state, dict) else {"step"}
-    return f"{STATE} has no {missing.pop()}" if missing else ""
-
-
 def with_heals(config: Config, checkpoint: Path) -> Config:
     """The configuration with what healed the run before, where the user has not set the key since."""
-    heals = json.loads((checkpoint / STATE).read_text(encoding="utf-8")).get("heals", [])
-    for heal in heals:
+    for heal in read_state(checkpoint)[0].heals:
         now = config.model_dump()
         kept = {
             key: value
@@ -107,14 +92,27 @@ def changed_settings(checkpoint: Path, config: Config) -> list[str]:
     Raises:
         UserError: the optimizer differs: its state cannot be carried over.
     """
-    state = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))["config"]
-    before = Config.model_validate(state).model_dump()  # keys that were added since have their defaults
+    before = read_state(checkpoint)[1].model_dump()  # keys that were added since have their defaults
     now = config.model_dump()
     keys = [f"{section}.{key}" for section, values in now.items() for key in values]
     changed = [key for key in keys if _at(before, key) != _at(now, key) and not FREE_TO_CHANGE.fullmatch(key)]
     if "training.optim" in changed:
         raise UserError(problem("resume.optim", before=_at(before, "training.optim"), now=config.training.optim))
     return changed
+
+
+def moved_lengths(checkpoint: Path, components: Components) -> list[str]:
+    """Keys of the run's length that differ from the checkpoint's and change a learning rate that is still to come."""
+    progress, before = read_state(checkpoint)
+    training, now = before.training, components.config.training
+    keys = [key for key in ("max_steps", "num_train_epochs") if getattr(training, key) != getattr(now, key)]
+    if not keys:
+        return []
+    n_before = components.plan.n_steps(training.num_train_epochs, training.max_steps)
+    first, last = progress.step, min(n_before, components.n_steps)
+    # as the schedule of now would be: another schedule is told by its own name
+    rates = [lr_table(now, n)[first : last + 1] for n in (n_before, components.n_steps)]
+    return [] if rates[0] == rates[1] else [f"training.{key}" for key in keys]
 
 
 def _at(settings: dict, key: str) -> object:

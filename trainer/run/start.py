@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import signal
 import sys
 import time
 from dataclasses import dataclass, replace
@@ -24,7 +25,7 @@ from ..data.load import load_data, with_format
 from ..dry_run.preview import unit_name
 from ..errors import Stopped, UserError, problem
 from ..log.trackers import Trackers
-from ..loop.checkpoint import Progress, checkpoints, restore, set_aside_after, step_of
+from ..loop.checkpoint import checkpoints, drop_partial, restore, set_aside_after, step_of
 from ..loop.components import Components, build
 from ..loop.engine import Engine, OutOfMemory, PeerLost, check_hardware
 from ..loop.run_log import RunLog
@@ -33,11 +34,13 @@ from ..loop.train import leave, train
 from ..loop.warm_up import warm_up
 from ..model.fit import require_fit
 from ..model.load import load_tokenizer, pad_token_id
+from ..saved.state import Progress
+from ..saved.whole import what_is_torn
 from .finish import finish, is_complete
-from .folder import family, fresh_folder, write_config, write_env
+from .folder import family, fresh_folder, next_start, write_config, write_env
 from .hub import check_login
 from .lock import Lock, refuse_if_running
-from .resume import changed_settings, find_checkpoint, resume_from, what_is_torn, with_heals
+from .resume import changed_settings, find_checkpoint, moved_lengths, resume_from, with_heals
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,13 @@ def run(config: Config, resume: str | None) -> int:
         UserError: data, model or checkpoint cannot be used; nothing was overwritten.
     """
     stop = Stop()
+    try:
+        return _run(config, resume, stop)
+    finally:
+        stop.end()
+
+
+def _run(config: Config, resume: str | None, stop: Stop) -> int:
     if config.training.max_hours is not None:
         stop.deadline = time.monotonic() + 3600 * config.training.max_hours
     transformers.logging.set_verbosity_error()
@@ -94,12 +104,15 @@ def run(config: Config, resume: str | None) -> int:
         outcome = start(launch, config, checkpoint)
         while isinstance(outcome, Decision):  # a healed run goes on as a resumed one would
             gc.collect()
+            if engine.any(bool(stop.signal)):
+                console.line(say("end.interrupted_healed", checkpoint=outcome.checkpoint))
+                outcome = 128 + (stop.signal or signal.SIGINT)
+                break
             outcome = start(launch, outcome.config, outcome.checkpoint, healing=True)
     except Stopped as error:
         print(error, file=sys.stderr)
         return 1
     finally:
-        stop.end()
         launch.lock.release()
     engine.close()
     return outcome
@@ -137,11 +150,14 @@ def start(launch: Launch, config: Config, checkpoint: Path | None, healing: bool
     # the main process's answer: another may look when the folder has just been made
     folder = checkpoint.parent if checkpoint else fresh_folder(config.training.output_dir)
     run_dir = engine.gather_objects(folder)[0]
+    launch.stop.guard()
     if engine.is_main:
         launch.lock.take(run_dir)
         if checkpoint is not None:
+            drop_partial(run_dir)
             set_aside_after(run_dir, progress.step, progress.start)
-    progress.start += checkpoint is not None
+    if checkpoint is not None:
+        progress.start = engine.gather_objects(next_start(run_dir, progress.start) if engine.is_main else 0)[0]
     metrics = open_folder(run_dir, components, progress) if engine.is_main else None
     stats = open_stats(run_dir, components, progress) if engine.is_main else None
     engine.barrier()
@@ -188,6 +204,7 @@ def go_on(
     while True:
         try:
             components, progress = restore(components, checkpoint)
+            changed += moved_lengths(checkpoint, components)
             break
         except UserError as error:
             earlier = [path for path in earlier if not what_is_torn(path)]
@@ -221,7 +238,7 @@ def open_folder(run_dir: Path, components: Components, progress: Progress) -> Me
         write_env(run_dir, facts)
         return MetricsLog(run_dir, progress.start)
     except OSError as error:
-        raise UserError(problem("run.cannot_write", folder=run_dir, what=error.strerror)) from error
+        raise UserError(problem("run.cannot_write", folder=run_dir, what=error.strerror or error)) from error
 
 
 def _overlap_of(components: Components) -> dict[str, Any] | None:
@@ -234,8 +251,11 @@ def open_stats(run_dir: Path, components: Components, progress: Progress) -> Sta
     """Writes sites.json and opens this start's stream of statistics."""
     if components.recorder is None:
         return None
-    write_sites(run_dir, components.recorder.sites)
-    return StatsWriter(run_dir, progress.start, len(components.recorder.sites))
+    try:
+        write_sites(run_dir, components.recorder.sites)
+        return StatsWriter(run_dir, progress.start, len(components.recorder.sites))
+    except OSError as error:
+        raise UserError(problem("run.cannot_write", folder=run_dir, what=error.strerror or error)) from error
 
 
 def greet(launch: Launch, components: Components, progress: Progress, run_dir: Path, checkpoint: Path | None) -> None:

@@ -23,7 +23,7 @@ from lora_train.instrument.read.load import load_run
 from lora_train.instrument.read.store import read_metrics
 from lora_train.instrument.record.ring import Ring
 from lora_train.trainer.collapse.handle import namer
-from lora_train.trainer.collapse.replay import recorded_rows
+from lora_train.trainer.collapse.recorded import recorded_rows
 from lora_train.trainer.config.schema import Config
 from lora_train.trainer.data.batches import StepRows
 from lora_train.trainer.data.examples import Dataset, Example, load_examples
@@ -366,5 +366,5 @@ def test_a_capsule_tells_the_answers_of_one_row_apart():
     for called, example in zip(names[:3], examples, strict=True):
         tensors[f"row.{called}.input_ids"] = torch.from_numpy(example.input_ids)
         tensors[f"row.{called}.supervised"] = torch.from_numpy(example.supervised)
-    (step,) = recorded_rows(tensors, {"rows": {"3": [[names[:3]]]}}).values()
+    (step,) = recorded_rows(tensors, {3: [[names[:3]]]}).values()
     assert [(example.row, len(example.input_ids)) for example in step[0][0]] == [(7, 2), (7, 3), (8, 4)]

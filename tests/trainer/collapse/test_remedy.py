@@ -18,10 +18,10 @@ from lora_train.trainer.collapse.remedy import (
     try_out,
 )
 from lora_train.trainer.config.settings import as_overrides, with_settings
-from lora_train.trainer.loop.checkpoint import Progress
 from lora_train.trainer.loop.snapshots import Snapshots
 from lora_train.trainer.loop.train import train_step
 from lora_train.trainer.model.load import trainable
+from lora_train.trainer.saved.state import Progress
 
 from ..loop.test_train import make_components, make_config
 

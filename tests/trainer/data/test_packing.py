@@ -8,12 +8,12 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 from lora_train.trainer.collapse.handle import capsule
-from lora_train.trainer.collapse.replay import RecordedPlan, recorded_rows
+from lora_train.trainer.collapse.recorded import RecordedPlan, recorded_rows
 from lora_train.trainer.data.batches import Plan
 from lora_train.trainer.data.examples import Dataset
 from lora_train.trainer.data.packing import epoch_bins, fill_bins
-from lora_train.trainer.loop.checkpoint import Progress
 from lora_train.trainer.loop.snapshots import Snapshot
+from lora_train.trainer.saved.state import Progress
 
 from ..loop.test_train import make_components, make_config
 from .test_batches import example
@@ -97,7 +97,7 @@ def test_a_capsule_gives_every_process_its_own_bins_back(tiny_models):
     components = make_components(make_config(tiny_models["llama"]))
     plan = Plan(DATASET, 2, 1, seed=0, world_size=2, bin_tokens=20)
     tensors, facts = capsule(replace(components, plan=plan), Snapshot(Progress(), {}, {}, {}), 2, 0)
-    again = RecordedPlan(DATASET, 2, 1, seed=0, world_size=2, recorded=recorded_rows(tensors, facts))
+    again = RecordedPlan(DATASET, 2, 1, seed=0, world_size=2, recorded=recorded_rows(tensors, facts["rows"]))
     for step in (1, 2):
         for rank in (0, 1):
             rows = [[e.row for e in own] for own in plan.rows(step).own(rank)]

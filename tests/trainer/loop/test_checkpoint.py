@@ -6,18 +6,18 @@ import pytest
 import torch
 from lora_train.trainer.errors import UserError
 from lora_train.trainer.loop.checkpoint import (
-    ADAPTER,
-    OPTIMIZER,
-    STATE,
     NotFinite,
-    Progress,
     checkpoints,
+    drop_partial,
     load_checkpoint,
     save_checkpoint,
     set_aside_after,
 )
 from lora_train.trainer.loop.train import train_step
 from lora_train.trainer.model.load import trainable
+from lora_train.trainer.saved.state import STATE, Progress
+from lora_train.trainer.saved.whole import ADAPTER, OPTIMIZER, SUMS
+from safetensors.torch import load_file, save_file
 
 from .test_train import make_components, make_config
 
@@ -32,7 +32,7 @@ def trained(tiny_models):
 
 def save(components, folder, step: int, keep: int | None = None):
     progress = Progress(step=step, skipped=1, train_seconds=2.5)
-    return save_checkpoint(folder, components, progress, {"a": 1}, keep)
+    return save_checkpoint(folder, components, progress, components.config.model_dump(), keep)
 
 
 def load(folder, components):
@@ -42,9 +42,9 @@ def load(folder, components):
 def test_holds_safetensors_and_json_only(trained, tmp_path):
     folder = save(trained, tmp_path, 2)
     names = {path.name for path in folder.iterdir()}
-    assert names == {ADAPTER, "adapter_config.json", OPTIMIZER, STATE}
+    assert names == {ADAPTER, "adapter_config.json", OPTIMIZER, STATE, SUMS}
     state = json.loads((folder / STATE).read_text())
-    assert (state["step"], state["schema_version"], state["config"]) == (2, 1, {"a": 1})
+    assert (state["step"], state["schema_version"], state["config"]) == (2, 1, trained.config.model_dump())
     assert not list(tmp_path.glob("*.tmp"))
 
 
@@ -143,3 +143,69 @@ def test_an_abandoned_branch_is_set_aside_and_never_pruned_into(trained, tmp_pat
     save(trained, tmp_path, 3, keep=2)
     assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-2", "checkpoint-3"]
     assert (tmp_path / "checkpoint-6.start-0" / STATE).exists()
+
+
+def test_a_branch_can_be_abandoned_any_number_of_times(trained, tmp_path):
+    for again in range(3):
+        save(trained, tmp_path, 3)
+        save(trained, tmp_path, 6 + again)
+        save(trained, tmp_path, 9)
+        set_aside_after(tmp_path, 3, start=0)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "checkpoint-3", "checkpoint-6.start-0", "checkpoint-7.start-0", "checkpoint-8.start-0",
+        "checkpoint-9.start-0", "checkpoint-9.start-0.1", "checkpoint-9.start-0.2",
+    ]  # fmt: skip
+
+
+def test_what_ends_the_writing_leaves_nothing_half_written(trained, tmp_path, monkeypatch):
+    save(trained, tmp_path, 3)
+    for error in (KeyboardInterrupt, OSError):
+        with monkeypatch.context() as patch:
+            patch.setattr("lora_train.trainer.loop.checkpoint.write_sums", raises(error))
+            with pytest.raises(error):
+                save(trained, tmp_path, 4)
+        assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-3"]
+
+
+def raises(error: type[BaseException]):
+    def fail(*_: object) -> None:
+        raise error
+
+    return fail
+
+
+def test_what_a_kill_left_half_written_goes_with_the_next_start(trained, tmp_path):
+    save(trained, tmp_path, 3)
+    for name in ("checkpoint-4.tmp", "adapter.tmp", "mine.tmp"):
+        (tmp_path / name).mkdir()
+    drop_partial(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-3", "mine.tmp"]
+
+
+def change(folder, file: str, name: str, value: torch.Tensor | None) -> None:
+    tensors = load_file(folder / file)
+    tensors.pop(name)
+    save_file(tensors | ({} if value is None else {name: value}), folder / file)
+
+
+def test_tensors_that_would_end_a_step_later_are_refused_before_anything_is_restored(trained, tiny_models, tmp_path):
+    other = make_components(make_config(tiny_models["gpt_neox"], seed=7))
+    before = {name: parameter.clone() for name, parameter in trainable(other.model).items()}
+    name = next(iter(before))
+    wrong = [
+        ("optimizer.updates", torch.tensor(10**12)),
+        ("optimizer.updates", torch.tensor(-1)),
+        ("optimizer.updates", torch.tensor([1, 1])),
+        (f"optimizer.{name}.exp_avg", torch.zeros(3)),
+        (f"optimizer.{name}.exp_avg_sq", None),
+        (f"optimizer.{name}.step", None),
+        (f"optimizer.{name}.step", torch.zeros(2)),
+        ("loss_scale.scale", torch.zeros(2)),
+        ("loss_scale.good_steps", None),
+    ]
+    for key, value in wrong:
+        folder = save(trained, tmp_path, 2)
+        change(folder, OPTIMIZER, key, value)
+        with pytest.raises(UserError, match="belongs to another model or adapter"):
+            load(folder, other)
+        assert all(torch.equal(parameter, before[name]) for name, parameter in trainable(other.model).items())

@@ -10,8 +10,8 @@ from lora_train.instrument.read.schema import Evaluation, StepLine, Summary, col
 from lora_train.instrument.read.store import MetricsLog, read_metrics
 from lora_train.trainer.config.settings import with_settings
 from lora_train.trainer.console import Console
-from lora_train.trainer.loop.checkpoint import Progress
 from lora_train.trainer.loop.run_log import ROW_FIELDS, RunLog, StepFacts
+from lora_train.trainer.saved.state import Progress
 
 from .test_train import make_components, make_config
 

@@ -12,11 +12,13 @@ from lora_train.instrument.read.eval_rows import EvaluationRows, read_rows
 from lora_train.trainer.config.settings import with_settings
 from lora_train.trainer.console import Console
 from lora_train.trainer.errors import Stopped
-from lora_train.trainer.loop.checkpoint import ADAPTER, Progress, checkpoints
+from lora_train.trainer.loop.checkpoint import checkpoints
 from lora_train.trainer.loop.run_log import RunLog
 from lora_train.trainer.loop.session import Session, Stop
 from lora_train.trainer.loop.train import train
 from lora_train.trainer.model.load import trainable
+from lora_train.trainer.saved.state import Progress
+from lora_train.trainer.saved.whole import ADAPTER
 
 from .test_train import make_components, make_config
 

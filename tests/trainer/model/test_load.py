@@ -8,9 +8,10 @@ import pytest
 import torch
 from lora_train.trainer.config.settings import with_settings
 from lora_train.trainer.errors import UserError
-from lora_train.trainer.loop.checkpoint import Progress, load_checkpoint, save_checkpoint
+from lora_train.trainer.loop.checkpoint import load_checkpoint, save_checkpoint
 from lora_train.trainer.loop.train import train_step
 from lora_train.trainer.model.load import trainable
+from lora_train.trainer.saved.state import Progress
 
 from ..loop.test_train import make_components, make_config
 

@@ -21,8 +21,8 @@ from lora_train.instrument.read.store import read_metrics
 from lora_train.kernels import cpu
 from lora_train.trainer.config.settings import with_settings
 from lora_train.trainer.errors import UserError
-from lora_train.trainer.run.resume import what_is_torn
 from lora_train.trainer.run.start import run as run_in_process
+from lora_train.trainer.saved.whole import what_is_torn
 
 from ...conftest import COMMAND_ENVIRONMENT, ROOT
 from ..loop.test_train import make_config
@@ -107,9 +107,9 @@ def test_a_foreign_checkpoint_is_passed_over(cli, tiny_models, tmp_path):
     config = write_config(tmp_path, tiny_models["llama"], max_steps=4, save_steps=2)
     assert cli("--config", config).returncode == 0
     (tmp_path / "other").mkdir()
-    other = write_config(tmp_path / "other", tiny_models["gpt_neox"], max_steps=3, save_steps=3)
+    other = write_config(tmp_path / "other", tiny_models["gpt_neox"], max_steps=9, save_steps=9)
     assert cli("--config", other).returncode == 0
-    shutil.copytree(tmp_path / "other" / "run" / "checkpoint-3", tmp_path / "run" / "checkpoint-9")
+    shutil.copytree(tmp_path / "other" / "run" / "checkpoint-9", tmp_path / "run" / "checkpoint-9")
     result = cli("--config", config, "training.max_steps=6", "--resume", "auto")
     assert result.returncode == 0, result.stderr
     assert "checkpoint-9 cannot be resumed" in result.stdout

@@ -1,0 +1,170 @@
+"""A signal or a full disk at every moment: words, the right exit code, nothing half written, and going on works."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from lora_train.trainer.loop.checkpoint import checkpoints
+from lora_train.trainer.saved.state import STATE
+from lora_train.trainer.saved.whole import what_is_torn
+
+from ...conftest import COMMAND_ENVIRONMENT
+from ..test_cli import steps_of, write_config
+
+# The command in a process where a function, once it is called, first does what a line of Python says.
+DISTURBED = """
+import importlib, os, signal, sys
+where, name, calls, line = (sys.argv.pop() for _ in range(4))
+module = importlib.import_module("lora_train." + where)
+inner, called = getattr(module, name), 0
+def disturbed(*arguments, **keywords):
+    global called
+    called += 1
+    if called == int(calls):
+        exec(line)
+    return inner(*arguments, **keywords)
+setattr(module, name, disturbed)
+from lora_train.trainer.cli import main
+sys.exit(main())
+"""
+INT, TERM = (f"os.kill(os.getpid(), signal.{name})" for name in ("SIGINT", "SIGTERM"))
+
+
+def disturbed(where: str, calls: int, line: str, *arguments: object) -> subprocess.CompletedProcess:
+    """Runs the command; `line` comes before the `calls`-th call of a function."""
+    module, name = where.split(":")
+    command = [sys.executable, "-c", DISTURBED, *map(str, arguments), line, str(calls), name, module]
+    return subprocess.run(command, env=COMMAND_ENVIRONMENT, capture_output=True, text=True, timeout=180, check=False)
+
+
+def assert_in_words(result: subprocess.CompletedProcess, code: int, run: Path) -> None:
+    assert result.returncode == code, result.stdout + result.stderr
+    assert "Traceback" not in result.stderr
+    assert [what_is_torn(path) for path in checkpoints(run) if what_is_torn(path)] == []
+    assert list(run.rglob("*.tmp")) == []
+
+
+@pytest.fixture
+def config(tiny_models, tmp_path) -> Path:
+    settings = {"eval_strategy": "steps", "eval_steps": 2, "per_device_eval_batch_size": 1}
+    path = write_config(tmp_path, tiny_models["llama"], max_steps=6, save_steps=3, **settings)
+    path.write_text(path.read_text().replace("limit: 40", "limit: 40\n  eval_fraction: 0.2"))
+    return path
+
+
+SAVE, EVALUATE = "trainer.saved.whole:_sha256", "trainer.loop.evaluate:collate"
+
+
+@pytest.mark.parametrize(
+    ("where", "calls", "line", "code", "step"),
+    [
+        (EVALUATE, 3, INT, 130, 2),
+        (EVALUATE, 3, f"{INT}; {INT}", 130, None),
+        (SAVE, 2, TERM, 143, 4),
+        (SAVE, 2, f"{TERM}; {TERM}", 143, None),
+        ("trainer.run.start:build", 1, TERM, 143, None),
+    ],
+)
+def test_a_signal_at_any_moment(config, tmp_path, cli, where, calls, line, code, step):
+    run = tmp_path / "run"
+    result = disturbed(where, calls, line, "--config", config)
+    assert_in_words(result, code, run)
+    assert ("go on with --resume auto" in result.stdout) or ("interrupted; `--resume auto`" in result.stderr)
+    assert [path.name for path in checkpoints(run)][-1:] == ([f"checkpoint-{step}"] if step else [])
+    if step is not None:
+        again = cli("--config", config, "--resume", "auto")
+        assert_in_words(again, 0, run)
+        assert f"going on after step {step}" in again.stdout
+
+
+def test_an_evaluation_that_was_cut_short_is_made_when_the_run_goes_on(config, tmp_path, cli):
+    assert cli("--config", config, f"training.output_dir={tmp_path / 'straight'}").returncode == 0
+    assert disturbed(EVALUATE, 3, INT, "--config", config).returncode == 130
+    state = json.loads((tmp_path / "run" / "checkpoint-2" / STATE).read_text())
+    assert (state["evaluation_due"], state["evaluations"]) == (True, [])
+    assert cli("--config", config, "--resume", "auto").returncode == 0
+    states = [json.loads((tmp_path / run / "checkpoint-6" / STATE).read_text()) for run in ("run", "straight")]
+    assert states[0]["evaluations"] == states[1]["evaluations"]
+    assert [step for step, _ in states[0]["evaluations"]] == [2, 4, 6]
+    losses = [[row["loss"] for row in steps_of(tmp_path / run)] for run in ("run", "straight")]
+    assert losses[0] == losses[1]
+
+
+@pytest.fixture
+def small_disk(tmp_path) -> Iterator[Path]:
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(folder)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("needs the right to mount a tmpfs")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def fill(disk: Path, kib_left: int) -> str:
+    """A line that fills a disk."""
+    return (
+        f"f = open({str(disk / 'fill')!r}, 'wb', 0)\n"
+        f"free = os.statvfs({str(disk)!r}).f_bfree * 4096 - {kib_left} * 1024\n"
+        "f.write(bytes(max(free, 0)))"
+    )
+
+
+POISON = "arguments[0].model.base_model.model.model.layers[0].mlp.down_proj.base_layer.weight.data[0, 0] = float('inf')"
+
+
+@pytest.mark.parametrize("kib_left", [0, 8])
+def test_a_collapse_on_a_full_disk_keeps_its_diagnosis(config, small_disk, cli, kib_left):
+    run = small_disk / "run"
+    line = f"{POISON}\n{fill(small_disk, kib_left)}"
+    settings = [f"training.output_dir={run}", "precision.on_collapse=stop"]
+    result = disturbed("trainer.loop.train:train_step", 5, line, "--config", config, *settings)
+    assert_in_words(result, 3, run)
+    for text in (
+        "COLLAPSE at step 5: a frozen weight",
+        "model.layers.0.mlp.down_proj",
+        "  batch    rows ",
+        "Exit code 3",
+    ):
+        assert text in result.stdout
+    whole = (run / "checkpoint-4").is_dir()
+    assert ("Nothing is lost" in result.stdout) == whole == ("checkpoint-4 written" in result.stdout)
+    assert ("the steps after checkpoint-3, the newest whole checkpoint" in result.stdout) == (not whole)
+    (small_disk / "fill").unlink()
+    again = cli("--config", config, settings[0], "--resume", "auto")
+    assert_in_words(again, 0, run)
+
+
+@pytest.mark.parametrize(
+    ("where", "calls", "code", "said"),
+    [
+        ("trainer.run.start:open_folder", 1, 2, "cannot be written: No space left on device"),
+        ("trainer.run.start:open_stats", 1, 2, "cannot be written: No space left on device"),
+        ("trainer.loop.session:write_rows", 1, 1, "the losses of the evaluation rows could not be written"),
+        ("trainer.loop.session:save_checkpoint", 1, 1, "the checkpoint could not be written"),
+        ("trainer.run.finish:write_adapter", 1, 1, "adapter could not be written"),
+        ("trainer.run.finish:compact_stats", 1, 0, "the statistics could not be made smaller"),
+    ],
+)
+def test_a_disk_that_is_full_from_one_moment_on(config, small_disk, where, calls, code, said):
+    run = small_disk / "run"
+    result = disturbed(where, calls, fill(small_disk, 0), "--config", config, f"training.output_dir={run}")
+    assert_in_words(result, code, run)
+    assert said in result.stdout + result.stderr
+    if code < 2:
+        assert "step 6/6" in result.stdout
+
+
+def test_a_folder_that_nobody_may_write_in_is_said(config, small_disk, cli):
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    result = cli("--config", config, f"training.output_dir={small_disk / 'run'}")
+    assert (result.returncode, "Traceback" in result.stderr) == (2, False)
+    assert "cannot be written: Read-only file system" in result.stderr
+    assert os.listdir(small_disk) == []

@@ -1,0 +1,55 @@
+"""SIGINT and SIGTERM of the command: a sentence and the exit code 128 + number, at every moment.
+
+start-up                 at once: libraries that are being imported do not survive an exception in their midst
+the folder is open       KeyboardInterrupt: what is half written goes (loop/session.py, Stop)
+training                 after the step in flight; a second one as before
+the last word is said    nothing more: the interpreter is closing
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from types import FrameType
+
+NUMBERS = (signal.SIGINT, signal.SIGTERM)
+
+
+def interruptible(run: Callable[[], int], sentence: str) -> int:
+    """Runs what takes the signals over once it has something to save; until then they end the process.
+
+    Args:
+        run: gives the exit code.
+        sentence: said then.
+    """
+
+    def leave(number: int, _frame: FrameType | None) -> None:
+        os.write(2, f"{sentence}\n".encode())
+        os._exit(128 + number)
+
+    if threading.current_thread() is not threading.main_thread():
+        return run()
+    old = {number: signal.signal(number, leave) for number in NUMBERS}
+    try:
+        code = run()
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+    return ended_by(code - 128) if code - 128 in NUMBERS else code
+
+
+def last_word(sentence: str, error: KeyboardInterrupt) -> int:
+    """Says it; the exit code."""
+    print(sentence, file=sys.stderr)
+    return ended_by(error.args[0] if error.args else signal.SIGINT)
+
+
+def ended_by(number: int) -> int:
+    """The exit code of a signal. Another one while the interpreter closes changes nothing any more."""
+    if threading.current_thread() is threading.main_thread():
+        for one in NUMBERS:
+            signal.signal(one, signal.SIG_IGN)
+    return 128 + number
