@@ -20,8 +20,8 @@ from typing import Any, NoReturn
 
 from ..instrument.judge.wording import TRAINERS
 from ..instrument.messages import LANGUAGES, language, say
-from ..kernels.cpu_level import VARIABLE, LevelError
-from .errors import UserError, problem
+from ..kernels.cpu_level import LevelError
+from .errors import UserError, in_words, problem
 from .signals import interruptible, last_word
 
 EXIT_USER_ERROR = 2
@@ -285,22 +285,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         arguments = _train_parser().parse_intermixed_args(flags_as_overrides(argv, TRAIN_OPTIONS))
         return interruptible(lambda: TRAIN.run(arguments), say("cli.interrupted"))
-    except UserError as error:
-        if "--debug" in argv:
-            raise
-        print(error, file=sys.stderr)
-        return EXIT_USER_ERROR
-    except LevelError as error:  # when the kernels are imported
-        if "--debug" in argv:
-            raise
-        sentence = problem("cli.cpu_level", variable=VARIABLE, asked=error.asked, has=", ".join(error.has))
-        print(sentence, file=sys.stderr)
-        return EXIT_USER_ERROR
     except KeyboardInterrupt as error:  # before training, or a second time: what was half written is gone
         return last_word(say("cli.interrupted" if verb is None else "cli.verb_interrupted"), error)
     except BrokenPipeError:  # `lora-train inspect RUN | head`: Python would complain once more when it closes stdout
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_BROKEN_PIPE
+    except (UserError, LevelError, OSError) as error:
+        sentence = in_words(error)
+        if sentence is None or "--debug" in argv:
+            raise
+        print(sentence, file=sys.stderr)
+        return EXIT_USER_ERROR
 
 
 def _refuse_unknown_verb(argv: Sequence[str]) -> None:

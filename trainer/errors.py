@@ -5,10 +5,15 @@ Raised once, with every problem found; the command line prints them and exits wi
 
 from __future__ import annotations
 
+import errno
 from dataclasses import dataclass
 from typing import Any
 
 from ..instrument.messages import catalogue, say
+from ..kernels.cpu_level import VARIABLE, LevelError
+
+# What the system says of a path that can be no file's, and how much of it is shown.
+_NO_PATH, _SHOWN = (errno.ENAMETOOLONG, errno.ELOOP), 100
 
 
 @dataclass(frozen=True)
@@ -32,6 +37,17 @@ class UserError(Exception):
 
 class Stopped(Exception):
     """The run cannot go on, through no fault of its configuration; says what is kept."""
+
+
+def in_words(error: Exception) -> str | None:
+    """What is wrong with the user's input, where that is why the error was raised; else None."""
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, LevelError):  # when the kernels are imported
+        return str(problem("cli.cpu_level", variable=VARIABLE, asked=error.asked, has=", ".join(error.has)))
+    if isinstance(error, OSError) and error.errno in _NO_PATH:
+        return str(problem("cli.no_path", path=str(error.filename)[:_SHOWN], what=error.strerror))
+    return None
 
 
 def first_line(error: BaseException, typed: bool = False) -> str:

@@ -97,7 +97,9 @@ def restructured(data: bytes, random: Random) -> bytes:
     found = data.split(b"\n")
     place = random.randrange(len(found))
     try:
-        found[place] = json.dumps(changed(json.loads(found[place]), random), ensure_ascii=False).encode("utf-8", "replace")
+        found[place] = json.dumps(changed(json.loads(found[place]), random), ensure_ascii=False).encode(
+            "utf-8", "replace"
+        )
         return b"\n".join(found)
     except (ValueError, RecursionError):
         pass

@@ -164,11 +164,21 @@ def frame_of(rows: Iterable[Record], columns: Sequence[str]) -> pd.DataFrame:
     ]
     others = dict.fromkeys(key for row in kept for key in row if key not in columns)
     frame = pd.DataFrame(kept).reindex(columns=[*columns, *others])
-    numbers = frame.apply(pd.to_numeric, errors="coerce").astype("float64")
+    numbers = frame.apply(_numbers).astype("float64")
     numbers = numbers.dropna(subset=["step"]).drop_duplicates("step", keep="last")
     numbers = numbers.sort_values("step", kind="stable", ignore_index=True)
     numbers.attrs[PRINTED] = tuple(dict.fromkeys(key for row in kept for key in row))
     return numbers
+
+
+def _numbers(column: pd.Series) -> pd.Series:
+    """NaN for what is no number; of what is beyond float64, inf."""
+    import pandas as pd
+
+    try:
+        return pd.to_numeric(column, errors="coerce")
+    except OverflowError:  # pandas takes no int of 400 digits
+        return pd.to_numeric(column.map(str), errors="coerce")
 
 
 def _interval(steps: pd.DataFrame) -> int:
