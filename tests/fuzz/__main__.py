@@ -1,7 +1,7 @@
 """Damages files of every kind that people bring and reads them: a traceback, a hang or exit 1 is a failure.
 
-    python -m tests.fuzz [--seconds 120] [--target NAME] [--seed N] [--keep FOLDER]      counts by reader; 1 if any failed
-    python -m tests.fuzz --target NAME --input N [--seed N]                              one input again, with its traceback
+    python -m tests.fuzz [--seconds 120] [--target NAME] [--seed N] [--keep FOLDER]   counts by reader; 1 if any failed
+    python -m tests.fuzz --target NAME --input N --seed N                             one input again, its traceback
 
 Each input follows from the seed, its target and its number alone. A target runs in a process of its own, so that a
 crash of the interpreter is a failure of that input as well. Every reader gets the same time.

@@ -106,10 +106,10 @@ def _watched() -> Iterator[None]:
     signal.signal(signal.SIGALRM, hangs)
     signal.alarm(HANG)
     try:
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                yield
+        out, err = contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO())
+        with out, err, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
     finally:
         signal.alarm(0)
 

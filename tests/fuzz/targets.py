@@ -31,14 +31,15 @@ from tests.runs import earlier
 COLLAPSED_AT = 6
 ROWS = [
     {"messages": [{"role": "user", "content": "하나는?"}, {"role": "assistant", "content": "일."}]},
-    {"messages": [{"role": "system", "content": "s"}, {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]},
+    {"messages": [{"role": "system", "content": "s"}, {"role": "user", "content": "a"},
+                  {"role": "assistant", "content": "b"}]},
     {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]},
     {"instruction": "더하세요", "input": "1 2", "output": "3"},
     {"prompt": "q", "completion": "a"},
     {"text": "a b c"},
     {"question": "q", "answer": "a"},
     {"messages": [{"role": "user", "content": [{"type": "text", "text": "q"}]},
-                  {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "f", "arguments": "{}"}}]},
+                  {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{}"}}]},
                   {"role": "tool", "content": "1"}, {"role": "assistant", "content": "c"}], "tools": [{"name": "f"}]},
 ]  # fmt: skip
 TEMPLATE = (
@@ -99,7 +100,7 @@ num_train_epochs: 3.0
 lr_scheduler_type: cosine
 bf16: true
 """,
-    "adapter_config.json": '{"peft_type": "LORA", "r": 8, "lora_alpha": 32, "target_modules": ["q_proj"], "bias": "none"}',
+    "adapter_config.json": '{"peft_type": "LORA", "r": 8, "lora_alpha": 32, "target_modules": ["q_proj"]}',
     "args.json": '{"per_device_train_batch_size": 4, "learning_rate": 0.0001, "fp16": true, "max_steps": 100}',
     "train.py": """\
 from peft import LoraConfig
@@ -188,10 +189,9 @@ def foreign(folder: Path) -> Target:
 
 def data(folder: Path) -> Target:
     import pandas as pd
-    from transformers import AutoTokenizer
-
     from lora_train.trainer.config.schema import Config
     from lora_train.trainer.data.examples import load_examples
+    from transformers import AutoTokenizer
 
     earlier.write_model(folder / "model")
     tokenizer = AutoTokenizer.from_pretrained(folder / "model")
@@ -212,10 +212,6 @@ def data(folder: Path) -> Target:
 
     def read(file: Path, random: Random) -> int:
         values = {"train": str(file), "format": random.choice(formats), "cache": False}
-        values["on_bad_rows"] = random.choice(("stop", "skip"))
-        values = {
-            key: value for key, value in values.items() if key in Config.model_fields["data"].annotation.model_fields
-        }
         section = Config.model_validate({"model": {"name_or_path": "m"}, "data": values}).data
         return refused(lambda: load_examples(section.train, section, tokenizer))
 
@@ -226,15 +222,8 @@ def run(folder: Path) -> Target:
     place = _trained(folder, "healthy")
 
     def read(file: Path, random: Random) -> int:
-        verb = random.choice(
-            (
-                ("explain", place),
-                ("explain", "--json", place),
-                ("compare", place, folder / "healthy"),
-                ("inspect", place),
-            )
-        )
-        return command(*verb)
+        verbs = (("explain",), ("explain", "--json"), ("compare", folder / "sound"), ("inspect",))
+        return command(*random.choice(verbs), place)
 
     return Target("run", place, _below(place), read)
 
@@ -296,12 +285,10 @@ def merge(folder: Path) -> Target:
 
 def replay(folder: Path) -> Target:
     place = _trained(folder, "collapsed")
-    options = ((), ("--what-if",), ("--set", "precision.scale_dtype=float32"), ("--dump", "layers.0.mlp.up_proj"))
 
     def read(file: Path, random: Random) -> int:
         return command("replay", place, "--step", random.choice((COLLAPSED_AT, COLLAPSED_AT, 3)))
 
-    del options
     return Target("replay", place, _below(place), read)
 
 

@@ -132,6 +132,8 @@ def _as_user_errors() -> Iterator[None]:
         yield
     except SourceError as error:
         raise UserError(problem(error.key, **error.values)) from error
+    except BrokenPipeError:  # whoever read the output has seen enough
+        raise
     except OSError as error:
         what = error.strerror or str(error)
         path = str(error.filename or "").removesuffix(".tmp")

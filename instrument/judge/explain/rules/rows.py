@@ -47,8 +47,10 @@ def decided(history: History, steps: Sequence[int], rows: Sequence[EvaluationRow
         values |= {"percent": rise.percent, "p": rise.p, "worst": _worst(rows[best], rows[-1])}
         values |= {"train_then": then, "train_now": now, "rose": _share_that_rose(rows[best], rows[-1])}
         grave = "wrong" if rise.percent > 10 else "watch"
-        key = "rows_overfit" if now < then - chance else "rows_rose" if now > then + chance else "rows_turned"
-        return Finding("eval_loss", grave, f"explain.{key}", values)
+        if now < then - chance:
+            return Finding("eval_loss", grave, "explain.rows_overfit", values)
+        risen = now > then + chance
+        return Finding("eval_loss", grave, "explain.rows_rose" if risen else "explain.rows_turned", values)
     values |= {"step": steps[0], "best": means[0], "percent": abs(fall.percent), "p": fall.p}
     if fall.verdict == "fell":
         return Finding("eval_loss", "healthy", "explain.rows_fell", values)
