@@ -110,15 +110,14 @@ def _merge_arguments(parser: ArgumentParser) -> None:
 
 
 def _merge(arguments: Namespace) -> int:
-    from .verbs.adapter_folder import read_adapter, require_new_folder
-    from .verbs.inspect_adapter import require_finite
+    from .verbs.adapter_folder import require_new_folder
+    from .verbs.adapter_kinds import MERGE, usable_adapter
 
     run: Path = arguments.run
-    adapter = read_adapter(run, arguments.trust_remote_code)
+    adapter = usable_adapter(run, MERGE, arguments.trust_remote_code)
     beside = run / "merged" if adapter.folder != run else run.resolve().with_name(f"{run.resolve().name}-merged")
     output = arguments.output or beside
     require_new_folder(output)
-    require_finite(adapter.folder)
     quiet_libraries()
     from .verbs.merge import Request, merge  # imports torch, which takes seconds
 
@@ -137,11 +136,9 @@ def _chat_arguments(parser: ArgumentParser) -> None:
 
 
 def _chat(arguments: Namespace) -> int:
-    from .verbs.adapter_folder import read_adapter
-    from .verbs.inspect_adapter import require_finite
+    from .verbs.adapter_kinds import CHAT, usable_adapter
 
-    adapter = read_adapter(arguments.run, arguments.trust_remote_code)
-    require_finite(adapter.folder)
+    adapter = usable_adapter(arguments.run, CHAT, arguments.trust_remote_code)
     quiet_libraries()
     from .verbs.chat import Request, chat  # imports torch, which takes seconds
 

@@ -8,6 +8,7 @@ import os
 import shutil
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
     AutoTokenizer,
     BitsAndBytesConfig,
     PretrainedConfig,
@@ -30,6 +33,35 @@ from ..config.schema import Config
 from ..errors import UserError, first_line, problem
 
 
+# task_type -> the class that has its head
+MODEL_CLASSES = {
+    "CAUSAL_LM": AutoModelForCausalLM,
+    "SEQ_CLS": AutoModelForSequenceClassification,
+    "TOKEN_CLS": AutoModelForTokenClassification,
+}
+
+
+@dataclass(frozen=True)
+class Head:
+    """What a base model gives out.
+
+    Attributes:
+        task: of MODEL_CLASSES.
+        n_labels: of a classifier; None: as the base model's own config says.
+    """
+
+    task: str = "CAUSAL_LM"
+    n_labels: int | None = None
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Keywords of the model's config."""
+        return {} if self.n_labels is None else {"num_labels": self.n_labels}
+
+
+LANGUAGE_MODEL = Head()
+
+
 def autocast(config: Config, device: torch.device) -> AbstractContextManager:
     """Matrix products in the compute dtype; does nothing for float32."""
     dtype = getattr(torch, config.compute_dtype)
@@ -38,10 +70,10 @@ def autocast(config: Config, device: torch.device) -> AbstractContextManager:
 
 def resolve(name: str) -> str:
     """A name that transformers loads: a .gguf file becomes the folder it was converted to."""
-    path = Path(name).expanduser()
-    if path.suffix == ".gguf" and path.is_file():
-        return str(converted_gguf(path))
-    return str(path) if path.exists() else name
+    path = os.path.expanduser(name)
+    if path.endswith(".gguf") and os.path.isfile(path):
+        return str(converted_gguf(Path(path)))
+    return path if os.path.exists(path) else name
 
 
 def converted_gguf(path: Path) -> Path:
@@ -91,8 +123,8 @@ def load_tokenizer(config: Config) -> Any:
     return tokenizer
 
 
-def read_model_config(config: Config) -> PretrainedConfig:
-    """The model's own config.
+def read_model_config(config: Config, head: Head = LANGUAGE_MODEL) -> PretrainedConfig:
+    """The model's own config, with what the head adds to it.
 
     Raises:
         UserError: it cannot be read.
@@ -100,7 +132,10 @@ def read_model_config(config: Config) -> PretrainedConfig:
     model = config.model
     try:
         return AutoConfig.from_pretrained(
-            resolve(model.name_or_path), revision=model.revision, trust_remote_code=model.trust_remote_code
+            resolve(model.name_or_path),
+            revision=model.revision,
+            trust_remote_code=model.trust_remote_code,
+            **head.settings,
         )
     except (OSError, ValueError) as error:
         raise UserError(problem("model.load", name=model.name_or_path, what=first_line(error))) from error
@@ -124,7 +159,7 @@ def quantization_of(config: Config) -> BitsAndBytesConfig:
     return BitsAndBytesConfig(**config.quantization.model_dump() | {"bnb_4bit_compute_dtype": dtype})
 
 
-def load_base(config: Config, device: torch.device) -> PreTrainedModel:
+def load_base(config: Config, device: torch.device, head: Head = LANGUAGE_MODEL) -> PreTrainedModel:
     """The frozen base model on the device, quantized if the configuration says so.
 
     Raises:
@@ -138,7 +173,7 @@ def load_base(config: Config, device: torch.device) -> PreTrainedModel:
         extra["quantization_config"] = quantization_of(config)
     transformers_logging.disable_progress_bar()
     try:
-        base = AutoModelForCausalLM.from_pretrained(
+        base = MODEL_CLASSES[head.task].from_pretrained(
             resolve(model.name_or_path),
             revision=model.revision,
             dtype=getattr(torch, config.storage_dtype),
@@ -147,6 +182,7 @@ def load_base(config: Config, device: torch.device) -> PreTrainedModel:
             device_map={"": device},
             use_safetensors=True,
             **extra,
+            **head.settings,
         )
     except (OSError, ValueError, ImportError, SafetensorError) as error:
         if "attention implementation" in str(error):

@@ -3,6 +3,7 @@
     RUN                    its adapter/, else its newest checkpoint
     RUN/checkpoint-500     the checkpoint itself
     FOLDER                 any folder in peft's format
+    FOLDER/NAME            one of the adapters that peft saved into one folder under their names
 
 Nothing is renamed, repaired or written, and neither torch nor transformers is imported.
 """
@@ -28,6 +29,7 @@ WEIGHTS = "adapter_model.safetensors"
 SETTINGS = "adapter_config.json"
 CHECKPOINT_STATE = "trainer_state.json"
 RUN_CONFIG = "config.yaml"
+KINDS = ("LORA", "ADALORA")
 _PICKLE = "adapter_model.bin"
 
 
@@ -41,12 +43,14 @@ class Adapter:
         config: of the run that made it; None for an adapter of another program.
         trust_remote_code: whether Python code that comes with the base model may run. The user's word alone:
             folders are passed on, so what a run's configuration says does not count.
+        others: names of the adapters in folders of their own beside this one.
     """
 
     folder: Path
     settings: dict[str, Any]
     config: Config | None
     trust_remote_code: bool = False
+    others: tuple[str, ...] = ()
 
     @property
     def base(self) -> str:
@@ -70,8 +74,19 @@ def find_weights(path: Path) -> Path:
     for folder in (path, path / "adapter", *(child for _, child in checkpoints)):
         if (folder / WEIGHTS).is_file():
             return folder / WEIGHTS
+    names = named_adapters(path)
+    if len(names) > 1:
+        raise UserError(problem("adapter.several", path=path, names=", ".join(names), first=names[0]))
+    if names:
+        return path / names[0] / WEIGHTS
     sentence = "adapter.pickle" if (path / _PICKLE).is_file() else "adapter.none_here"
     raise UserError(problem(sentence, path=path))
+
+
+def named_adapters(folder: Path) -> tuple[str, ...]:
+    """The adapters that peft saved under their names, each in a folder of its own; not a run's checkpoints."""
+    found = (file.parent.name for file in folder.glob(f"*/{WEIGHTS}") if (file.parent / SETTINGS).is_file())
+    return tuple(sorted(name for name in found if checkpoint_step(name) is None and name != "adapter"))
 
 
 def read_adapter(path: Path, trust_remote_code: bool = False) -> Adapter:
@@ -84,14 +99,17 @@ def read_adapter(path: Path, trust_remote_code: bool = False) -> Adapter:
     settings = read_settings_of(folder)
     if settings is None:
         raise UserError(problem("adapter.no_settings", folder=folder))
-    if settings.get("peft_type") != "LORA":
+    if settings.get("peft_type") not in KINDS:
         raise UserError(problem("adapter.not_lora", file=folder / SETTINGS, kind=settings.get("peft_type")))
     config = _run_config(folder)
     if config is None and not settings.get("base_model_name_or_path"):
         raise UserError(problem("adapter.no_base", file=folder / SETTINGS))
-    adapter = Adapter(folder, settings, config, trust_remote_code)
-    if is_path(adapter.base) and not Path(adapter.base).expanduser().exists():
+    adapter = Adapter(folder, settings, config, trust_remote_code, named_adapters(folder))
+    base = os.path.expanduser(adapter.base)  # pathlib raises where there is no such user
+    if is_path(adapter.base) and not os.path.exists(base):
         raise UserError(problem("adapter.base_gone", folder=folder, base=adapter.base))
+    if os.path.isfile(os.path.join(base, SETTINGS)):
+        raise UserError(problem("adapter.base_is_adapter", folder=folder, base=adapter.base))
     return adapter
 
 

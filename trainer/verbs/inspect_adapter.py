@@ -4,6 +4,7 @@ The update of a module is s B A (A [r, K], B [N, r]); its Frobenius norm comes f
 
     |s B A|_F = s sqrt(trace((A A^T)(B^T B)))
 
+AdaLoRA's is s B (E * A) with E [r, 1], and s = lora_alpha / (r + 1e-5), as peft computes it.
 B starts at 0, so a module whose B is all zero has not moved at all ("dead"). Sums run in float64. No torch: the
 answer is there before torch would be imported.
 """
@@ -30,7 +31,7 @@ from .adapter_folder import find_weights, read_settings_of, scaling
 EXIT_NON_FINITE = 3
 DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": np.uint16}
 _PEFT_PREFIX = "base_model.model."
-_LORA = re.compile(r"(.+)\.lora_(?:embedding_)?([AB])(?:\.(?!weight|bias)\w+)?(?:\.weight)?")
+_LORA = re.compile(r"(.+)\.lora_(?:embedding_)?([ABE])(?:\.(?!weight|bias)\w+)?(?:\.weight)?")
 
 
 @dataclass(frozen=True)
@@ -174,7 +175,9 @@ def _module(file: Path, name: str, pair: Mapping[str, np.ndarray], settings: dic
     if missing := {"A", "B"} - pair.keys():
         raise UserError(problem("inspect.unpaired", file=file, module=name, missing=f"lora_{missing.pop()}"))
     a, b = pair["A"], pair["B"]
-    if a.ndim < 2 or b.ndim < 2 or not a.size or not b.size or a.shape[0] != b.size // len(b):
+    values = pair.get("E")  # of AdaLoRA, which may leave no rank at all to a layer
+    whole = b.size // len(b) if b.ndim >= 2 and len(b) else 0
+    if a.ndim < 2 or b.ndim < 2 or a.shape[0] != whole or not (a.size or values is not None):
         raise UserError(problem("inspect.ranks", file=file, module=name, a=a.shape, b=b.shape))
     # a convolution's A is [r, in, h, w] and its B [out, r, 1, 1]
     a, b, r = a.reshape(len(a), -1), b.reshape(len(b), -1), len(a)

@@ -1,35 +1,56 @@
-"""A trained adapter on its base model, for the verbs that compute with it."""
+"""A trained adapter on its base model, for the verbs that compute with it.
+
+Before the base model is loaded, the adapter is put on an empty one: made from the base's config alone, its tensors have
+shapes and no values, a second's work whatever its size. There every weight of the adapter's file must find its place,
+and every place its weight.
+"""
 
 from __future__ import annotations
 
-import json
+import re
 import warnings
+from collections.abc import Iterable
 
 import torch
-from peft import PeftModel
+from peft import PeftConfig, PeftModel, get_peft_model
+from peft.tuners.lora import LoraLayer
+from safetensors import safe_open
 from transformers import PreTrainedModel
 
 from ..config.schema import Config
-from ..config.settings import Settings, with_settings
-from ..errors import UserError, problem
-from ..model.load import load_base
-from .adapter_folder import Adapter
+from ..config.settings import with_settings
+from ..errors import UserError, first_line, problem
+from ..model.load import LANGUAGE_MODEL, MODEL_CLASSES, Head, load_base, load_tokenizer, read_model_config
+from .adapter_folder import SETTINGS, WEIGHTS, Adapter
+from .adapter_kinds import HEADS, require_known
 
 MAX_SHOWN = 300  # characters: peft lists every key that is missing
+# the last layer of a classifier's head, as transformers' models call it
+_LAST_LAYER = re.compile(r"(.*\.)?(score|classifier)(\.out_proj)?\.weight")
+_SIZE = re.compile(r"size mismatch for (\S+):.*torch\.Size\((\[.*?\])\) from checkpoint.*torch\.Size\((\[.*?\])\)")
+_PREFIX, _ADAPTER = "base_model.model.", re.compile(r"\.default(?=\.|$)")
 
 
-def load_trained(adapter: Adapter, settings: Settings, device: torch.device) -> PeftModel:
+def load_trained(adapter: Adapter, settings: dict, device: torch.device, merging: bool = False) -> PeftModel:
     """Base and adapter in evaluation mode on the device.
 
     Args:
         adapter: what to load.
         settings: {"section.key": value}, in place of those the run was made with.
+        merging: whether the two are to become one.
 
     Raises:
         UserError: base or adapter cannot be loaded, or the two do not belong together.
     """
-    base = load_base(with_settings(base_config(adapter), settings), device)
-    return put_on(base, adapter)
+    config, head = with_settings(base_config(adapter), settings), head_of(adapter)
+    empty = empty_base(config, head)
+    if empty is not None and adapter.config is None and not getattr(empty, "_supports_sdpa", True):
+        config = with_settings(config, {"model.attn_implementation": "eager"})
+    if empty is not None:
+        tried = put_on(empty, adapter, empty=True)
+        if merging and adapter.settings.get("lora_bias"):
+            require_bias(tried, adapter)
+    return put_on(load_base(config, device, head), adapter)
 
 
 def base_config(adapter: Adapter) -> Config:
@@ -42,18 +63,93 @@ def base_config(adapter: Adapter) -> Config:
     return with_settings(config, {"model.trust_remote_code": adapter.trust_remote_code})
 
 
-def put_on(base: PreTrainedModel, adapter: Adapter) -> PeftModel:
-    """The adapter on its base; an adapter that fills only some of its layers is refused.
+def head_of(adapter: Adapter) -> Head:
+    """What the adapter's base gives out: of a classifier as many labels as the adapter's head has rows."""
+    task = adapter.settings.get("task_type")
+    if task not in HEADS:
+        return LANGUAGE_MODEL
+    with safe_open(adapter.folder / WEIGHTS, framework="pt") as file:
+        found = [name for name in file.keys() if _LAST_LAYER.fullmatch(name)]  # noqa: SIM118  # it is no dict
+        last = max(found, key=len, default=None)  # classifier.out_proj stands behind classifier.dense
+        return Head(task, None if last is None else file.get_slice(last).get_shape()[0])
+
+
+def empty_base(config: Config, head: Head) -> PreTrainedModel | None:
+    """The base model without values; None where its code asks for them while it is made."""
+    model_config = read_model_config(config, head)
+    if config.model.resize_embeddings:
+        text = model_config.get_text_config()
+        text.vocab_size = max(text.vocab_size, len(load_tokenizer(config)))
+    try:
+        with torch.device("meta"):
+            return MODEL_CLASSES[head.task].from_config(
+                model_config, trust_remote_code=config.model.trust_remote_code
+            )
+    except (NotImplementedError, RuntimeError, ValueError, ImportError):
+        return None
+
+
+def require_bias(model: PeftModel, adapter: Adapter) -> None:
+    """Refuses to merge a trained bias into a layer that has none.
 
     Raises:
-        UserError: it is of another model, or torn.
+        UserError: names such a layer.
+    """
+    for name, module in model.get_base_model().named_modules():
+        if isinstance(module, LoraLayer) and getattr(module.get_base_layer(), "bias", None) is None:
+            file = adapter.folder / SETTINGS
+            raise UserError(problem("merge.lora_bias", file=file, module=name, base=adapter.base))
+
+
+def put_on(base: PreTrainedModel, adapter: Adapter, empty: bool = False) -> PeftModel:
+    """The adapter on its base.
+
+    Args:
+        base: the model without adapter.
+        adapter: what is put on it.
+        empty: the base has no values, and the adapter's initialisation needs none.
+
+    Raises:
+        UserError: it is of another model, torn, or holds more or fewer weights than its settings ask for.
     """
     with warnings.catch_warnings():
-        warnings.filterwarnings("error", message=".*missing adapter keys")
+        warnings.simplefilter("ignore")  # of what is checked here
         try:
-            return PeftModel.from_pretrained(base, str(adapter.folder), is_trainable=False).eval()
-        except (RuntimeError, ValueError, TypeError, KeyError, UserWarning, OSError, json.JSONDecodeError) as error:
-            what = str(error).strip().split("\n")[-1].strip()[:MAX_SHOWN]
-            raise UserError(
-                problem("adapter.other_model", folder=adapter.folder, base=adapter.base, what=what)
-            ) from error
+            config = PeftConfig.from_pretrained(str(adapter.folder))
+            require_known(adapter, type(config).__dataclass_fields__)
+            config.inference_mode = True
+            if empty:
+                config.init_lora_weights = True  # pyright: ignore[reportAttributeAccessIssue]
+            model = get_peft_model(base, config, low_cpu_mem_usage=empty)
+            mapping = getattr(base, "_checkpoint_conversion_mapping", None) or {}
+            device = "cpu" if empty else str(base.device)
+            result = model.load_adapter(
+                str(adapter.folder), "default", torch_device=device, low_cpu_mem_usage=empty, key_mapping=mapping
+            )
+        except UserError:
+            raise
+        except Exception as error:  # what peft raises depends on which value of the files is wrong
+            raise UserError(_misfit(adapter, error)) from error
+    for sentence, names in (("adapter.no_place", result.unexpected_keys), ("adapter.lacks", result.missing_keys)):
+        if names:
+            raise UserError(_named(sentence, adapter, names))
+    assert isinstance(model, PeftModel)
+    return model.eval()
+
+
+def _misfit(adapter: Adapter, error: Exception):
+    """What peft raised, in words."""
+    if isinstance(error, KeyError) and error.args and str(error.args[0]).startswith(_PREFIX):
+        return _named("adapter.lacks", adapter, [str(error.args[0])])
+    if found := _SIZE.search(str(error)):
+        name, own, wanted = found.groups()
+        return _named("adapter.shape", adapter, [name], found=own, wanted=wanted)
+    what = first_line(error, typed=not isinstance(error, (ValueError, RuntimeError)))[:MAX_SHOWN]
+    return problem("adapter.other_model", folder=adapter.folder, base=adapter.base, what=what)
+
+
+def _named(sentence: str, adapter: Adapter, names: Iterable[str], **values):
+    """A problem that names the first of some weights, as the file calls it."""
+    names = sorted(_ADAPTER.sub("", name) for name in names)
+    own = {"file": adapter.folder / WEIGHTS, "base": adapter.base, "settings": SETTINGS}
+    return problem(sentence, **own, name=names[0], **values, **({} if values else {"n": len(names)}))

@@ -13,6 +13,9 @@ from pathlib import Path
 
 import torch
 import transformers
+from peft import PeftModel
+from peft.tuners.lora import LoraLayer
+from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
 
@@ -22,10 +25,10 @@ from ..config.schema import Config
 from ..console import Console
 from ..errors import UserError, first_line, problem
 from ..loop.checkpoint import commit
-from ..model.load import load_tokenizer, resolve
+from ..model.load import LANGUAGE_MODEL, MODEL_CLASSES, load_tokenizer, resolve
 from .adapter_folder import Adapter
 from .ends import stop_on, trained_end
-from .load_adapter import base_config, load_trained
+from .load_adapter import base_config, head_of, load_trained
 
 TOKENIZER = "tokenizer_config.json"
 
@@ -56,18 +59,64 @@ def merge(request: Request) -> int:
         console.warn(say("merge.four_bit", dtype=dtype))
     # on the CPU: peft adds one layer at a time, and no GPU need hold the model
     storage = {"quantization.load_in_4bit": False, "training.fp16": False, "training.bf16": False, "model.dtype": dtype}
-    model = load_trained(request.adapter, storage, torch.device("cpu"))
+    model = load_trained(request.adapter, storage, torch.device("cpu"), merging=True)
+    untie(model)
     try:
         merged = model.merge_and_unload(safe_merge=True)
     except ValueError as error:  # safe_merge found a value that is not finite, in fp16 perhaps an overflow
         raise UserError(problem("merge.not_finite", folder=request.adapter.folder, dtype=dtype)) from error
     assert isinstance(merged, PreTrainedModel)
-    own = (request.adapter.folder / TOKENIZER).is_file()
-    tokenizer = AutoTokenizer.from_pretrained(request.adapter.folder) if own else load_tokenizer(config)
-    stop_on(merged, trained_end(request.adapter.config, tokenizer))
+    declare_untied(merged)
+    tokenizer = own_tokenizer(request.adapter) or load_tokenizer(config)
+    head = head_of(request.adapter)
+    if head == LANGUAGE_MODEL:
+        stop_on(merged, trained_end(request.adapter.config, tokenizer))
     write_whole(merged, tokenizer, request.output)
-    console.line(say("merge.done", folder=request.output, size=folder_size(request.output) / GIB))
+    kind = MODEL_CLASSES[head.task].__name__
+    console.line(say("merge.done", folder=request.output, size=folder_size(request.output) / GIB, kind=kind))
     return 0
+
+
+def untie(model: PeftModel) -> None:
+    """Gives an output layer that shares the embedding table's values its own copy, if LoRA is on one of the two.
+
+    Merged into the one, the update would change the other as well, which base and adapter do not.
+    """
+    base = model.get_base_model()
+    table, head = base.get_input_embeddings(), base.get_output_embeddings()
+    if head is None or not any(isinstance(module, LoraLayer) for module in (table, head)):
+        return
+    table, head = (m.get_base_layer() if isinstance(m, BaseTunerLayer) else m for m in (table, head))
+    if head.weight is table.weight:  # pyright: ignore[reportAttributeAccessIssue]
+        head.weight = torch.nn.Parameter(head.weight.detach().clone(), requires_grad=False)  # pyright: ignore
+
+
+def declare_untied(model: PreTrainedModel) -> None:
+    """Says in a model's config that embedding table and output layer differ, where they do by now.
+
+    Whoever loads the folder would else take the one for the other, and what was trained would be lost.
+    """
+    head, text = model.get_output_embeddings(), model.config.get_text_config()
+    if head is None or not getattr(text, "tie_word_embeddings", False):
+        return
+    if not torch.equal(head.weight, model.get_input_embeddings().weight):  # pyright: ignore
+        model.config.tie_word_embeddings = text.tie_word_embeddings = False
+        model.all_tied_weights_keys = {}
+
+
+def own_tokenizer(adapter: Adapter):
+    """The tokenizer that lies with the adapter; None where there is none. Code beside it does not run.
+
+    Raises:
+        UserError: it is there and cannot be loaded.
+    """
+    if not (adapter.folder / TOKENIZER).is_file():
+        return None
+    try:
+        return AutoTokenizer.from_pretrained(adapter.folder, trust_remote_code=False)
+    except Exception as error:  # tokenizers raises bare Exceptions
+        what = first_line(error, typed=True)
+        raise UserError(problem("adapter.tokenizer", folder=adapter.folder, what=what)) from error
 
 
 def unquantized_dtype(config: Config) -> str:
