@@ -32,7 +32,6 @@ from ..config.names import is_installed
 from ..config.schema import Config
 from ..errors import UserError, first_line, problem
 
-
 # task_type -> the class that has its head
 MODEL_CLASSES = {
     "CAUSAL_LM": AutoModelForCausalLM,

@@ -104,6 +104,9 @@ def read_adapter(path: Path, trust_remote_code: bool = False) -> Adapter:
     config = _run_config(folder)
     if config is None and not settings.get("base_model_name_or_path"):
         raise UserError(problem("adapter.no_base", file=folder / SETTINGS))
+    if config is None and not isinstance(named := settings["base_model_name_or_path"], str):
+        key = "base_model_name_or_path"
+        raise UserError(problem("adapter.bad_key", file=folder / SETTINGS, key=key, value=named, expected="text"))
     adapter = Adapter(folder, settings, config, trust_remote_code, named_adapters(folder))
     base = os.path.expanduser(adapter.base)  # pathlib raises where there is no such user
     if is_path(adapter.base) and not os.path.exists(base):
@@ -139,6 +142,8 @@ def require_new_folder(output: Path) -> None:
 def scaling(settings: dict[str, Any], module: str, r: int) -> float:
     """What peft multiplies B @ A of a module with: lora_alpha / r, or lora_alpha / sqrt(r) for rsLoRA.
 
+    AdaLoRA's r is the one it began with, whatever it has left of it, and stands beside 1e-5.
+
     Raises:
         ValueError: the settings hold no number for it.
     """
@@ -149,6 +154,8 @@ def scaling(settings: dict[str, Any], module: str, r: int) -> float:
             break
     if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not math.isfinite(alpha):
         raise ValueError(f"lora_alpha {alpha}")
+    if settings.get("peft_type") == "ADALORA":
+        return alpha / (int(settings.get("init_r") or r) + 1e-5)
     return alpha / r**0.5 if settings.get("use_rslora") else alpha / r
 
 

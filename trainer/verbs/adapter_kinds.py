@@ -51,6 +51,7 @@ TYPES = {
     "task_type": "text",
     "bias": "none | all | lora_only",
     "r": "integer >= 1",
+    "init_r": "integer >= 1",
     "lora_alpha": "number",
     "lora_dropout": "number",
     "rank_pattern": "{name: integer >= 1}",

@@ -4,7 +4,7 @@ The update of a module is s B A (A [r, K], B [N, r]); its Frobenius norm comes f
 
     |s B A|_F = s sqrt(trace((A A^T)(B^T B)))
 
-AdaLoRA's is s B (E * A) with E [r, 1], and s = lora_alpha / (r + 1e-5), as peft computes it.
+AdaLoRA's is s B (E * A) with E [r, 1], and s = lora_alpha / (init_r + 1e-5), as peft computes it.
 B starts at 0, so a module whose B is all zero has not moved at all ("dead"). Sums run in float64. No torch: the
 answer is there before torch would be imported.
 """
@@ -73,7 +73,7 @@ class Report:
     """An adapter file, its modules worst first: non-finite ones, dead ones, then by the size of their update.
 
     Attributes:
-        other: tensors that are not lora_A or lora_B (DoRA's magnitudes, modules_to_save), by name.
+        other: tensors that are not lora_A or lora_B (DoRA's magnitudes, AdaLoRA's lora_E, modules_to_save), by name.
         scaling_known: whether an adapter_config.json gave the scaling.
     """
 
@@ -133,9 +133,10 @@ def read_report(path: Path) -> Report:
     other: dict[str, Tensor] = {}
     for name, values in tensors.items():
         short = name.removeprefix(_PEFT_PREFIX)
-        if match := _LORA.fullmatch(short):
+        match = _LORA.fullmatch(short)
+        if match:
             pairs.setdefault(match[1], {})[match[2]] = values
-        else:
+        if not match or match[2] == "E":
             other[short] = measure(values)
     modules = [_module(file, name, pair, settings) for name, pair in pairs.items()]
     modules.sort(key=lambda module: (-module.n_nonfinite, not module.dead, -(module.update_norm or 0.0), module.module))
@@ -177,19 +178,21 @@ def _module(file: Path, name: str, pair: Mapping[str, np.ndarray], settings: dic
     a, b = pair["A"], pair["B"]
     values = pair.get("E")  # of AdaLoRA, which may leave no rank at all to a layer
     whole = b.size // len(b) if b.ndim >= 2 and len(b) else 0
-    if a.ndim < 2 or b.ndim < 2 or a.shape[0] != whole or not (a.size or values is not None):
+    fits = a.ndim >= 2 and a.shape[0] == whole and (a.size if values is None else values.shape == (whole, 1))
+    if not fits:
         raise UserError(problem("inspect.ranks", file=file, module=name, a=a.shape, b=b.shape))
     # a convolution's A is [r, in, h, w] and its B [out, r, 1, 1]
-    a, b, r = a.reshape(len(a), -1), b.reshape(len(b), -1), len(a)
+    a, b, r = a.reshape(whole, math.prod(a.shape[1:])), b.reshape(len(b), whole), whole
     try:
         scale = scaling(settings, name, r) if settings is not None else 1.0
     except (ValueError, TypeError, AttributeError, re.error) as error:
         raise UserError(problem("inspect.scaling", file=file.parent / "adapter_config.json", what=error)) from None
     stats_a, stats_b = measure(a), measure(b)
-    bad = stats_a.n_nonfinite or stats_b.n_nonfinite
-    return Module(
-        name, r, scale, stats_a, stats_b, None if bad else update_norm(a, b, scale), not bad and stats_b.absmax == 0.0
-    )
+    parts = [stats_a, stats_b, *([] if values is None else [measure(values)])]
+    bad = any(part.n_nonfinite for part in parts)
+    dead = not bad and any(part.absmax == 0.0 for part in parts[1:])
+    update = None if bad else update_norm(a if values is None else a * values, b, scale)
+    return Module(name, r, scale, stats_a, stats_b, update, dead)
 
 
 def _read_tensors(file: Path) -> dict[str, np.ndarray]:

@@ -46,7 +46,8 @@ def load_trained(adapter: Adapter, settings: dict, device: torch.device, merging
     empty = empty_base(config, head)
     if empty is not None and adapter.config is None and not getattr(empty, "_supports_sdpa", True):
         config = with_settings(config, {"model.attn_implementation": "eager"})
-    if empty is not None:
+    # AdaLoRA's ranks are found by the values of a mask: put_on looks when the base is there
+    if empty is not None and adapter.settings["peft_type"] == "LORA":
         tried = put_on(empty, adapter, empty=True)
         if merging and adapter.settings.get("lora_bias"):
             require_bias(tried, adapter)
@@ -82,9 +83,7 @@ def empty_base(config: Config, head: Head) -> PreTrainedModel | None:
         text.vocab_size = max(text.vocab_size, len(load_tokenizer(config)))
     try:
         with torch.device("meta"):
-            return MODEL_CLASSES[head.task].from_config(
-                model_config, trust_remote_code=config.model.trust_remote_code
-            )
+            return MODEL_CLASSES[head.task].from_config(model_config, trust_remote_code=config.model.trust_remote_code)
     except (NotImplementedError, RuntimeError, ValueError, ImportError):
         return None
 

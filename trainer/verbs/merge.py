@@ -10,6 +10,7 @@ import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -82,13 +83,13 @@ def untie(model: PeftModel) -> None:
 
     Merged into the one, the update would change the other as well, which base and adapter do not.
     """
-    base = model.get_base_model()
+    base: Any = model.get_base_model()
     table, head = base.get_input_embeddings(), base.get_output_embeddings()
     if head is None or not any(isinstance(module, LoraLayer) for module in (table, head)):
         return
     table, head = (m.get_base_layer() if isinstance(m, BaseTunerLayer) else m for m in (table, head))
-    if head.weight is table.weight:  # pyright: ignore[reportAttributeAccessIssue]
-        head.weight = torch.nn.Parameter(head.weight.detach().clone(), requires_grad=False)  # pyright: ignore
+    if head.weight is table.weight:
+        head.weight = torch.nn.Parameter(head.weight.detach().clone(), requires_grad=False)
 
 
 def declare_untied(model: PreTrainedModel) -> None:
@@ -96,10 +97,12 @@ def declare_untied(model: PreTrainedModel) -> None:
 
     Whoever loads the folder would else take the one for the other, and what was trained would be lost.
     """
-    head, text = model.get_output_embeddings(), model.config.get_text_config()
+    table: Any = model.get_input_embeddings()
+    head: Any = model.get_output_embeddings()
+    text = model.config.get_text_config()
     if head is None or not getattr(text, "tie_word_embeddings", False):
         return
-    if not torch.equal(head.weight, model.get_input_embeddings().weight):  # pyright: ignore
+    if not torch.equal(head.weight, table.weight):
         model.config.tie_word_embeddings = text.tie_word_embeddings = False
         model.all_tied_weights_keys = {}
 
