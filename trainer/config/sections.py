@@ -9,7 +9,12 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+
+def _whole(value: float) -> float:
+    """8 for 8.0: readers of adapter_config.json in Go and Rust (Ollama's) take nothing but an integer for it."""
+    return int(value) if value.is_integer() else value
 
 
 class Section(BaseModel):
@@ -106,7 +111,7 @@ class LoraSection(Section):
     """Rank of the adapter.
 
     어댑터의 rank."""
-    lora_alpha: float = Field(default=8, gt=0)
+    lora_alpha: Annotated[float, Field(gt=0), AfterValidator(_whole)] = 8
     """The adapter's output is scaled by lora_alpha / r.
 
     어댑터의 출력에 lora_alpha / r을 곱합니다."""

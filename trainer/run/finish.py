@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from peft import PeftModel
 from safetensors import SafetensorError
 
 from ...instrument.messages import say
@@ -19,7 +18,7 @@ from ..loop.session import Session
 from ..saved.state import Progress
 from ..saved.whole import what_is_torn
 from .hub import push
-from .model_card import model_card
+from .model_card import describe
 
 
 def is_complete(components: Components, progress: Progress) -> bool:
@@ -54,7 +53,7 @@ def write_result(session: Session) -> int:
             else:
                 load_adapter(components.model, run_dir / f"checkpoint-{best}")
                 console.line(say("end.best", step=best, metric=training.metric_for_best_model))
-        write_adapter(components.model, folder, model_card(components.config, progress.final_loss), progress.start)
+        write_adapter(components, progress, folder)
     except NotFinite as error:
         console.warn(say("save.not_finite", step=progress.step, name=error))
         return 1
@@ -74,13 +73,13 @@ def write_result(session: Session) -> int:
     return push(folder, components.config, console) if training.push_to_hub else 0
 
 
-def write_adapter(model: PeftModel, folder: Path, card: str, start: int) -> None:
-    """The adapter with its card, whole or not at all; one of an earlier start is set aside."""
+def write_adapter(components: Components, progress: Progress, folder: Path) -> None:
+    """The adapter with its tokenizer and card, whole or not at all; one of an earlier start is set aside."""
     with partial_folder(folder) as partial:
-        save_adapter(model, partial)
-        (partial / "README.md").write_text(card, encoding="utf-8")
+        save_adapter(components.model, partial)
+        describe(partial, components.config, progress.final_loss)
         if folder.exists():
-            set_aside(folder, max(start - 1, 0))
+            set_aside(folder, max(progress.start - 1, 0))
         commit(partial, folder)
 
 

@@ -1,14 +1,25 @@
-"""The README.md of an adapter folder: what it is, how to load it, how it was made."""
+"""What an adapter folder holds beside its weights: a README.md that says what it is, how to load it and how it was
+made, and the tokenizer, as whoever loads the folder expects.
+
+A folder is shared as it is, so no path of the machine it was made on stands in the card: of each the last part is left.
+"""
 
 from __future__ import annotations
 
 import importlib.metadata
+import os
+from pathlib import Path
+from typing import Any
 
 import yaml
 
+from ..config.names import is_path
 from ..config.schema import Config
 from ..console import compact
-from ..data.sources import source_name
+from ..data.conversations import find_template
+from ..errors import first_line
+from ..model.gguf_header import gguf_repository
+from ..model.load import load_tokenizer
 
 CARD = """\
 ---
@@ -16,18 +27,18 @@ CARD = """\
 
 # LoRA adapter for {model}
 
-Trained with [lora-train](https://pypi.org/project/lora-vitals/) {version} on `{data}`; final training loss {loss}.
+Trained with lora-train {version} on `{data}`; final training loss {loss}.
 
 ```python
-from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from peft import AutoPeftModelForCausalLM
+from transformers import AutoTokenizer
 
-name = {model!r}
-model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(name), "path/to/this/folder")
-tokenizer = AutoTokenizer.from_pretrained(name)
+adapter = "path/to/this/folder"
+model = AutoPeftModelForCausalLM.from_pretrained(adapter)
+tokenizer = AutoTokenizer.from_pretrained({tokenizer})
 ```
 
-Prompts follow the `{format}` format. Training used: {frameworks}.
+{base}Prompts follow the `{format}` format. Training used: {frameworks}.
 
 <details><summary>Configuration</summary>
 
@@ -36,24 +47,81 @@ Prompts follow the `{format}` format. Training used: {frameworks}.
 
 </details>
 """
+LOCAL = """\
+`base_model_name_or_path` in adapter_config.json is the base model's place on the machine that trained the adapter.
+Elsewhere, {how} and write its place there.
+
+"""
+FOLDER = "put the folder of `{model}` somewhere"
+GGUF = "load the same file, `AutoModelForCausalLM.from_pretrained(folder, gguf_file={model!r})`, save it as a folder"
 
 
-def model_card(config: Config, final_loss: float | None) -> str:
+def describe(folder: Path, config: Config, final_loss: float | None) -> None:
+    """Adds card and tokenizer to an adapter's folder; without the tokenizer, if it cannot be loaded any more.
+
+    Raises:
+        OSError: the disk refused.
+    """
+    try:
+        tokenizer = load_tokenizer(config)
+        if config.data.chat_template is not None:
+            tokenizer.chat_template = find_template(config.data.chat_template, tokenizer)
+    except Exception:  # the hub is gone, or a file, and tokenizers raises bare Exceptions: the weights are what counts
+        tokenizer = None
+    if tokenizer is not None:
+        try:
+            tokenizer.save_pretrained(folder)
+        except Exception as error:  # of tokenizers, also for a full disk
+            raise OSError(first_line(error)) from error
+    (folder / "README.md").write_text(model_card(config, final_loss, tokenizer is not None), encoding="utf-8")
+
+
+def model_card(config: Config, final_loss: float | None, has_tokenizer: bool = True) -> str:
     """Markdown with YAML front matter and the whole configuration folded in."""
+    base, shown = config.model.name_or_path, without_place(config.model.name_or_path)
+    named = shared_name(base)
     front_matter = {
-        "base_model": config.model.name_or_path,
+        **({} if named is None else {"base_model": named}),
         "library_name": "peft",
         "pipeline_tag": "text-generation",
         "tags": ["lora", "lora-train"],
     }
+    how = GGUF if base.endswith(".gguf") else FOLDER
     packages = ("torch", "transformers", "peft", "bitsandbytes")
+    data = without_place(config.data.train)
     return CARD.format(
-        front_matter=yaml.safe_dump(front_matter, sort_keys=False, allow_unicode=True),
-        model=config.model.name_or_path,
+        front_matter=yaml.safe_dump(
+            {key: value for key, value in front_matter.items() if value is not None},
+            sort_keys=False,
+            allow_unicode=True,
+        ),
+        model=shown,
         version=importlib.metadata.version("lora-vitals"),
-        data=source_name(config.data.train),
+        data=data if isinstance(data, str) else ", ".join(data),
         loss=compact(final_loss),
+        tokenizer="adapter" if has_tokenizer else "model.peft_config['default'].base_model_name_or_path",
+        base=LOCAL.format(how=how.format(model=shown)) if is_path(base) else "",
         format="prompt_template" if config.data.prompt_template is not None else config.data.format,
         frameworks=", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages),
-        config=yaml.safe_dump(config.model_dump(), sort_keys=False, allow_unicode=True),
+        config=yaml.safe_dump(without_place(config.model_dump()), sort_keys=False, allow_unicode=True),
     )
+
+
+def shared_name(base: str) -> str | None:
+    """What others know the base model by: its id on the hub; None of a folder, and of a file that names none."""
+    if not is_path(base):
+        return base
+    path = Path(os.path.expanduser(base))
+    return gguf_repository(path) if path.suffix == ".gguf" else None
+
+
+def without_place(value: Any) -> Any:
+    """A setting, or whatever holds settings, with the last part alone of each path."""
+    if isinstance(value, dict):
+        return {key: without_place(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_place(item) for item in value]
+    if not isinstance(value, str) or "\n" in value or os.sep not in value:
+        return value
+    placed = value.startswith(("/", "~", "./", "../")) or os.path.exists(value)
+    return os.path.basename(value.rstrip("/")) or value if placed else value
