@@ -156,7 +156,10 @@ def _saved(name: str, folder: Path) -> Source:
 def _hub(name: str) -> Source:
     import datasets
 
+    from ..hub import data_set_error, limit_first_answer, refusal
+
+    limit_first_answer()
     try:
         return Source(name, (), datasets.load_dataset(name, split="train"))
     except Exception as error:  # the library raises a dozen types for "no such data set" and "no network"
-        raise UserError(problem("data.hub", source=name, what=first_line(error))) from error
+        raise UserError(refusal("data.hub", data_set_error(name) or error, name, "dataset", source=name)) from error

@@ -30,7 +30,8 @@ from transformers.utils import logging as transformers_logging
 from ...instrument.record.four_bit import is_4bit_linear
 from ..config.names import is_installed
 from ..config.schema import Config
-from ..errors import UserError, first_line, problem
+from ..errors import Problem, UserError, first_line, problem
+from ..hub import limit_first_answer, refusal
 
 # task_type -> the class that has its head
 MODEL_CLASSES = {
@@ -68,11 +69,14 @@ def autocast(config: Config, device: torch.device) -> AbstractContextManager:
 
 
 def resolve(name: str) -> str:
-    """A name that transformers loads: a .gguf file becomes the folder it was converted to."""
+    """A name that transformers loads: a .gguf file becomes the folder it was converted to, a hub id stays one."""
     path = os.path.expanduser(name)
     if path.endswith(".gguf") and os.path.isfile(path):
         return str(converted_gguf(Path(path)))
-    return path if os.path.exists(path) else name
+    if os.path.exists(path):
+        return path
+    limit_first_answer()
+    return name
 
 
 def converted_gguf(path: Path) -> Path:
@@ -116,10 +120,16 @@ def load_tokenizer(config: Config) -> Any:
             resolve(model.name_or_path), revision=model.revision, trust_remote_code=model.trust_remote_code
         )
     except (OSError, ValueError) as error:
-        raise UserError(problem("model.tokenizer", name=model.name_or_path, what=first_line(error))) from error
+        name = model.name_or_path
+        raise UserError(refusal("model.tokenizer", error, name, name=name)) from error
     if not tokenizer.is_fast:
         raise UserError(problem("model.slow_tokenizer", name=model.name_or_path))
     return tokenizer
+
+
+def cannot_load(name: str, error: BaseException) -> Problem:
+    """Why there is no model of that name."""
+    return refusal("model.load", error, name, name=name)
 
 
 def read_model_config(config: Config, head: Head = LANGUAGE_MODEL) -> PretrainedConfig:
@@ -137,7 +147,7 @@ def read_model_config(config: Config, head: Head = LANGUAGE_MODEL) -> Pretrained
             **head.settings,
         )
     except (OSError, ValueError) as error:
-        raise UserError(problem("model.load", name=model.name_or_path, what=first_line(error))) from error
+        raise UserError(cannot_load(model.name_or_path, error)) from error
 
 
 def pad_token_id(tokenizer: Any, n_rows: int | None = None) -> int:
@@ -187,7 +197,7 @@ def load_base(config: Config, device: torch.device, head: Head = LANGUAGE_MODEL)
         if "attention implementation" in str(error):
             unsupported = problem("model.attention", name=model.name_or_path, attention=model.attn_implementation)
             raise UserError(unsupported) from error
-        raise UserError(problem("model.load", name=model.name_or_path, what=first_line(error))) from error
+        raise UserError(cannot_load(model.name_or_path, error)) from error
     if model.resize_embeddings:
         grow(base, len(load_tokenizer(config)))
     return frozen(base)

@@ -26,7 +26,7 @@ from ..config.schema import Config
 from ..console import Console
 from ..errors import UserError, first_line, problem
 from ..loop.checkpoint import commit
-from ..model.load import LANGUAGE_MODEL, MODEL_CLASSES, load_tokenizer, resolve
+from ..model.load import LANGUAGE_MODEL, MODEL_CLASSES, cannot_load, load_tokenizer, resolve
 from .adapter_folder import Adapter
 from .ends import stop_on, trained_end
 from .load_adapter import base_config, head_of, load_trained
@@ -134,7 +134,7 @@ def unquantized_dtype(config: Config) -> str:
             resolve(name), revision=model.revision, trust_remote_code=model.trust_remote_code
         )
     except (OSError, ValueError) as error:
-        raise UserError(problem("model.load", name=name, what=first_line(error))) from error
+        raise UserError(cannot_load(name, error)) from error
     if getattr(base, "quantization_config", None) is not None:
         raise UserError(problem("merge.quantized_base", name=name))
     return str(base.dtype or torch.float32).removeprefix("torch.")

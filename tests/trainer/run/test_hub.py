@@ -96,7 +96,12 @@ def test_the_adapter_is_uploaded_at_the_end(cli, tiny_models, tmp_path, hub):
     assert f"hub    uploaded to {endpoint}/someone/my-adapter" in result.stdout
     folder = next(tmp_path.glob("**/adapter"))
     on_disk = {path.name: path.read_bytes() for path in folder.iterdir()}
-    assert {name: handler.files[name] for name in on_disk} == on_disk
+    shared = {name: handler.files[name] for name in on_disk}
+    own, others = (json.loads(files.pop("adapter_config.json")) for files in (on_disk, shared))
+    assert shared == on_disk
+    assert "tokenizer.json" in shared
+    # a base on this machine's disk is no place for others
+    assert others == own | {"base_model_name_or_path": "llama"} != own
     assert handler.tokens == {"Bearer hf_test"}  # of the commit
 
 
@@ -107,6 +112,9 @@ def test_a_failed_upload_keeps_the_adapter_and_says_how_to_try_again(cli, tiny_m
     assert result.returncode == 1
     (weights,) = tmp_path.glob("**/adapter/adapter_model.safetensors")
     assert "could not be uploaded" in result.stdout
+    assert "refuses the connection" in result.stdout
+    assert "now 127.0.0.1:9 refuses the connection" in result.stderr  # before the run
+    assert "Retrying" not in result.stderr
     assert f"hint: it is on disk; try again with `hf upload run {weights.parent}`" in result.stdout
 
 
@@ -115,4 +123,15 @@ def test_nobody_logged_in_is_an_error_before_the_run(cli, tiny_models, tmp_path)
     result = cli("--config", config, env={"HF_TOKEN": "", "HF_HOME": str(tmp_path / "nobody")})
     assert result.returncode == 2
     assert "nobody is logged in to the hub" in result.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_token_that_the_hub_does_not_take_is_an_error_before_the_run(cli, tiny_models, tmp_path, hub, monkeypatch):
+    handler, endpoint = hub
+    monkeypatch.setattr(handler, "do_GET", lambda self: self._answer({"error": "Invalid credentials"}, 401))
+    config = write_config(tmp_path, tiny_models["llama"], push_to_hub=True)
+    env = {"HF_ENDPOINT": endpoint, "HF_HUB_OFFLINE": "0", "HF_TOKEN": "hf_old"}
+    result = cli("--config", config, env=env)
+    assert result.returncode == 2
+    assert "wrong, expired or revoked" in result.stderr
     assert not (tmp_path / "run").exists()
