@@ -189,6 +189,7 @@ TESTED_ELSEWHERE = {
     ("trainer/collapse", "extract screen what_if"): "trainer/collapse/test_handle.py",
     ("trainer/collapse", "recorded"): "trainer/collapse/test_replay.py",
     ("trainer/config", "names schema"): "trainer/checks/test_read_config.py",
+    ("trainer/config", "sections"): "trainer/run/test_model_card.py",
     ("trainer/config", "settings"): "trainer/collapse/test_remedy.py",
     ("trainer/data", "load"): "trainer/data/test_examples.py",
     ("trainer/dry_run", "fake_model"): "trainer/dry_run/test_memory.py",
