@@ -31,7 +31,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def main(arguments: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(prog="benchmarks.peft_tests", description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(prog="benchmarks.peft_tests", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("files", nargs="*", default=FILES, metavar="FILE")
     parser.add_argument("--source", type=Path, help="PEFT's unpacked source distribution")
     parser.add_argument("-k", default="", help="as pytest's")

@@ -65,11 +65,12 @@ def summary(plain: dict[str, Outcome], fused: dict[str, Outcome]) -> list[str]:
     """Lines that say how much ran, how much of it fused, and what differs."""
     ran = [test for test, one in fused.items() if one.outcome in RAN]
     really = [test for test in ran if fused[test].fused]
+    n_layers = sum(fused[test].fused for test in really)
     lines = [
         f"{_count(plain.values())} with PEFT's own forward",
         f"{_count(fused.values())} with the fused forward",
         f"{len(ran)} tests ran, {sum('lora' in test.lower() for test in ran)} of them with LoRA in their name",
-        f"{len(really)} computed LoRA linears with the fused operator, {sum(fused[test].fused for test in really)} layers",
+        f"{len(really)} computed LoRA linears with the fused operator, {n_layers} layers",
     ]
     found = differences(plain, fused)
     return [*lines, f"{len(found)} differences", *map(str, found)]

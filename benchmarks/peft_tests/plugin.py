@@ -1,8 +1,8 @@
 """A pytest plugin: every LoRA linear that PEFT makes gets the fused forward, and each test says how many ran fused.
 
-    python -m pytest -p benchmarks.peft_tests.plugin ...     with two variables of the environment:
-    PEFT_TESTS_LINES    a folder for lines of {"test", "outcome", "reason", "fused"}, a file for each process
-    PEFT_TESTS_FUSED    1: the fused forward; 0: PEFT's
+python -m pytest -p benchmarks.peft_tests.plugin ...     with two variables of the environment:
+PEFT_TESTS_LINES    a folder for lines of {"test", "outcome", "reason", "fused"}, a file for each process
+PEFT_TESTS_FUSED    1: the fused forward; 0: PEFT's
 """
 
 from __future__ import annotations
@@ -47,7 +47,8 @@ def pytest_configure(config: Any) -> None:
 
 
 def _fuse_new_layers() -> None:
-    make, compute = peft_layer.Linear.__init__, patch._fused
+    linear: Any = peft_layer.Linear
+    make, compute = linear.__init__, patch._fused
 
     def made(layer: Any, *args: Any, **kwargs: Any) -> None:
         make(layer, *args, **kwargs)
@@ -57,7 +58,7 @@ def _fuse_new_layers() -> None:
         _fused_layers.update(map(id, layers))
         return compute(x, layers, *args)
 
-    peft_layer.Linear.__init__ = made
+    linear.__init__ = made
     patch._fused = counted
 
 

@@ -138,7 +138,9 @@ class InstrumentCallback(TrainerCallback):
         self._step = self.instrument.begin_step(None if rate is None else float(rate), scale, state.epoch)
 
     def _before_forward(self, model: torch.nn.Module, kwargs: dict[str, Any]) -> None:
-        if self._step is not None and model.training and torch.is_grad_enabled() and not _in_backward():
+        if self.instrument is None or self._step is None or self.instrument.recorder.passes.adapter_is_off():
+            return
+        if model.training and torch.is_grad_enabled() and not _in_backward():
             self._inputs.append(kwargs)
             self._step.begin_micro_batch()
 

@@ -25,7 +25,8 @@ def trainer_of(callback: TrainerCallback) -> Any:
     """The Trainer among the callers whose callback this is; None if there is none."""
     frame = sys._getframe(1)
     while frame is not None:
-        owner = frame.f_locals.get("self")
+        # reading f_locals makes a frame hold on to what it had in them: not that of whoever calls `train`
+        owner = frame.f_locals.get("self") if "self" in frame.f_code.co_varnames else None
         handler = getattr(owner, "__dict__", {}).get("callback_handler")
         if any(one is callback for one in getattr(handler, "callbacks", ())):
             return owner
@@ -74,11 +75,15 @@ def _replace(owner: Any, name: str, make: Callable[[Callable[..., Any]], Callabl
     """Replaces a method of one object, or of a class; what is replaced again since is left alone."""
     before, replacement = vars(owner).get(name), make(getattr(owner, name))
     setattr(owner, name, replacement)
-    known = weakref.ref(owner)
+    return _undoing(weakref.ref(owner), name, before, weakref.ref(replacement))
+
+
+def _undoing(owner: weakref.ref, name: str, before: Any, replacement: weakref.ref) -> Undo:
+    """Holds on to neither, so that a Trainer and its callbacks can be collected."""
 
     def undo() -> None:
-        found = known()
-        if found is None or vars(found).get(name) is not replacement:
+        found, ours = owner(), replacement()
+        if found is None or ours is None or vars(found).get(name) is not ours:
             return
         if before is None:
             delattr(found, name)

@@ -39,6 +39,7 @@ class Recorder:
 
     Attributes:
         watching: what it looks at, and how often.
+        passes: which passes of the model count.
         sites: what is kept, in the order of the rows that `ready` and `drain` hand out.
         dropped: steps whose rows or histograms were dropped because the host lagged behind.
     """
@@ -69,10 +70,10 @@ class Recorder:
         self._index_sites(run_once)
         layers = [*(group.modules[0] for group in patched.groups), *(module for _, module, _ in patched.unfused)]
         first_layer = next(iter(layers), None)
-        self._passes = Passes(watching.n_micro_batches, len(self._all_sites), device, first_layer)
+        self.passes = Passes(watching.n_micro_batches, len(self._all_sites), device, first_layer)
         self._group_rows: Rows | None = None
         self._views = [
-            [self._passes.buffer[micro, first : first + 2 + 4 * len(group.names)] for group, first in self._groups]
+            [self.passes.buffer[micro, first : first + 2 + 4 * len(group.names)] for group, first in self._groups]
             for micro in range(watching.n_micro_batches)
         ]
         self._gradient_sites(parameters)
@@ -149,18 +150,18 @@ class Recorder:
         self._step, self._looks = step, look
         self._pending.clear()  # of a step that was given up
         every = self.watching.histogram_every
-        self._passes.begin_step(bool(every and (look or step % every == 0)))
+        self.passes.begin_step(bool(every and (look or step % every == 0)))
 
     def begin_micro_batch(self) -> None:
         """Points every fused group at its rows of the next micro-batch."""
         self._pending.flush()
-        self._passes.begin_micro_batch()
-        observer = self if self._passes.exponents is not None else None
-        for (group, _), view in zip(self._groups, self._views[self._passes.micro], strict=True):
+        self.passes.begin_micro_batch()
+        observer = self if self.passes.exponents is not None else None
+        for (group, _), view in zip(self._groups, self._views[self.passes.micro], strict=True):
             group.slot, group.pending, group.observer = view, self._pending, observer
         if self._probe is not None:
             self._probe.end()
-            if self._passes.micro == 0 and (self._looks or self._step % self.watching.probe_every == 0):
+            if self.passes.micro == 0 and (self._looks or self._step % self.watching.probe_every == 0):
                 self._probe.begin(self._probed_output)
 
     def finish_step(self, gradient_rows: torch.Tensor, gradients: Sequence[torch.Tensor], keep: bool = True) -> None:
@@ -176,14 +177,14 @@ class Recorder:
         self._pending.flush()
         for group, _ in self._groups:  # an evaluation would write into the rows of this step
             group.slot = group.pending = group.observer = None
-        n_micro_batches = self._passes.add_up()
+        n_micro_batches = self.passes.add_up()
         rows = self._reduced(n_micro_batches)
         rows[self._gradient_rows, :N_FIELDS] = gradient_rows[self._gradient_parameters]
-        if self._passes.exponents is not None:
-            assert self._passes.small is not None
-            small = self._passes.small[:n_micro_batches].sum(0)
+        if self.passes.exponents is not None:
+            assert self.passes.small is not None
+            small = self.passes.small[:n_micro_batches].sum(0)
             rows[:, _SMALL] = torch.where(small.isnan(), rows[:, _SMALL], small)
-            exponents = self._passes.exponents[:n_micro_batches].sum(0)
+            exponents = self.passes.exponents[:n_micro_batches].sum(0)
             if self._gather is not None:
                 exponents = self._gather(exponents).sum(0)
             for site, parameter in self._gradient_pairs:
@@ -192,14 +193,14 @@ class Recorder:
                 self._exponent_ring.push(self._step, exponents[self._keep].double())
         if keep:
             self._ring.push(self._step, rows[self._keep])
-        self._passes.end()
+        self.passes.end()
 
     def _reduced(self, n_micro_batches: int) -> torch.Tensor:
         """Rows [sites, 12] of this step over micro-batches and processes."""
         rows = torch.full((len(self._all_sites), len(COLUMNS)), torch.nan, dtype=torch.float64, device=self._device)
         rows[:, :N_FIELDS] = 0
         if n_micro_batches:
-            micro = self._passes.buffer[:n_micro_batches]
+            micro = self.passes.buffer[:n_micro_batches]
             rows[:, :N_FIELDS] = micro.sum(0)
             rows[:, _ABSMAX] = micro[..., _ABSMAX].amax(0)
             rows[:, _BAD_MICRO] = _first(micro[..., _N_NAN] + micro[..., _N_INF] > 0)
@@ -250,7 +251,7 @@ class Recorder:
 
     def _record(self, row: int, tensor: torch.Tensor, gradient_row: int | None) -> None:
         """Statistics of a tensor now, and of its gradient when it comes."""
-        found = None if self._discovering else self._passes.at(row)
+        found = None if self._discovering else self.passes.at(row)
         if found is None:
             return
         _assign(found[1], row, tensor.detach())
@@ -263,7 +264,7 @@ class Recorder:
     def _slot(self, group: Group) -> torch.Tensor | None:
         """Where the pass that begins at this group writes; None if it is not recorded."""
         first = self._first_row[id(group)]
-        found = self._passes.at(first) if group.slot is not None else None
+        found = self.passes.at(first) if group.slot is not None else None
         if found is None:
             return None
         k, self._group_rows = found

@@ -3,17 +3,18 @@
     rows    float64 [sites, 9]     of one forward pass and its backward pass
     place   (micro-batch, k)       the k-th pass of that micro-batch at a site
 
-A pass is recorded if it takes part in the training of a micro-batch: with gradient, in the mode (training or not) that
-the model was in when the micro-batch began. A reference model's pass, generation and an evaluation in between are not.
-Where a loss takes several passes (a preferred and a rejected answer), each has rows of its own, which are added up when
-the step ends. A pass that is computed again in the backward pass, by activation checkpointing, writes the same rows
-again. If there are several, they trade places, and the sum stays what it is.
+A pass is recorded if it takes part in the training of a micro-batch: with gradient, with the adapter on, and in the
+mode (training or not) that the model was in when the micro-batch began. A reference model's pass, generation and an
+evaluation in between are not. Where a loss takes several passes (a preferred and a rejected answer), each has rows of
+its own, which are added up when the step ends. A pass that is computed again in the backward pass, by activation
+checkpointing, writes the same rows again. If there are several, they trade places, and the sum stays what it is.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -66,7 +67,8 @@ class Passes:
     def __init__(self, n_micro_batches: int, n_sites: int, device: torch.device, first_layer: nn.Module | None):
         """
         Args:
-            first_layer: its mode stands for that of the model; None: every mode is recorded.
+            first_layer: PEFT's; its mode, and whether its adapter is off, stand for those of the model. None: there is
+                none, and every mode is recorded.
         """
         shape = (n_micro_batches, n_sites)
         self.buffer = torch.full((*shape, N_FIELDS), torch.nan, dtype=torch.float64, device=device)
@@ -105,8 +107,14 @@ class Passes:
 
     def are_recorded(self) -> bool:
         """Whether a pass that is at a site now is."""
-        mode = self._mode if self._first_layer is None else self._first_layer.training
-        return self.micro >= 0 and mode == self._mode and torch.is_grad_enabled()
+        if self.micro < 0 or not torch.is_grad_enabled() or self.adapter_is_off():
+            return False
+        return self._first_layer is None or self._first_layer.training == self._mode
+
+    def adapter_is_off(self) -> bool:
+        """Whether what runs now is the model without its adapter."""
+        layer: Any = self._first_layer
+        return layer is not None and layer.disable_adapters
 
     def at(self, site: int) -> tuple[int, Rows] | None:
         """k and the rows of the pass that is at a site now; None if it is not recorded. Counts it."""
