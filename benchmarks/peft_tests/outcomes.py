@@ -18,11 +18,13 @@ class Outcome:
         outcome: passed, failed or skipped.
         reason: what went wrong, or why it was skipped; empty if it passed.
         fused: LoRA linears that the fused operator computed in it.
+        made: LoRA linears that were made in it.
     """
 
     outcome: str
     reason: str
     fused: int
+    made: int
 
 
 @dataclass(frozen=True)
@@ -30,12 +32,11 @@ class Difference:
     """A test that ends otherwise with the fused forward."""
 
     test: str
-    plain: Outcome | None
-    fused: Outcome | None
+    plain: Outcome
+    fused: Outcome
 
     def __str__(self) -> str:
-        sides = [f"{one.outcome} {one.reason.splitlines()[0] if one.reason else ''}".strip() if one else "missing"
-                 for one in (self.plain, self.fused)]  # fmt: skip
+        sides = [f"{one.outcome} {one.reason.partition(chr(10))[0]}".strip() for one in (self.plain, self.fused)]
         return f"{self.test}\n    PEFT's: {sides[0]}\n    fused:  {sides[1]}"
 
 
@@ -48,16 +49,16 @@ def read_outcomes(folder: Path) -> dict[str, Outcome]:
                 line = json.loads(text)
             except json.JSONDecodeError:
                 continue
-            found[line["test"]] = Outcome(line["outcome"], line["reason"], line["fused"])
+            found[line["test"]] = Outcome(line["outcome"], line["reason"], line["fused"], line["made"])
     return found
 
 
 def differences(plain: dict[str, Outcome], fused: dict[str, Outcome]) -> list[Difference]:
-    """Tests whose outcome is not the same, by name."""
+    """Tests whose outcome is not the same, by name; not those that one of the runs had no time for."""
     return [
-        Difference(test, plain.get(test), fused.get(test))
-        for test in sorted(plain.keys() | fused.keys())
-        if test not in plain or test not in fused or plain[test].outcome != fused[test].outcome
+        Difference(test, plain[test], fused[test])
+        for test in sorted(plain.keys() & fused.keys())
+        if plain[test].outcome != fused[test].outcome
     ]
 
 
@@ -69,11 +70,17 @@ def summary(plain: dict[str, Outcome], fused: dict[str, Outcome]) -> list[str]:
     lines = [
         f"{_count(plain.values())} with PEFT's own forward",
         f"{_count(fused.values())} with the fused forward",
-        f"{len(ran)} tests ran, {sum('lora' in test.lower() for test in ran)} of them with LoRA in their name",
+        f"{len(ran)} tests ran, {len(plain.keys() ^ fused.keys())} only in one of the two runs",
+        f"{n_lora(fused)} of them made LoRA linears",
         f"{len(really)} computed LoRA linears with the fused operator, {n_layers} layers",
     ]
     found = differences(plain, fused)
     return [*lines, f"{len(found)} differences", *map(str, found)]
+
+
+def n_lora(outcomes: dict[str, Outcome]) -> int:
+    """Tests that ran and made a LoRA linear."""
+    return sum(one.outcome in RAN and one.made > 0 for one in outcomes.values())
 
 
 def _count(outcomes: Iterable[Outcome]) -> str:

@@ -1,7 +1,7 @@
 """A pytest plugin: every LoRA linear that PEFT makes gets the fused forward, and each test says how many ran fused.
 
 python -m pytest -p benchmarks.peft_tests.plugin ...     with two variables of the environment:
-PEFT_TESTS_LINES    a folder for lines of {"test", "outcome", "reason", "fused"}, a file for each process
+PEFT_TESTS_LINES    a folder for lines of {"test", "outcome", "reason", "fused", "made"}, a file for each process
 PEFT_TESTS_FUSED    1: the fused forward; 0: PEFT's
 """
 
@@ -22,6 +22,7 @@ import pytest
 from lora_train.instrument.record import patch
 
 _fused_layers: set[int] = set()
+_made: list[str] = []
 _outcomes: dict[str, tuple[str, str]] = {}
 
 
@@ -42,17 +43,18 @@ def pytest_configure(config: Any) -> None:
     for name in ("diffusers", "parameterized", "scipy"):
         if importlib.util.find_spec(name) is None:
             sys.modules[name] = StandIn(name)
-    if os.environ["PEFT_TESTS_FUSED"] == "1":
-        _fuse_new_layers()
+    _watch_new_layers(os.environ["PEFT_TESTS_FUSED"] == "1")
 
 
-def _fuse_new_layers() -> None:
+def _watch_new_layers(fuse: bool) -> None:
     linear: Any = peft_layer.Linear
     make, compute = linear.__init__, patch._fused
 
     def made(layer: Any, *args: Any, **kwargs: Any) -> None:
         make(layer, *args, **kwargs)
-        patch._replace(patch.Group(["layer"], [layer]), 0, layer)
+        _made.append(args[1] if len(args) > 1 else kwargs["adapter_name"])
+        if fuse:
+            patch._replace(patch.Group(["layer"], [layer]), 0, layer)
 
     def counted(x: Any, layers: Any, *args: Any) -> Any:
         _fused_layers.update(map(id, layers))
@@ -67,12 +69,14 @@ def pytest_runtest_makereport(item: Any, call: Any) -> Iterator[None]:
     report: Any = yield
     if call.when == "setup":
         _fused_layers.clear()
+        _made.clear()
         _outcomes[item.nodeid] = (report.outcome, _reason(report))
     elif report.outcome != "passed" or call.when == "call":
         _outcomes[item.nodeid] = (report.outcome, _reason(report))
     if call.when == "teardown":
         outcome, reason = _outcomes.pop(item.nodeid)
         line = {"test": item.nodeid, "outcome": outcome, "reason": reason, "fused": len(_fused_layers)}
+        line["made"] = len(_made)
         with (Path(os.environ["PEFT_TESTS_LINES"]) / f"{os.getpid()}.jsonl").open("a") as file:
             file.write(json.dumps(line) + "\n")
     return report
