@@ -9,6 +9,10 @@ with stop=False goes on and every such step is recorded as what it is.
 
 The loss is the one that accelerate is given for the backward pass, whoever computed it.
 
+It only watches: a model that it knows no layers of, or a disk that refuses, ends no training. What it put on the model
+and on this Trainer is taken off when the training ends, by an error or the stop button of a notebook too, or when the
+callback is collected.
+
 What is less than in lora-train: rows have no numbers, nothing is replayed or healed, and the host waits for the device
 once a step. Of several processes the first one's micro-batches and its share of the gradients are recorded, and nothing
 is stopped or dropped: the others would not know.
@@ -18,18 +22,21 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Sequence
 from enum import Enum
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from ..messages import say
+from ..record.hooks.hook import Hook
 from ..record.once import run_once
 from .instrument import Instrument
 from .step import Step
+from .trainer import at_any_end, tell_losses, trainer_of
 
 # What a report shows of TrainingArguments.
 SHOWN = (
@@ -66,9 +73,8 @@ class InstrumentCallback(TrainerCallback):
         self._histogram_every, self._probe_every = histogram_every, probe_every
         self.instrument: Instrument | None = None
         self._step: Step | None = None
-        self._handles: list[Any] = []
-        self._backward = Accelerator.backward
-        self._inputs: dict[str, Any] = {}
+        self._take_off: Callable[[], Any] = _nothing
+        self._inputs: list[dict[str, Any]] = []
         self._scaler: Any = None
         self._alone, self._collapsed = True, False
 
@@ -76,30 +82,49 @@ class InstrumentCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Puts the instrument on the model."""
-        self._take_off()  # a training that ended with an error did not
+        self._end()
         if not state.is_world_process_zero:
             return
         model, self._alone, self._collapsed = kwargs["model"], args.world_size == 1, False
         self._scaler = getattr(kwargs.get("optimizer"), "scaler", None)
         shown = {name: getattr(args, name, None) for name in SHOWN}
         settings = {"training": {name: _plain(value) for name, value in shown.items()}, "attached": {"to": "Trainer"}}
-        self.instrument = Instrument(
-            model,
-            self._run_dir,
-            fuse=self._fuse,
-            fp16=self._scaler is not None,
-            stops=self._stop and self._alone,
-            n_steps=state.global_step,
-            gradient_accumulation_steps=args.gradient_accumulation_steps,
-            run_once=lambda: _under_autocast(args, model),
-            settings=settings,
-            histogram_every=self._histogram_every,
-            probe_every=self._probe_every,
-        )
-        self.instrument.__enter__()
-        self._handles = [model.register_forward_pre_hook(self._before_forward, with_kwargs=True)]
-        self._backward, Accelerator.backward = Accelerator.backward, _telling(Accelerator.backward, self._micro_batch)
+        try:
+            instrument = Instrument(
+                model,
+                self._run_dir,
+                fuse=self._fuse,
+                fp16=self._scaler is not None,
+                stops=self._stop and self._alone,
+                n_steps=state.global_step,
+                gradient_accumulation_steps=args.gradient_accumulation_steps,
+                run_once=lambda: _under_autocast(args, model),
+                settings=settings,
+                histogram_every=self._histogram_every,
+                probe_every=self._probe_every,
+            )
+        except Exception as error:  # whatever a model of somebody else's raises: it is only watched
+            print(say("attach.not_recorded", run=self._run_dir, what=f"{type(error).__name__}: {error}"))
+            return
+        if getattr(args, "torch_compile", False):
+            print(say("attach.compiled"))
+        self._put_on(model, instrument)
         self._started = time.perf_counter()
+
+    def _put_on(self, model: torch.nn.Module, instrument: Instrument) -> None:
+        trainer, undo = trainer_of(self), []
+        self.instrument = instrument
+        # neither what is on the model nor what is to be undone holds on to the callback
+        self._take_off = weakref.finalize(self, _undo, undo, instrument)
+        instrument.__enter__()
+        undo.append(tell_losses(trainer, self._micro_batch))
+        before = weakref.WeakMethod(self._before_forward)
+        undo.append(model.register_forward_pre_hook(Hook(_weakly(before)), with_kwargs=True).remove)
+        undo += at_any_end(trainer, self._take_off)
+
+    def _end(self) -> None:
+        self._take_off()
+        self._take_off, self.instrument, self._step, self._inputs = _nothing, None, None, []
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -112,15 +137,18 @@ class InstrumentCallback(TrainerCallback):
         scale = float(self._scaler.get_scale()) if self._scaler is not None else 1.0
         self._step = self.instrument.begin_step(None if rate is None else float(rate), scale, state.epoch)
 
-    def _before_forward(self, model: torch.nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        if self._step is not None and model.training and torch.is_grad_enabled():
-            self._inputs = kwargs
+    def _before_forward(self, model: torch.nn.Module, kwargs: dict[str, Any]) -> None:
+        if self.instrument is None or self._step is None or self.instrument.recorder.passes.adapter_is_off():
+            return
+        if model.training and torch.is_grad_enabled() and not _in_backward():
+            self._inputs.append(kwargs)
             self._step.begin_micro_batch()
 
     def _micro_batch(self, loss: torch.Tensor) -> None:
         if self._step is not None:
             self._step.begin_micro_batch()
             self._step.micro_batch(loss, self._inputs)
+            self._inputs = []
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -129,7 +157,7 @@ class InstrumentCallback(TrainerCallback):
         if self.instrument is None or self._step is None:
             return
         step, self._step = self._step, None
-        self._inputs = {}
+        self._inputs = []
         trouble = self.instrument.end_step(step)
         if not self._alone:
             return
@@ -151,26 +179,32 @@ class InstrumentCallback(TrainerCallback):
         """Takes the instrument off. A training that another callback ended early came to an end too."""
         if self.instrument is not None and not self._collapsed:
             self.instrument.finished(time.perf_counter() - self._started)
-        self._take_off()
-
-    def _take_off(self) -> None:
-        if self.instrument is None:
-            return
-        Accelerator.backward = self._backward
-        for handle in self._handles:
-            handle.remove()
-        self.instrument.close()
-        self.instrument = self._step = None
+        self._end()
 
 
-def _telling(backward: Callable[..., None], tell: Callable[[torch.Tensor], None]) -> Callable[..., None]:
-    """Accelerator.backward that first tells of the loss."""
+def _nothing() -> None:
+    return None
 
-    def told(self: Accelerator, loss: torch.Tensor, **kwargs: Any) -> None:
-        tell(loss)
-        backward(self, loss, **kwargs)
 
-    return told
+def _undo(undo: Sequence[Callable[[], None]], instrument: Instrument) -> None:
+    for one in undo:
+        one()
+    instrument.close()
+
+
+def _weakly(method: weakref.WeakMethod) -> Callable[..., None]:
+    """A hook that calls a method as long as its object lives."""
+
+    def hook(model: torch.nn.Module, _args: tuple, kwargs: dict[str, Any]) -> None:
+        alive = method()
+        if alive is not None:
+            alive(model, kwargs)
+
+    return hook
+
+
+def _in_backward() -> bool:
+    return torch._C._current_graph_task_id() != -1  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _under_autocast(args: TrainingArguments, model: torch.nn.Module) -> None:

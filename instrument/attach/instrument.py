@@ -32,7 +32,7 @@ from torch import nn
 
 from ...kernels.backend import is_gpu
 from ...kernels.statistics.multi_tensor import multi_tensor_stats
-from ...kernels.statistics.tensor_stats import exponent_histogram, tensor_stats
+from ...kernels.statistics.tensor_stats import N_FIELDS, exponent_histogram, tensor_stats
 from ..constants import GIB
 from ..judge.detect import Detectors, Diagnosis, Kind, Trouble
 from ..messages import say
@@ -40,7 +40,7 @@ from ..read.schema import StepLine, Summary
 from ..read.store import METRICS, SCHEMA_VERSION, MetricsLog, Site, StatsWriter, write_sites, write_text
 from ..record.capsule import incident_folder, write_diagnosis
 from ..record.latch import MAX_SKIPS
-from ..record.once import in_mode
+from ..record.once import Tried, in_mode
 from ..record.once import run_once as four_tokens
 from ..record.patch import Patched, on_hooks, patch, unpatch
 from ..record.recorder import Recorder
@@ -97,7 +97,7 @@ class Instrument:
     ):
         """
         Args:
-            model: with PEFT's LoRA layers.
+            model: with PEFT's LoRA layers; without any there are no statistics of layers, and `warn` is told.
             run_dir: a new folder; if it holds a run, `<run_dir>-2` and so on is taken.
             fuse: compute the LoRA linears with the fused kernels as well.
             fp16: whether a loss scale is at work.
@@ -105,23 +105,22 @@ class Instrument:
             histogram_every, probe_every: as instrument.* of a configuration.
             stops: whether the loop ends on the step that collapses; for what is said of it.
             n_steps: steps that were run before, where a run is resumed.
-            run_once: a forward pass on a few tokens, under the autocast of the loop; None for four tokens without.
+            run_once: a forward pass on a few tokens, under the autocast of the loop; None for four tokens without. If
+                it fails, layers stand in the order of the model's definition and the others are not looked at.
             settings: {section: {key: value}} for the report.
             warn: takes a sentence for the user.
-
-        Raises:
-            ValueError: the model has no LoRA layer.
         """
         self._model, self._warn = model, warn
         self._options = Options(fuse, fp16, stops)
         self._parameters = [p for p in model.parameters() if p.requires_grad]
-        device = self._parameters[0].device if self._parameters else torch.device("cpu")
-        once = run_once or (lambda: four_tokens(model, device))
+        self._device = device = self._parameters[0].device if self._parameters else torch.device("cpu")
+        once = Tried(run_once or (lambda: four_tokens(model, device)), warn)
         self._patched: Patched = patch(model, once) if fuse else on_hooks(model, once)
-        if not self._patched.groups and not self._patched.unfused:
-            raise ValueError(say("attach.no_lora"))
         self.n_micro_batches = gradient_accumulation_steps
         watching = Watching(self.n_micro_batches, histogram_every, probe_every, model=model)
+        if not self._patched.groups and not self._patched.unfused:
+            warn(say("attach.no_lora", kind=kind_of_training(model)))
+            watching = Watching(self.n_micro_batches)
         with in_mode(model, training=False):
             self.recorder = Recorder(self._patched, self._parameters, once, device, watching)
         _compile_ahead(self.recorder.sites, device)
@@ -138,7 +137,7 @@ class Instrument:
         write_text(self.run_dir / "config.yaml", yaml.safe_dump({k: dict(v) for k, v in settings.items()}))
         versions = {name: importlib.metadata.version(name) for name in ("lora-vitals", "torch", "transformers", "peft")}
         env = {"schema_version": SCHEMA_VERSION, "started": datetime.now(timezone.utc).isoformat(timespec="seconds")}
-        env |= {"versions": versions, "device": str(self._parameters[0].device), "attached": True}
+        env |= {"versions": versions, "device": str(self._device), "attached": True}
         write_text(self.run_dir / "env.json", json.dumps(env, indent=1) + "\n")
 
     def __enter__(self) -> Instrument:
@@ -175,7 +174,10 @@ class Instrument:
 
     def gradient_rows(self) -> torch.Tensor:
         """Statistics of the accumulated gradients as they are in memory, float64 [parameters, 9]."""
-        return multi_tensor_stats([gradient.contiguous() for gradient in self._gradients()])
+        gradients = [gradient.contiguous() for gradient in self._gradients()]
+        if not gradients:
+            return torch.zeros(0, N_FIELDS, dtype=torch.float64, device=self._device)
+        return multi_tensor_stats(gradients)
 
     def _gradients(self) -> list[torch.Tensor]:
         return [torch.zeros_like(p) if p.grad is None else p.grad for p in self._parameters]
@@ -201,7 +203,7 @@ class Instrument:
         return step.trouble
 
     def _write_line(self, result: StepResult) -> None:
-        cuda = self._parameters[0].device.type == "cuda"
+        cuda = self._device.type == "cuda"
         line = StepLine(
             step=result.number,
             updates=self._updates,
@@ -273,11 +275,12 @@ class Instrument:
             return Blame(Kind.DEAD_ADAPTER, "optimizer", dead)
         dtype = torch.float16 if self._options.fp16 else torch.float32
         for micro_batch in result.micro_batches:
-            if not micro_batch.inputs or not bool(micro_batch.bad):
+            if not micro_batch.passes or not bool(micro_batch.bad):
                 continue
             tracer = Tracer(self._model, self._patched.groups, dtype)
             with torch.no_grad(), self._quiet(), tracer.active():
-                self._model(**micro_batch.inputs)
+                for inputs in micro_batch.passes:
+                    self._model(**inputs)
             origin = tracer.origin("forward", None)
             if origin is not None:
                 sides = origin.trace.sides
@@ -285,7 +288,8 @@ class Instrument:
                 evidence |= {"input_absmax": sides["in"].absmax, "absmax": sides["out"].absmax}
                 kind = Kind.BAD_WEIGHT if origin.weights == "base" else Kind.FORWARD_OVERFLOW
                 return Blame(kind, "forward", origin.trace.name, evidence)
-        if result.micro_batches and not result.supervised_tokens:
+        has_labels = all(micro_batch.n_supervised is not None for micro_batch in result.micro_batches)
+        if result.micro_batches and has_labels and not result.supervised_tokens:
             return Blame(Kind.NO_SUPERVISED_TOKENS, "data")
         return Blame(Kind.FORWARD_OVERFLOW, "forward") if result.n_bad else Blame(Kind.BACKWARD_OVERFLOW, "backward")
 
@@ -302,6 +306,14 @@ class Instrument:
             yield
         finally:
             self._stack.enter_context(self.recorder.active())
+
+
+def kind_of_training(model: nn.Module) -> str:
+    """What is trained, for a sentence: PEFT's kinds of adapters, or all weights."""
+    configs: Any = getattr(model, "peft_config", None)
+    if not isinstance(configs, dict) or not configs:
+        return say("attach.all_weights")
+    return ", ".join(sorted({str(getattr(config.peft_type, "value", config.peft_type)) for config in configs.values()}))
 
 
 def _host_memory() -> float:

@@ -32,13 +32,13 @@ class MicroBatch:
     """One that was told of.
 
     Attributes:
-        inputs: the model's arguments, as far as they are known.
+        passes: the model's arguments in each of its forward passes, as far as they are known.
         bad: bool [] on the device, whether its loss is not finite.
-        n_tokens, n_supervised: numbers, or tensors [] on the device.
+        n_tokens, n_supervised: numbers, or tensors [] on the device; None: the model was not given labels.
         longest: tokens of the longest row, padding counted.
     """
 
-    inputs: Mapping[str, Any]
+    passes: tuple[Mapping[str, Any], ...]
     bad: torch.Tensor
     n_tokens: Any
     n_supervised: Any
@@ -107,12 +107,15 @@ class Step:
             self._instrument.recorder.begin_micro_batch()
         self._begun = True
 
-    def micro_batch(self, loss: torch.Tensor, inputs: Mapping[str, Any] | None = None) -> None:
+    def micro_batch(
+        self, loss: torch.Tensor, inputs: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None
+    ) -> None:
         """Tells of a micro-batch, between its forward and its backward pass.
 
         Args:
             loss: float [], what the model gave; what it weighs in the step is read from its gradient.
-            inputs: the model's arguments, kept until the step's end to name the module if it goes wrong.
+            inputs: the model's arguments, kept until the step's end to name the module if it goes wrong; those of each
+                pass where the loss takes several.
 
         Raises:
             ValueError: `begin_micro_batch` was not called before the forward pass.
@@ -121,7 +124,8 @@ class Step:
             raise ValueError(say("attach.not_begun"))
         self._begun = False
         value = loss.detach().float()
-        self._micro_batches.append(MicroBatch(inputs or {}, ~torch.isfinite(value), *_counts(inputs or {})))
+        passes = (inputs,) if isinstance(inputs, Mapping) else tuple(inputs or ())
+        self._micro_batches.append(MicroBatch(passes, ~torch.isfinite(value), *_counts(passes)))
 
         def weigh(grad: torch.Tensor) -> None:
             self._weighted.append(value * grad.detach().float())
@@ -169,18 +173,22 @@ class Step:
         )
 
 
-def _counts(inputs: Mapping[str, Any]) -> tuple[Any, Any, int]:
+def _counts(passes: Sequence[Mapping[str, Any]]) -> tuple[Any, Any, int]:
     """Tokens, supervised tokens and the longest row of a micro-batch, the first two on the device."""
-    ids, mask, labels = (inputs.get(name) for name in ("input_ids", "attention_mask", "labels"))
-    if not isinstance(ids, torch.Tensor):
-        return 0, 0, 0
-    real = mask.sum() if isinstance(mask, torch.Tensor) and mask.ndim == 2 else ids.numel()
-    supervised = (labels[..., 1:] >= 0).sum() if isinstance(labels, torch.Tensor) else 0
-    return real, supervised, ids.shape[-1]
+    tokens, supervised, longest = 0, None, 0
+    for inputs in passes:
+        ids, mask, labels = (inputs.get(name) for name in ("input_ids", "attention_mask", "labels"))
+        if isinstance(ids, torch.Tensor):
+            tokens = tokens + (mask.sum() if isinstance(mask, torch.Tensor) and mask.ndim == 2 else ids.numel())
+            longest = max(longest, ids.shape[-1])
+            if isinstance(labels, torch.Tensor):
+                known = ((labels[..., 1:] if labels.ndim > 1 else labels) >= 0).sum()
+                supervised = known if supervised is None else supervised + known
+    return tokens, supervised, longest
 
 
 def _total(values: Sequence[Any], like: torch.Tensor) -> torch.Tensor:
-    """Sum of numbers and of tensors [], float64 [] where `like` is."""
+    """Sum of numbers and of tensors [], float64 [] where `like` is; None counts nothing."""
     tensors = [value.to(like.device).double() for value in values if isinstance(value, torch.Tensor)]
-    known = float(sum(value for value in values if not isinstance(value, torch.Tensor)))
+    known = float(sum(value or 0 for value in values if not isinstance(value, torch.Tensor)))
     return torch.stack(tensors).sum() + known if tensors else like.new_full((), known)

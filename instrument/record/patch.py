@@ -6,14 +6,16 @@
 Modules that read the same input are found by running the model once on a few tokens: nothing here knows an
 architecture. The first of a group computes the outputs of all, and the others are handed theirs when they are called
 with the very same tensor; called with another one, a module computes alone. Only `forward` of the instances is
-replaced, so saving, loading, merging, disabling and deleting adapters stay PEFT's own code, and while an adapter is
-merged or disabled the replaced forward steps aside.
+replaced, so saving, loading, merging, disabling and deleting adapters stay PEFT's own code, and the replaced forward
+steps aside for whatever `served` does not know to be the plain case at the time of the call. A copy of the model has
+PEFT's forward again.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
+from types import MethodType
 from typing import Any, Protocol
 
 import torch
@@ -23,6 +25,7 @@ from torch import nn
 from ...kernels.lora_linear import NF4Weight, lora_linear
 from ...kernels.statistics.pending_rows import PendingRows
 from .four_bit import is_4bit_linear
+from .served import dropout_p, serves, why_not
 
 # Random seeds of dropout masks.
 MAX_SEED = 2**62
@@ -47,6 +50,7 @@ class Group:
             kernels/lora_linear/__init__.py), or None.
         pending: where rows of the slot wait to be written together with those of other groups, or None.
         observer: on a step that looks closer, else None.
+        recorded: gives the slot of the pass that begins now, if passes have slots of their own; None: not recorded.
     """
 
     names: list[str]
@@ -54,28 +58,44 @@ class Group:
     slot: torch.Tensor | None = None
     pending: PendingRows | None = None
     observer: Observer | None = None
+    recorded: Callable[[Group], torch.Tensor | None] | None = None
     _input: torch.Tensor | None = None
-    _waiting: dict[int, torch.Tensor] = field(default_factory=dict)
+    _waiting: dict[int, tuple[torch.Tensor, tuple | None]] = field(default_factory=dict)
+
+    def handed_out(self, index: int, x: torch.Tensor) -> torch.Tensor | None:
+        """Output of module `index` if the first one has computed it for `x` and nothing has changed since."""
+        if index not in self._waiting or self._input is not x:
+            return None
+        output, state = self._waiting.pop(index)
+        if not self._waiting:
+            self._input = None
+        return output if state == _state(self.modules[index], x) else None
 
     def forward(self, index: int, x: torch.Tensor) -> torch.Tensor:
-        """Output of module `index` for `x`."""
-        if index == 0 and all(_why_not(module) == "" and _is_on(module) for module in self.modules):
+        """Output of module `index`, which is served, for `x`."""
+        if index == 0 and self._serves_all(x):
             return self._lead(x)
-        if index in self._waiting and self._input is x:
-            output = self._waiting.pop(index)
-            if not self._waiting:
-                self._input = None
-            return output
         return _fused(x, [self.modules[index]], None)[0]
+
+    def _serves_all(self, x: torch.Tensor) -> bool:
+        """Whether one call computes all of them: the first is served, and one dropout mask serves every module."""
+        others = self.modules[1:]
+        if not others:
+            return True
+        p = dropout_p(self.modules[0])
+        return all(serves(module, x) and dropout_p(module) == p for module in others)
 
     def _lead(self, x: torch.Tensor) -> torch.Tensor:
         key = x
-        if self.observer is not None:
-            x = self.observer.input(self, x)
-        outputs = _fused(x, self.modules, self.slot, self.pending)
-        if self.observer is not None:
-            outputs = self.observer.outputs(self, outputs)
-        self._waiting = dict(enumerate(outputs[1:], start=1))
+        slot = self.slot if self.recorded is None else self.recorded(self)
+        observer = self.observer if slot is not None else None
+        if observer is not None:
+            x = observer.input(self, x)
+        outputs = _fused(x, self.modules, slot, self.pending)
+        if observer is not None:
+            outputs = observer.outputs(self, outputs)
+        others = zip(outputs[1:], self.modules[1:], strict=True)
+        self._waiting = {i: (y, _state(module, key)) for i, (y, module) in enumerate(others, start=1)}
         self._input = key if self._waiting else None
         return outputs[0]
 
@@ -118,7 +138,7 @@ def patch(model: nn.Module, run_once: Callable[[], Any], alone: Collection[str] 
     last_input: object = None
     inputs = dict(calls)
     for name in order:
-        if _why_not(modules[name]):
+        if why_not(modules[name]):
             last_input = None
             continue
         if groups and name in inputs and inputs[name] == last_input and name not in alone:
@@ -129,8 +149,8 @@ def patch(model: nn.Module, run_once: Callable[[], Any], alone: Collection[str] 
         last_input = object() if name in alone else inputs.get(name, object())
     for group in groups:
         for index, module in enumerate(group.modules):
-            module.forward = _forward(group, index, module)
-    unfused = [(name, modules[name], _why_not(modules[name])) for name in order if _why_not(modules[name])]
+            _replace(group, index, module)
+    unfused = [(name, modules[name], why_not(modules[name])) for name in order if why_not(modules[name])]
     return Patched(groups, unfused)
 
 
@@ -143,58 +163,86 @@ def on_hooks(model: nn.Module, run_once: Callable[[], Any]) -> Patched:
 
 
 def unpatch(patched: Patched) -> None:
-    """Gives the modules PEFT's forward back."""
+    """Gives the modules the forward back that they had; one that was replaced again since is left alone."""
     for group in patched.groups:
         for module in group.modules:
-            del module.forward
+            replaced = fused_forward(module)
+            if replaced is not None and replaced.group is group:
+                del module.forward
+                if replaced.before is not None:
+                    module.forward = replaced.before
 
 
-def _forward(group: Group, index: int, module: nn.Module) -> Callable[..., torch.Tensor]:
-    peft_forward = module.forward
+class FusedForward:
+    """The forward of one module of a group; `forward`, a method, is what torch.compile knows how to compare.
 
-    def forward(x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        if args or kwargs or not _is_on(module):
-            return peft_forward(x, *args, **kwargs)
-        return group.forward(index, x)
+    Attributes:
+        group: whose outputs are computed together; None in a copy of the model, which computes as PEFT does.
+        before: what stood in for the class's forward before, or None.
+    """
 
-    return forward
+    def __init__(self, group: Group | None, index: int, module: nn.Module, before: Any = None):
+        self.group, self._index, self._module, self.before = group, index, module, before
+        self._own = before or MethodType(type(module).forward, module)
+
+    def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        if args or kwargs or self.group is None:
+            return self._own(x, *args, **kwargs)
+        if self.group.recorded is not None and torch.compiler.is_compiling():
+            return _outside(self, x)
+        return self.compute(x)
+
+    def compute(self, x: torch.Tensor) -> torch.Tensor:
+        assert self.group is not None
+        output = self.group.handed_out(self._index, x)
+        if output is not None:
+            return output
+        return self.group.forward(self._index, x) if serves(self._module, x) else self._own(x)
+
+    def __reduce__(self) -> tuple:
+        return FusedForward, (None, self._index, self._module, self.before)
 
 
-def _is_on(module: Any) -> bool:
-    return not module.disable_adapters and not module.merged
+def _compute(fused: FusedForward, x: torch.Tensor) -> torch.Tensor:
+    return fused.compute(x)
 
 
-def _why_not(layer: Any) -> str:
-    """Why the fused operator cannot compute this layer, as a word for the catalogue; empty if it can."""
-    weight_holder = layer.get_base_layer()
-    if not isinstance(weight_holder, nn.Linear):
-        return "patch.not_linear"
-    if len(layer.active_adapters) != 1 or layer.active_adapters[0] not in layer.lora_A:
-        return "patch.several_adapters"
-    if any(parameter.requires_grad for parameter in weight_holder.parameters()):
-        return "patch.trained"
-    adapter = layer.active_adapters[0]
-    if adapter in layer.lora_variant:
-        return "patch.variant"
-    if layer.lora_B[adapter].bias is not None:
-        return "patch.lora_bias"
-    if layer.lora_A[adapter].weight.dtype != torch.float32:
-        return "patch.not_float32"
-    if getattr(layer, "fan_in_fan_out", False):
-        return "patch.transposed"
-    if is_4bit_linear(weight_holder):
-        packed: Any = weight_holder.weight
-        state = packed.quant_state
-        return "" if state is not None and state.quant_type == "nf4" else "patch.not_nf4"
-    return "" if weight_holder.weight.dtype in (torch.float32, torch.float16, torch.bfloat16) else "patch.quantized"
+# Not in the graph that torch.compile traces: what is recorded changes from pass to pass.
+_outside: Any = torch.compiler.disable(_compute)
+
+
+def fused_forward(module: nn.Module) -> FusedForward | None:
+    """What replaces the module's forward now, if that is of this file."""
+    found = getattr(module.__dict__.get("forward"), "__self__", None)
+    return found if isinstance(found, FusedForward) else None
+
+
+def _replace(group: Group, index: int, module: nn.Module) -> None:
+    again = fused_forward(module)  # of a recording that has not ended, or of the model this is a copy of
+    before = again.before if again is not None else module.__dict__.get("forward")
+    module.forward = FusedForward(group, index, module, before).forward
+
+
+def _state(layer: Any, x: torch.Tensor) -> tuple | None:
+    """What an output that was computed ahead depends on; nothing changes while torch.compile traces."""
+    if torch.compiler.is_compiling():
+        return None
+    active = tuple(layer.active_adapters)
+    if len(active) != 1 or active[0] not in layer.lora_A:
+        return (active,)
+    a, b = layer.lora_A[active[0]].weight, layer.lora_B[active[0]].weight
+    weight = layer.get_base_layer().weight
+    versions = [None if t.is_inference() else t._version for t in (x, a, b, weight)]
+    is_on = layer.disable_adapters, tuple(layer.merged_adapters), layer.scaling[active[0]], layer.training
+    dtype = torch.is_autocast_enabled(x.device.type) and torch.get_autocast_dtype(x.device.type)
+    return (id(a), id(b), id(weight), *versions, *is_on, torch.is_grad_enabled(), dtype)
 
 
 def _fused(
     x: torch.Tensor, layers: Sequence[Any], slot: torch.Tensor | None, pending: PendingRows | None = None
 ) -> list[torch.Tensor]:
     adapters = [layer.active_adapters[0] for layer in layers]
-    dropout = layers[0].lora_dropout[adapters[0]]
-    p = dropout.p if isinstance(dropout, nn.Dropout) and layers[0].training else 0.0
+    p = dropout_p(layers[0])
     # Drawn here, from the generator that activation checkpointing restores: the recomputed mask is the same.
     seed = torch.randint(MAX_SEED, (1,), device=x.device) if p > 0 else None
     return lora_linear(

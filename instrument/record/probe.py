@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_leaves
 from transformers import PreTrainedModel
 
 from ..read.store import Site
+from .hooks.hook import Hook
 from .trace import traced_modules
 
 
@@ -65,7 +66,7 @@ class Probe:
     def begin(self, record: Callable[[int, torch.Tensor], None]) -> None:
         """Hands the next outputs to `record`, with the id of their site, until `end`."""
         for site, module in zip(self.sites, self._modules, strict=True):
-            self._handles.append(module.register_forward_hook(_hand_on(record, site.id)))
+            self._handles.append(module.register_forward_hook(Hook(_hand_on(record, site.id))))
 
     def end(self) -> None:
         """Takes the hooks off the model."""

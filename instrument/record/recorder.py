@@ -1,6 +1,6 @@
 """Collects the statistics of a step on the device and brings them to the host without ever waiting for it.
 
-    buffer  float64 [micro-batches, sites, 9]      each kernel assigns its rows to its slot
+    buffer  float64 [micro-batches, sites, 9]      each kernel assigns its rows to its slot (hooks/passes.py)
     step    float64 [sites, 12]                    sums over micro-batches and processes, maxima, first bad one
 
 A ring (ring.py) carries a step's rows.
@@ -21,12 +21,14 @@ from ...kernels.statistics.pending_rows import PendingRows
 from ...kernels.statistics.tensor_stats import FIELDS, N_FIELDS, exponent_histogram, tensor_stats
 from ..read.store import COLUMNS, Site
 from . import sites as site_tables
+from .hooks.passes import N_EXPONENTS, Passes, Rows
+from .hooks.unfused import Unfused
 from .patch import Group, Patched
 from .probe import Probe
 from .ring import Ring
+from .served import lora_parameter
 from .sites import Watching
 
-N_EXPONENTS = 256
 _SUMSQ, _ABSMAX, _N_NAN, _N_INF = (FIELDS.index(name) for name in ("sumsq", "absmax", "n_nan", "n_inf"))
 _SMALL = slice(FIELDS.index("n_subnormal"), FIELDS.index("n_zero") + 1)
 _MICRO_SUMSQ, _BAD_MICRO, _BAD_RANK = (COLUMNS.index(n) for n in ("micro_sumsq", "first_bad_micro", "first_bad_rank"))
@@ -37,6 +39,7 @@ class Recorder:
 
     Attributes:
         watching: what it looks at, and how often.
+        passes: which passes of the model count.
         sites: what is kept, in the order of the rows that `ready` and `drain` hand out.
         dropped: steps whose rows or histograms were dropped because the host lagged behind.
     """
@@ -61,17 +64,16 @@ class Recorder:
         self._gather = watching.gather
         self._watched: dict[str, int] = {}
         self._discovering = False
-        self._exponents: torch.Tensor | None = None
-        self._small: torch.Tensor | None = None
-        self._micro = -1
         self._pending = PendingRows()
         self._probed = watching.model if watching.probe_every else None
         self._probe: Probe | None = None
         self._index_sites(run_once)
-        shape = (watching.n_micro_batches, len(self._all_sites), N_FIELDS)
-        self._buffer = torch.full(shape, torch.nan, dtype=torch.float64, device=device)
+        layers = [*(group.modules[0] for group in patched.groups), *(module for _, module, _ in patched.unfused)]
+        first_layer = next(iter(layers), None)
+        self.passes = Passes(watching.n_micro_batches, len(self._all_sites), device, first_layer)
+        self._group_rows: Rows | None = None
         self._views = [
-            [self._buffer[micro, first : first + 2 + 4 * len(group.names)] for group, first in self._groups]
+            [self.passes.buffer[micro, first : first + 2 + 4 * len(group.names)] for group, first in self._groups]
             for micro in range(watching.n_micro_batches)
         ]
         self._gradient_sites(parameters)
@@ -89,11 +91,12 @@ class Recorder:
             self._groups.append((group, len(self._all_sites)))
             self._all_sites += site_tables.group_sites(group, len(self._all_sites), order)
         self._first_row = {id(group): first for group, first in self._groups}
-        self._unfused: dict[int, int] = {}
+        self._unfused: list[Unfused] = []
         for name, module, _ in self._patched.unfused:
             order += 1
-            self._unfused[id(module)] = len(self._all_sites)
-            self._all_sites += site_tables.module_sites(name, module, len(self._all_sites), order)
+            sites = site_tables.module_sites(name, module, len(self._all_sites), order)
+            self._unfused.append(Unfused(module, sites, self._record))
+            self._all_sites += sites
         self._all_sites = [site_tables.in_float32(site, self.watching.float32) for site in self._all_sites]
         self._discovering = True
         with torch.no_grad(), self.active():
@@ -113,12 +116,11 @@ class Recorder:
         for site in self._all_sites:
             if site.tensor in site_tables.GRADIENTS:
                 layer: Any = modules[site.module]
-                side = layer.lora_A if site.tensor == "lora_A.grad" else layer.lora_B
-                for adapter in layer.active_adapters:
-                    if adapter in side and id(side[adapter].weight) in position:
-                        sites.append(site.id)
-                        wanted.append(position[id(side[adapter].weight)])
-                        break
+                found = [lora_parameter(layer, site.tensor.removesuffix(".grad"), a) for a in layer.active_adapters]
+                trained = [position[id(parameter)] for parameter in found if id(parameter) in position]
+                if trained:
+                    sites.append(site.id)
+                    wanted.append(trained[0])
         self._gradient_pairs = list(zip(sites, wanted, strict=True))
         self._gradient_rows = torch.tensor(sites, dtype=torch.int64, device=self._device)
         self._gradient_parameters = torch.tensor(wanted, dtype=torch.int64, device=self._device)
@@ -128,9 +130,9 @@ class Recorder:
         """While it lasts, `watch` and the hooks of unfused modules record into this recorder."""
         global _active
         before, _active = _active, self
-        unfused = [module for _, module, _ in self._patched.unfused]
-        handles = [module.register_forward_pre_hook(self._unfused_input) for module in unfused]
-        handles += [module.register_forward_hook(self._unfused_output) for module in unfused]
+        handles = [handle for unfused in self._unfused for handle in unfused.hook()]
+        for group, _ in self._groups:
+            group.recorded = self._slot
         try:
             yield
         finally:
@@ -140,33 +142,27 @@ class Recorder:
             if self._probe is not None:
                 self._probe.end()
             for group, _ in self._groups:
-                group.slot = group.pending = group.observer = None
+                group.slot = group.pending = group.observer = group.recorded = None
             self._pending.flush()
 
     def begin_step(self, step: int, look: bool = False) -> None:
         """Clears the rows; `step` counts from 1. `look`: count exponents and probe modules whatever step it is."""
-        self._step, self._micro = step, -1
+        self._step, self._looks = step, look
         self._pending.clear()  # of a step that was given up
-        self._buffer.fill_(torch.nan)
-        self._exponents = self._small = None
-        self._looks = look
         every = self.watching.histogram_every
-        if every and (look or step % every == 0):
-            shape = self._buffer.shape[:2]
-            self._exponents = torch.zeros((*shape, N_EXPONENTS), dtype=torch.int64, device=self._device)
-            self._small = torch.full((*shape, 2), torch.nan, dtype=torch.float64, device=self._device)
+        self.passes.begin_step(bool(every and (look or step % every == 0)))
 
     def begin_micro_batch(self) -> None:
         """Points every fused group at its rows of the next micro-batch."""
-        self._micro += 1
         self._pending.flush()
-        observer = self if self._exponents is not None else None
-        for (group, _), view in zip(self._groups, self._views[self._micro], strict=True):
+        self.passes.begin_micro_batch()
+        observer = self if self.passes.exponents is not None else None
+        for (group, _), view in zip(self._groups, self._views[self.passes.micro], strict=True):
             group.slot, group.pending, group.observer = view, self._pending, observer
         if self._probe is not None:
             self._probe.end()
-            if self._micro == 0 and (self._looks or self._step % self.watching.probe_every == 0):
-                self._probe.begin(lambda row, tensor: self._assign(0, row, tensor))
+            if self.passes.micro == 0 and (self._looks or self._step % self.watching.probe_every == 0):
+                self._probe.begin(self._probed_output)
 
     def finish_step(self, gradient_rows: torch.Tensor, gradients: Sequence[torch.Tensor], keep: bool = True) -> None:
         """Reduces the step on the device and sends it on its way; until the next one no group records.
@@ -181,13 +177,14 @@ class Recorder:
         self._pending.flush()
         for group, _ in self._groups:  # an evaluation would write into the rows of this step
             group.slot = group.pending = group.observer = None
-        rows = self._reduced(self._micro + 1)
+        n_micro_batches = self.passes.add_up()
+        rows = self._reduced(n_micro_batches)
         rows[self._gradient_rows, :N_FIELDS] = gradient_rows[self._gradient_parameters]
-        if self._exponents is not None:
-            assert self._small is not None
-            small = self._small[: self._micro + 1].sum(0)
+        if self.passes.exponents is not None:
+            assert self.passes.small is not None
+            small = self.passes.small[:n_micro_batches].sum(0)
             rows[:, _SMALL] = torch.where(small.isnan(), rows[:, _SMALL], small)
-            exponents = self._exponents[: self._micro + 1].sum(0)
+            exponents = self.passes.exponents[:n_micro_batches].sum(0)
             if self._gather is not None:
                 exponents = self._gather(exponents).sum(0)
             for site, parameter in self._gradient_pairs:
@@ -196,13 +193,14 @@ class Recorder:
                 self._exponent_ring.push(self._step, exponents[self._keep].double())
         if keep:
             self._ring.push(self._step, rows[self._keep])
+        self.passes.end()
 
     def _reduced(self, n_micro_batches: int) -> torch.Tensor:
         """Rows [sites, 12] of this step over micro-batches and processes."""
         rows = torch.full((len(self._all_sites), len(COLUMNS)), torch.nan, dtype=torch.float64, device=self._device)
         rows[:, :N_FIELDS] = 0
         if n_micro_batches:
-            micro = self._buffer[:n_micro_batches]
+            micro = self.passes.buffer[:n_micro_batches]
             rows[:, :N_FIELDS] = micro.sum(0)
             rows[:, _ABSMAX] = micro[..., _ABSMAX].amax(0)
             rows[:, _BAD_MICRO] = _first(micro[..., _N_NAN] + micro[..., _N_INF] > 0)
@@ -248,33 +246,29 @@ class Recorder:
                 dtype = str(tensor.dtype).removeprefix("torch.")
                 shape = tuple(tensor.shape[-1:])
                 self._all_sites.append(Site(len(self._all_sites), name, kind, shape, dtype, order))
-        elif self._micro >= 0 and name in self._watched:
+        elif name in self._watched:
             self._record(self._watched[name], tensor, self._watched[name] + 1)
 
-    def _unfused_input(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        if self._micro < 0 or self._discovering:
-            return None
-        x = args[0].view_as(args[0])  # its gradient is this module's share, not the sum over all readers of x
-        at = site_tables.UNFUSED_TENSORS.index
-        self._record(self._unfused[id(module)] + at("in"), x, self._unfused[id(module)] + at("grad_in"))
-        return (x, *args[1:])
-
-    def _unfused_output(self, module: nn.Module, _args: Any, output: torch.Tensor) -> None:
-        if self._micro >= 0 and not self._discovering:
-            at = site_tables.UNFUSED_TENSORS.index
-            self._record(self._unfused[id(module)] + at("out"), output, self._unfused[id(module)] + at("grad_out"))
-
-    def _record(self, row: int, tensor: torch.Tensor, gradient_row: int) -> None:
+    def _record(self, row: int, tensor: torch.Tensor, gradient_row: int | None) -> None:
         """Statistics of a tensor now, and of its gradient when it comes."""
-        micro = self._micro
-        self._assign(micro, row, tensor.detach())
-        if tensor.requires_grad:
-            tensor.register_hook(lambda grad: self._assign(micro, gradient_row, grad))
+        found = None if self._discovering else self.passes.at(row)
+        if found is None:
+            return
+        _assign(found[1], row, tensor.detach())
+        if tensor.requires_grad and gradient_row is not None:
+            tensor.register_hook(lambda grad: _assign(found[1], gradient_row, grad))
 
-    def _assign(self, micro: int, row: int, tensor: torch.Tensor) -> None:
-        self._buffer[micro, row] = tensor_stats(tensor, full=self._exponents is not None)
-        if self._exponents is not None:
-            self._exponents[micro, row] = exponent_histogram(tensor)
+    def _probed_output(self, row: int, tensor: torch.Tensor) -> None:
+        self._record(row, tensor, None)
+
+    def _slot(self, group: Group) -> torch.Tensor | None:
+        """Where the pass that begins at this group writes; None if it is not recorded."""
+        first = self._first_row[id(group)]
+        found = self.passes.at(first) if group.slot is not None else None
+        if found is None:
+            return None
+        k, self._group_rows = found
+        return group.slot if k == 0 else self._group_rows.stats[first : first + 2 + 4 * len(group.names)]
 
     def input(self, group: Group, x: torch.Tensor) -> torch.Tensor:
         """Patch's observer on histogram steps: counts exponents of `in` now and of `grad_in` when it comes."""
@@ -291,17 +285,25 @@ class Recorder:
         return outputs
 
     def _look(self, row: int, tensor: torch.Tensor, gradient_row: int) -> None:
-        micro = self._micro
-        self._count(micro, row, tensor.detach())
+        rows = self._group_rows
+        assert rows is not None
+        _count(rows, row, tensor.detach())
         if tensor.requires_grad:
-            tensor.register_hook(lambda grad: self._count(micro, gradient_row, grad))
+            tensor.register_hook(lambda grad: _count(rows, gradient_row, grad))
 
-    def _count(self, micro: int, row: int, tensor: torch.Tensor) -> None:
-        assert self._exponents is not None
-        assert self._small is not None
-        self._exponents[micro, row] = exponent_histogram(tensor)
-        if tensor.dtype == torch.float32:
-            self._small[micro, row] = tensor_stats(tensor, full=True)[_SMALL]
+
+def _assign(rows: Rows, row: int, tensor: torch.Tensor) -> None:
+    rows.stats[row] = tensor_stats(tensor, full=rows.exponents is not None)
+    if rows.exponents is not None:
+        rows.exponents[row] = exponent_histogram(tensor)
+
+
+def _count(rows: Rows, row: int, tensor: torch.Tensor) -> None:
+    assert rows.exponents is not None
+    assert rows.small is not None
+    rows.exponents[row] = exponent_histogram(tensor)
+    if tensor.dtype == torch.float32:
+        rows.small[row] = tensor_stats(tensor, full=True)[_SMALL]
 
 
 _active: Recorder | None = None

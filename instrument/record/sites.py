@@ -12,10 +12,12 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from ...kernels.lora_linear import site_names
 from ..read.store import Site
 from .patch import Group
+from .served import lora_parameter
 
 GRADIENTS = ("lora_A.grad", "lora_B.grad")
 # Of a LoRA module on PEFT's path, read by hooks.
@@ -65,11 +67,13 @@ def group_sites(group: Group, first_id: int, order: int) -> list[Site]:
 
 
 def module_sites(name: str, module: nn.Module, first_id: int, order: int) -> list[Site]:
-    """The sites of a LoRA module that stays on PEFT's path."""
+    """The sites of a LoRA module that stays on PEFT's path; an embedding reads integers, which have no statistics."""
+    reads_ids = isinstance(_base(module), nn.Embedding)
     sites = []
     for tensor in UNFUSED_TENSORS:
-        shape, dtype = _shape(module, tensor)
-        sites.append(Site(first_id + len(sites), name, tensor, shape, dtype, order))
+        if not (reads_ids and tensor in ("in", "grad_in")):
+            shape, dtype = _shape(module, tensor)
+            sites.append(Site(first_id + len(sites), name, tensor, shape, dtype, order))
     return sites
 
 
@@ -82,22 +86,25 @@ def in_float32(site: Site, modules: Collection[str]) -> Site:
 def _shape(layer, tensor: str) -> tuple[tuple[int, ...] | None, str]:
     """Shape of a parameter, and of an activation its last dimension alone; dtype, where it is known beforehand."""
     if tensor in GRADIENTS:
-        side = layer.lora_A if tensor == "lora_A.grad" else layer.lora_B
-        weight = side[layer.active_adapters[0]].weight if layer.active_adapters[0] in side else None
+        sides = [lora_parameter(layer, tensor.removesuffix(".grad"), adapter) for adapter in layer.active_adapters]
+        weight = next((parameter for parameter in sides if parameter is not None), None)
         return (tuple(weight.shape), "float32") if weight is not None else (None, "float32")
+    last = isinstance(_base(layer), (nn.Linear, nn.Embedding, Conv1D))  # a convolution's last dimension is a place
     width = layer.in_features if tensor in ("in", "grad_in") else layer.out_features
-    dtype = torch.get_autocast_dtype(_device(layer)) if torch.is_autocast_enabled(_device(layer)) else None
-    dtype = dtype or _storage(layer)
-    return (width,), str(dtype).removeprefix("torch.")
+    weight = next(_base(layer).parameters(), None)
+    device = "cpu" if weight is None else weight.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+    dtype = dtype or _storage(layer, weight)
+    return (width,) if last and width is not None else None, str(dtype).removeprefix("torch.")
 
 
-def _device(layer) -> str:
-    return layer.get_base_layer().weight.device.type
+def _base(layer) -> nn.Module:
+    return layer.get_base_layer()
 
 
-def _storage(layer) -> torch.dtype | None:
-    weight = layer.get_base_layer().weight
-    return weight.dtype if weight.is_floating_point() else getattr(layer.get_base_layer(), "compute_dtype", None)
+def _storage(layer, weight: torch.Tensor | None) -> torch.dtype | None:
+    own = getattr(_base(layer), "weight", weight)
+    return own.dtype if own is not None and own.is_floating_point() else getattr(_base(layer), "compute_dtype", None)
 
 
 def selected(sites: Sequence[Site], patterns: Sequence[str]) -> list[bool]:

@@ -31,7 +31,7 @@ def test_a_step_ends_with_its_result(tiny_models, tmp_path):
     assert result.grad_norm == pytest.approx(float(norm), rel=1e-6)
     assert (result.number, result.finite, result.n_bad) == (1, True, 0)
     assert (result.tokens, result.supervised_tokens, result.longest) == (96, 88, 12)
-    assert [micro.inputs for micro in result.micro_batches] == [batch, batch]
+    assert [micro.passes for micro in result.micro_batches] == [(batch,), (batch,)]
     assert (step.loss, step.finite) == (result.loss, True)
     assert result.seconds > 0
     with pytest.raises(FrozenInstanceError):

@@ -1,0 +1,94 @@
+"""Do PEFT's own tests pass with the fused forward as they do without?
+
+    python -m benchmarks.peft_tests [--source FOLDER] [-k EXPRESSION] [-n WORKERS] [--limit SECONDS] [FILE ...]
+
+FOLDER is PEFT's source distribution of the installed version; without it pip downloads that. Its tests run twice: with
+PEFT's forward, and with ours on every LoRA linear (plugin.py). Without FILE those whose models are made on the spot
+run; what asks the hub for one fails alike. Prints how many ran, how many LoRA linears were computed fused, and every
+test that ended otherwise. Exit code 1 if there is one, or if fewer than `--at-least` tests with LoRA linears ran.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from .outcomes import Outcome, differences, n_lora, read_outcomes, summary
+
+FILES = (
+    "test_custom_models.py", "test_lora_variants.py", "test_low_level_api.py", "test_mixed.py",
+    "test_lora_conversion.py", "test_lora_intruders.py", "test_trainable_tokens.py",
+)  # fmt: skip
+ROOT = Path(__file__).parents[2]
+
+
+def main(arguments: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(prog="benchmarks.peft_tests", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("files", nargs="*", default=FILES, metavar="FILE")
+    parser.add_argument("--source", type=Path, help="PEFT's unpacked source distribution")
+    parser.add_argument("-k", default="", help="as pytest's")
+    parser.add_argument("-n", type=int, default=2, help="processes")
+    parser.add_argument("--limit", type=int, default=3600, help="seconds for each of the two runs")
+    parser.add_argument("--at-least", type=int, default=500, help="tests with LoRA linears that must have run")
+    given = parser.parse_args(arguments)
+    with tempfile.TemporaryDirectory() as kept:
+        source = as_package(given.source or download(Path(kept)), Path(kept) / "source")
+        plain, fused = (run(source, Path(kept), given, is_fused) for is_fused in (False, True))
+    print("\n".join(summary(plain, fused)))
+    return int(bool(differences(plain, fused)) or n_lora(fused) < given.at_least)
+
+
+def download(folder: Path) -> Path:
+    """PEFT's source distribution of the installed version, unpacked."""
+    version = importlib.metadata.version("peft")
+    ask = [sys.executable, "-m", "pip", "download", "--no-binary", ":all:", "--no-deps", "--no-build-isolation"]
+    subprocess.run([*ask, "-q", "-d", str(folder), f"peft=={version}"], check=True)
+    with tarfile.open(folder / f"peft-{version}.tar.gz") as archive:
+        archive.extractall(folder, filter="data")
+    return folder / f"peft-{version}"
+
+
+def as_package(source: Path, copy: Path) -> Path:
+    """A copy of the tests that can import one another: the distribution leaves out what makes them a package."""
+    shutil.copytree(source / "tests", copy / "tests")
+    (copy / "tests" / "__init__.py").touch()
+    return copy
+
+
+def run(source: Path, folder: Path, given: argparse.Namespace, is_fused: bool) -> dict[str, Outcome]:
+    """One run of the tests: what each came to."""
+    lines = folder / ("fused" if is_fused else "plain")
+    lines.mkdir()
+    own = {"PEFT_TESTS_LINES": str(lines), "PEFT_TESTS_FUSED": str(int(is_fused)), "HF_HUB_OFFLINE": "1"}
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "benchmarks.peft_tests.plugin", "-p", "no:cacheprovider"]
+    command += ["-o", "addopts=", "--tb=line", "-n", str(given.n), *(["-k", given.k] if given.k else [])]
+    with (folder / f"{lines.name}.log").open("w") as log:
+        done = subprocess.Popen(
+            [*command, *(f"tests/{name}" for name in given.files)],
+            cwd=source,
+            env={**os.environ, **own, "PYTHONPATH": path},
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
+        try:
+            done.wait(given.limit)
+        except subprocess.TimeoutExpired:
+            done.terminate()
+            done.wait()
+    found = read_outcomes(lines)
+    if not found:
+        raise SystemExit(f"no test ran in {source}:\n{(folder / log.name).read_text()[-2000:]}")
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

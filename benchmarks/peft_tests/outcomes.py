@@ -1,0 +1,88 @@
+"""What two runs of the same tests say of each other."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+RAN = ("passed", "failed")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Of one test.
+
+    Attributes:
+        outcome: passed, failed or skipped.
+        reason: what went wrong, or why it was skipped; empty if it passed.
+        fused: LoRA linears that the fused operator computed in it.
+        made: LoRA linears that were made in it.
+    """
+
+    outcome: str
+    reason: str
+    fused: int
+    made: int
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A test that ends otherwise with the fused forward."""
+
+    test: str
+    plain: Outcome
+    fused: Outcome
+
+    def __str__(self) -> str:
+        sides = [f"{one.outcome} {one.reason.partition(chr(10))[0]}".strip() for one in (self.plain, self.fused)]
+        return f"{self.test}\n    PEFT's: {sides[0]}\n    fused:  {sides[1]}"
+
+
+def read_outcomes(folder: Path) -> dict[str, Outcome]:
+    """By test, of every file of lines in a folder; a line that a killed process tore is left out."""
+    found = {}
+    for path in sorted(folder.glob("*.jsonl")):
+        for text in path.read_text().splitlines():
+            try:
+                line = json.loads(text)
+            except json.JSONDecodeError:
+                continue
+            found[line["test"]] = Outcome(line["outcome"], line["reason"], line["fused"], line["made"])
+    return found
+
+
+def differences(plain: dict[str, Outcome], fused: dict[str, Outcome]) -> list[Difference]:
+    """Tests whose outcome is not the same, by name; not those that one of the runs had no time for."""
+    return [
+        Difference(test, plain[test], fused[test])
+        for test in sorted(plain.keys() & fused.keys())
+        if plain[test].outcome != fused[test].outcome
+    ]
+
+
+def summary(plain: dict[str, Outcome], fused: dict[str, Outcome]) -> list[str]:
+    """Lines that say how much ran, how much of it fused, and what differs."""
+    ran = [test for test, one in fused.items() if one.outcome in RAN]
+    really = [test for test in ran if fused[test].fused]
+    n_layers = sum(fused[test].fused for test in really)
+    lines = [
+        f"{_count(plain.values())} with PEFT's own forward",
+        f"{_count(fused.values())} with the fused forward",
+        f"{len(ran)} tests ran, {len(plain.keys() ^ fused.keys())} only in one of the two runs",
+        f"{n_lora(fused)} of them made LoRA linears",
+        f"{len(really)} computed LoRA linears with the fused operator, {n_layers} layers",
+    ]
+    found = differences(plain, fused)
+    return [*lines, f"{len(found)} differences", *map(str, found)]
+
+
+def n_lora(outcomes: dict[str, Outcome]) -> int:
+    """Tests that ran and made a LoRA linear."""
+    return sum(one.outcome in RAN and one.made > 0 for one in outcomes.values())
+
+
+def _count(outcomes: Iterable[Outcome]) -> str:
+    names = [one.outcome for one in outcomes]
+    return ", ".join(f"{names.count(name)} {name}" for name in ("passed", "failed", "skipped"))

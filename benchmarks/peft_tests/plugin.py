@@ -1,0 +1,88 @@
+"""A pytest plugin: every LoRA linear that PEFT makes gets the fused forward, and each test says how many ran fused.
+
+python -m pytest -p benchmarks.peft_tests.plugin ...     with two variables of the environment:
+PEFT_TESTS_LINES    a folder for lines of {"test", "outcome", "reason", "fused", "made"}, a file for each process
+PEFT_TESTS_FUSED    1: the fused forward; 0: PEFT's
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import sys
+from collections.abc import Iterator
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import peft.tuners.lora.layer as peft_layer
+import pytest
+from lora_train.instrument.record import patch
+
+_fused_layers: set[int] = set()
+_made: list[str] = []
+_outcomes: dict[str, tuple[str, str]] = {}
+
+
+class StandIn(ModuleType):
+    """A library that PEFT's tests import and those that run here do not call."""
+
+    def __init__(self, name: str):
+        super().__init__(name)
+        self.__spec__ = ModuleSpec(name, None)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return type(name, (), {})
+
+
+def pytest_configure(config: Any) -> None:
+    for name in ("diffusers", "parameterized", "scipy"):
+        if importlib.util.find_spec(name) is None:
+            sys.modules[name] = StandIn(name)
+    _watch_new_layers(os.environ["PEFT_TESTS_FUSED"] == "1")
+
+
+def _watch_new_layers(fuse: bool) -> None:
+    linear: Any = peft_layer.Linear
+    make, compute = linear.__init__, patch._fused
+
+    def made(layer: Any, *args: Any, **kwargs: Any) -> None:
+        make(layer, *args, **kwargs)
+        _made.append(args[1] if len(args) > 1 else kwargs["adapter_name"])
+        if fuse:
+            patch._replace(patch.Group(["layer"], [layer]), 0, layer)
+
+    def counted(x: Any, layers: Any, *args: Any) -> Any:
+        _fused_layers.update(map(id, layers))
+        return compute(x, layers, *args)
+
+    linear.__init__ = made
+    patch._fused = counted
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: Any, call: Any) -> Iterator[None]:
+    report: Any = yield
+    if call.when == "setup":
+        _fused_layers.clear()
+        _made.clear()
+        _outcomes[item.nodeid] = (report.outcome, _reason(report))
+    elif report.outcome != "passed" or call.when == "call":
+        _outcomes[item.nodeid] = (report.outcome, _reason(report))
+    if call.when == "teardown":
+        outcome, reason = _outcomes.pop(item.nodeid)
+        line = {"test": item.nodeid, "outcome": outcome, "reason": reason, "fused": len(_fused_layers)}
+        line["made"] = len(_made)
+        with (Path(os.environ["PEFT_TESTS_LINES"]) / f"{os.getpid()}.jsonl").open("a") as file:
+            file.write(json.dumps(line) + "\n")
+    return report
+
+
+def _reason(report: Any) -> str:
+    """The last line of what went wrong."""
+    crash = getattr(report.longrepr, "reprcrash", None)
+    return "" if report.passed else (crash.message if crash else str(report.longrepr)).strip()[:300]

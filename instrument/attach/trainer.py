@@ -1,0 +1,93 @@
+"""The Trainer that calls a callback: where it is, which losses it has, and when its training ends, in whatever way.
+
+A callback is handed the model and the optimizer, and is not told of a training that an error or the stop button of a
+notebook ends. So it looks for the Trainer among its callers, and puts itself around methods of this one Trainer and of
+its accelerator; classes, and with them every other Trainer of the process, stay as they are.
+"""
+
+from __future__ import annotations
+
+import sys
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+from accelerate import Accelerator
+from transformers import TrainerCallback
+
+# All that a training runs in after on_train_begin, but for a few lines between them.
+LOOP = ("_run_epoch", "_evaluate", "_finalize_training")
+
+Undo = Callable[[], None]
+
+
+def trainer_of(callback: TrainerCallback) -> Any:
+    """The Trainer among the callers whose callback this is; None if there is none."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        # reading f_locals makes a frame hold on to what it had in them: not that of whoever calls `train`
+        owner = frame.f_locals.get("self") if "self" in frame.f_code.co_varnames else None
+        handler = getattr(owner, "__dict__", {}).get("callback_handler")
+        if any(one is callback for one in getattr(handler, "callbacks", ())):
+            return owner
+        frame = frame.f_back
+    return None
+
+
+def tell_losses(trainer: Any, tell: Callable[[Any], None]) -> Undo:
+    """Calls `tell`, a method, with every loss before its backward pass, as long as its object lives.
+
+    Without a Trainer it is every accelerator's loss, until it is undone.
+    """
+    owner, told = getattr(trainer, "accelerator", Accelerator), weakref.WeakMethod(tell)
+
+    def telling(backward: Callable[..., None]) -> Callable[..., None]:
+        def told_backward(*args: Any, **kwargs: Any) -> None:
+            listener = told()
+            if listener is not None:
+                listener(kwargs["loss"] if "loss" in kwargs else args[-1])
+            backward(*args, **kwargs)
+
+        return told_backward
+
+    return _replace(owner, "backward", telling)
+
+
+def at_any_end(trainer: Any, ended: Callable[[], Any]) -> list[Undo]:
+    """Calls `ended` if an error, the stop button included, ends the training."""
+
+    def guarded(method: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*args: Any, **kwargs: Any) -> Any:
+            try:
+                return method(*args, **kwargs)
+            except BaseException:
+                ended()
+                raise
+
+        return run
+
+    undo = [_replace(trainer, name, guarded) for name in LOOP if hasattr(trainer, name)]
+    handler = getattr(trainer, "callback_handler", None)
+    return undo if handler is None else [*undo, _replace(handler, "call_event", guarded)]
+
+
+def _replace(owner: Any, name: str, make: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Undo:
+    """Replaces a method of one object, or of a class; what is replaced again since is left alone."""
+    before, replacement = vars(owner).get(name), make(getattr(owner, name))
+    setattr(owner, name, replacement)
+    return _undoing(weakref.ref(owner), name, before, weakref.ref(replacement))
+
+
+def _undoing(owner: weakref.ref, name: str, before: Any, replacement: weakref.ref) -> Undo:
+    """Holds on to neither, so that a Trainer and its callbacks can be collected."""
+
+    def undo() -> None:
+        found, ours = owner(), replacement()
+        if found is None or ours is None or vars(found).get(name) is not ours:
+            return
+        if before is None:
+            delattr(found, name)
+        else:
+            setattr(found, name, before)
+
+    return undo

@@ -1,0 +1,1 @@
+"""What is put on a model while it is recorded, and where its rows go."""
