@@ -40,7 +40,7 @@ from huggingface_hub.utils._http import default_client_factory
 from ..instrument.messages import say
 from .errors import Problem, first_line, problem
 
-FIRST_ANSWER = 8.0  # seconds until the head of an answer; the library's own limits are on each read
+FIRST_ANSWER = 5.0  # seconds until the head of an answer; the library's own limits are on each read
 MAX_SHOWN = 110  # characters of a library's own sentence
 DOWN_FOR = 60.0  # seconds in which a host that did not answer is not asked again: a model is a dozen files
 
