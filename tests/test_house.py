@@ -149,6 +149,7 @@ def test_no_circle_of_rooms(top: str):
 # Sources without a test file of their name -> the test files that test them.
 TESTED_ELSEWHERE = {
     ("instrument/attach", "instrument"): "instrument/attach/test_callback.py",
+    ("instrument/attach", "trainer"): "instrument/attach/test_peers.py",
     ("instrument/judge/explain", "finding"): "instrument/judge/explain/test_reconcile.py",
     (
         "instrument/judge/explain/rules",
@@ -161,6 +162,11 @@ TESTED_ELSEWHERE = {
         "console exports log pairs run_folder state table values",
     ): "instrument/read/logs/test_corpus.py",
     ("instrument/record", "once probe sites"): "instrument/record/test_recorder.py",
+    ("instrument/record", "served"): "instrument/record/test_patch.py instrument/attach/test_peers.py",
+    (
+        "instrument/record/hooks",
+        "hook passes unfused",
+    ): "instrument/attach/test_peers.py instrument/record/test_recorder.py",
     ("instrument/record", "four_bit"): "test_without_bitsandbytes.py",
     ("instrument/record", "capsule"): "trainer/collapse/test_handle.py",
     ("instrument/show/compare", "differences parting"): "instrument/show/compare/test_compare.py",
