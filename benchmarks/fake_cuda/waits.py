@@ -29,6 +29,7 @@ from torch.utils._pytree import tree_leaves
 from .driver import pinned
 
 ROOT = Path(__file__).resolve().parents[2]
+HANDS_ON = ("attach", "trainer.py")
 READS = {"item", "tolist", "cpu", "numpy", "__bool__", "__float__", "__int__", "__index__", "__array__"}
 MAKES_A_COPY = {"tensor", "as_tensor", "new_tensor", "asarray"}
 DATA_DEPENDENT = {
@@ -168,9 +169,13 @@ def _asked_device(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
 
 
 def _where() -> str:
-    """The innermost line of the repository outside this folder."""
+    """The innermost line of the repository outside this folder; not one that only hands a foreign loop's call on."""
+    handed_on = False
     for frame in reversed(traceback.extract_stack()):
         path = Path(frame.filename)
         if path.is_relative_to(ROOT) and Path(__file__).parent not in path.parents and ".venv" not in path.parts:
+            if handed_on and path.parts[-2:] == HANDS_ON:
+                continue
             return f"{path.relative_to(ROOT)}:{frame.lineno}".removeprefix("lora_train/")
+        handed_on = handed_on or "transformers" in path.parts or "accelerate" in path.parts
     return "outside the repository"

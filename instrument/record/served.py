@@ -11,11 +11,12 @@ from typing import Any
 import torch
 from peft.tuners.lora import Linear, LoraLayer
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 from .four_bit import is_4bit_linear
 
 DEVICES = ("cpu", "cuda")
-PLAIN_WEIGHTS = (nn.Parameter, torch.Tensor)
+PLAIN_WEIGHTS = (nn.Parameter, torch.Tensor, FakeTensor)  # of a dry run a weight is a FakeTensor
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -24,6 +25,8 @@ def why_not(layer: Any) -> str:
     holder = layer.get_base_layer()
     if not isinstance(holder, nn.Linear):
         return "patch.not_linear"
+    if not is_4bit_linear(holder) and holder.weight.dtype not in DTYPES:
+        return "patch.quantized"
     if not _is_plain_layer(layer) or layer.base_layer is not holder:
         return "patch.other_layer"
     lora_A, lora_B = layer.lora_A, layer.lora_B
@@ -50,7 +53,7 @@ def why_not(layer: Any) -> str:
     if is_4bit_linear(holder):
         state: Any = getattr(weight, "quant_state", None)
         return "" if state is not None and state.quant_type == "nf4" else "patch.not_nf4"
-    if weight.dtype not in DTYPES or type(weight) not in PLAIN_WEIGHTS:
+    if type(weight) not in PLAIN_WEIGHTS:
         return "patch.quantized"
     return "" if type(holder).forward is nn.Linear.forward else "patch.other_layer"
 

@@ -40,6 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=None, help="default: another one every time, printed")
     parser.add_argument("--input", type=int, help="this input of the target alone")
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="leave the files of the failures there")
+    parser.add_argument("--first", action="store_true", help="each target ends with its first failure")
     parser.add_argument("--workers", type=int, default=2, help="processes at a time (2)")
     options = parser.parse_args(arguments)
     names = options.target or list(TARGETS)
@@ -77,7 +78,7 @@ def _all(names: Sequence[str], seed: int, seconds: float, options: Any) -> Any:
     while waiting or running:
         while waiting and len(running) < options.workers:
             name, count, queue = waiting.pop(0), context.Value("q", 0), context.SimpleQueue()
-            process = context.Process(target=work, args=(name, seed, seconds, options.keep, count, queue))
+            process = context.Process(target=work, args=(name, seed, seconds, options, count, queue))
             process.start()
             running.append((name, count, queue, process))
         for one in list(running):

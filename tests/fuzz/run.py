@@ -48,7 +48,7 @@ class Fault:
         return f"--target {self.target} --input {self.number} ({self.file}): {self.what}"
 
 
-def work(name: str, seed: int, seconds: float, keep: Path | None, count: Any, queue: Any) -> None:
+def work(name: str, seed: int, seconds: float, options: Any, count: Any, queue: Any) -> None:
     """A process of one target; failures go into the queue, one of each kind."""
     faulthandler.enable()
     seen: set[str] = set()
@@ -57,8 +57,9 @@ def work(name: str, seed: int, seconds: float, keep: Path | None, count: Any, qu
         used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, resource.RLIM_INFINITY))
         end = time.perf_counter() + seconds
-        while time.perf_counter() < end and len(seen) < MOST:
-            fault = read_one(target, Path(folder), seed, count.value, keep)
+        most = 1 if options.first else MOST
+        while time.perf_counter() < end and len(seen) < most:
+            fault = read_one(target, Path(folder), seed, count.value, options.keep)
             count.value += 1
             if fault is not None and fault.what not in seen:
                 seen.add(fault.what)

@@ -87,9 +87,10 @@ def untie(model: PeftModel) -> None:
     table, head = base.get_input_embeddings(), base.get_output_embeddings()
     if head is None or not any(isinstance(module, LoraLayer) for module in (table, head)):
         return
-    table, head = (m.get_base_layer() if isinstance(m, BaseTunerLayer) else m for m in (table, head))
-    if head.weight is table.weight:
-        head.weight = torch.nn.Parameter(head.weight.detach().clone(), requires_grad=False)
+    frozen: Any = head.get_base_layer() if isinstance(head, BaseTunerLayer) else head
+    looked_up: Any = table.get_base_layer() if isinstance(table, BaseTunerLayer) else table
+    if frozen.weight is looked_up.weight:
+        frozen.weight = torch.nn.Parameter(frozen.weight.detach().clone(), requires_grad=False)
 
 
 def declare_untied(model: PreTrainedModel) -> None:

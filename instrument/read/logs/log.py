@@ -171,7 +171,7 @@ def frame_of(rows: Iterable[Record], columns: Sequence[str]) -> pd.DataFrame:
     return numbers
 
 
-def _numbers(column: pd.Series) -> pd.Series:
+def _numbers(column: pd.Series) -> Any:
     """NaN for what is no number; of what is beyond float64, inf."""
     import pandas as pd
 

@@ -196,7 +196,9 @@ def test_code_that_comes_with_a_run_is_never_run(run, tiny_models, tmp_path, cap
             auto_map={"AutoConfig": "foreign.C", "AutoModelForCausalLM": "foreign.M"}, model_type="foreign"
         ),
     )
-    (model / "foreign.py").write_text(f"open({str(ran)!r}, 'w')\nfrom transformers import PretrainedConfig as C\n")
+    (model / "foreign.py").write_text(
+        f"open({str(ran)!r}, 'w')\nimport transformers\n\n\nclass C(transformers.PretrainedConfig):\n    pass\n"
+    )
 
     def foreign(values: dict[str, Any]) -> None:
         values["model"] |= {"trust_remote_code": True, "name_or_path": str(model)}

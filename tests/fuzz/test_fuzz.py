@@ -1,0 +1,61 @@
+"""The fuzzer finds crashes that were there once, each within its two minutes."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+# Target: (file, what stands there now, what lets the crash through).
+PUT_BACK = {
+    "log": ("instrument/read/logs/log.py", "except OverflowError:", "except ZeroDivisionError:"),
+    "config": ("trainer/checks/read_config.py", "except YAML_ERRORS as error:", "except ZeroDivisionError as error:"),
+    "import": ("trainer/importer/sources.py", "except (SyntaxError, ValueError) as", "except ZeroDivisionError as"),
+    "data": (
+        "trainer/data/readers.py",
+        "except (ValueError, RecursionError) as error:  # a number",
+        "except ZeroDivisionError as error:  # a number",
+    ),
+    "run": ("instrument/read/store.py", "except (ValueError, RecursionError):", "except ZeroDivisionError:"),
+    "checkpoint": (
+        "trainer/saved/state.py",
+        "except ValueError as error:  # not JSON",
+        "except ZeroDivisionError as error:  # not JSON",
+    ),
+    "adapter": (
+        "trainer/verbs/adapter_folder.py",
+        "except (OSError, ValueError) as error:  # Unicode",
+        "except OSError as error:  # Unicode",
+    ),
+    "replay": (
+        "trainer/collapse/recorded.py",
+        "except ValidationError as error:",
+        "except ZeroDivisionError as error:",
+    ),
+}
+
+
+@pytest.mark.parametrize("target", PUT_BACK)
+def test_a_crash_put_back_is_found(target: str, tmp_path: Path):
+    file, old, new = PUT_BACK[target]
+    ignore = shutil.ignore_patterns("__pycache__")
+    for name in ("kernels", "instrument", "trainer"):
+        shutil.copytree(ROOT / name, tmp_path / "lora_train" / name, ignore=ignore)
+    shutil.copytree(ROOT / "tests", tmp_path / "tests", ignore=ignore)
+    path = tmp_path / "lora_train" / file
+    text = path.read_text(encoding="utf-8")
+    assert text.count(old) == 1, (file, old)
+    path.write_text(text.replace(old, new), encoding="utf-8")
+    command = [sys.executable, "-m", "tests.fuzz", "--target", target, "--first", "--seed", "1"]
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=400, check=False
+    )
+    assert done.returncode == 1, done.stdout[-2000:] + done.stderr[-2000:]
+    assert re.search(rf"--target {target} --input \d+ .*Error", done.stdout), done.stdout[-2000:]
