@@ -7,7 +7,7 @@ RUN := .venv/bin/python
 FAST := tests/instrument tests/kernels/statistics \
 	$(addprefix tests/trainer/,checks config data log)
 
-.PHONY: demo test test-fast lint docs docs-tables kernels collapse bench faults gpu gpu-dry gpu-wheels same clean
+.PHONY: demo test test-fast lint docs docs-tables kernels collapse bench faults gpu gpu-dry gpu-wheels same fuzz clean
 
 demo: .venv/ready
 	$(RUN) examples/demo.py
@@ -19,6 +19,10 @@ test: .venv/ready lint
 # For the inner loop: no whole model, no process, no interpreter; under two minutes.
 test-fast: .venv/ready
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile --fast $(FAST) tests/test_house.py tests/test_docs.py
+
+# Damages every kind of file that people bring, two minutes long: another seed each time, SEED=1 as CI does it, FUZZ_SECONDS=3600.
+fuzz: .venv/ready
+	OMP_NUM_THREADS=1 $(RUN) -m tests.fuzz --seconds $(or $(FUZZ_SECONDS),120) $(if $(SEED),--seed $(SEED))
 
 lint: .venv/ready
 	$(RUN) -m ruff check .

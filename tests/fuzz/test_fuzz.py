@@ -22,7 +22,11 @@ PUT_BACK = {
         "except (ValueError, RecursionError) as error:  # a number",
         "except ZeroDivisionError as error:  # a number",
     ),
-    "run": ("instrument/read/store.py", "except (ValueError, RecursionError):", "except ZeroDivisionError:"),
+    "run": (
+        "instrument/read/logs/run_folder.py",
+        "except (OSError, ValueError, RecursionError, yaml.YAMLError):",
+        "except ZeroDivisionError:",
+    ),
     "checkpoint": (
         "trainer/saved/state.py",
         "except ValueError as error:  # not JSON",
