@@ -20,7 +20,7 @@ test: .venv/ready lint
 test-fast: .venv/ready
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile --fast $(FAST) tests/test_house.py tests/test_docs.py
 
-# Damages every kind of file that people bring, two minutes long: another seed each time, SEED=1 as CI does it, FUZZ_SECONDS=3600.
+# Damages every kind of file that people bring, two minutes long: another seed each time (SEED=1 for one), FUZZ_SECONDS=3600 for an hour.
 fuzz: .venv/ready
 	OMP_NUM_THREADS=1 $(RUN) -m tests.fuzz --seconds $(or $(FUZZ_SECONDS),120) $(if $(SEED),--seed $(SEED))
 

@@ -158,7 +158,9 @@ def listed(numbers: Sequence[float] | np.ndarray, most: int = 5) -> str:
 
 
 def clock(seconds: float) -> str:
-    """A time: 0:07:12; under a minute 7.2 s."""
+    """A time: 0:07:12; under a minute 7.2 s; ? where a log has none that is finite."""
+    if not math.isfinite(seconds):
+        return "?"
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)

@@ -53,7 +53,7 @@ def seconds(text: str) -> float | None:
     """1:02:03, 02:50, `1 day, 2:03:04` or `1d 2h 3m 4s` in seconds."""
     days, _, clock = text.strip().rpartition(",")
     if parts := re.findall(r"(\d+)\s*([dhms])", clock):
-        return float(sum(int(value) * {"d": 86400, "h": 3600, "m": 60, "s": 1}[unit] for value, unit in parts))
+        return sum(float(value) * {"d": 86400, "h": 3600, "m": 60, "s": 1}[unit] for value, unit in parts)
     found = re.match(r"\d+", days.strip())
     try:
         total = 0.0
@@ -61,7 +61,7 @@ def seconds(text: str) -> float | None:
             total = 60 * total + float(part)
     except ValueError:
         return None
-    return total + 86400 * int(found.group() if found else 0)
+    return total + 86400 * float(found.group() if found else 0)
 
 
 def find_bars(text: str) -> list[Bar]:
