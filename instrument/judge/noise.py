@@ -45,8 +45,8 @@ CRITICAL = {
 # By how much the fit of shapes that have ended must be better than that of shapes that go on (chi-squared units):
 # the shapes of `_shapes` are told apart by 16 and more where the fall is as large as CRITICAL finds.
 GOES_ON, ENDED = 2.5, 0.7
-# Standard errors of the best of those shapes, reached by chance in fewer than one of 50 series that stay, by the least
-# number of values.
+# Standard errors of the best of those shapes that chance alone seldom reaches, by the least number of values; what it
+# costs in false verdicts is printed by python -m benchmarks.judging.
 FALL = {0: 4.3, 10: 3.4, 60: 2.8}
 # Fewer are too few to say that nothing moved.
 STAYS = 10

@@ -55,7 +55,7 @@ def test_the_reason_is_said_with_its_own_hint(scenarios, what, scenario, error, 
 def test_a_host_that_does_not_answer_is_asked_once(scenarios, scenario):
     found, _ = scenarios
     reached = scenario in ("silent", "garbage", "busy")
-    # huggingface_hub asks whoever it talks to for a list of its own, once in a process
+    # one more question than the tokenizer's reaches it; whose, is not known
     assert found[f"data {scenario}"]["asked"] == reached
     assert found[f"tokenizer {scenario}"]["asked"] <= 2 * reached
 

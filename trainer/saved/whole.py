@@ -2,8 +2,7 @@
 
     checkpoint-500/SHA256SUMS        "<64 hex digits>  <file>" for every other file; `sha256sum -c SHA256SUMS` reads it
 
-Checkpoints of releases that wrote no sums are read without. Only who resumes or replays reads the sums: about a second
-a gigabyte.
+Checkpoints of releases that wrote no sums are read without. Only who resumes or replays reads the sums.
 """
 
 from __future__ import annotations
