@@ -1,8 +1,8 @@
 """Which adapters merge and chat compute exactly, told from the folder alone, before torch is imported.
 
     both           LoRA on linears, embeddings and Conv1D (convolutions are not tested); DoRA, rsLoRA, rank and alpha
-                   patterns, biases, modules_to_save, trainable tokens, target_parameters; PiSSA and OLoRA, whose base peft changes in the
-                   same way again; AdaLoRA
+                   patterns, biases, modules_to_save, trainable tokens, target_parameters; PiSSA and OLoRA, whose base
+                   peft changes in the same way again; AdaLoRA
     merge alone    heads of classifiers (SEQ_CLS, TOKEN_CLS)
     chat alone     what has no merged weights that do the same: layer_replication, aLoRA
     neither        a base that was changed in a way the folder does not tell, and what peft or this release do not know
