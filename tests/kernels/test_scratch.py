@@ -54,6 +54,19 @@ def test_cross_entropy_in_chunks(tiles: bool, monkeypatch: pytest.MonkeyPatch):
         assert stays["logits"] == 4 * vocabulary * rows
 
 
+def test_a_call_is_not_charged_for_what_is_collected_meanwhile():
+    def circle() -> None:
+        link: list = [torch.empty(469155, dtype=torch.uint8)]
+        link.append(link)
+
+    def call() -> None:
+        torch.empty(1000, dtype=torch.uint8)
+        [[] for _ in range(5000)]  # enough for a collection
+
+    inside(circle)
+    assert inside(call)[0] == 1000
+
+
 @needs_c
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_attention_and_its_gradient(dtype: torch.dtype):
