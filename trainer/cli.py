@@ -173,7 +173,7 @@ def _explain(arguments: Namespace) -> int:
 
 
 def _report_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("source", metavar="RUN|FILE", type=Path, help=say("cli.report.source"))
+    parser.add_argument("sources", metavar="RUN|FILE|-", type=Path, nargs="+", help=say("cli.report.source"))
     parser.add_argument("-o", "--output", type=Path, metavar="FILE", help=say("cli.report.output"))
     parser.add_argument("--follow", action="store_true", help=say("cli.report.follow"))
 
@@ -181,7 +181,7 @@ def _report_arguments(parser: ArgumentParser) -> None:
 def _report(arguments: Namespace) -> int:
     from .verbs.read_run import report
 
-    return report(arguments.source, arguments.output, arguments.follow)
+    return report(arguments.sources, arguments.output, arguments.follow)
 
 
 def _compare_arguments(parser: ArgumentParser) -> None:

@@ -92,7 +92,7 @@ def duel(seed: int, faults: int, out: Path, show: bool) -> tuple[dict[str, Tally
     tallies: dict[str, Tally] = {}
     made = 0
     for number, plan in enumerate(plans(seed, faults)):
-        said = readings(plan, out / f"{number:02}", 1000 * seed + number)
+        said = readings(plan, out / f"{number:02}", (1000 * seed + number) % 2**32)  # numpy's seeds end there
         if said is None:
             print(f"{plan.name}: not made, its trainer is not installed")
             continue

@@ -14,6 +14,7 @@ from transformers import (
     BertForSequenceClassification,
     LlamaConfig,
     LlamaForCausalLM,
+    PrinterCallback,
     Trainer,
     TrainingArguments,
 )
@@ -115,6 +116,7 @@ def train(plan: Plan, out: Path, seed: int, callbacks: list[Any] | None = None) 
         compute_metrics=metrics if plan.task == "classes" else None,
         callbacks=callbacks,
     )
+    trainer.remove_callback(PrinterCallback)
     trainer.plan = plan
     if plan.scaler:
         as_fp16(trainer, True)

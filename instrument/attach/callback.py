@@ -170,7 +170,7 @@ class InstrumentCallback(TrainerCallback):
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Records an evaluation."""
         values = {k: float(v) for k, v in kwargs.get("metrics", {}).items() if isinstance(v, (int, float))}
-        if self.instrument is not None and "eval_loss" in values:
+        if self.instrument is not None and any(key.startswith("eval_") for key in values):
             self.instrument.evaluation(values)
 
     def on_train_end(

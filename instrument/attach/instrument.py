@@ -228,7 +228,7 @@ class Instrument:
         self._metrics.write(vars(line))
 
     def evaluation(self, values: Mapping[str, float]) -> None:
-        """Records an evaluation under the names of metrics.jsonl: at least eval_loss."""
+        """Records an evaluation under the names of metrics.jsonl: eval_loss, where there is one, eval_accuracy."""
         self._eval_seconds += float(values.get("eval_runtime", 0.0))
         self._metrics.write({"step": self._n_steps, **values})
 

@@ -337,4 +337,7 @@ STEP_COLUMNS = tuple(columns_of(StepLine))
 
 def kind_of(line: dict[str, Any]) -> str:
     """What a line of metrics.jsonl is: "step", "evaluation" or "summary"."""
-    return "evaluation" if "eval_loss" in line else "summary" if "train_runtime" in line else "step"
+    if "train_runtime" in line:
+        return "summary"
+    measured = "loss" not in line and any(key.startswith("eval_") for key in line)
+    return "evaluation" if measured else "step"

@@ -124,7 +124,10 @@ def read_metrics(run_dir: str | Path, start: int | None = None) -> list[dict[str
             or (start is not None and row.get("start") != start)
         ):
             continue
-        key = (kind_of(row), row.get("step"))
+        kind = kind_of(row)
+        # one step may be evaluated on several sets, each a line with keys of its own
+        measured = sorted(key for key in row if key.startswith("eval_")) if kind == "evaluation" else ()
+        key = (kind, row.get("step"), *measured)
         kept.pop(key, None)
         kept[key] = row
     return list(kept.values())

@@ -76,10 +76,11 @@ def _explain(question: Question) -> int:
     return exit_code(findings) if question.exit_code else 0
 
 
-def report(source: Path, output: Path | None, following: bool) -> int:
+def report(sources: Sequence[Path], output: Path | None, following: bool) -> int:
     """Writes the page of a run.
 
     Args:
+        sources: as of `Question`.
         following: writes it again while the run goes on.
 
     Raises:
@@ -87,16 +88,16 @@ def report(source: Path, output: Path | None, following: bool) -> int:
     """
     from ...instrument.show.report import follow, write_report
 
-    if following and source.is_file():
-        raise UserError(problem("report.follow_needs_run", path=source))
+    if following and (len(sources) > 1 or sources[0].is_file() or str(sources[0]) == "-"):
+        raise UserError(problem("report.follow_needs_run", path=sources[-1]))
     with _as_user_errors():
         if following:
             with contextlib.suppress(KeyboardInterrupt):
-                follow(source, output, _written, _waiting)
+                follow(sources[0], output, _written, _waiting)
         elif output is not None and output.is_dir():
             raise UserError(problem("report.cannot_write", path=output, what=os.strerror(errno.EISDIR)))
         else:
-            _written(write_report(source, output))
+            _written(write_report(*sources, output=output))
     return 0
 
 

@@ -7,6 +7,7 @@
     read_history("wandb.csv")                        exports.py: W&B, TensorBoard, a column a number
     read_history("events.out.tfevents.1")            events.py: TensorBoard
     read_history("-")                                standard input
+    read_history("console.log.gz")                   compressed with gzip
     read_history("part-1.log", "part-2.log")         several files of one run
 
 Each format becomes a Log (log.py) of records under the Trainer's names (values.py); numbering.py finds steps that are
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 import re
 import sys
+import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -36,6 +38,8 @@ from .values import is_known, is_step
 STATE = "trainer_state.json"
 FACTORY = "trainer_log.jsonl"
 STANDARD_INPUT = "-"
+# Of a compressed log, unpacked.
+LARGEST = 1 << 30
 # What else people give, by its content; the sentence says what to give instead.
 CONFIGURATION = re.compile(
     r'"(?:peft_type|model_type|architectures|_name_or_path)"\s*:|^\s*(?:base_model|model_name_or_path|lora_r|lora_alpha|'
@@ -121,7 +125,30 @@ def _from_file(path: Path) -> tuple[str, Log]:
         data = path.read_bytes()
     except OSError as error:
         raise SourceError("source.unreadable", path=path, what=error.strerror) from error
-    return _from_bytes(str(path), data)
+    return _from_bytes(str(path).removesuffix(".gz"), _unzipped(path, data))
+
+
+def _unzipped(path: Path, data: bytes) -> bytes:
+    """What a file compressed with gzip holds, up to LARGEST bytes; of one that is cut off, what is there."""
+    if not data.startswith(b"\x1f\x8b"):
+        return data
+    unzip, parts, size = zlib.decompressobj(wbits=31), [], 0
+    try:
+        while data and size <= LARGEST:
+            part = unzip.decompress(data, LARGEST + 1 - size)
+            parts.append(part)
+            size += len(part)
+            data = unzip.unconsumed_tail or unzip.unused_data
+            if unzip.eof and data:  # rotated logs are often several put together
+                unzip = zlib.decompressobj(wbits=31)
+            elif not part:
+                break
+    except zlib.error as error:
+        if not size:
+            raise SourceError("source.unreadable", path=path, what=error) from error
+    if size > LARGEST:
+        raise SourceError("source.unreadable", path=path, what=f"more than {LARGEST >> 20} MiB inside")
+    return b"".join(parts)
 
 
 def _from_bytes(name: str, data: bytes) -> tuple[str, Log]:

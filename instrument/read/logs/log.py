@@ -138,7 +138,7 @@ def _frames(records: Sequence[Record], partial: bool) -> tuple[pd.DataFrame, pd.
         # after its last line a Trainer may evaluate once more, with the best weights
         if (measured := evaluation(record)) and not (ended and step in evals):
             measured |= {key: record[key] for key in ("epoch", "step") if key in record}
-            _put(evals, step, measured, together=partial or not set(evals.get(step, ())) & set(measured) - SHARED)
+            put_evaluation(evals, step, measured, together=partial)
     if partial:
         steps = {step: row for step, row in steps.items() if is_step(row)}
     lost = tuple(sorted(int(s) for s, row in evals.items() if not math.isfinite(row.get("eval_loss", 0.0))))
@@ -146,7 +146,12 @@ def _frames(records: Sequence[Record], partial: bool) -> tuple[pd.DataFrame, pd.
 
 
 # Keys that two evaluations of one step on different rows may both have.
-SHARED = {"epoch", "step"}
+SHARED = {"epoch", "start", "step"}
+
+
+def put_evaluation(evals: dict[float, Record], step: float, measured: Record, together: bool = False) -> None:
+    """The last evaluation of a step; several on different rows, as of a dict of data sets, stay together."""
+    _put(evals, step, measured, together or not set(evals.get(step, ())) & set(measured) - SHARED)
 
 
 def _put(rows: dict[float, Record], step: float, row: Record, together: bool) -> None:

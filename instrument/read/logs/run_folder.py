@@ -14,7 +14,7 @@ from ..history import COLUMNS, History, SourceError
 from ..load import Run
 from ..schema import kind_of
 from ..store import METRICS, SCHEMA_VERSION, read_metrics
-from .log import frame_of, totals
+from .log import frame_of, put_evaluation, totals
 from .marks import task_of, trainer_of
 from .values import number
 
@@ -35,23 +35,34 @@ def read_run_folder(path: Path) -> History:
         raise SourceError("source.unreadable", path=path / METRICS, what=error) from error
     evals = [{key: number(value) for key, value in row.items()} for row in rows if kind_of(row) == "evaluation"]
     # null stands for what is not finite; a text was written by nobody
-    evals = [row for row in evals if isinstance(row["eval_loss"], (float, type(None)))]
+    evals = [row for row in evals if isinstance(row.get("eval_loss"), (float, type(None)))]
+    measured: dict[float, dict[str, Any]] = {}
+    for row in evals:
+        if isinstance(row.get("step"), float):
+            put_evaluation(measured, row["step"], row)
     history = History(
         name=str(path),
         kind="run",
         steps=frame_of((row for row in rows if kind_of(row) == "step"), COLUMNS),
-        evals=frame_of(evals, ("step", "eval_loss")),
+        evals=frame_of(measured.values(), ("step", "eval_loss")),
         config=_yaml(path / "config.yaml"),
         env=env,
         incidents=incidents_of(path),
         run=Run(path),
     )
-    losses = history.evals[["step", "eval_loss"]].to_numpy()
-    history.nan_evals = tuple(int(step) for step, loss in losses if not math.isfinite(loss))
+    history.nan_evals = tuple(sorted({int(row["step"]) for row in evals if _lost(row)}))
     summary = next((row for row in reversed(rows) if kind_of(row) == "summary"), None)
     _ending(history, summary)
     _kind(history)
     return history
+
+
+def _lost(row: dict[str, Any]) -> bool:
+    """Whether an evaluation gave a loss that is not finite; one without a loss did not."""
+    loss = row.get("eval_loss", 0.0)
+    return (
+        isinstance(row.get("step"), float) and math.isfinite(row["step"]) and (loss is None or not math.isfinite(loss))
+    )
 
 
 def _ending(history: History, summary: dict[str, Any] | None) -> None:

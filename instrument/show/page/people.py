@@ -50,9 +50,9 @@ def setting(value: Any) -> str:
 
 
 def run_name(source: str) -> str:
-    """What a run is called in a page that others see: its folder, or the file of a log."""
-    path = Path(source).resolve()
-    return path.parent.name if path.name == "trainer_state.json" else path.name
+    """What a run is called in a page that others see: its folder, or the files of a log."""
+    paths = [Path(part).resolve() for part in source.split(" + ")]
+    return " + ".join(path.parent.name if path.name == "trainer_state.json" else path.name for path in paths)
 
 
 def without_paths(value: Any) -> Any:

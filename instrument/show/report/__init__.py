@@ -22,12 +22,12 @@ SCRIPTS = ("grid.js", "paint.js", "cell.js", "report.js")
 BEFORE_THE_FIRST_STEP = ("config.yaml", "env.json", ".lock")
 
 
-def write_report(source: Path, output: Path | None = None, following: bool = False) -> Path:
+def write_report(*sources: Path, output: Path | None = None, following: bool = False) -> Path:
     """Writes the report of a run and returns its path.
 
     Args:
-        source: what `read_history` reads.
-        output: None for report.html in the run folder, or beside the file.
+        sources: what `read_history` reads; several are parts of one run.
+        output: None for report.html in the run folder, or beside the first file.
 
     Raises:
         SourceError: there is no run.
@@ -35,8 +35,8 @@ def write_report(source: Path, output: Path | None = None, following: bool = Fal
     """
     from .data import report_data
 
-    history = read_history(source)
-    output = output or (source if source.is_dir() else source.parent) / "report.html"
+    history = read_history(*sources)
+    output = output or (sources[0] if sources[0].is_dir() else sources[0].parent) / "report.html"
     write_text(output, document(run_name(history.name), report_data(history, following), SCRIPTS))
     return output
 
@@ -57,7 +57,7 @@ def follow(source: Path, output: Path | None, wrote: Callable[[Path], None], wai
     while True:
         now = tuple(path.stat().st_mtime for path in (source / METRICS, source / STATS) if path.exists())
         if now != seen:
-            path = write_report(source, output, following=True)
+            path = write_report(source, output=output, following=True)
             if seen is None:
                 wrote(path)
             seen = now

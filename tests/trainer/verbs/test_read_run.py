@@ -41,6 +41,12 @@ def test_report_and_compare_write_pages_without_torch(tmp_path):
     page = (copy / "report.html").read_text(encoding="utf-8")
     assert page.startswith("<!doctype html>")
     assert "src=http" not in page.replace('"', "")
+    parts = [tmp_path / "one.log", tmp_path / "two.log"]
+    for start, part in zip((10, 20), parts, strict=True):
+        part.write_text("".join(f"{{'loss': 1.5, 'step': {start + i}}}\n" for i in range(10)))
+    result = run("report", *parts)
+    assert result.returncode == 0, result.stderr
+    assert "one.log + two.log" in (tmp_path / "report.html").read_text(encoding="utf-8")
     result = run("compare", copy, RUNS / "overfitting", "-o", tmp_path / "compare.html")
     assert result.returncode == 0, result.stderr
     assert "lora.r" in result.stdout
@@ -54,6 +60,8 @@ def test_report_and_compare_write_pages_without_torch(tmp_path):
         (("explain", "gone"), "error: there is no file or folder gone"),
         (("explain", "."), "error: . holds no run"),
         (("report", "stock/trainer_state.json", "--follow"), "error: --follow needs a run folder"),
+        (("report", "healthy", "stock/trainer_state.json", "--follow"), "error: --follow needs a run folder"),
+        (("report", "healthy", "stock/trainer_state.json"), "error: healthy "),
         (("report", "healthy", "-o", "/no/such/folder/x.html"), "error: /no/such/folder/x.html cannot be written"),
         (("report", "healthy", "-o", "."), "error: . cannot be written"),
         (("report", "../instrument", "--follow"), "error: ../instrument holds no run"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import subprocess
@@ -10,6 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 from lora_train.instrument.messages import LANGUAGES, catalogue
+from lora_train.instrument.read import logs
 from lora_train.instrument.read.history import SourceError
 from lora_train.instrument.read.logs import read_history
 
@@ -185,6 +187,41 @@ def test_an_evaluation_of_null_is_kept_and_named(tmp_path):
     assert history.nan_evals == (10,)
     assert history.evals["eval_accuracy"].tolist() == [0.5, 0.75]
     assert (history.task, history.task_known, history.trainer) == ("seq_cls", True, "transformers")
+
+
+def test_evaluations_without_a_loss_and_of_several_sets(tmp_path):
+    run = run_folder(
+        tmp_path,
+        {"step": 10, "loss": 1.5, "start": 0},
+        {"step": 10, "eval_accuracy": 0.5, "start": 0},
+        {"step": 20, "loss": 1.5, "start": 0},
+        {"step": 20, "eval_news_loss": 1.25, "start": 0},
+        {"step": 20, "eval_chat_loss": 1.75, "start": 0},
+    )
+    history = read_history(run)
+    assert history.steps["step"].tolist() == [10, 20]
+    assert history.evals["step"].tolist() == [10, 20]
+    assert history.evals["eval_loss"].isna().all()
+    assert history.evals["eval_accuracy"].iloc[0] == 0.5
+    assert history.evals.loc[1, ["eval_news_loss", "eval_chat_loss"]].tolist() == [1.25, 1.75]
+    assert history.nan_evals == ()
+
+
+def test_compressed_logs(tmp_path, monkeypatch):
+    log = tmp_path / "console.log.gz"
+    log.write_bytes(gzip.compress(LINE.encode()) + gzip.compress(LINE.replace("1.5", "1.25").encode()))
+    assert len(read_history(log).steps) == 2
+    (tmp_path / "state.json.gz").write_bytes(gzip.compress(state(1.5, 1.25).encode()))
+    assert read_history(tmp_path / "state.json.gz").steps["loss"].tolist() == [1.5, 1.25]
+    log.write_bytes(
+        gzip.compress(b"".join(b"{'loss': %.3f, 'step': %d}\n" % (9 / n, n) for n in range(1, 3000)))[:-100]
+    )
+    assert len(read_history(log).steps) > 1000  # what is there of one that is cut off
+    log.write_bytes(b"\x1f\x8b" + bytes(20))
+    assert refused(log) == "unreadable"
+    monkeypatch.setattr(logs, "LARGEST", 1000)
+    log.write_bytes(gzip.compress(bytes(2000)))
+    assert refused(log) == "unreadable"
 
 
 def test_lines_of_another_program_named_like_ours(tmp_path):

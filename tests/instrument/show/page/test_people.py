@@ -58,6 +58,7 @@ def test_a_run_is_called_by_its_folder_and_a_log_by_its_file(tmp_path, monkeypat
     assert run_name(".") == "mine"
     assert run_name("/home/kim/runs/a/") == "a"
     assert run_name("/home/kim/runs/a/trainer_state.json") == "a"
+    assert run_name("/home/kim/runs/a.log + /home/kim/runs/b.log") == "a.log + b.log"
     assert run_name("/home/kim/training.log") == "training.log"
 
 

@@ -147,7 +147,7 @@ def test_the_page_in_both_languages_sizes_and_schemes(opened, run):
 @pytest.mark.parametrize(("width", "height"), [(1280, 800), (390, 844)])
 @pytest.mark.parametrize("name", ["overfitting", "stock", "healed"])
 def test_the_first_screen_holds_status_tiles_and_the_first_chart(opened, tmp_path, name, width, height):
-    page = opened(write_report(RUNS / name, tmp_path / "x.html"), width=width, height=height).page
+    page = opened(write_report(RUNS / name, output=tmp_path / "x.html"), width=width, height=height).page
     page.wait_for_selector("#loss canvas")
     for part in (".status", ".tiles", "#loss .plot"):
         box = page.locator(part).bounding_box()
@@ -178,7 +178,7 @@ def test_nothing_offers_an_upload_or_asks_for_anything(opened, run):
 
 
 def test_zeros_of_a_stock_log_are_gaps_and_red_marks(opened, tmp_path):
-    path = write_report(RUNS / "stock" / "trainer_state.json", tmp_path / "stock.html")
+    path = write_report(RUNS / "stock" / "trainer_state.json", output=tmp_path / "stock.html")
     page = opened(path).page
     found = drawn(page, "loss")
     assert found["y"][0][12:] == [None] * 48
@@ -218,7 +218,7 @@ def test_the_numbers_are_the_findings(opened, run):
 
 
 def test_axes_switch_zoom_and_come_back(opened, tmp_path):
-    page = opened(write_report(RUNS / "overfitting", tmp_path / "x.html")).page
+    page = opened(write_report(RUNS / "overfitting", output=tmp_path / "x.html")).page
     history = read_history(RUNS / "overfitting")
     for axis, column in (("epoch", history.column("epoch")), ("tokens", history.column("tokens").cumsum()),
                          ("time", history.column("step_seconds").cumsum() / 60)):  # fmt: skip
@@ -388,5 +388,5 @@ def test_follow_waits_shows_what_comes_and_keeps_its_place(opened, run, tmp_path
 
 
 def test_a_page_of_sixty_lines_is_small(tmp_path):
-    assert write_report(RUNS / "stock", tmp_path / "stock.html").stat().st_size < 700_000
-    assert write_report(RUNS / "healed", tmp_path / "healed.html").stat().st_size < 700_000
+    assert write_report(RUNS / "stock", output=tmp_path / "stock.html").stat().st_size < 700_000
+    assert write_report(RUNS / "healed", output=tmp_path / "healed.html").stat().st_size < 700_000
