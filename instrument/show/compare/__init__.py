@@ -19,13 +19,14 @@ from ...messages import say_in
 from ...read.history import History
 from ...read.store import write_text
 from ..page import document
+from ..page.people import number
 from .comparable import comparability, missing, same_measure
 from .differences import Difference, consequences, differences
 from .parting import parting
 from .ranking import MANY, SEED, rank
 from .rates import rates
 from .table import FROM, table
-from .words import listed, number
+from .words import listed
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 

@@ -16,8 +16,9 @@ from ...judge.explain.finding import Finding, median
 from ...judge.explain.rules.rows import overlap_of
 from ...read.eval_rows import EvaluationRows, read_rows, stored_steps
 from ...read.history import History
+from ..page.people import number
 from .differences import Difference, told
-from .words import listed, number
+from .words import listed
 
 # What makes a loss a token another number; the first are which rows there are.
 ROWS = ("data.eval", "data.eval_limit", "data.eval_fraction")

@@ -10,7 +10,8 @@ import numpy as np
 
 from ...judge.explain.finding import Finding
 from ...read.history import History
-from .words import MISSING, listed, number, setting
+from ..page.people import UNKNOWN, number, setting
+from .words import listed
 
 # They change where and how often something is written, and no weight.
 HARMLESS = (
@@ -92,7 +93,7 @@ def consequences(histories: Sequence[History], names: Sequence[str], differing: 
         found.append(_note("compare.same_settings", "note"))
     if rate := _rate_parts(histories):
         step, values = rate
-        cause = ", ".join(key for key in (*SCHEDULE, *BATCH, "data.limit", "data.train") if key in changed) or MISSING
+        cause = ", ".join(key for key in (*SCHEDULE, *BATCH, "data.limit", "data.train") if key in changed) or UNKNOWN
         rates = listed(names, [number(value, 3) for value in values])
         if not told(histories):
             found.append(_note("compare.rates_part", "watch", step=step, listed=rates))

@@ -27,8 +27,9 @@ from ...judge.noise import FEW, noise_of
 from ...judge.paired import paired
 from ...read.eval_rows import EvaluationRows
 from ...read.history import History
+from ..page.people import number
 from .comparable import Comparability, eval_rows
-from .words import listed, number
+from .words import listed
 
 SMOOTH = 3
 # Two runs that differ only in their seed end this far apart, as a share of their level.

@@ -9,7 +9,8 @@ import numpy as np
 
 from ...judge.explain.finding import Finding, Phrase, median
 from ...read.history import History
-from .words import listed, number
+from ..page.people import number
+from .words import listed
 
 # Timings of the same work on the same machine differ by less.
 FASTER = 1.05

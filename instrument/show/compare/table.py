@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 from ...messages import say_in
 from ...read.history import History
+from ..page.people import UNKNOWN, number
 from .differences import Difference, weighty
 from .ranking import best_of, lower_is_better, metrics_of
-from .words import MISSING, aligned, number
+from .words import aligned
 
 # From so many runs on a table is read faster than lists of letters.
 FROM = 4
@@ -30,7 +31,7 @@ def table(histories: Sequence[History], names: Sequence[str], differing: Sequenc
     rows = [[*head, *(difference.key.rpartition(".")[2] for difference in columns), ""]]
     for i in order:
         best, last = bests[i], int(histories[i].column("step")[-1])
-        value, step = (number(best.value), f"{best.step:,}") if best else (MISSING, MISSING)
+        value, step = (number(best.value), f"{best.step:,}") if best else (UNKNOWN, UNKNOWN)
         rows.append(
             [names[i], value, step, f"{last:,}", *(difference.values[i] for difference in columns), histories[i].name]
         )

@@ -19,6 +19,6 @@ def test_many_runs_are_a_table_sorted_by_the_metric():
     lines = comparison_lines(compare_runs(runs), "en")
     assert lines[0].split() == ["eval_loss", "best", "at", "step", "last", "step", "learning_rate", "bf16"]
     assert [line.split()[0] for line in lines[1:5]] == ["B", "D", "A", "C"]
-    assert lines[1].split() == ["B", "1.5", "20", "40", "0.0001", "true", "runs/x"]
+    assert lines[1].split() == ["B", "1.5", "20", "40", "1e-4", "true", "runs/x"]
     widths = {line.index("runs/x") for line in lines[1:5]}
     assert len(widths) == 1
