@@ -50,6 +50,8 @@ GOES_ON, ENDED = 2.5, 0.7
 FALL = {0: 4.3, 10: 3.4, 60: 2.8}
 # Fewer are too few to say that nothing moved.
 STAYS = 10
+# A rise of so many values or more is over where the last ones keep less of it than this.
+CAME_BACK, BACK = 8, 0.35
 # A fall is looked at from where it is within so many sigma of its end: what came before says nothing of the end.
 NEAR = 10.0
 
@@ -236,7 +238,7 @@ def judge(values: np.ndarray, *, small: float = SMALL, assumed: float = ASSUMED,
     size, i, k = statistic(x, noise)
     limit = critical(n)
     low, end = float(np.mean(x[i:k])) if k else float(x.min()), float(np.mean(x[k:])) if k else float(x[-1])
-    if size >= limit and end - low > worth:
+    if size >= limit and end - low > worth and not _came_back(x, low, end):
         return Course("rose", low, int(where[(i + k - 1) // 2]), end, noise, n)
     down, i, k = statistic(-x, noise)
     first, end = (float(np.mean(x[i:k])), float(np.mean(x[k:]))) if k else (float(x[0]), float(x[-1]))
@@ -252,6 +254,13 @@ def judge(values: np.ndarray, *, small: float = SMALL, assumed: float = ASSUMED,
         return Course("last", float(np.mean(lately)), int(where[-2]), float(x[-1]), noise, n)
     still = n >= STAYS or (noise.sigma == 0 and n >= 3)
     return Course("flat" if still else "undecided", middle, int(where[n // 4]), end, noise, n)
+
+
+def _came_back(x: np.ndarray, low: float, end: float) -> bool:
+    """Whether the last values, less one outlier, are again nearer to the lowest stretch than to what followed it."""
+    n = len(x)
+    lately = float(np.median(x[-3:])) if n >= 20 else float(np.max(x[-2:]))
+    return n >= CAME_BACK and lately - low < BACK * (end - low)
 
 
 def _ending(x: np.ndarray, noise: Noise, worth: float) -> str:

@@ -23,7 +23,9 @@ MOVES: dict[str, dict[str, int]] = {
     "explain.loss_turned": {RATE: DOWN},
     "explain.loss_blew_up": {RATE: DOWN},
     "explain.loss_blew_up_rate": {RATE: DOWN},
+    "explain.loss_beyond": {RATE: DOWN},
     "explain.rate_far": {RATE: DOWN},
+    "explain.rate_tiny": {RATE: UP},
     "explain.gradient_none_since": {RATE: DOWN},
     "explain.eval_rose": {RATE: DOWN},
     "explain.eval_wobble": {RATE: DOWN},
@@ -72,7 +74,7 @@ _FORWARD = (
 _COLLAPSED = (
     *_FORWARD, "explain.no_gradient", "explain.stopped", "explain.stopped_without_remedy", "explain.attached_stopped",
     "explain.attached_went_on", "explain.gradient_never_finite", "explain.gradient_none_since", "explain.no_model",
-    "explain.loss_blew_up", "explain.loss_blew_up_rate",
+    "explain.loss_blew_up", "explain.loss_blew_up_rate", "explain.loss_beyond",
 )  # fmt: skip
 STRENGTH = (
     *_COLLAPSED, "explain.healed_worse", "explain.exploding", "explain.vanishing", "explain.overfitting",
@@ -97,6 +99,8 @@ SILENCES: dict[str, tuple[str, ...]] = {
     # a gradient of a forward pass that is not finite is none either
     **dict.fromkeys(_FORWARD, (*_COURSE, "explain.gradient_never_finite", "explain.gradient_none_since")),
     "explain.overfitting": ("explain.underfitting", "explain.loss_flat"),
+    "explain.loss_fell": ("explain.rate_tiny",),  # a rate that was printed with few decimals
+    "explain.rate_tiny": ("explain.loss_flat", "explain.loss_flat_coarse", "explain.loss_unclear", "explain.eval_flat"),
     "explain.eval_rose": ("explain.underfitting", "explain.loss_flat"),
     "explain.zero_from_start": (*_COURSE, "explain.gradient_never_finite", "explain.other_step_stock"),
     # rows tell what a few means cannot

@@ -74,6 +74,13 @@ def test_what_a_series_did(levels, kind):
     assert judge(100 + levels + drawn(len(levels), 1)).kind == kind
 
 
+def test_a_rise_that_has_come_back_is_none():
+    up = 8 * np.sin(np.linspace(0, np.pi, 30))
+    levels = np.concatenate([np.linspace(60, 0, 30), up])
+    assert judge(100 + levels + drawn(60)).kind != "rose"
+    assert judge(100 + levels[:48] + drawn(48)).kind == "rose"
+
+
 def test_a_series_without_any_noise_is_judged():
     assert judge(np.full(20, 1 / 3)).kind == "flat"
     assert judge(np.full(2, 0.0)).kind == "undecided"

@@ -14,7 +14,7 @@ import pandas as pd
 
 from ....read.history import PRINTED, History
 from ...noise import deviation
-from ..finding import WINDOW, Finding, listed, median
+from ..finding import WINDOW, Finding, ends, listed, median
 
 FALSE, SPIKE_FACTOR = 0.03, 2.5
 # Steps on either side whose median is the usual norm: many, as the median of a dozen scatters itself by a third.
@@ -22,6 +22,8 @@ WIDEST = 100
 # A norm below this is none: bf16 and fp16 gradients that reach an adapter are larger by orders.
 NOTHING = 1e-12
 SPIKES_WATCHED = 0.01
+# A loss that is so many times the usual one explains the norm of its step; of so many of the steps.
+OWN_LOSS, NEARLY_ALL = 2.0, 0.9
 # Over the run's calmest dozen steps. Norms grow twofold in healthy runs as B leaves zero, not tenfold.
 EXPLODED = 10.0
 # Of the norm after the first dozen steps, while the loss kept more than half of itself.
@@ -55,6 +57,8 @@ def spikes(history: History) -> Finding | None:
     values = {"n": len(at), "steps": listed(step[at]), "step": int(step[highest]), "norm": float(norm[highest])}
     values |= {"median": median(norm), "module": "-", "share": 0.0, "usual": 0.0}
     verdict = "watch" if len(at) > max(3, SPIKES_WATCHED * len(norm)) else "note"
+    if verdict == "watch" and _with_their_loss(history, step[at]):
+        return Finding("grad_norm", "note", "explain.spikes_rows", values)
     layers = history.layers
     if layers is None or (own := _at(layers, int(step[highest]), history)) is None:
         return Finding("grad_norm", verdict, "explain.spikes", values)
@@ -68,6 +72,16 @@ def spikes(history: History) -> Finding | None:
         "usual": 100 * float(usual[most]),
     }
     return Finding("grad_norm", verdict, "explain.spikes_layer", values)
+
+
+def _with_their_loss(history: History, spiked: np.ndarray) -> bool:
+    """Whether the losses of nearly all those steps stand out as well, and the run fell all the same."""
+    step, loss = history.finite("loss")
+    if history.coarse > 1 or len(loss) < 2 * WINDOW or not (loss > 0).all():
+        return False
+    first, last = ends(loss)
+    out = np.isin(spiked, step[_usual(loss)[0] > math.log(OWN_LOSS)])
+    return bool(out.mean() >= NEARLY_ALL and last < first)
 
 
 def _at(layers, step: int, history: History):

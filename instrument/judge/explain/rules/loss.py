@@ -28,6 +28,8 @@ STEPS_SCATTER, MEANS_SCATTER = 0.3, 0.05
 BLEW_UP = 2.0
 # Nats a token: guessing costs ln(vocabulary), at most 12.5; some trainers add up 8 micro-batches.
 NO_MODEL = 100.0
+# The same for any vocabulary there is; with a rate that destroys, no sum of micro-batches is meant.
+WORSE_THAN_GUESSING = 13.0
 # Of the whole fall, hidden before the second line of a log.
 HIDDEN = 0.3
 
@@ -92,10 +94,13 @@ def blew_up(history: History) -> Finding | None:
     if len(loss) < 4 or stock_zeros(history) or not loss[0] > 0 or history.task not in ("causal_lm", "seq_cls"):
         return None
     after = loss[2:]
-    if not after.min() > BLEW_UP * loss[0]:
-        return None
     rate = history.column("learning_rate")
     peak = float(np.nanmax(rate)) if np.isfinite(rate).any() else 0.0
+    if peak > FAR_RATE and after.min() > WORSE_THAN_GUESSING:  # the first line of a coarse log is too late
+        values = {"last": ends(loss)[1], "first": float(loss[0]), "step": int(step[0]), "rate": peak}
+        return Finding("loss", "wrong", "explain.loss_beyond", values)
+    if not after.min() > BLEW_UP * loss[0]:
+        return None
     values = {"first": float(loss[0]), "last": median(after), "factor": median(after) / float(loss[0])}
     values |= {"rate": peak, "step": int(step[1])}
     key = "explain.loss_blew_up_rate" if peak > FAR_RATE else "explain.loss_blew_up"

@@ -13,6 +13,9 @@ from ..finding import Finding, listed
 LONG_WARM_UP = 0.3
 # LoRA is trained with 1e-5 to 1e-3 by Adam; tiny models bear 1e-2, and plain gradient descent needs more.
 FAR_RATE = 0.05
+# With Adam a weight moves by about the rate a step. Runs that learn let it go 1e-4 (all weights, preference) to 1e-1
+# in all; below this not even float32 weights of 1 would differ in their fifth digit. SEEN steps, for a warm-up is low.
+NEAR_NOTHING, SEEN = 1e-5, 20
 # A schedule that ends does so near zero.
 UNFINISHED = 0.05
 FALLING = ("linear", "cosine")
@@ -33,6 +36,9 @@ def course(history: History) -> Finding | None:
     values = {"peak": float(rate[peak]), "step": int(step[peak]), "last": float(rate[-1]), "n": int(step[-1])}
     if values["peak"] > FAR_RATE and "sgd" not in str(history.setting("training.optim", "")):
         return Finding("learning_rate", "watch", "explain.rate_far", values)
+    reach = values["n"] * float(np.mean(rate))
+    if 0 < reach < NEAR_NOTHING and values["n"] >= SEEN and "sgd" not in str(history.setting("training.optim", "")):
+        return Finding("learning_rate", "wrong", "explain.rate_tiny", values | {"reach": reach})
     whole = history.planned or values["n"]
     rising = not history.finished and history.planned is None and peak == len(rate) - 1
     if values["step"] > LONG_WARM_UP * max(whole, values["n"]) and len(rate) >= 20 and not rising:

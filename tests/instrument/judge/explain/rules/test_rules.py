@@ -16,6 +16,7 @@ N = 100
 NOISE = np.random.default_rng(1).lognormal(0, 0.3, N)
 STEPS = np.arange(1, N + 1)
 NORMAL = np.random.default_rng(0).standard_normal(N)
+WRONG_ROWS = NOISE * np.exp(-STEPS / 400) * np.where(STEPS % 20 == 10, 40, 1)
 LATER = np.where(STEPS > 50, 1.0, 0.0)
 GREW = 8 + LATER
 LONG = np.where(STEPS == 51, 900, 300)
@@ -48,6 +49,8 @@ def key(finding) -> str | None:
         (loss.blew_up, {"loss": [1.6, 11.8, 11, 10, 10.4, 10.4], "learning_rate": [5.0] * 6}, "loss_blew_up_rate"),
         (loss.blew_up, {"loss": [1.6, 11.8, 11, 10, 10.4], "learning_rate": np.full(5, 1e-4)}, "loss_blew_up"),
         (loss.blew_up, {"loss": [1.6, 11.8, 2.0, 1.7, 1.6]}, None),
+        (loss.blew_up, {"loss": [36.0, 77, 115, 104, 70, 55], "learning_rate": [2.2] * 6}, "loss_beyond"),
+        (loss.blew_up, {"loss": [36.0, 77, 115, 104, 70, 55], "learning_rate": [1e-4] * 6}, None),
         (loss.no_model, {"loss": [344093.0, 9.0, 8.0]}, "no_model"),
         (loss.no_model, {"loss": [12.4, 9.0, 8.0]}, None),
         (loss.course, {"loss": falling(2000, first=1.5, last=1.2, noise=0.2)}, "loss_fell"),
@@ -61,6 +64,8 @@ def key(finding) -> str | None:
         (gradients.spread, {"grad_norm": NOISE}, "grad_spread"),
         (gradients.spikes, {"grad_norm": np.where(STEPS == 40, 30.0, NOISE)}, "spikes"),
         (gradients.spikes, {"grad_norm": NOISE}, None),
+        (gradients.spikes, {"grad_norm": WRONG_ROWS, "loss": 0.02 * WRONG_ROWS}, "spikes_rows"),
+        (gradients.spikes, {"grad_norm": WRONG_ROWS, "loss": falling()}, "spikes"),
         (gradients.spread, {"grad_norm": np.zeros(N)}, None),
         (gradients.none_since, {"grad_norm": ENDED, "loss": falling()}, "gradient_none_since"),
         (gradients.none_since, {"grad_norm": np.where(STEPS == 40, 0.0, NOISE), "loss": falling()}, None),
@@ -79,6 +84,10 @@ def key(finding) -> str | None:
         (schedule.course, {"learning_rate": 1e-3 * np.minimum(STEPS / 10, 1) * (1 - STEPS / N)}, "rate_course"),
         (schedule.course, {"learning_rate": 1e-3 * STEPS / N}, "warm_up_long"),
         (schedule.course, {"learning_rate": np.full(N, 5.0)}, "rate_far"),
+        (schedule.course, {"learning_rate": np.full(N, 1e-9)}, "rate_tiny"),
+        (schedule.course, {"learning_rate": np.full(N, 5e-7)}, "rate_course"),
+        (schedule.course, {"learning_rate": np.zeros(N)}, "rate_course"),
+        (schedule.course, {"learning_rate": np.full(5, 1e-9)}, "rate_course"),
         (schedule.frozen, {"learning_rate": np.maximum(1 - STEPS / N, 0.6), "skipped": STEPS > 40}, "rate_frozen"),
         (schedule.frozen, {"learning_rate": np.maximum(1 - STEPS / N, 0.6), "loss": falling()}, None),
         (schedule.frozen, {"learning_rate": 1 - STEPS / N}, None),
@@ -111,6 +120,13 @@ def key(finding) -> str | None:
 )  # fmt: skip
 def test_rule(rule, columns, expected):
     assert key(rule(history(config={"training": {"max_grad_norm": 1.0}}, **columns))) == expected
+
+
+def test_a_rate_that_moves_nothing_is_wrong_where_the_loss_stayed():
+    tiny = {"learning_rate": np.full(N, 1e-9)}
+    assert "rate_tiny" in keys(found := explain(history(loss=falling(last=3.0), **tiny)))
+    assert "loss_flat" not in keys(found)
+    assert "rate_tiny" not in keys(explain(history(loss=falling(), **tiny)))  # as printed with few decimals
 
 
 @pytest.mark.parametrize(
