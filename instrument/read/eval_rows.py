@@ -33,6 +33,8 @@ EVALUATION_ROWS = {
     "n_tokens": Column("tokens", "Its supervised tokens.", "학습 대상 토큰 수.", writers=(LOOP,), type="int"),
     "hash": Column("", "Of its token ids and mask, 64 bits: rows that have it in common are the same row.",
                    "토큰과 마스크의 64비트 해시. 해시가 같으면 같은 행입니다.", writers=(LOOP,), type="int"),
+    "n_correct": Column("", "Of a classifier: how many of its labels were answered right; else the column is missing.",
+                        "분류 모델: 맞힌 라벨 수. 다른 과제에는 이 열이 없습니다.", writers=(LOOP,), type="int"),
 }  # fmt: skip
 """The columns of a file, in their order there."""
 COLUMNS = tuple(EVALUATION_ROWS)
@@ -47,12 +49,14 @@ class EvaluationRows:
         loss_sum: float64 [rows], nat.
         n_tokens: int32 [rows], supervised tokens.
         hash: uint64 [rows], of token ids and mask.
+        n_correct: int32 [rows], right answers of a classifier; None of other tasks.
     """
 
     row: np.ndarray
     loss_sum: np.ndarray
     n_tokens: np.ndarray
     hash: np.ndarray
+    n_correct: np.ndarray | None = None
 
     @property
     def digest(self) -> str:
@@ -72,7 +76,9 @@ def write_rows(folder: Path, step: int, start: int, rows: EvaluationRows) -> Non
     path = folder / EVALUATIONS / f"step-{step:06}.parquet"
     path.parent.mkdir(exist_ok=True)
     facts = {"step": str(step), "start": str(start), "digest": rows.digest}
-    table = pa.table({name: getattr(rows, name) for name in COLUMNS}).replace_schema_metadata(facts)
+    columns = {name: getattr(rows, name) for name in COLUMNS}
+    table = pa.table({name: column for name, column in columns.items() if column is not None})
+    table = table.replace_schema_metadata(facts)
     partial = path.with_name(path.name + ".tmp")
     try:
         pq.write_table(table, partial, compression="zstd")
@@ -98,8 +104,7 @@ def read_rows(folder: Path, step: int) -> EvaluationRows | None:
         return None
     try:
         with pa.OSFile(str(path)) as file:  # a folder called lr=1e-4 would become a column
-            table = pq.read_table(file, columns=list(COLUMNS), use_threads=False, pre_buffer=False)
-        columns = {name: table[name].to_numpy() for name in COLUMNS}
-    except (pa.ArrowException, OSError, KeyError):
+            table = pq.read_table(file, use_threads=False, pre_buffer=False)
+        return EvaluationRows(**{name: table[name].to_numpy() for name in COLUMNS if name in table.column_names})
+    except (pa.ArrowException, OSError, TypeError):  # damaged, or a column is missing
         return None
-    return EvaluationRows(**columns)

@@ -14,8 +14,8 @@ from .finding import TOPICS, Finding
 
 UP, DOWN = 1, -1
 RATE, LENGTH, RANK, EVALUATIONS, CLIP = "learning_rate", "steps", "rank", "evaluations", "max_grad_norm"
-# By what a checkpoint is chosen: where loss and accuracy disagree, only one can be followed.
-CHOICE, BY_LOSS, BY_ACCURACY = "checkpoint", UP, DOWN
+# By what a checkpoint is chosen: where the loss and a metric disagree, only one can be followed.
+CHOICE, BY_LOSS, BY_METRIC = "checkpoint", UP, DOWN
 
 MOVES: dict[str, dict[str, int]] = {
     "explain.loss_flat": {RATE: UP, RANK: UP},
@@ -39,7 +39,9 @@ MOVES: dict[str, dict[str, int]] = {
     "explain.healed_worse": {RATE: DOWN},
     "explain.overfitting": {RATE: DOWN, LENGTH: DOWN, CHOICE: BY_LOSS},
     "explain.eval_turned": {CHOICE: BY_LOSS},
-    "explain.accuracy_fell": {CHOICE: BY_ACCURACY},
+    "explain.accuracy_fell": {CHOICE: BY_METRIC},
+    "explain.metric_fell": {CHOICE: BY_METRIC},
+    "explain.lower_rose": {CHOICE: BY_METRIC},
     "explain.rows_overfit": {LENGTH: DOWN, CHOICE: BY_LOSS},
     "explain.rows_turned": {CHOICE: BY_LOSS},
     "explain.rows_rose": {RATE: DOWN},
@@ -58,6 +60,7 @@ MOVES: dict[str, dict[str, int]] = {
     "explain.eval_few": {EVALUATIONS: UP},
     "explain.eval_fell": {EVALUATIONS: UP},
     "explain.accuracy_few": {EVALUATIONS: UP},
+    "explain.metric_few": {EVALUATIONS: UP},
     "explain.eval_missing": {EVALUATIONS: UP},
     "explain.eval_missing_stock": {EVALUATIONS: UP},
     "explain.time_eval": {EVALUATIONS: DOWN},

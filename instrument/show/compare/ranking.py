@@ -23,6 +23,7 @@ from statistics import NormalDist
 import numpy as np
 
 from ...judge.explain.finding import Finding
+from ...judge.metrics import CLASSIFIERS, DECIDES, lower_is_better, measured, named
 from ...judge.noise import FEW, noise_of
 from ...judge.paired import paired
 from ...read.eval_rows import EvaluationRows
@@ -39,12 +40,6 @@ ASSUMED = 0.02
 # Runs of which the gaps between them tell how far seeds scatter.
 MANY = 8
 CHANCE = 0.02
-
-SPEED = ("eval_runtime", "eval_samples_per_second", "eval_steps_per_second", "eval_model_preparation_time")
-CLASSIFIERS = ("seq_cls", "token_cls")
-DECIDES = ("eval_accuracy", "eval_f1", "eval_overall_f1", "eval_overall_accuracy")
-"""What decides for a classifier, in this order, where the log does not name its metric."""
-LOWER = ("loss", "error", "perplexity", "ppl", "wer", "cer", "mse", "mae", "rmse", "runtime")
 
 
 @dataclass(frozen=True)
@@ -68,30 +63,13 @@ class Best:
 
 def metrics_of(histories: Sequence[History]) -> list[str]:
     """What every evaluation measured, the metric that decides first."""
-    common = [
-        name
-        for name in histories[0].evals.columns
-        if name.startswith("eval_")
-        and name not in SPEED
-        and all(name in h.evals and np.isfinite(h.evals[name].to_numpy("float64")).any() for h in histories)
-    ]
-    named = {str(history.setting("training.metric_for_best_model", "")) for history in histories}
-    chosen = [name for name in common if named and {name, name.removeprefix("eval_")} & named]
-    told = all(history.setting("training.metric_for_best_model") is not None for history in histories)
-    if not (chosen and told and len(named) == 1):
-        classifies = any(history.task in CLASSIFIERS for history in histories) or set(DECIDES) & set(common)
-        chosen = [name for name in DECIDES if name in common] if classifies else []
-    first = [*chosen, *(["eval_loss"] if "eval_loss" in common else [])][:1]
+    common = [name for name in measured(histories[0]) if all(name in measured(h) for h in histories)]
+    chosen = {named(history, common) for history in histories}
+    decides = [name for name in chosen if name is not None] if len(chosen) == 1 else []
+    if not decides and (any(history.task in CLASSIFIERS for history in histories) or set(DECIDES) & set(common)):
+        decides = [name for name in DECIDES if name in common]
+    first = [*decides, *(["eval_loss"] if "eval_loss" in common else [])][:1]
     return [*first, *(name for name in common if name not in first)]
-
-
-def lower_is_better(metric: str, histories: Sequence[History]) -> bool:
-    """As greater_is_better says, else as the name does."""
-    greater = histories[0].setting("training.greater_is_better")
-    named = str(histories[0].setting("training.metric_for_best_model", ""))
-    if isinstance(greater, bool) and metric.removeprefix("eval_") == named.removeprefix("eval_"):
-        return not greater
-    return metric.endswith(LOWER)
 
 
 def best_of(history: History, metric: str, lower: bool) -> Best | None:
@@ -124,7 +102,7 @@ def rank(histories: Sequence[History], names: Sequence[str], known: Comparabilit
     metrics = metrics_of(histories)
     found = []
     for place, metric in enumerate(metrics):
-        lower = lower_is_better(metric, histories)
+        lower = lower_is_better(metric, histories[0])
         bests = [best_of(history, metric, lower) for history in histories]
         if any(best is None for best in bests):
             continue

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ...judge.metrics import lower_is_better
 from ...messages import say_in
 from ...read.history import History
 from ..page.people import UNKNOWN, number
 from .differences import Difference, weighty
-from .ranking import best_of, lower_is_better, metrics_of
+from .ranking import best_of, metrics_of
 from .words import aligned
 
 # From so many runs on a table is read faster than lists of letters.
@@ -22,7 +23,7 @@ def table(histories: Sequence[History], names: Sequence[str], differing: Sequenc
     Not only what may be ranked is listed: whether it may, the findings say.
     """
     metric = next(iter(metrics_of(histories)), None)
-    lower = metric is None or lower_is_better(metric, histories)
+    lower = metric is None or lower_is_better(metric, histories[0])
     bests = [best_of(history, metric, lower) if metric else None for history in histories]
     order = sorted(range(len(names)), key=lambda i: _place(bests[i], lower))
     kept = [difference for difference in weighty(differing) if not difference.key.startswith("environment.")]

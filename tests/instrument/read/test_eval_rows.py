@@ -23,10 +23,19 @@ def test_rows_are_read_back_as_they_were_written(tmp_path: Path):
     assert stored_steps(tmp_path) == [500, 12_000_000]
     read = read_rows(tmp_path, 500)
     assert read is not None
-    for name in COLUMNS:
+    assert read.n_correct is None
+    for name in COLUMNS[:-1]:
         assert getattr(read, name).dtype == getattr(ROWS, name).dtype
         assert np.array_equal(getattr(read, name), getattr(ROWS, name), equal_nan=name == "loss_sum"), name
     assert read.digest == ROWS.digest
+
+
+def test_right_answers_of_a_classifier_are_kept(tmp_path: Path):
+    write_rows(tmp_path, 5, 0, replace(ROWS, n_correct=np.array([0, 1, 1], "int32")))
+    read = read_rows(tmp_path, 5)
+    assert read is not None
+    assert read.n_correct is not None
+    assert read.n_correct.tolist() == [0, 1, 1]
 
 
 def test_a_later_start_replaces_an_evaluation(tmp_path: Path):

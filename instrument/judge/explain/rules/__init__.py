@@ -1,12 +1,13 @@
 """One file of rules a topic. A rule is a function of the history that returns a finding or None."""
 
-from . import evaluation, gradients, kinds, loss, outcome, resources, rows, schedule, speed, stock
+from . import evaluation, gradients, kinds, loss, metric, outcome, resources, rows, schedule, speed, stock
 
 RULES = (
     *outcome.RULES,
     *stock.RULES,
     *loss.RULES,
     *evaluation.RULES,
+    *metric.RULES,
     *rows.RULES,
     *gradients.RULES,
     *schedule.RULES,

@@ -30,7 +30,7 @@ GOOD_NEWS = ("explain.underfitting", "explain.eval_falling", "explain.eval_fell"
 
 def paired_evaluations(history: History) -> Finding | None:
     """The last of a few evaluations against the best before it and the first, on the same rows."""
-    steps, rows = _stored(history)
+    steps, rows = stored(history)
     return decided(history, steps, rows) if 2 <= len(steps) < FEW else None
 
 
@@ -57,7 +57,7 @@ def decided(history: History, steps: Sequence[int], rows: Sequence[EvaluationRow
     return Finding("eval_loss", "undecided", "explain.rows_same", values)
 
 
-def _stored(history: History) -> tuple[list[int], list[EvaluationRows]]:
+def stored(history: History) -> tuple[list[int], list[EvaluationRows]]:
     """The stored evaluations that are in the log, where all of them are of the same rows."""
     if history.run is None or not len(history.evals):
         return [], []

@@ -118,44 +118,6 @@ def test_a_live_run_is_not_too_rarely_evaluated_because_it_began_lately():
     assert key(evaluation.too_rare(evaluated([2.0, 1.9], finished=False, planned=110))) == "eval_rare"
 
 
-def classified(share, loss=None, rows: int = 960):
-    n = len(share)
-    more = {
-        "eval_accuracy": np.asarray(share),
-        "eval_runtime": np.full(n, 10.0),
-        "eval_samples_per_second": np.full(n, rows / 10),
-    }
-    return evaluated(np.full(n, 0.5) if loss is None else loss, more=more)
-
-
-@pytest.mark.parametrize(
-    ("share", "expected"),
-    [
-        (0.8 - 0.2 * np.exp(-np.arange(20)), "accuracy_rose"),
-        (np.linspace(0.6, 0.8, 20), "accuracy_rises"),
-        (np.where(np.arange(20) < 10, 0.8, 0.6), "accuracy_fell"),
-        (0.8 + 0.3 * WOBBLE[:20], "accuracy_level"),
-        ([0.80, 0.81], "accuracy_few"),
-    ],
-)
-def test_accuracy_is_judged_by_what_its_rows_can_tell(share, expected):
-    assert key(evaluation.accuracy_course(classified(share))) == expected
-    assert evaluation.accuracy_course(evaluated(LEVEL)) is None
-
-
-def test_the_error_of_an_accuracy_is_that_of_counting():
-    found = evaluation.accuracy_error(classified([0.8, 0.8]))
-    assert found is not None
-    assert found.values["error"] == pytest.approx(200 * (0.8 * 0.2 / 960) ** 0.5)
-
-
-def test_loss_and_accuracy_need_not_agree():
-    same, worse = np.full(20, 0.8), np.where(np.arange(20) < 10, 0.8, 0.6)
-    assert key(evaluation.accuracy_apart(classified(same, TURNED))) == "loss_turned_alone"
-    assert key(evaluation.accuracy_apart(classified(worse, LEVEL))) == "accuracy_turned_alone"
-    assert evaluation.accuracy_apart(classified(worse, TURNED)) is None
-
-
 def test_gradients_that_are_never_finite_are_named_where_they_are_printed():
     run = history(kind="log", loss=falling(), grad_norm=np.full(N, NAN))
     found = gradients.never_finite(run)
