@@ -9,7 +9,7 @@ with stop=False goes on and every such step is recorded as what it is.
 
 The loss is the one that accelerate is given for the backward pass, whoever computed it.
 
-It only watches: a model that it knows no layers of, or a folder that cannot be made, ends no training; a disk that
+It only watches: a model of a kind that nobody thought of, or a folder that cannot be made, ends no training; a disk that
 fills meanwhile raises. What it put on the model and on this Trainer is taken off when the training ends, by an error or
 the stop button of a notebook too, or when the callback is collected.
 
@@ -23,7 +23,7 @@ from __future__ import annotations
 import contextlib
 import time
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,7 @@ from ..record.hooks.hook import Hook
 from ..record.once import run_once
 from .instrument import Instrument
 from .step import Step
-from .trainer import at_any_end, tell_losses, trainer_of
+from .trainer import at_any_end, gradients_are_whole, tell_losses, trainer_of
 
 # What a report shows of TrainingArguments.
 SHOWN = (
@@ -59,6 +59,7 @@ class InstrumentCallback(TrainerCallback):
         *,
         fuse: bool = False,
         stop: bool = True,
+        sites: Sequence[str] = ("*",),
         histogram_every: int = 100,
         probe_every: int = 100,
     ):
@@ -67,9 +68,11 @@ class InstrumentCallback(TrainerCallback):
             run_dir: a new folder; if it holds a run, `<run_dir>-2` and so on is taken.
             fuse: compute the LoRA linears with the fused kernels as well.
             stop: end the training on the step that collapses.
+            sites: shell patterns over `<module>:<tensor>` that choose what is recorded, as instrument.sites of a
+                configuration.
             histogram_every, probe_every: as instrument.* of a configuration.
         """
-        self._run_dir, self._fuse, self._stop = run_dir, fuse, stop
+        self._run_dir, self._fuse, self._stop, self._sites = run_dir, fuse, stop, sites
         self._histogram_every, self._probe_every = histogram_every, probe_every
         self.instrument: Instrument | None = None
         self._step: Step | None = None
@@ -94,11 +97,13 @@ class InstrumentCallback(TrainerCallback):
                 model,
                 self._run_dir,
                 fuse=self._fuse,
+                sites=self._sites,
                 fp16=self._scaler is not None,
                 stops=self._stop and self._alone,
                 n_steps=state.global_step,
                 gradient_accumulation_steps=args.gradient_accumulation_steps,
                 run_once=lambda: _under_autocast(args, model),
+                is_last=gradients_are_whole(trainer_of(self)),
                 settings=settings,
                 histogram_every=self._histogram_every,
                 probe_every=self._probe_every,
@@ -126,10 +131,25 @@ class InstrumentCallback(TrainerCallback):
         self._take_off()
         self._take_off, self.instrument, self._step, self._inputs = _nothing, None, None, []
 
+    @contextlib.contextmanager
+    def _watching(self) -> Iterator[None]:
+        """An error of the recording ends the recording and not the training; but a full disk is the user's to see."""
+        try:
+            yield
+        except OSError:
+            raise
+        except Exception as error:
+            print(say("attach.broke_off", run=self._run_dir, what=f"{type(error).__name__}: {error}"))
+            self._end()
+
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Begins a step."""
+        with self._watching():
+            self._begin_step(state, kwargs)
+
+    def _begin_step(self, state: TrainerState, kwargs: dict[str, Any]) -> None:
         if self.instrument is None:
             return
         scheduler = kwargs.get("lr_scheduler")
@@ -145,15 +165,20 @@ class InstrumentCallback(TrainerCallback):
             self._step.begin_micro_batch()
 
     def _micro_batch(self, loss: torch.Tensor) -> None:
-        if self._step is not None:
-            self._step.begin_micro_batch()
-            self._step.micro_batch(loss, self._inputs)
-            self._inputs = []
+        with self._watching():
+            if self._step is not None:
+                self._step.begin_micro_batch()
+                self._step.micro_batch(loss, self._inputs)
+                self._inputs = []
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Judges the step before it is applied."""
+        with self._watching():
+            self._judge(control, kwargs["model"])
+
+    def _judge(self, control: TrainerControl, model: torch.nn.Module) -> None:
         if self.instrument is None or self._step is None:
             return
         step, self._step = self._step, None
@@ -162,7 +187,7 @@ class InstrumentCallback(TrainerCallback):
         if not self._alone:
             return
         if not step.finite and self._scaler is None:
-            for parameter in kwargs["model"].parameters():
+            for parameter in model.parameters():
                 parameter.grad = None  # an optimizer leaves such a parameter alone
         if trouble is not None and self._stop:
             self._collapsed = control.should_training_stop = True

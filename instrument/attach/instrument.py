@@ -21,7 +21,7 @@ import contextlib
 import importlib.metadata
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -31,14 +31,15 @@ import yaml
 from torch import nn
 
 from ...kernels.backend import is_gpu
-from ...kernels.statistics.multi_tensor import multi_tensor_stats
-from ...kernels.statistics.tensor_stats import N_FIELDS, exponent_histogram, tensor_stats
+from ...kernels.statistics.tensor_stats import exponent_histogram, tensor_stats
 from ..constants import GIB
 from ..judge.detect import Detectors, Diagnosis, Kind, Trouble
 from ..messages import say
 from ..read.schema import StepLine, Summary
 from ..read.store import METRICS, SCHEMA_VERSION, MetricsLog, Site, StatsWriter, write_sites, write_text
 from ..record.capsule import incident_folder, write_diagnosis
+from ..record.hooks.hook import Guard
+from ..record.hooks.layers import other_layers
 from ..record.latch import MAX_SKIPS
 from ..record.once import Tried, in_mode
 from ..record.once import run_once as four_tokens
@@ -46,6 +47,7 @@ from ..record.patch import Patched, on_hooks, patch, unpatch
 from ..record.recorder import Recorder
 from ..record.sites import Watching
 from ..record.trace import Tracer, bad_weights
+from .gradients import dense_gradients, gradient_rows
 from .step import Step, StepResult
 
 # A loop that goes on after a collapse shows nothing new afterwards.
@@ -85,6 +87,7 @@ class Instrument:
         run_dir: str | Path,
         *,
         fuse: bool = False,
+        sites: Sequence[str] = ("*",),
         fp16: bool = False,
         gradient_accumulation_steps: int = 1,
         histogram_every: int = 100,
@@ -92,14 +95,16 @@ class Instrument:
         stops: bool = True,
         n_steps: int = 0,
         run_once: Callable[[], Any] | None = None,
+        is_last: Callable[[], bool] = lambda: True,
         settings: Mapping[str, Mapping[str, Any]] | None = None,
         warn: Callable[[str], None] = print,
     ):
         """
         Args:
-            model: with PEFT's LoRA layers; without any there are no statistics of layers, and `warn` is told.
+            model: with PEFT's LoRA layers, another adapter, or none: what is trained is recorded.
             run_dir: a new folder; if it holds a run, `<run_dir>-2` and so on is taken.
             fuse: compute the LoRA linears with the fused kernels as well.
+            sites: shell patterns over `<module>:<tensor>`, as instrument.sites of a configuration.
             fp16: whether a loss scale is at work.
             gradient_accumulation_steps: the most micro-batches of a step.
             histogram_every, probe_every: as instrument.* of a configuration.
@@ -107,20 +112,23 @@ class Instrument:
             n_steps: steps that were run before, where a run is resumed.
             run_once: a forward pass on a few tokens, under the autocast of the loop; None for four tokens without. If
                 it fails, layers stand in the order of the model's definition and the others are not looked at.
+            is_last: after a backward pass, whether the gradients are whole, as nobody has clipped them yet. Where a loop
+                cannot say, they are read after each micro-batch.
             settings: {section: {key: value}} for the report.
             warn: takes a sentence for the user.
         """
         self._model, self._warn = model, warn
-        self._options = Options(fuse, fp16, stops)
+        self._options, self.is_last = Options(fuse, fp16, stops), is_last
         self._parameters = [p for p in model.parameters() if p.requires_grad]
         self._device = device = self._parameters[0].device if self._parameters else torch.device("cpu")
         once = Tried(run_once or (lambda: four_tokens(model, device)), warn)
         self._patched: Patched = patch(model, once) if fuse else on_hooks(model, once)
         self.n_micro_batches = gradient_accumulation_steps
-        watching = Watching(self.n_micro_batches, histogram_every, probe_every, model=model)
-        if not self._patched.groups and not self._patched.unfused:
-            warn(say("attach.no_lora", kind=kind_of_training(model)))
-            watching = Watching(self.n_micro_batches)
+        others = other_layers(model, self._patched, once)
+        self._patched = replace(self._patched, others=others)
+        watching = Watching(
+            self.n_micro_batches, histogram_every, probe_every, model=model, patterns=sites, guarded=Guard(warn).around
+        )
         with in_mode(model, training=False):
             self.recorder = Recorder(self._patched, self._parameters, once, device, watching)
         _compile_ahead(self.recorder.sites, device)
@@ -174,13 +182,7 @@ class Instrument:
 
     def gradient_rows(self) -> torch.Tensor:
         """Statistics of the accumulated gradients as they are in memory, float64 [parameters, 9]."""
-        gradients = [gradient.contiguous() for gradient in self._gradients()]
-        if not gradients:
-            return torch.zeros(0, N_FIELDS, dtype=torch.float64, device=self._device)
-        return multi_tensor_stats(gradients)
-
-    def _gradients(self) -> list[torch.Tensor]:
-        return [torch.zeros_like(p) if p.grad is None else p.grad for p in self._parameters]
+        return gradient_rows(self._parameters, self._device)
 
     def end_step(self, step: Step) -> Trouble | None:
         """Records a step after its last backward pass and before anything is applied; waits for the device once.
@@ -189,7 +191,7 @@ class Instrument:
             what is wrong, if anything is; then incidents/ has a diagnosis.
         """
         rows = step.gradient_rows()
-        self.recorder.finish_step(rows, self._gradients())
+        self.recorder.finish_step(rows, dense_gradients(self._parameters) if self.recorder.counts_exponents else ())
         result = step.result(rows)
         self._skips = 0 if result.finite else self._skips + 1
         self._updates += result.finite
@@ -278,7 +280,8 @@ class Instrument:
             if not micro_batch.passes or not bool(micro_batch.bad):
                 continue
             tracer = Tracer(self._model, self._patched.groups, dtype)
-            with torch.no_grad(), self._quiet(), tracer.active():
+            # a model of somebody else's may not run again, outside of their loop: then no module is named
+            with contextlib.suppress(Exception), torch.no_grad(), self._quiet(), tracer.active():
                 for inputs in micro_batch.passes:
                     self._model(**inputs)
             origin = tracer.origin("forward", None)
@@ -297,6 +300,7 @@ class Instrument:
         for group in self._patched.groups:
             yield from zip(group.names, group.modules, strict=True)
         yield from ((name, module) for name, module, _ in self._patched.unfused)
+        yield from ((layer.name, layer.module) for layer in self._patched.others if layer.parameters)
 
     @contextlib.contextmanager
     def _quiet(self) -> Iterator[None]:
@@ -306,14 +310,6 @@ class Instrument:
             yield
         finally:
             self._stack.enter_context(self.recorder.active())
-
-
-def kind_of_training(model: nn.Module) -> str:
-    """What is trained, for a sentence: PEFT's kinds of adapters, or all weights."""
-    configs: Any = getattr(model, "peft_config", None)
-    if not isinstance(configs, dict) or not configs:
-        return say("attach.all_weights")
-    return ", ".join(sorted({str(getattr(config.peft_type, "value", config.peft_type)) for config in configs.values()}))
 
 
 def _host_memory() -> float:

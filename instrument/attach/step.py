@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -23,6 +23,7 @@ class Recording(Protocol):
 
     recorder: Recorder
     n_micro_batches: int
+    is_last: Callable[[], bool]
 
     def gradient_rows(self) -> torch.Tensor: ...
 
@@ -136,7 +137,7 @@ class Step:
             loss.register_hook(weigh)
 
     def _accumulated(self) -> None:
-        self._rows = self._instrument.gradient_rows()
+        self._rows = self._instrument.gradient_rows() if self._instrument.is_last() else None
 
     def gradient_rows(self) -> torch.Tensor:
         """Statistics of the gradients as the last backward pass left them, float64 [parameters, 9]."""

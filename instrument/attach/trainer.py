@@ -53,6 +53,17 @@ def tell_losses(trainer: Any, tell: Callable[[Any], None]) -> Undo:
     return _replace(owner, "backward", telling)
 
 
+def gradients_are_whole(trainer: Any) -> Callable[[], bool]:
+    """Whether the last micro-batch of a step is behind, as the Trainer tells its accelerator. Holds on to neither."""
+    accelerator = getattr(trainer, "accelerator", None)
+    found = (lambda: None) if accelerator is None else weakref.ref(accelerator)
+
+    def whole() -> bool:
+        return bool(getattr(found(), "sync_gradients", True))
+
+    return whole
+
+
 def at_any_end(trainer: Any, ended: Callable[[], Any]) -> list[Undo]:
     """Calls `ended` if an error, the stop button included, ends the training."""
 

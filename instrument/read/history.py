@@ -25,6 +25,8 @@ COLUMNS = ("start", *STEP_COLUMNS)
 PRINTED = "printed"
 """In the attributes of `steps`: the columns that the source has, if only with values that are not finite."""
 TASKS = ("causal_lm", "seq_cls", "token_cls", "regression", "preference", "reward", "grpo")
+TRAINED = r":[^:]*\.grad$"
+"""The sites of the gradients of parameters."""
 # Norms of single layers are read at no more steps than this: a judgement of spread needs no more.
 MAX_LAYER_STEPS = 400
 
@@ -168,10 +170,10 @@ class History:
 
     @cached_property
     def layers(self) -> pd.DataFrame | None:
-        """Gradient norms: steps x modules, both LoRA matrices together; None where they are not recorded."""
+        """Gradient norms: steps x modules, all that is trained of one together; None where they are not recorded."""
         steps = [int(step) for step in self.steps["step"]]
         kept = steps[:: max(1, math.ceil(len(steps) / MAX_LAYER_STEPS))]
-        frame = self.stats(r":lora_[AB]\.grad$", ["norm"], kept)
+        frame = self.stats(TRAINED, ["norm"], kept)
         if frame is None:
             return None
         frame["module"] = frame["site"].astype(str).str.rpartition(":")[0]

@@ -34,10 +34,14 @@ if TYPE_CHECKING:
     import pyarrow as pa
     import pyarrow.compute as pc
 
-GRADIENTS = ("grad_out", "grad_in", "lora_A.grad", "lora_B.grad")
-"""Tensors that are recorded multiplied by the loss scale."""
 STATS_COLUMNS = (*COLUMNS, *COMPUTED)
 BLOCK_STEPS = 512  # as many as a row group of a compacted file has
+
+
+def is_gradient(site: str) -> bool:
+    """Whether what a site records is multiplied by the loss scale: grad_out, grad_in, <parameter>.grad."""
+    tensor = site.rpartition(":")[2]
+    return tensor in ("grad_out", "grad_in") or tensor.endswith(".grad")
 
 
 def load_run(path: str | Path) -> Run:
@@ -197,7 +201,7 @@ class Run:
         ran = frame[["start", "step"]].drop_duplicates()
         at_step = {step: scales.get((start, step)) for start, step in ran.itertuples(index=False)}
         names = frame["site"].cat.categories
-        scaled = np.array([name.rpartition(":")[2] in GRADIENTS for name in names], bool)[frame["site"].cat.codes]
+        scaled = np.array([is_gradient(name) for name in names], bool)[frame["site"].cat.codes]
         scale = frame["step"].map(pd.Series(at_step, dtype="float64")).to_numpy()
         norm = np.sqrt(frame["sumsq"].to_numpy())
         with np.errstate(divide="ignore", invalid="ignore"):

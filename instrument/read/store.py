@@ -142,7 +142,7 @@ class Site:
     module: str
     """Named as in the base model."""
     tensor: str
-    """in, out, grad_out, grad_in, lora_A.grad, lora_B.grad, or a name of the user's own."""
+    """in, out, grad_out, grad_in, or <parameter>.grad: lora_A.grad, lora_B.grad, weight.grad, ..."""
     shape: tuple[int, ...] | None
     """None where it changes from step to step."""
     dtype: str
@@ -334,6 +334,8 @@ def stream_batches(path: Path, columns: Sequence[str]) -> Iterator[pa.RecordBatc
                 batch = reader.read_next_batch()
                 batch.validate()
                 step = batch["step"].to_numpy()
+                if not len(step):  # of a run without sites
+                    continue
                 if step[0] < 1 or (step != step[0]).any():
                     return
                 yield batch

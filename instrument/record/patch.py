@@ -19,7 +19,9 @@ from types import MethodType
 from typing import Any, Protocol
 
 import torch
+from peft import PeftModel
 from peft.tuners.lora import LoraLayer
+from peft.tuners.tuners_utils import BaseTuner
 from torch import nn
 
 from ...kernels.lora_linear import NF4Weight, lora_linear
@@ -101,21 +103,46 @@ class Group:
 
 
 @dataclass(frozen=True)
+class Layer:
+    """A module that is recorded and has no LoRA, or what of a LoRA layer is trained beside its two matrices.
+
+    Attributes:
+        name: in the base model.
+        tensors: what hooks read, of `in`, `out`, `grad_out`, `grad_in`.
+        parameters: what is trained, by the name of its site's tensor: `weight.grad`.
+    """
+
+    name: str
+    module: nn.Module
+    tensors: tuple[str, ...]
+    parameters: dict[str, nn.Parameter]
+
+
+@dataclass(frozen=True)
 class Patched:
     """What `patch` did.
 
     Attributes:
         groups: fused modules, in forward order.
         unfused: LoRA modules that stay on PEFT's path: (name, module, reason), in forward order.
+        others: what else is recorded (hooks/layers.py).
     """
 
     groups: list[Group]
     unfused: list[tuple[str, nn.Module, str]]
+    others: list[Layer] = field(default_factory=list)
 
 
-def base_name(name: str) -> str:
+def base_name(name: str, prefix: str = "base_model.model.") -> str:
     """A module's name in the base model, without PEFT's prefixes."""
-    return name.removeprefix("base_model.model.").replace(".base_layer", "")
+    return name.removeprefix(prefix).replace(".base_layer", "")
+
+
+def base_prefix(model: nn.Module) -> str:
+    """What stands before the base model's own names: a tuner wraps it, a prompt stands beside it."""
+    if not isinstance(model, PeftModel) or isinstance(model.base_model, BaseTuner):
+        return "base_model.model."
+    return "base_model."
 
 
 def lora_modules(model: nn.Module) -> dict[str, Any]:
@@ -132,7 +159,7 @@ def patch(model: nn.Module, run_once: Callable[[], Any], alone: Collection[str] 
         alone: names of modules that share no call, whatever they read.
     """
     modules = lora_modules(model)
-    calls = _first_calls(modules, run_once)
+    calls = first_calls(modules, run_once)
     order = [name for name, _ in calls] + [name for name in modules if name not in dict(calls)]
     groups: list[Group] = []
     last_input: object = None
@@ -157,7 +184,7 @@ def patch(model: nn.Module, run_once: Callable[[], Any], alone: Collection[str] 
 def on_hooks(model: nn.Module, run_once: Callable[[], Any]) -> Patched:
     """Every LoRA layer in the order of its first call, on PEFT's path: the recorder looks at them with hooks."""
     modules = lora_modules(model)
-    called = [name for name, _ in _first_calls(modules, run_once)]
+    called = [name for name, _ in first_calls(modules, run_once)]
     order = called + [name for name in modules if name not in called]
     return Patched([], [(name, modules[name], "") for name in order])
 
@@ -273,7 +300,7 @@ def _weight(linear: nn.Linear) -> torch.Tensor | NF4Weight:
     )
 
 
-def _first_calls(modules: dict[str, nn.Module], run_once: Callable[[], Any]) -> list[tuple[str, int]]:
+def first_calls(modules: dict[str, nn.Module], run_once: Callable[[], Any]) -> list[tuple[str, int]]:
     """The modules in the order of their first call, each with a number that names its input tensor."""
     calls: dict[str, int] = {}
     alive: list[torch.Tensor] = []  # an id names a tensor only while it lives

@@ -1,4 +1,4 @@
-"""Looks at the outputs of modules without LoRA, now and then: norms, activations, attention, the residual stream.
+"""Looks at the outputs of modules without hooks, now and then: norms, activations, attention, the residual stream.
 
 They are where fp16 runs out of range as often as in a LoRA layer, and no fused kernel passes through them. Hooks are
 on the model only in the forward pass that is looked at.
@@ -6,7 +6,7 @@ on the model only in the forward pass that is looked at.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
@@ -27,12 +27,20 @@ class Probe:
         sites: one `out` site for each, in the order of their first call.
     """
 
-    def __init__(self, model: nn.Module, run_once: Callable[[], Any], first_id: int, first_order: int):
+    def __init__(
+        self,
+        model: nn.Module,
+        run_once: Callable[[], Any],
+        first_id: int,
+        first_order: int,
+        hooked: Collection[nn.Module] = (),
+    ):
         """
         Args:
             model: with LoRA layers in it, which are left out, and containers, which are never called.
             run_once: runs a forward on a few tokens.
             first_id: id of the first site, and first_order its place in the forward order.
+            hooked: modules that are looked at in every step, which are left out too.
         """
         self.sites: list[Site] = []
         self._modules: list[nn.Module] = []
@@ -42,7 +50,7 @@ class Probe:
         modules = {
             name: module
             for name, module in traced_modules(model).items()
-            if not isinstance(module, (LoraLayer, nn.Dropout)) and module is not head
+            if not isinstance(module, (LoraLayer, nn.Dropout)) and module is not head and module not in hooked
         }
 
         def remember(name: str, module: nn.Module) -> Callable[..., None]:

@@ -18,10 +18,10 @@ import torch
 from torch import nn
 
 from ...kernels.statistics.pending_rows import PendingRows
-from ...kernels.statistics.tensor_stats import FIELDS, N_FIELDS, exponent_histogram, tensor_stats
+from ...kernels.statistics.tensor_stats import FIELDS, N_FIELDS, exponent_histogram
 from ..read.store import COLUMNS, Site
 from . import sites as site_tables
-from .hooks.passes import N_EXPONENTS, Passes, Rows
+from .hooks.passes import N_EXPONENTS, SMALL, Passes, Rows
 from .hooks.unfused import Unfused
 from .patch import Group, Patched
 from .probe import Probe
@@ -30,7 +30,6 @@ from .served import lora_parameter
 from .sites import Watching
 
 _SUMSQ, _ABSMAX, _N_NAN, _N_INF = (FIELDS.index(name) for name in ("sumsq", "absmax", "n_nan", "n_inf"))
-_SMALL = slice(FIELDS.index("n_subnormal"), FIELDS.index("n_zero") + 1)
 _MICRO_SUMSQ, _BAD_MICRO, _BAD_RANK = (COLUMNS.index(n) for n in ("micro_sumsq", "first_bad_micro", "first_bad_rank"))
 
 
@@ -61,7 +60,7 @@ class Recorder:
             watching: what is looked at, and how often.
         """
         self.watching, self._patched, self._device = watching, patched, device
-        self._gather = watching.gather
+        self._gather, self._assign = watching.gather, watching.guarded(Rows.write)
         self._watched: dict[str, int] = {}
         self._discovering = False
         self._pending = PendingRows()
@@ -69,7 +68,7 @@ class Recorder:
         self._probe: Probe | None = None
         self._index_sites(run_once)
         layers = [*(group.modules[0] for group in patched.groups), *(module for _, module, _ in patched.unfused)]
-        first_layer = next(iter(layers), None)
+        first_layer = next(iter([*layers, *(layer.module for layer in patched.others)]), None)
         self.passes = Passes(watching.n_micro_batches, len(self._all_sites), device, first_layer)
         self._group_rows: Rows | None = None
         self._views = [
@@ -97,24 +96,36 @@ class Recorder:
             sites = site_tables.module_sites(name, module, len(self._all_sites), order)
             self._unfused.append(Unfused(module, sites, self._record))
             self._all_sites += sites
+        self._other_parameters: dict[int, nn.Parameter] = {}
+        for order, layer in enumerate(self._patched.others, start=order + 1):
+            sites = site_tables.layer_sites(layer, len(self._all_sites), order)
+            self._unfused.append(Unfused(layer.module, sites, self._record))
+            self._other_parameters |= {s.id: layer.parameters[s.tensor] for s in sites if s.tensor in layer.parameters}
+            self._all_sites += sites
         self._all_sites = [site_tables.in_float32(site, self.watching.float32) for site in self._all_sites]
         self._discovering = True
         with torch.no_grad(), self.active():
             run_once()
             if self._probed is not None:
-                self._probe = Probe(self._probed, run_once, len(self._all_sites), order + 1)
+                hooked = {layer.module for layer in self._patched.others if layer.tensors}
+                self._probe = Probe(self._probed, run_once, len(self._all_sites), order + 1, hooked)
                 self._all_sites += self._probe.sites
         self._discovering = False
         self._kept = site_tables.selected(self._all_sites, self.watching.patterns)
+        for unfused in self._unfused:
+            unfused.keep(self._kept)
 
     def _gradient_sites(self, parameters: Sequence[nn.Parameter]) -> None:
-        """Pairs the sites of LoRA gradients with the positions of their parameters."""
+        """Pairs the sites of gradients with the positions of their parameters."""
         position = {id(parameter): index for index, parameter in enumerate(parameters)}
         sites, wanted = [], []
         modules = {name: m for group, _ in self._groups for name, m in zip(group.names, group.modules, strict=True)}
         modules |= {name: module for name, module, _ in self._patched.unfused}
         for site in self._all_sites:
-            if site.tensor in site_tables.GRADIENTS:
+            if id(self._other_parameters.get(site.id)) in position:
+                sites.append(site.id)
+                wanted.append(position[id(self._other_parameters[site.id])])
+            elif site.module in modules and site.tensor in site_tables.GRADIENTS:
                 layer: Any = modules[site.module]
                 found = [lora_parameter(layer, site.tensor.removesuffix(".grad"), a) for a in layer.active_adapters]
                 trained = [position[id(parameter)] for parameter in found if id(parameter) in position]
@@ -169,7 +180,7 @@ class Recorder:
 
         Args:
             gradient_rows: float64 [parameters, 9], statistics of the accumulated, all-reduced gradients.
-            gradients: those gradients, looked at on histogram steps only.
+            gradients: those gradients; looked at where `counts_exponents`.
             keep: False for a step that nobody is to read.
         """
         if self._probe is not None:
@@ -183,7 +194,7 @@ class Recorder:
         if self.passes.exponents is not None:
             assert self.passes.small is not None
             small = self.passes.small[:n_micro_batches].sum(0)
-            rows[:, _SMALL] = torch.where(small.isnan(), rows[:, _SMALL], small)
+            rows[:, SMALL] = torch.where(small.isnan(), rows[:, SMALL], small)
             exponents = self.passes.exponents[:n_micro_batches].sum(0)
             if self._gather is not None:
                 exponents = self._gather(exponents).sum(0)
@@ -234,6 +245,11 @@ class Recorder:
             yield step, values, exponents.pop(step, None)
 
     @property
+    def counts_exponents(self) -> bool:
+        """Whether this step has histograms."""
+        return self.passes.exponents is not None
+
+    @property
     def dropped(self) -> int:
         return self._ring.dropped + self._exponent_ring.dropped
 
@@ -254,9 +270,9 @@ class Recorder:
         found = None if self._discovering else self.passes.at(row)
         if found is None:
             return
-        _assign(found[1], row, tensor.detach())
+        self._assign(found[1], row, tensor.detach())
         if tensor.requires_grad and gradient_row is not None:
-            tensor.register_hook(lambda grad: _assign(found[1], gradient_row, grad))
+            tensor.register_hook(lambda grad: self._assign(found[1], gradient_row, grad))
 
     def _probed_output(self, row: int, tensor: torch.Tensor) -> None:
         self._record(row, tensor, None)
@@ -287,23 +303,9 @@ class Recorder:
     def _look(self, row: int, tensor: torch.Tensor, gradient_row: int) -> None:
         rows = self._group_rows
         assert rows is not None
-        _count(rows, row, tensor.detach())
+        rows.count(row, tensor.detach())
         if tensor.requires_grad:
-            tensor.register_hook(lambda grad: _count(rows, gradient_row, grad))
-
-
-def _assign(rows: Rows, row: int, tensor: torch.Tensor) -> None:
-    rows.stats[row] = tensor_stats(tensor, full=rows.exponents is not None)
-    if rows.exponents is not None:
-        rows.exponents[row] = exponent_histogram(tensor)
-
-
-def _count(rows: Rows, row: int, tensor: torch.Tensor) -> None:
-    assert rows.exponents is not None
-    assert rows.small is not None
-    rows.exponents[row] = exponent_histogram(tensor)
-    if tensor.dtype == torch.float32:
-        rows.small[row] = tensor_stats(tensor, full=True)[_SMALL]
+            tensor.register_hook(lambda grad: rows.count(gradient_row, grad))
 
 
 _active: Recorder | None = None

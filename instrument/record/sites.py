@@ -11,12 +11,13 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 
 import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from ...kernels.lora_linear import site_names
 from ..read.store import Site
-from .patch import Group
+from .patch import Group, Layer
 from .served import lora_parameter
 
 GRADIENTS = ("lora_A.grad", "lora_B.grad")
@@ -36,6 +37,7 @@ class Watching:
         model: with the modules to probe; needed if probe_every > 0.
         patterns: which sites to keep, see `sites.selected`.
         float32: names of modules that compute in float32 whatever autocast says, with all that is in them.
+        guarded: wraps what reads a tensor of a pass.
         gather: stacks a tensor of every process, [W, ...]; None for one process.
     """
 
@@ -45,6 +47,7 @@ class Watching:
     model: nn.Module | None = None
     patterns: Sequence[str] = ("*",)
     float32: Collection[str] = ()
+    guarded: Callable[[Callable[..., None]], Callable[..., None]] = lambda reads: reads
     gather: Callable[[torch.Tensor], torch.Tensor] | None = None
 
 
@@ -77,6 +80,16 @@ def module_sites(name: str, module: nn.Module, first_id: int, order: int) -> lis
     return sites
 
 
+def layer_sites(layer: Layer, first_id: int, order: int) -> list[Site]:
+    """The sites of a module without LoRA: what its hooks read, then the gradients of what is trained in it."""
+    reads_ids = isinstance(_base(layer.module), nn.Embedding)
+    hooked = [tensor for tensor in layer.tensors if not (reads_ids and tensor in ("in", "grad_in"))]
+    shapes = [(tensor, *_shape(layer.module, tensor)) for tensor in hooked]
+    for tensor, parameter in layer.parameters.items():
+        shapes.append((tensor, tuple(parameter.shape), str(parameter.dtype).removeprefix("torch.")))
+    return [Site(first_id + at, layer.name, *shape, order) for at, shape in enumerate(shapes)]
+
+
 def in_float32(site: Site, modules: Collection[str]) -> Site:
     """The site as it is if one of these modules, or what is in them, computes in float32 under autocast."""
     wide = any(site.module == name or site.module.startswith(f"{name}.") for name in modules)
@@ -90,7 +103,7 @@ def _shape(layer, tensor: str) -> tuple[tuple[int, ...] | None, str]:
         weight = next((parameter for parameter in sides if parameter is not None), None)
         return (tuple(weight.shape), "float32") if weight is not None else (None, "float32")
     last = isinstance(_base(layer), (nn.Linear, nn.Embedding, Conv1D))  # a convolution's last dimension is a place
-    width = layer.in_features if tensor in ("in", "grad_in") else layer.out_features
+    width = _width(layer, "in" if tensor in ("in", "grad_in") else "out")
     weight = next(_base(layer).parameters(), None)
     device = "cpu" if weight is None else weight.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
@@ -98,8 +111,15 @@ def _shape(layer, tensor: str) -> tuple[tuple[int, ...] | None, str]:
     return (width,) if last and width is not None else None, str(dtype).removeprefix("torch.")
 
 
+def _width(layer, side: str) -> int | None:
+    """Of a layer's input or output; None where the layer does not say."""
+    if isinstance(layer, Conv1D):
+        return layer.nx if side == "in" else layer.nf
+    return getattr(layer, f"{side}_features", None)
+
+
 def _base(layer) -> nn.Module:
-    return layer.get_base_layer()
+    return layer.get_base_layer() if isinstance(layer, BaseTunerLayer) else layer
 
 
 def _storage(layer, weight: torch.Tensor | None) -> torch.dtype | None:

@@ -17,13 +17,14 @@ from typing import Any
 
 import torch
 from peft.tuners.lora import LoraLayer
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from ...kernels.statistics.reduce import N_FIELDS
 from ...kernels.statistics.tensor_stats import FIELDS
-from .patch import Group, base_name
+from .patch import Group, base_name, base_prefix
 
 
 @dataclass
@@ -205,26 +206,27 @@ class Tracer:
 
 
 def traced_modules(model: nn.Module) -> dict[str, nn.Module]:
-    """Every module by its name in the base model, without PEFT's wrappers and what is inside a LoRA layer."""
+    """Every module by its name in the base model, without PEFT's wrappers and what is inside an adapter's layer."""
     found: dict[str, nn.Module] = {}
     inside: tuple[str, ...] = ()
+    prefix = base_prefix(model)
     for name, module in model.named_modules():
         if name.startswith(inside) and inside:
             continue
-        short = base_name(name)
+        short = base_name(name, prefix)
         if short and short not in ("base_model", "base_model.model"):
             found[short] = module
-        if isinstance(module, LoraLayer):
+        if isinstance(module, BaseTunerLayer):
             inside = (*inside, name + ".")
     return found
 
 
 def bad_weights(module: nn.Module) -> str | None:
-    """Which of a module's own weights are not finite: "lora", "base" or None."""
-    own = module.named_parameters(recurse=isinstance(module, LoraLayer))
+    """Which of a module's own weights are not finite: "lora" where they are trained, "base" where frozen, or None."""
+    own = module.named_parameters(recurse=isinstance(module, BaseTunerLayer))
     for name, parameter in own:
         if parameter.is_floating_point() and not bool(torch.isfinite(parameter).all()):
-            return "lora" if "lora_" in name else "base"
+            return "lora" if parameter.requires_grad or "lora_" in name else "base"
     return None
 
 

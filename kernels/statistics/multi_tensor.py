@@ -1,6 +1,6 @@
-"""Statistics of many tensors in two launches, such as all LoRA gradients of a step. Meanings: tensor_stats.py.
+"""Statistics of many tensors in two launches, such as all gradients of a step. Meanings: tensor_stats.py.
 
-Shapes: T contiguous fp32 tensors of any shape -> rows float64 [T, 9].
+Shapes: T contiguous tensors of one dtype (fp32, fp16, bf16) and of any shape -> rows float64 [T, 9].
 """
 
 import functools
@@ -10,10 +10,13 @@ import torch
 import triton.language as tl
 
 from ..backend import AotVariant, is_gpu, jit, on_device, uses_triton
-from .reduce import N_FIELDS, N_PARTIALS, reduce_ragged_partials
+from .reduce import FIELDS, N_FIELDS, N_PARTIALS, reduce_ragged_partials
 from .tensor_stats_aten import tensor_stats_cpu
-from .tile_stats import BLOCK, MAX_PROGRAMS, NUM_WARPS, split, write_partials
+from .tile_stats import BLOCK, FAST_DTYPES, MAX_PROGRAMS, NUM_WARPS, split, write_partials
 from .tile_sums import flat_partials
+
+# Those of fp16 and bf16 come for nothing on a CPU; what is recorded must not depend on the device.
+_COUNTED_BESIDES = slice(FIELDS.index("n_overflow"), FIELDS.index("n_zero") + 1)
 
 
 @jit
@@ -23,6 +26,7 @@ def _multi_stats_kernel(
     first_ptr,
     n_ptr,
     partials_ptr,
+    DTYPE: tl.constexpr,
     ALIGNED: tl.constexpr,
     BLOCK: tl.constexpr,
     MAX_PROGRAMS: tl.constexpr,
@@ -31,7 +35,7 @@ def _multi_stats_kernel(
     program = tl.program_id(0).to(tl.int64)
     tensor = tl.load(tensor_ptr + program)
     n = tl.load(n_ptr + tensor)
-    x_ptr = tl.load(address_ptr + tensor).to(tl.pointer_type(tl.float32))
+    x_ptr = tl.load(address_ptr + tensor).to(tl.pointer_type(DTYPE))
     if ALIGNED:  # what the compiler knows of an argument by itself; a loaded value it must be told about
         x_ptr = tl.multiple_of(x_ptr, 16)
         n = tl.multiple_of(n, 4)
@@ -44,7 +48,7 @@ def _multi_stats_kernel(
 def _shares(sizes: tuple[int, ...], device: torch.device) -> tuple[int, torch.Tensor, torch.Tensor, torch.Tensor]:
     """How programs share tensors of these sizes: their number P, tensor [P], first [T + 1] and n [T].
 
-    LoRA's sizes never change, so this is built once a run.
+    The sizes of a model's parameters never change, so this is built once a run.
     """
     programs = torch.tensor([split(n)[0] for n in sizes])
     tensor = torch.repeat_interleave(torch.arange(len(sizes)), programs)
@@ -59,7 +63,7 @@ def _upload(table: torch.Tensor, device: torch.device) -> torch.Tensor:
 
 
 def multi_tensor_stats(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Statistics of many contiguous fp32 tensors, such as all LoRA gradients, in two launches and no waiting.
+    """Statistics of many contiguous tensors of one dtype, such as all gradients, in two launches and no waiting.
 
     Overflow, underflow, subnormals and zeros are null. Column 0, `sumsq`, gives the norms of the tensors and,
     summed, the norm that clipping needs.
@@ -68,15 +72,18 @@ def multi_tensor_stats(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
         float64 [T, 9] on the device of the tensors, which must be one.
 
     Raises:
-        ValueError: a tensor is not fp32 or not contiguous.
+        ValueError: a tensor is not fp32, fp16 or bf16, not of the first one's dtype, or not contiguous.
     """
     for i, x in enumerate(tensors):
-        if x.dtype != torch.float32 or not x.is_contiguous():
-            raise ValueError(f"tensor {i} is {x.dtype} with strides {x.stride()}; want contiguous fp32")
+        if x.dtype not in FAST_DTYPES or x.dtype != tensors[0].dtype or not x.is_contiguous():
+            wanted = f"contiguous {tensors[0].dtype if tensors[0].dtype in FAST_DTYPES else 'fp32, fp16 or bf16'}"
+            raise ValueError(f"tensor {i} is {x.dtype} with strides {x.stride()}; want {wanted}")
     if not tensors:
         return torch.empty((0, N_FIELDS), dtype=torch.float64)
     if not uses_triton(tensors[0]):
-        return torch.stack([tensor_stats_cpu(x.detach(), False) for x in tensors])
+        rows = torch.stack([tensor_stats_cpu(x.detach(), False) for x in tensors])
+        rows[:, _COUNTED_BESIDES] = torch.nan
+        return rows
     return multi_tensor_stats_triton(tensors)
 
 
@@ -93,6 +100,7 @@ def multi_tensor_stats_triton(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
             first,
             n,
             partials,
+            DTYPE=getattr(tl, str(tensors[0].dtype).removeprefix("torch.")),
             ALIGNED=all(x.data_ptr() % 16 == 0 and x.numel() % 4 == 0 for x in tensors),
             BLOCK=BLOCK,
             MAX_PROGRAMS=MAX_PROGRAMS,
@@ -111,8 +119,18 @@ def aot_variants() -> list[AotVariant]:
         "n_ptr": "*i64",
         "partials_ptr": "*fp64",
     }
-    constexprs = {"ALIGNED": True, "BLOCK": BLOCK, "MAX_PROGRAMS": MAX_PROGRAMS}
-    variant = AotVariant(
-        "multi-tensor stats", _multi_stats_kernel, pointers, constexprs, tuple(pointers), num_warps=NUM_WARPS
-    )
-    return [variant]
+    return [
+        AotVariant(
+            name,
+            _multi_stats_kernel,
+            pointers,
+            {"DTYPE": dtype, "ALIGNED": True, "BLOCK": BLOCK, "MAX_PROGRAMS": MAX_PROGRAMS},
+            tuple(pointers),
+            num_warps=NUM_WARPS,
+        )
+        for name, dtype in (
+            ("multi-tensor stats", tl.float32),
+            ("multi-tensor stats fp16", tl.float16),
+            ("multi-tensor stats bf16", tl.bfloat16),
+        )
+    ]

@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from ...messages import say
+
 
 class Hook:
     """Calls a function, outside of what torch.compile traces; in a copy of the model it does nothing."""
@@ -23,6 +25,26 @@ class Hook:
 
     def __reduce__(self) -> tuple:
         return _Nothing, ()
+
+
+class Guard:
+    """Around what reads the tensors of a training that is only watched: an error there is said once, not raised."""
+
+    def __init__(self, warn: Callable[[str], None]):
+        self._warn, self._said = warn, False
+
+    def around(self, function: Callable[..., None]) -> Callable[..., None]:
+        """The function, which then does nothing where it fails."""
+
+        def guarded(*args: Any) -> None:
+            try:
+                function(*args)
+            except Exception as error:  # a tensor of a kind that nobody has thought of
+                if not self._said:
+                    self._said = True
+                    self._warn(say("attach.unreadable", what=f"{type(error).__name__}: {str(error).strip()[:200]}"))
+
+        return guarded
 
 
 def _inside(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

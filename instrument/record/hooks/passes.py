@@ -14,14 +14,15 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from typing import Any
 
 import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
-from ....kernels.statistics.tensor_stats import FIELDS, N_FIELDS
+from ....kernels.statistics.tensor_stats import FIELDS, N_FIELDS, exponent_histogram, tensor_stats
 
 N_EXPONENTS = 256
+SMALL = slice(FIELDS.index("n_subnormal"), FIELDS.index("n_zero") + 1)
 _ABSMAX = FIELDS.index("absmax")
 
 
@@ -45,6 +46,20 @@ class Rows:
         small = None if self.small is None else torch.full_like(self.small, torch.nan)
         return Rows(torch.full_like(self.stats, torch.nan), exponents, small)
 
+    def write(self, row: int, tensor: torch.Tensor) -> None:
+        """Statistics of a tensor, and its exponents where they are counted."""
+        self.stats[row] = tensor_stats(tensor, full=self.exponents is not None)
+        if self.exponents is not None:
+            self.exponents[row] = exponent_histogram(tensor)
+
+    def count(self, row: int, tensor: torch.Tensor) -> None:
+        """The exponents alone, and what the fused operator does not count of float32."""
+        assert self.exponents is not None
+        assert self.small is not None
+        self.exponents[row] = exponent_histogram(tensor)
+        if tensor.dtype == torch.float32:
+            self.small[row] = tensor_stats(tensor, full=True)[SMALL]
+
     def add(self, other: Rows) -> None:
         """Adds a pass; a row that one of the two has not written is the other's."""
         total = self.stats + other.stats
@@ -67,8 +82,8 @@ class Passes:
     def __init__(self, n_micro_batches: int, n_sites: int, device: torch.device, first_layer: nn.Module | None):
         """
         Args:
-            first_layer: PEFT's; its mode, and whether its adapter is off, stand for those of the model. None: there is
-                none, and every mode is recorded.
+            first_layer: that is recorded; its mode, and whether its adapter is off, stand for those of the model. None:
+                there is none, and every mode is recorded.
         """
         shape = (n_micro_batches, n_sites)
         self.buffer = torch.full((*shape, N_FIELDS), torch.nan, dtype=torch.float64, device=device)
@@ -113,8 +128,8 @@ class Passes:
 
     def adapter_is_off(self) -> bool:
         """Whether what runs now is the model without its adapter."""
-        layer: Any = self._first_layer
-        return layer is not None and layer.disable_adapters
+        layer = self._first_layer
+        return isinstance(layer, BaseTunerLayer) and bool(layer.disable_adapters)
 
     def at(self, site: int) -> tuple[int, Rows] | None:
         """k and the rows of the pass that is at a site now; None if it is not recorded. Counts it."""

@@ -1,6 +1,7 @@
-"""The hooks of a LoRA layer that stays on PEFT's path: its input, its output and the gradients of both.
+"""The hooks of a layer that no fused operator computes: its input, its output and the gradients of both.
 
-A layer that reads integers (the embedding) has no statistics of its input, a pass with the adapter off has none at all.
+LoRA layers on PEFT's path, layers of other adapters, plain linears. A layer that reads integers (the embedding) has no
+statistics of its input, an adapter's layer has none of a pass with the adapter off.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeGuard
 
 import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from ...read.store import Site
@@ -23,22 +25,33 @@ class Unfused:
     ):
         """
         Args:
-            layer: PEFT's.
-            sites: its own.
+            layer: PEFT's, or a plain module.
+            sites: its own; only what they name is read.
             record: takes a site's row, a tensor, and the row of its gradient.
         """
         self._layer: Any = layer
         self._row = {site.tensor: site.id for site in sites}
         self._record = record
 
+    def keep(self, kept: Sequence[bool]) -> None:
+        """Reads only what one of these sites needs; in and out of a pass are read with their gradients."""
+        for pair in (("in", "grad_in"), ("out", "grad_out")):
+            if not any(kept[self._row[tensor]] for tensor in pair if tensor in self._row):
+                for tensor in pair:
+                    self._row.pop(tensor, None)
+
     def hook(self) -> list[Any]:
         """Puts the hooks on; returns their handles."""
-        before = self._layer.register_forward_pre_hook(Hook(self._input), with_kwargs=True)
-        return [before, self._layer.register_forward_hook(Hook(self._output))]
+        handles = []
+        if "in" in self._row:
+            handles.append(self._layer.register_forward_pre_hook(Hook(self._input), with_kwargs=True))
+        if "out" in self._row:
+            handles.append(self._layer.register_forward_hook(Hook(self._output)))
+        return handles
 
     def _input(self, _layer: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
         x = args[0] if args else next(iter(kwargs.values()), None)
-        if "in" not in self._row or not _is_float(x) or self._is_off():
+        if not _is_float(x) or self._is_off():
             return None
         x = x.view_as(x)  # its gradient is this module's share, not the sum over all readers of x
         self._record(self._row["in"], x, self._row["grad_in"])
@@ -47,10 +60,11 @@ class Unfused:
     def _output(self, _layer: nn.Module, _args: Any, output: Any) -> None:
         y = output[0] if isinstance(output, (tuple, list)) and output else output
         if _is_float(y) and not self._is_off():
-            self._record(self._row["out"], y, self._row["grad_out"])
+            self._record(self._row["out"], y, self._row.get("grad_out"))
 
     def _is_off(self) -> bool:
-        return self._layer.disable_adapters or bool(self._layer.merged)
+        layer = self._layer
+        return isinstance(layer, BaseTunerLayer) and (layer.disable_adapters or bool(layer.merged))
 
 
 def _is_float(value: Any) -> TypeGuard[torch.Tensor]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ...read.load import GRADIENTS
+from ...read.load import is_gradient
 
 if TYPE_CHECKING:
     from ...read.load import Block, Run
@@ -67,17 +67,17 @@ def aggregate(
     bins = np.stack([edges, np.append(edges[1:] - 1, steps[-1])], axis=1)
     grids: dict[str, np.ndarray] | None = None
     names: list[str] = []
-    is_gradient = np.zeros(0, bool)
+    scaled = np.zeros(0, bool)
     with_histogram: set[int] = set()
     peaks, place = np.full((len(steps), len(peaks_of)), np.nan), np.zeros(0, np.int64)
     for block in run.blocks(COLUMNS, steps.tolist()):
         if grids is None:
             names = block.names
             grids = {name: np.full((len(names), n_bins), np.nan) for name in (*GRIDS, "count")}
-            is_gradient = np.array([name.rpartition(":")[2] in GRADIENTS for name in names])
+            scaled = np.array([is_gradient(name) for name in names])
             column = {name: at for at, name in enumerate(peaks_of)}
             place = np.array([column.get(name, -1) for name in names])
-        _add(grids, block, np.searchsorted(edges, block.step, side="right") - 1, _scale(block, scales, is_gradient))
+        _add(grids, block, np.searchsorted(edges, block.step, side="right") - 1, _scale(block, scales, scaled))
         wanted = place[block.site] >= 0
         at = np.searchsorted(steps, block.step[wanted])
         peaks[at, place[block.site[wanted]]] = block.values["absmax"][wanted]
@@ -90,11 +90,11 @@ def aggregate(
     return Grid(names, bins, values, sorted(with_histogram), peaks)
 
 
-def _scale(block: Block, scales: dict[tuple[int, int], float], is_gradient: np.ndarray) -> np.ndarray:
+def _scale(block: Block, scales: dict[tuple[int, int], float], scaled: np.ndarray) -> np.ndarray:
     """What each row's norm is divided by."""
     first, last = int(block.step.min()), int(block.step.max())
     table = np.array([scales.get((block.start, step), np.nan) for step in range(first, last + 1)])
-    return np.where(is_gradient[block.site], table[block.step - first], 1.0)
+    return np.where(scaled[block.site], table[block.step - first], 1.0)
 
 
 def _add(grids: dict[str, np.ndarray], block: Block, bin_of: np.ndarray, scale: np.ndarray) -> None:

@@ -12,7 +12,7 @@ from statistics import NormalDist
 import numpy as np
 import pandas as pd
 
-from ....read.history import PRINTED, History
+from ....read.history import PRINTED, TRAINED, History
 from ...noise import deviation
 from ..finding import WINDOW, Finding, ends, listed, median
 
@@ -88,7 +88,7 @@ def _at(layers, step: int, history: History):
     """The norms of a step that may not be among the sampled."""
     if step in layers.index:
         return layers.loc[step]
-    frame = history.stats(r":lora_[AB]\.grad$", ["norm"], step)
+    frame = history.stats(TRAINED, ["norm"], step)
     if frame is None:
         return None
     squares = (frame["norm"] ** 2).groupby(frame["site"].astype(str).str.rpartition(":")[0]).sum()
