@@ -1,5 +1,7 @@
 """Maps the three top-level folders to lora_train.kernels, lora_train.instrument and lora_train.trainer.
 
+What `import lora_train` itself offers is typings/lora_train/__init__.py, beside the links that show editors the three.
+
 They are not installed as `kernels`, ...: Hugging Face has a library of that name, which transformers and
 bitsandbytes import. Everything else about the distribution is in pyproject.toml.
 """
@@ -39,9 +41,13 @@ compiled = [
 ]
 
 setup(
-    packages=[f"lora_train.{folder}" for folder in FOLDERS],
-    package_dir={f"lora_train.{folder}": folder.replace(".", "/") for folder in FOLDERS},
+    packages=["lora_train", *(f"lora_train.{folder}" for folder in FOLDERS)],
+    package_dir={
+        "lora_train": "typings/lora_train",
+        **{f"lora_train.{folder}": folder.replace(".", "/") for folder in FOLDERS},
+    },
     package_data={
+        "lora_train": ["py.typed"],
         "lora_train.instrument": ["catalogue/*.json", "py.typed"],
         "lora_train.instrument.show.page": ["*.html", "*.css", "*.js", "vendor/*"],
         "lora_train.kernels.cpu": ["*.c", "*.h"],

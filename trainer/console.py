@@ -14,17 +14,21 @@ from ..instrument.messages import say
 
 
 class Console:
-    """Prints lines, and on a terminal keeps a progress bar below them."""
+    """Prints lines, and on a terminal keeps a progress bar below them.
+
+    Attributes:
+        silent: says nothing, as all but one of several processes.
+    """
 
     def __init__(self, silent: bool = False):
-        self._silent = silent
+        self.silent = silent
         self._rich = RichConsole(highlight=False, soft_wrap=True)
         self._bar: Progress | None = None
         self._plain = not sys.stdout.isatty() or bool(os.environ.get("NO_COLOR"))
 
     def line(self, text: str) -> None:
         """One line of text, as it is: user data may hold brackets and braces."""
-        if self._silent:
+        if self.silent:
             return
         if self._plain:
             print(text, flush=True)
@@ -33,7 +37,7 @@ class Console:
 
     def spans(self, pieces: Sequence[tuple[str, bool]]) -> None:
         """Text in pieces, some of them marked: in green on a terminal, where the others are dim, else in ⟦ ⟧."""
-        if self._silent:
+        if self.silent:
             return
         if self._plain:
             print("".join(f"⟦{text}⟧" if marked else text for text, marked in pieces), flush=True)
@@ -46,7 +50,7 @@ class Console:
 
     def begin(self, step: int, n_steps: int) -> None:
         """Starts the bar, if there is one."""
-        if self._plain or self._silent:
+        if self._plain or self.silent:
             return
         columns = (BarColumn(bar_width=40), MofNCompleteColumn(), TextColumn("{task.description}"))
         self._bar = Progress(*columns, console=self._rich, transient=True)

@@ -145,7 +145,7 @@ class Instrument:
         write_text(self.run_dir / "config.yaml", yaml.safe_dump({k: dict(v) for k, v in settings.items()}))
         versions = {name: importlib.metadata.version(name) for name in ("lora-vitals", "torch", "transformers", "peft")}
         env = {"schema_version": SCHEMA_VERSION, "started": datetime.now(timezone.utc).isoformat(timespec="seconds")}
-        env |= {"versions": versions, "device": str(self._device), "attached": True}
+        env |= {"versions": versions, "device": str(self._device), "attached": True, "trains": trains(self._model)}
         write_text(self.run_dir / "env.json", json.dumps(env, indent=1) + "\n")
 
     def __enter__(self) -> Instrument:
@@ -310,6 +310,14 @@ class Instrument:
             yield
         finally:
             self._stack.enter_context(self.recorder.active())
+
+
+def trains(model: nn.Module) -> list[str]:
+    """What is trained: PEFT's kinds of adapters, as PEFT calls them, or `weights` of the model itself."""
+    configs: Any = getattr(model, "peft_config", None)
+    if not isinstance(configs, dict) or not configs:
+        return ["weights"]
+    return sorted({str(getattr(config.peft_type, "value", config.peft_type)) for config in configs.values()})
 
 
 def _host_memory() -> float:

@@ -12,7 +12,7 @@ What makes a step non-finite is seen by the device first (latch.py) and named by
 
     forward_overflow      a module whose inputs are finite gives an output that is not
     bad_weight            the same, because a frozen weight of it is not finite
-    dead_adapter          the same, because a LoRA weight of it is not finite
+    dead_adapter          the same, because a trained weight of it is not finite
     backward_overflow     the loss is finite and a gradient is not, at a scale that does not adapt
     scale_collapse        the same at the floor of a scale that does
     no_supervised_tokens  no token of the step is trained on: 0 / 0

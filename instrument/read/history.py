@@ -143,6 +143,11 @@ class History:
         kept = np.isfinite(values)
         return step[kept], values[kept]
 
+    @property
+    def trains_weights(self) -> bool:
+        """Whether the model's own weights were trained, where that is known: there is no adapter."""
+        return self.env.get("trains") == ["weights"]
+
     def stats(self, sites: str, columns: list[str], steps: Iterable[int] | int) -> pd.DataFrame | None:
         """Run.stats; None where nothing was recorded, or where it is damaged, which `damaged` then says."""
         import pyarrow as pa

@@ -81,18 +81,45 @@ def read_config(path: str | Path, overrides: Sequence[str] = (), tell: Callable[
     Raises:
         UserError: carries every problem found.
     """
-    path = Path(path)
-    raw = _read_yaml(path)
+    raw, origin = read_sections(path), dict[str, str]()
+    problems = list(_apply_overrides(raw, overrides, origin))
+    return check(raw, lambda key: origin.get(key, str(path)), tell, problems)
+
+
+def read_sections(path: str | Path) -> dict[str, Any]:
+    """What a file of ours says, as it stands there.
+
+    Raises:
+        UserError: it cannot be read, or is another tool's.
+    """
+    raw = _read_yaml(Path(path))
     tool = tool_of(raw)
     if tool is not None:
-        raise UserError(_foreign(path, tool))
-    origin: dict[str, str] = {}
-    problems = list(_apply_overrides(raw, overrides, origin))
+        raise UserError(_foreign(Path(path), tool))
+    return raw
+
+
+def check(
+    raw: dict[str, Any],
+    where: Callable[[str], str],
+    tell: Callable[[str], None] | None = None,
+    problems: Sequence[Problem] = (),
+) -> Config:
+    """The configuration of sections of keys and values.
+
+    Args:
+        where: what a problem with a key names as its place.
+        tell: as in `read_config`.
+        problems: that were found before.
+
+    Raises:
+        UserError: carries every problem found.
+    """
     if tell is not None:
         for sentence in _accepted(raw):
             tell(sentence)
-    config, found = _validate(raw, lambda key: origin.get(key, str(path)))
-    problems += found
+    config, found = _validate(raw, where)
+    problems = [*problems, *found]
     if problems:
         raise UserError(*problems)
     assert config is not None

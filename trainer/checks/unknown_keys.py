@@ -7,7 +7,7 @@ peer's name for one of ours, then a peer's key without a counterpart; only then 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
 from ...instrument.messages import say
@@ -229,7 +229,19 @@ def _translated(argv: list[str], options: set[str]) -> Iterator[str]:
 
 
 def _flag_key(word: str, options: set[str]) -> str:
-    name = word.lstrip("-").replace("-", "_")
+    return full_key(word.lstrip("-").replace("-", "_"), options, word)
+
+
+def full_key(name: str, options: Collection[str], word: str) -> str:
+    """`training.learning_rate` of `learning_rate`.
+
+    Args:
+        options: what may have been meant instead.
+        word: what stands there, for the error.
+
+    Raises:
+        UserError: it is the name of no key.
+    """
     if "." in name:
         return name
     owner = next((section for section, schema in sections().items() if name in schema.model_fields), None)

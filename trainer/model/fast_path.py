@@ -202,6 +202,14 @@ def _replace_rotary(architecture: Any) -> bool:
     return True
 
 
+def give_rotary_back() -> None:
+    """Every architecture has its own function again: for a process that goes on after a run, as a notebook's does."""
+    for architecture in list(sys.modules.values()):
+        own = getattr(vars(architecture).get(ROTARY), "replaces", None)
+        if own is not None:
+            setattr(architecture, ROTARY, own)
+
+
 def _under_cuda_autocast(x: Tensor) -> bool:
     """Where torch's own norms return fp32; under the CPU's autocast they do not."""
     return x.is_cuda and torch.is_autocast_enabled("cuda")

@@ -6,6 +6,7 @@ import gc
 import signal
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,7 @@ class Launch:
         console: says things to the user.
         stop: why it would end early.
         lock: of the run folder.
+        opened: is told the run folder.
     """
 
     train_data: Dataset
@@ -65,27 +67,45 @@ class Launch:
     console: Console
     stop: Stop
     lock: Lock
+    opened: Callable[[Path], object]
 
 
-def run(config: Config, resume: str | None) -> int:
+def run(
+    config: Config,
+    resume: str | None,
+    console: Console | None = None,
+    opened: Callable[[Path], object] = lambda folder: None,
+) -> int:
     """Trains and returns the exit code: 0 done, 3 stopped by a collapse, 130/143 interrupted with a checkpoint written.
+
+    Args:
+        console: says things to the user; None for that of the command.
+        opened: is told the run folder as soon as it is known.
 
     Raises:
         UserError: data, model or checkpoint cannot be used; nothing was overwritten.
     """
     stop = Stop()
+    engine = Engine()
+    console = Console() if console is None else console
+    console.silent = not engine.is_main
     try:
-        return _run(config, resume, stop)
+        return _run(config, resume, stop, engine, console, opened)
     finally:
         stop.end()
 
 
-def _run(config: Config, resume: str | None, stop: Stop) -> int:
+def _run(
+    config: Config,
+    resume: str | None,
+    stop: Stop,
+    engine: Engine,
+    console: Console,
+    opened: Callable[[Path], object],
+) -> int:
     if config.training.max_hours is not None:
         stop.deadline = time.monotonic() + 3600 * config.training.max_hours
     transformers.logging.set_verbosity_error()
-    engine = Engine()
-    console = Console(silent=not engine.is_main)
     check_hardware(config, engine.device)
     check_login(config)
     resume = resume_from(resume, config)
@@ -99,7 +119,7 @@ def _run(config: Config, resume: str | None, stop: Stop) -> int:
     data = load_data(config, tokenizer, console)
     n_rows = require_fit(config, tokenizer, data, console)
     config = with_format(config, data[0])
-    launch = Launch(*data, pad_token_id(tokenizer, n_rows), resume, engine, console, stop, Lock())
+    launch = Launch(*data, pad_token_id(tokenizer, n_rows), resume, engine, console, stop, Lock(), opened)
     try:
         outcome = start(launch, config, checkpoint)
         while isinstance(outcome, Decision):  # a healed run goes on as a resumed one would
@@ -143,6 +163,7 @@ def start(launch: Launch, config: Config, checkpoint: Path | None, healing: bool
     if checkpoint is not None:
         checkpoint, components, progress = go_on(components, checkpoint, None if healing else launch.resume, console)
         if is_complete(components, progress) and (checkpoint.parent / "adapter").is_dir():
+            launch.opened(checkpoint.parent)
             console.line(say("resume.complete", folder=checkpoint.parent, step=progress.step, total=components.n_steps))
             return 0
     else:
@@ -150,6 +171,7 @@ def start(launch: Launch, config: Config, checkpoint: Path | None, healing: bool
     # the main process's answer: another may look when the folder has just been made
     folder = checkpoint.parent if checkpoint else fresh_folder(config.training.output_dir)
     run_dir = engine.gather_objects(folder)[0]
+    launch.opened(run_dir)
     launch.stop.guard()
     if engine.is_main:
         launch.lock.take(run_dir)

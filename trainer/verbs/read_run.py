@@ -51,7 +51,7 @@ def explain(question: Question) -> int:
         UserError: it is no run, or nobody logs such a word.
     """
     try:
-        with _as_user_errors():
+        with as_user_errors():
             return _explain(question)
     except UserError as error:
         if not question.exit_code:
@@ -90,7 +90,7 @@ def report(sources: Sequence[Path], output: Path | None, following: bool) -> int
 
     if following and (len(sources) > 1 or sources[0].is_file() or str(sources[0]) == "-"):
         raise UserError(problem("report.follow_needs_run", path=sources[-1]))
-    with _as_user_errors():
+    with as_user_errors():
         if following:
             with contextlib.suppress(KeyboardInterrupt):
                 follow(sources[0], output, _written, _waiting)
@@ -111,7 +111,7 @@ def compare(sources: Sequence[Path], output: Path | None, lang: str) -> int:
 
     if len(sources) < 2:
         raise UserError(problem("compare.one_run"))
-    with _as_user_errors():
+    with as_user_errors():
         comparison = compare_runs([read_history(source) for source in sources])
         print("\n".join(comparison_lines(comparison, lang)))
         if output is not None:
@@ -128,7 +128,8 @@ def _waiting(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def _as_user_errors() -> Iterator[None]:
+def as_user_errors() -> Iterator[None]:
+    """What cannot be read or written, as an error and a hint."""
     try:
         yield
     except SourceError as error:

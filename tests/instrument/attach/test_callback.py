@@ -227,16 +227,6 @@ def test_a_second_run_does_not_overwrite_the_first(tiny_models, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run", "run-2"]
 
 
-def test_a_model_without_lora_has_no_statistics_of_layers_and_says_so(tiny_models, tmp_path):
-    said: list[str] = []
-    model = AutoModelForCausalLM.from_pretrained(tiny_models["llama"])
-    with Instrument(model, tmp_path / "run", warn=said.append) as instrument:
-        assert instrument.recorder.sites == []
-    (sentence,) = said
-    assert "No statistics of layers" in sentence
-    assert "its own weights are trained" in sentence
-
-
 class StopsAtThree(TrainerCallback):
     """An early stop."""
 

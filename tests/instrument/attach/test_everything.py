@@ -143,6 +143,23 @@ def test_a_frozen_half_records_gradients_where_they_come(tiny_models, tmp_path):
     assert run.stats(columns=["norm"])["norm"].notna().all()
 
 
+def test_advice_for_all_weights_names_no_adapter(tiny_models, tmp_path):
+    """A part that a task does not use is no fault of full fine-tuning, and target_modules is no key of it."""
+    model = plain(tiny_models["llama"])
+    model.model.add_module("pooler", nn.Linear(4, 4))
+    model.model.layers.requires_grad_(False)
+    model.model.layers[1].requires_grad_(True)
+    training = trainer(model, tmp_path / "out", max_steps=4)
+    training.add_callback(InstrumentCallback(tmp_path / "run"))
+    training.train()
+    history = read_history(tmp_path / "run")
+    assert history.env["trains"] == ["weights"]
+    found = {finding.key: finding for finding in explain(history)}
+    assert (found["explain.layers_unused"].verdict, found["explain.layers_unused"].values["n"]) == ("note", 1)
+    assert "explain.layers_dead" not in found
+    assert not any("target_modules" in line for line in lines(history, list(found.values()), "en"))
+
+
 def test_patterns_choose_the_sites_and_nothing_else_is_hooked(tiny_models, tmp_path):
     model = plain(tiny_models["llama"])
     with Instrument(model, tmp_path / "run", sites=["*:grad_out", "!*lm_head*"], probe_every=0) as instrument:

@@ -198,7 +198,8 @@ def layers(history: History) -> Finding | None:
     top = ", ".join(f"{name} {share:.0%}" for name, share in shares.head(3).items())
     values = {"top": top, "n": len(shares), "module": str(shares.index[0]), "percent": 100 * float(shares.iloc[0])}
     if shares.iloc[0] > LOPSIDED and len(shares) > 4:
-        return Finding("grad_norm", "watch", "explain.layers_lopsided", values)
+        key = "explain.layers_lopsided_weights" if history.trains_weights else "explain.layers_lopsided"
+        return Finding("grad_norm", "watch", key, values)
     return Finding("grad_norm", "healthy", "explain.layers", values)
 
 
@@ -210,9 +211,10 @@ def unmoved_layers(history: History) -> Finding | None:
     dead = [str(name) for name in norms.columns if (norms[name].iloc[1:] == 0).all()]
     if not dead:
         return None
-    return Finding(
-        "grad_norm", "wrong", "explain.layers_dead", {"n": len(dead), "of": norms.shape[1], "module": dead[0]}
-    )
+    values = {"n": len(dead), "of": norms.shape[1], "module": dead[0]}
+    if history.trains_weights:  # models have parts that a task does not use: a pooler, a second head
+        return Finding("grad_norm", "note", "explain.layers_unused", values)
+    return Finding("grad_norm", "wrong", "explain.layers_dead", values)
 
 
 def above_one(history: History) -> Finding | None:
