@@ -11,11 +11,9 @@ import peft
 import pytest
 import torch
 from lora_train.instrument import Instrument, InstrumentCallback, load_run
-from lora_train.instrument.attach.gradients import gradient_rows
 from lora_train.instrument.judge.explain import explain, lines, read_history
 from lora_train.instrument.show.compare import compare_runs, comparison_lines
 from lora_train.instrument.show.report import write_report
-from lora_train.kernels.statistics.tensor_stats import FIELDS
 from torch import nn
 from transformers import AutoModelForCausalLM, Trainer
 
@@ -249,19 +247,6 @@ def test_layers_of_other_kinds_are_recorded_as_far_as_they_can_be(tmp_path):
         assert site == pytest.approx([float(dense.double().norm())], rel=1e-6), name
     assert norms(tmp_path / "run", "^wide:grad_out$")[0] > 0
     assert "attention.out_proj:out" not in set(run.sites["name"])  # torch reads its weight and never calls it
-
-
-def test_rows_of_gradients_that_are_missing_sparse_or_of_several_dtypes():
-    parameters = [nn.Parameter(torch.zeros(n, 2, dtype=d)) for n, d in ((2, torch.float32), (3, torch.bfloat16), (4, torch.float64))]
-    for value, parameter in enumerate(parameters, start=1):
-        parameter.grad = torch.full_like(parameter, float(value))
-    sparse = nn.Parameter(torch.zeros(5, 2))
-    sparse.grad = torch.sparse_coo_tensor([[1, 1]], torch.ones(2, 2), (5, 2))
-    rows = gradient_rows([*parameters, sparse, nn.Parameter(torch.zeros(7))], torch.device("cpu"))
-    assert rows[:, FIELDS.index("sumsq")].tolist() == [4 * 1.0, 6 * 4.0, 8 * 9.0, 2 * 4.0, 0.0]
-    assert rows[:, FIELDS.index("absmax")].tolist() == [1.0, 2.0, 3.0, 2.0, 0.0]
-    assert rows[[0, 1, 2, 4], FIELDS.index("n")].tolist() == [4, 6, 8, 7]
-    assert gradient_rows([], torch.device("cpu")).shape == (0, len(FIELDS))
 
 
 def test_an_error_of_the_recording_ends_the_recording_alone(tiny_models, tmp_path, capsys, monkeypatch):

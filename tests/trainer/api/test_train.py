@@ -72,7 +72,7 @@ def test_it_trains_and_gives_the_run(tiny_models, tmp_path, capsys):
     assert len(losses) == 3
     assert run.metrics["loss"].tolist() == losses
     assert run.metrics["learning_rate"].iloc[0] == 5e-4
-    assert run.stats(r"q_proj:lora_A\.grad$", ["norm"])["norm"].gt(0).all()
+    assert run.stats(r"q_proj:lora_B\.grad$", ["norm"])["norm"].gt(0).all()
     assert run.sites.query("tensor == 'lora_A.grad'")["shape"].iloc[0][0] == 2
     assert run.explain()[0].topic == "overall"
     assert str(run.explain("en")) == str(explain(run, lang="en")) == str(explain(run.path, lang="en"))
