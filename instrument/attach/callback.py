@@ -9,9 +9,9 @@ with stop=False goes on and every such step is recorded as what it is.
 
 The loss is the one that accelerate is given for the backward pass, whoever computed it.
 
-It only watches: a model of a kind that nobody thought of, or a folder that cannot be made, ends no training; a disk that
-fills meanwhile raises. What it put on the model and on this Trainer is taken off when the training ends, by an error or
-the stop button of a notebook too, or when the callback is collected.
+It only watches: a model of a kind that nobody thought of, or a folder that cannot be made, ends no training; a disk
+that fills meanwhile raises. What it put on the model and on this Trainer is taken off when the training ends, by an
+error or the stop button of a notebook too, or when the callback is collected.
 
 What is less than in lora-train: rows have no numbers, nothing is replayed or healed, and the host waits for the device
 once a step. Of several processes the first one's micro-batches and its share of the gradients are recorded, and nothing

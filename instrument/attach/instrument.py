@@ -112,8 +112,8 @@ class Instrument:
             n_steps: steps that were run before, where a run is resumed.
             run_once: a forward pass on a few tokens, under the autocast of the loop; None for four tokens without. If
                 it fails, layers stand in the order of the model's definition and the others are not looked at.
-            is_last: after a backward pass, whether the gradients are whole, as nobody has clipped them yet. Where a loop
-                cannot say, they are read after each micro-batch.
+            is_last: after a backward pass, whether the gradients are those of the whole step. Where a loop cannot say,
+                they are read after each micro-batch.
             settings: {section: {key: value}} for the report.
             warn: takes a sentence for the user.
         """

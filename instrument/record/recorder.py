@@ -97,7 +97,8 @@ class Recorder:
             self._unfused.append(Unfused(module, sites, self._record))
             self._all_sites += sites
         self._other_parameters: dict[int, nn.Parameter] = {}
-        for order, layer in enumerate(self._patched.others, start=order + 1):
+        for layer in self._patched.others:
+            order += 1
             sites = site_tables.layer_sites(layer, len(self._all_sites), order)
             self._unfused.append(Unfused(layer.module, sites, self._record))
             self._other_parameters |= {s.id: layer.parameters[s.tensor] for s in sites if s.tensor in layer.parameters}

@@ -35,7 +35,7 @@ def _multi_stats_kernel(
     program = tl.program_id(0).to(tl.int64)
     tensor = tl.load(tensor_ptr + program)
     n = tl.load(n_ptr + tensor)
-    x_ptr = tl.load(address_ptr + tensor).to(tl.pointer_type(DTYPE))
+    x_ptr = tl.load(address_ptr + tensor).to(tl.pointer_type(DTYPE))  # pyright: ignore[reportArgumentType] # the kernel sees a dtype
     if ALIGNED:  # what the compiler knows of an argument by itself; a loaded value it must be told about
         x_ptr = tl.multiple_of(x_ptr, 16)
         n = tl.multiple_of(n, 4)

@@ -28,7 +28,7 @@ class Run(Reader):
 
     @property
     def metrics(self) -> pd.DataFrame:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """The steps of metrics.jsonl, in order; null is NaN. `run.metrics()`, as `instrument.load_run` has it, is too."""
+        """The steps of metrics.jsonl, in order; null is NaN. `run.metrics()` is the same."""
         return _callable_frame()(super().metrics())
 
     def explain(self, lang: str | None = None) -> Findings:
@@ -65,7 +65,7 @@ class Run(Reader):
         with as_user_errors():
             history = read_history(self.path)
             overall = explain(history)[0]
-        steps, losses = history.finite("loss")
+        _, losses = history.finite("loss")
         facts: list[tuple[str, Any]] = [("path", self.path), ("step", history.last_step)]
         if len(losses):
             facts.append(("loss", f"{compact(losses[0])} → {compact(losses[-1])}"))
@@ -73,7 +73,9 @@ class Run(Reader):
             evals = history.evals["eval_loss"].tolist()
             facts.append(("eval_loss", f"{compact(evals[0])} → {compact(evals[-1])}"))
         facts.append((say("api.judged"), overall.sentence(language())))
-        rows = "".join(f"<tr><th>{html.escape(name)}</th><td>{html.escape(str(value))}</td></tr>" for name, value in facts)
+        rows = "".join(
+            f"<tr><th>{html.escape(name)}</th><td>{html.escape(str(value))}</td></tr>" for name, value in facts
+        )
         return f'<table style="text-align:left">{rows}</table>'
 
 

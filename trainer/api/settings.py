@@ -1,8 +1,8 @@
 """A configuration from a file or a dict of sections, and keywords that win over it.
 
-    train("koalpaca.yaml", learning_rate=1e-4)                      a key by its own name
-    train("koalpaca.yaml", training={"learning_rate": 1e-4})        a section
-    train("koalpaca.yaml", **{"training.learning_rate": 1e-4})      a key with its section
+train("koalpaca.yaml", learning_rate=1e-4)                      a key by its own name
+train("koalpaca.yaml", training={"learning_rate": 1e-4})        a section
+train("koalpaca.yaml", **{"training.learning_rate": 1e-4})      a key with its section
 """
 
 from __future__ import annotations

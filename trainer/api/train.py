@@ -72,14 +72,16 @@ def _left_as_found() -> Iterator[None]:
             yield
         finally:
             transformers.logging.set_verbosity(verbosity)
+            from ...kernels import cross_entropy
             from ..model.fast_path import give_rotary_back
 
             give_rotary_back()
+            vars(cross_entropy._held).clear()  # 128 MiB for logits on the CPU, which a command keeps until it ends
             gc.collect()
 
 
 def _let_go(error: BaseException) -> None:
-    """Clears the variables of every frame that an error and its causes went through; those still running keep theirs."""
+    """Clears the variables of every frame that an error and its causes went through; a running one keeps its own."""
     seen: set[int] = set()
     waiting: list[BaseException | None] = [error]
     while waiting:

@@ -69,8 +69,8 @@ def is_linear(module: nn.Module) -> bool:
     return isinstance(module, (nn.Linear, Conv1D)) and not isinstance(module, NonDynamicallyQuantizableLinear)
 
 
-def _named(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """The modules by their name in the base model; of an adapter's layer the outermost, of a wrapped one the trained."""
+def _named(model: nn.Module) -> Iterator[tuple[str, Any]]:
+    """The modules by their names in the base model: an adapter's layer whole, of a wrapper what is trained."""
     prefix, inside = base_prefix(model), "\0"
     for name, module in model.named_modules():
         if name.startswith(inside) or ".original_module" in name:

@@ -18,9 +18,9 @@ class Small(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.last, self.norm, self.first = nn.Linear(4, 2), nn.LayerNorm(4), Conv1D(4, 4)
-        self.head = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
-        self.tied = nn.Linear(2, 2)
-        self.tied.weight = self.head[1].weight
+        self.tied, below = nn.Linear(2, 2), nn.Linear(2, 2)
+        self.head = nn.Sequential(nn.Linear(2, 2), below)
+        self.tied.weight = below.weight
 
     def forward(self, x: torch.Tensor, **_: Any) -> torch.Tensor:
         return self.tied(self.head(self.last(self.norm(self.first(x)))))
