@@ -10,6 +10,8 @@ contender's own loop, with all that happens between two of them.
                  the same with what people use today to see every layer's numbers (watchers.py)
     unsloth, axolotl, lorafusion
                  the same loop on their models, on a GPU where they are installed (rivals.py)
+    weights      the stock Trainer on all weights, without peft
+    callback     the same with InstrumentCallback as it comes: every linear, every gradient, every step
     plain        lora-train with instrument.enabled=false
     instrumented lora-train as it comes: every site, every step, store and detectors
     plain_aten, aten
@@ -29,6 +31,7 @@ from typing import Any
 
 from .measure.meter import Clock, Counts, device_name
 from .measure.profile import Kinds
+from .work import ALL_WEIGHTS
 
 # contender -> its instrument section
 OURS: dict[str, dict[str, Any]] = {
@@ -39,7 +42,9 @@ OURS: dict[str, dict[str, Any]] = {
     "heavy": {"histogram_every": 1, "probe_every": 1},
 }
 WITHOUT_EXTENSION = ("plain_aten", "aten")
-WITH_STOCK = ("stock", "liger", "items", "histograms", "debug", "foreach", "unsloth", "axolotl", "lorafusion")
+WITH_STOCK = (
+    "stock", "liger", "items", "histograms", "debug", "foreach", "unsloth", "axolotl", "lorafusion", *ALL_WEIGHTS,
+)  # fmt: skip
 CONTENDERS = (*WITH_STOCK, *OURS, "floor")
 METERS: dict[str, Callable[[], Any]] = {"go": Clock, "count": Counts, "profile": Kinds}
 

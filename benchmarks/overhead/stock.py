@@ -6,9 +6,11 @@ from lora-train, so that losses can be compared.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
+from lora_train.instrument import InstrumentCallback
 from lora_train.trainer.config.schema import Config
 from lora_train.trainer.data.examples import IGNORE_INDEX, Example, load_examples
 from lora_train.trainer.loop.components import order_of
@@ -25,6 +27,7 @@ from transformers import (
 
 from .rivals import RIVALS
 from .watchers import WATCHERS, Log
+from .work import ALL_WEIGHTS
 
 
 def train(settings: dict[str, Any], name: str, gate: Any) -> None:
@@ -32,7 +35,7 @@ def train(settings: dict[str, Any], name: str, gate: Any) -> None:
 
     Args:
         settings: the configuration of work.py.
-        name: "stock", "liger", a name of WATCHERS, or one of RIVALS.
+        name: "stock", "liger", a name of WATCHERS, one of RIVALS, or of ALL_WEIGHTS.
     """
     config = Config.model_validate(settings)
     logging.set_verbosity_error()
@@ -41,7 +44,8 @@ def train(settings: dict[str, Any], name: str, gate: Any) -> None:
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.padding_side = "right"
     rows, supervised = rows_of(config, tokenizer)
-    model = RIVALS[name](config, build) if name in RIVALS else build(config)
+    make = base_of if name in ALL_WEIGHTS else build
+    model = RIVALS[name](config, build) if name in RIVALS else make(config)
     log: Log = {}
     after_backward = WATCHERS[name](model, log) if name in WATCHERS else None
     trainer = InOrder(
@@ -60,6 +64,8 @@ def train(settings: dict[str, Any], name: str, gate: Any) -> None:
             if after_backward is not None:
                 after_backward()
 
+    if name == "callback":
+        trainer.add_callback(InstrumentCallback(Path(config.training.output_dir) / "recorded"))
     trainer.add_callback(Gated())
     if config.training.fp16 and not torch.cuda.is_available():
         as_fp16(trainer)
@@ -82,15 +88,20 @@ def row_of(example: Example) -> dict[str, list[int]]:
     return {"input_ids": ids, "attention_mask": [1] * len(ids), "labels": labels}
 
 
-def build(config: Config) -> Any:
-    """PEFT's model, with the weights that lora-train's has."""
+def base_of(config: Config) -> Any:
+    """The model as it is loaded, all of it to be trained."""
     quantized = config.quantization.load_in_4bit
-    base = AutoModelForCausalLM.from_pretrained(
+    return AutoModelForCausalLM.from_pretrained(
         resolve(config.model.name_or_path),
         dtype=getattr(torch, config.storage_dtype),
         device_map={"": 0 if torch.cuda.is_available() else "cpu"},
         **({"quantization_config": quantization_of(config)} if quantized else {}),
     )
+
+
+def build(config: Config) -> Any:
+    """PEFT's model, with the weights that lora-train's has."""
+    base = base_of(config)
     torch.manual_seed(config.training.seed)
     lora = config.lora
     return get_peft_model(

@@ -17,7 +17,7 @@ CORE = ("stock", "plain", "instrumented")
 
 @dataclass(frozen=True)
 class Work:
-    """One part of the table. LoRA on all linear layers, dropout 0.05.
+    """One part of the table. LoRA on all linear layers, dropout 0.05, or all weights.
 
     Attributes:
         model: a name of models.py.
@@ -26,7 +26,8 @@ class Work:
         nf4: whether the frozen weights are 4-bit.
         fp16: whether float16 with loss scaling is computed in, instead of float32.
         bf16: whether bfloat16 is.
-        bar: largest step time of the instrumented trainer over the stock Trainer's that is aimed at.
+        bar: largest step time of the instrumented trainer over the stock Trainer's that is aimed at; of `callback` over
+            `weights` where all weights are trained.
         speed_bar: smallest number of supervised tokens a second over the stock Trainer's.
         peak_bar: largest peak memory over the stock Trainer's.
         warm_up, steps: of each contender; those in FEW take N_FEW.
@@ -56,7 +57,8 @@ class Work:
         base = "NF4 base" if self.nf4 else "float16, loss scaling" if self.fp16 else wide
         rows = f"{self.batch} rows of 20 to 400 tokens, answers supervised"
         tokens = rows if self.answers_only else f"{self.batch} x {self.length} tokens"
-        return f"{self.name}: {TITLES[self.model]}, {base}, {tokens}, LoRA r={self.r} on all linears"
+        trained = "all weights" if self.contenders == ALL_WEIGHTS else f"LoRA r={self.r} on all linears"
+        return f"{self.name}: {TITLES[self.model]}, {base}, {tokens}, {trained}"
 
     def quota(self, contender: str) -> int:
         """Measured steps of a contender."""
@@ -72,6 +74,7 @@ TITLES = {
 }
 
 PAIR = ("stock", "instrumented")
+ALL_WEIGHTS = ("weights", "callback")
 FULL = ("stock", *WATCHED, "plain", "instrumented", "plain_aten", "aten", "heavy", "floor")
 WORKS = {
     work.name: work
@@ -81,9 +84,11 @@ WORKS = {
         Work("nf4", 2, 256, nf4=True, bar=0.70, contenders=PAIR, steps=8),
         Work("neox-fp16", 2, 256, model="neox-160m", fp16=True, bar=0.65, contenders=PAIR, steps=8),
         Work("floor", 2, 256, contenders=("floor", "plain", "instrumented"), steps=6),
+        Work("weights", 2, 256, bar=1.05, contenders=ALL_WEIGHTS),
         Work("short", 2, 64),
         Work("tiny", 2, 16, model="tiny", warm_up=1, steps=1),
         Work("tiny-real", 4, 0, model="tiny", dropout=0.0, answers_only=True, warm_up=1, steps=1),
+        Work("tiny-weights", 2, 16, model="tiny", contenders=ALL_WEIGHTS, warm_up=1, steps=1),
         Work("tiny-fp16", 2, 16, model="tiny", fp16=True, warm_up=1, steps=1),
     )
 }

@@ -377,6 +377,23 @@ def test_unknown_works_and_busy_machines_are_refused(monkeypatch, capsys):
     assert "others are at work" in capsys.readouterr().out
 
 
+def test_the_callback_on_all_weights_takes_turns_with_the_trainer_without(tmp_path, monkeypatch, capsys):
+    """Both train every weight of the same model on the same rows, and the callback records its run meanwhile."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setitem(WORKS, "tiny-weights", replace(WORKS["tiny-weights"], bar=1000.0))
+    assert command.main(["tiny-weights", "--csv", str(tmp_path / "x.csv")]) == 0
+    with (tmp_path / "x.csv").open() as file:
+        rows = {row["contender"]: row for row in csv.DictReader(file)}
+    assert list(rows) == ["weights", "callback"]
+    assert rows["callback"]["base"] == "weights"
+    assert float(rows["callback"]["loss"]) == pytest.approx(float(rows["weights"]["loss"]), rel=1e-5)
+    printed = capsys.readouterr().out
+    assert "all weights" in printed
+    assert "PASS  tiny-weights: step time of callback (InstrumentCallback, all weights) over weights" in printed
+    assert WORKS["weights"].bar == 1.05
+    assert WORKS["weights"].model == "smollm2"
+
+
 def test_contenders_take_turns_on_the_same_rows(tmp_path, monkeypatch, capsys):
     """One update has been made before the step whose losses are compared; there is no dropout."""
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)

@@ -144,6 +144,7 @@ def bars(work: Work, taken: Mapping[str, Taken], extension: bool) -> list[Bar]:
 
     if work.bar is not None:
         time("instrumented", "stock", work.bar)
+        time("callback", "weights", work.bar, " (InstrumentCallback, all weights)")
     if work.speed_bar is not None and {"instrumented", "stock"} <= taken.keys():
         # the batches are the same, so tokens a second are as times are, the other way round
         faster = [1 / ratio for ratio in ratios(taken, "instrumented", "stock")]
