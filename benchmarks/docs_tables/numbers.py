@@ -64,7 +64,8 @@ or nearly (`near`), with the first few of each as [evaluation row, training row]
 
 ## Statistics of tensors
 
-A site is `<module>:<tensor>`, the tensor one of `in`, `out`, `grad_out`, `grad_in`, `lora_A.grad`, `lora_B.grad`.
+A site is `<module>:<tensor>`, the tensor one of `in`, `out`, `grad_out`, `grad_in`, `lora_A.grad`, `lora_B.grad`;
+InstrumentCallback has `<parameter>.grad` for whatever is trained, `weight.grad` for one.
 Modules that read the same input (q, k and v; gate and up) share one `in` and one `grad_in`. `x` are the values as they
 are stored in the tensor's dtype, `a` the sums behind them before they were rounded to it. A row is a sum over the
 micro-batches and processes of a step, `absmax` a maximum; of the LoRA gradients it describes the accumulated gradient.
@@ -135,6 +136,7 @@ null(프레임에서는 NaN)이고 0으로 적지 않습니다. 유한하지 않
 ## 텐서 통계
 
 사이트는 `<모듈>:<텐서>`이고, 텐서는 `in`, `out`, `grad_out`, `grad_in`, `lora_A.grad`, `lora_B.grad` 중 하나입니다.
+InstrumentCallback에는 학습하는 파라미터마다 `weight.grad` 같은 `<파라미터>.grad`도 있습니다.
 같은 입력을 읽는 모듈(q·k·v, gate·up)은 `in`과 `grad_in`을 함께 씁니다. `x`는 텐서의 dtype으로 저장된 값, `a`는 그
 dtype으로 반올림하기 전의 합입니다. 한 행은 스텝의 마이크로배치와 프로세스를 모두 합한 것이고 `absmax`는 최댓값입니다.
 LoRA 그래디언트의 행은 누적이 끝난 그래디언트에 대한 것입니다. 그래디언트에는 loss scale이 곱해져 있습니다.
