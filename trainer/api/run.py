@@ -53,7 +53,7 @@ class Run(Reader):
         from ...instrument.show.report import write_report
 
         with as_user_errors():
-            return write_report(self.path, None if output is None else Path(output))
+            return write_report(self.path, output=None if output is None else Path(output))
 
     def __repr__(self) -> str:
         return f"Run({str(self.path)!r})"
