@@ -24,7 +24,6 @@ from ..log.layer_series import LayerSeries
 from ..log.trackers import Trackers
 from ..saved.state import Progress
 from .components import Components
-from .evaluate import Evaluation
 
 # What train_step puts in a row, in this order; float64 on the device.
 ROW_FIELDS = ("loss", "grad_norm", "loss_scale", "skipped", "nonfinite_micro_batches", "updates", "latched")
@@ -232,24 +231,22 @@ class RunLog:
         if self._trackers:
             self._trackers.finish()
 
-    def evaluation(self, step: int, evaluation: Evaluation) -> None:
+    def evaluation(self, step: int, evaluation: dict[str, Any]) -> None:
         """Records an evaluation."""
-        self._eval_seconds = evaluation.eval_runtime
-        self._progress.eval_seconds_total += evaluation.eval_runtime
-        self._write({"step": step, **vars(evaluation)})
+        seconds = evaluation["eval_runtime"]
+        self._eval_seconds = seconds
+        self._progress.eval_seconds_total += seconds
+        self._write({"step": step, **evaluation})
         self._track(step, None)
         if self._trackers:
-            self._trackers.log(vars(evaluation), step)
-        self._console.line(
-            say(
-                "eval.line",
-                step=step,
-                total=self._n_steps,
-                loss=compact(evaluation.eval_loss),
-                accuracy=100 * evaluation.eval_token_accuracy,
-                seconds=evaluation.eval_runtime,
-            )
-        )
+            self._trackers.log(evaluation, step)
+        values = {"step": step, "total": self._n_steps, "loss": compact(evaluation["eval_loss"]), "seconds": seconds}
+        if "eval_token_accuracy" in evaluation:
+            self._console.line(say("eval.line", accuracy=100 * evaluation["eval_token_accuracy"], **values))
+            return
+        shown = ("accuracy", "f1", "auroc") if "eval_f1" in evaluation else ("mse", "pearson", "spearman")
+        scores = "  ".join(f"{name} {compact(evaluation.get('eval_' + name))}" for name in shown)
+        self._console.line(say("eval.scores", scores=scores, **values))
 
     def seconds_to_stop(self) -> float:
         """What one more step, an evaluation and a checkpoint would take, with a margin."""
