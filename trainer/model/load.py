@@ -259,7 +259,8 @@ def add_lora(base: PreTrainedModel, config: Config) -> PeftModel:
     lora = config.lora
     require_modules(base, "lora.target_modules", lora.target_modules)
     require_modules(base, "lora.modules_to_save", lora.modules_to_save)
-    to_save = list(dict.fromkeys([*(lora.modules_to_save or []), *new_modules(base)])) or None
+    own = [name for name in new_modules(base) if name not in ("classifier", "score")]  # peft adds these itself
+    to_save = list(dict.fromkeys([*(lora.modules_to_save or []), *own])) or None
     if config.model.resize_embeddings:
         to_save = [*(to_save or []), *tables(base)]
     if config.training.gradient_checkpointing:
