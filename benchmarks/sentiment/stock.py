@@ -14,6 +14,7 @@ from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
     DataCollatorWithPadding,
+    PrinterCallback,
     Trainer,
     TrainingArguments,
     logging,
@@ -69,6 +70,7 @@ def train_stock(config: Config, names: dict[str, int], folder: str) -> float:
         data_collator=DataCollatorWithPadding(tokenizer),
         compute_metrics=lambda p: {"accuracy": float((p.predictions.argmax(-1) == p.label_ids).mean())},
     )
+    trainer.remove_callback(PrinterCallback)
     trainer.train()
     return trainer.evaluate()["eval_accuracy"]
 

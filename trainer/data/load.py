@@ -12,8 +12,6 @@ from ..config.schema import Config
 from ..config.settings import with_settings
 from ..console import Console
 from ..errors import UserError, problem
-from ..model.classify import own_names
-from ..model.fit import longest_row
 from .examples import Dataset, load_examples
 from .labels.balance import report_coverage, report_labels
 from .labels.load import Reading, load_labelled, weighted, with_labels
@@ -21,12 +19,18 @@ from .overlap import SHOWN, overlap
 from .sources import source_name
 
 
-def load_data(config: Config, tokenizer: Any, console: Console) -> tuple[Dataset, Dataset | None]:
-    """Training and evaluation rows, tokenized; says what was detected, left out, dropped or cut."""
+def load_data(
+    config: Config, tokenizer: Any, console: Console, own_names: tuple[str, ...] = ()
+) -> tuple[Dataset, Dataset | None]:
+    """Training and evaluation rows, tokenized; says what was detected, left out, dropped or cut.
+
+    Args:
+        own_names: labels that the base model's own head has, whose order is kept where they are those of the rows.
+    """
     data, seed = config.data, config.training.seed
     evaluates = config.training.eval_strategy != "no"
     if config.is_classifier:
-        train_data, eval_data, cutoff = _labelled(config, tokenizer, evaluates)
+        train_data, eval_data, cutoff = _labelled(config, tokenizer, evaluates, own_names)
     else:
         train_data, eval_data = _supervised(config, tokenizer, evaluates, console)
         cutoff = data.cutoff_len
@@ -63,10 +67,12 @@ def _supervised(config: Config, tokenizer: Any, evaluates: bool, console: Consol
     return train_data, load_examples(data.eval, same, tokenizer, data.eval_limit)
 
 
-def _labelled(config: Config, tokenizer: Any, evaluates: bool) -> tuple[Dataset, Dataset | None, int]:
+def _labelled(
+    config: Config, tokenizer: Any, evaluates: bool, own_names: tuple[str, ...]
+) -> tuple[Dataset, Dataset | None, int]:
     """Rows with labels, and the tokens a row may have."""
-    data, longest = config.data, longest_row(config, tokenizer)
-    reading = Reading(config, tokenizer, longest, own_names=own_names(config))
+    data, longest = config.data, min(config.data.cutoff_len, tokenizer.model_max_length)
+    reading = Reading(config, tokenizer, longest, own_names=own_names)
     train_data = load_labelled(data.train, reading, data.limit)
     if data.eval is None or not evaluates:
         return train_data, None, longest

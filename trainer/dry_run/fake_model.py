@@ -20,6 +20,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cache
 
 from ...instrument.record.four_bit import is_4bit_weight
 from ..config.schema import Config
+from ..config.settings import with_settings
 from ..model.build import build_model
 from ..model.classify import ClassifierLoss, head_of_config
 from ..model.heads import mark_new
@@ -140,12 +141,17 @@ def make_fake(config: Config, device: torch.device) -> FakeModel:
 
 def _base(config: Config, model_config: PretrainedConfig) -> PreTrainedModel:
     head = head_of_config(config)
-    base = MODEL_CLASSES[head.task].from_config(
-        model_config,
-        dtype=getattr(torch, config.storage_dtype),
-        attn_implementation=config.model.attn_implementation,
-        trust_remote_code=config.model.trust_remote_code,
-    )
+    try:
+        base = MODEL_CLASSES[head.task].from_config(
+            model_config,
+            dtype=getattr(torch, config.storage_dtype),
+            attn_implementation=config.model.attn_implementation,
+            trust_remote_code=config.model.trust_remote_code,
+        )
+    except ValueError:
+        if not config.is_classifier or config.model.attn_implementation != "sdpa":
+            raise
+        return _base(with_settings(config, {"model.attn_implementation": "eager"}), model_config)
     if config.is_classifier:  # what most checkpoints lack
         own = ("classifier.", "score.", "pre_classifier.", "pooler.")
         mark_new(base, [name for name, _ in base.named_parameters() if name.startswith(own)])

@@ -7,29 +7,30 @@ the run that was not interrupted.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from ..config.schema import METRIC_DRIVEN, TrainingSection
 from ..errors import UserError, problem
 from .components import Components
+from .evaluate import Evaluation, ScoredEvaluation, line_of
 from .lr_schedule import greater_is_better, lr_table
 
 # (step, metric) of every evaluation, oldest first.
 History = Sequence[tuple[int, float]]
 
 
-def metric_of(training: TrainingSection, evaluation: Mapping[str, Any]) -> float:
+def metric_of(training: TrainingSection, evaluation: Evaluation | ScoredEvaluation) -> float:
     """The metric the evaluation is judged by; NaN where it is not defined.
 
     Raises:
         UserError: training.compute_metrics does not give it.
     """
     name = "eval_" + training.metric_for_best_model.removeprefix("eval_")
-    if name not in evaluation:
-        known = ", ".join(evaluation)
-        raise UserError(problem("metrics.not_measured", name=training.metric_for_best_model, known=known))
-    value = evaluation[name]
+    values = line_of(evaluation)
+    if name not in values:
+        known = ", ".join(values)
+        raise UserError(problem("scores.not_measured", name=training.metric_for_best_model, known=known))
+    value = values[name]
     return math.nan if value is None else value
 
 

@@ -6,12 +6,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from ...instrument.read.eval_rows import EvaluationRows
+from ...instrument.read.schema import Evaluation
 from ...instrument.record.once import in_mode
 from ...kernels.backend import is_gpu
 from ..data.batches import Batch, collate, in_batches
@@ -29,10 +31,32 @@ class CutShort(Exception):
     """The run is to end before its evaluation has."""
 
 
+@dataclass(frozen=True)
+class ScoredEvaluation:
+    """One pass of a classifier over the evaluation rows.
+
+    Attributes:
+        scores: eval_accuracy and the like; None where one is not defined.
+    """
+
+    eval_loss: float
+    scores: dict[str, float | None]
+    eval_runtime: float
+    eval_samples_per_second: float
+    eval_steps_per_second: float
+
+
+def line_of(evaluation: Evaluation | ScoredEvaluation) -> dict[str, Any]:
+    """What metrics.jsonl has of an evaluation."""
+    values = dict(vars(evaluation))
+    scores = values.pop("scores", {})
+    return {"eval_loss": values.pop("eval_loss"), **scores, **values}
+
+
 @torch.no_grad()
 def evaluate(
     components: Components, cut_short: Callable[[], bool] = lambda: False
-) -> tuple[dict[str, Any], EvaluationRows]:
+) -> tuple[Evaluation | ScoredEvaluation, EvaluationRows]:
     """Mean loss and argmax accuracy over all supervised tokens, and the loss of each row; each process takes every
     world_size-th batch, and all of them know the result. Nothing waits for the device before the last batch.
 
@@ -67,17 +91,16 @@ def evaluate(
     loss_total, n_right, *loss_of_rows = sums.tolist()
     rows = _in_source_order(dataset, [example for examples in batches for example in examples], loss_of_rows)
     counts = sum(example.counts for example in dataset.examples)
-    if isinstance(loss, ClassifierLoss):
-        measured = _scores(components, kept, batches)
-    else:
-        measured = {"eval_token_accuracy": n_right / counts}
+    found = _scores(components, kept, batches) if isinstance(loss, ClassifierLoss) else None
     seconds = time.perf_counter() - started
     speed = {
         "eval_runtime": seconds,
         "eval_samples_per_second": len(dataset.examples) / seconds,
         "eval_steps_per_second": len(batches) / seconds,
     }
-    return {"eval_loss": loss_total / counts, **measured, **speed}, rows
+    if found is not None:
+        return ScoredEvaluation(loss_total / counts, found, **speed), rows
+    return Evaluation(loss_total / counts, n_right / counts, **speed), rows
 
 
 def _judged(loss: Any, batch: Batch, kept: dict[int, torch.Tensor], number: int) -> tuple[Any, Any, Any]:

@@ -24,6 +24,7 @@ from ..log.layer_series import LayerSeries
 from ..log.trackers import Trackers
 from ..saved.state import Progress
 from .components import Components
+from .evaluate import Evaluation, ScoredEvaluation, line_of
 
 # What train_step puts in a row, in this order; float64 on the device.
 ROW_FIELDS = ("loss", "grad_norm", "loss_scale", "skipped", "nonfinite_micro_batches", "updates", "latched")
@@ -231,21 +232,22 @@ class RunLog:
         if self._trackers:
             self._trackers.finish()
 
-    def evaluation(self, step: int, evaluation: dict[str, Any]) -> None:
+    def evaluation(self, step: int, evaluation: Evaluation | ScoredEvaluation) -> None:
         """Records an evaluation."""
-        seconds = evaluation["eval_runtime"]
+        line, seconds = line_of(evaluation), evaluation.eval_runtime
         self._eval_seconds = seconds
         self._progress.eval_seconds_total += seconds
-        self._write({"step": step, **evaluation})
+        self._write({"step": step, **line})
         self._track(step, None)
         if self._trackers:
-            self._trackers.log(evaluation, step)
-        values = {"step": step, "total": self._n_steps, "loss": compact(evaluation["eval_loss"]), "seconds": seconds}
-        if "eval_token_accuracy" in evaluation:
-            self._console.line(say("eval.line", accuracy=100 * evaluation["eval_token_accuracy"], **values))
+            self._trackers.log(line, step)
+        values = {"step": step, "total": self._n_steps, "loss": compact(evaluation.eval_loss), "seconds": seconds}
+        if isinstance(evaluation, Evaluation):
+            self._console.line(say("eval.line", accuracy=100 * evaluation.eval_token_accuracy, **values))
             return
-        shown = ("accuracy", "f1", "auroc") if "eval_f1" in evaluation else ("mse", "pearson", "spearman")
-        scores = "  ".join(f"{name} {compact(evaluation.get('eval_' + name))}" for name in shown)
+        shown = ("accuracy", "f1", "auroc", "mse", "pearson", "spearman")
+        found = {name: line[f"eval_{name}"] for name in shown if f"eval_{name}" in line}
+        scores = "  ".join(f"{name} {compact(value)}" for name, value in found.items())
         self._console.line(say("eval.scores", scores=scores, **values))
 
     def seconds_to_stop(self) -> float:

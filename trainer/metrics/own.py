@@ -38,9 +38,9 @@ def own_function(config: Config) -> Function | None:
     try:
         found = getattr(importlib.import_module(module), name)
     except Exception as error:  # the module is the user's
-        raise UserError(problem("metrics.no_function", name=named, what=first_line(error, typed=True))) from error
+        raise UserError(problem("scores.no_function", name=named, what=first_line(error, typed=True))) from error
     if not callable(found):
-        raise UserError(problem("metrics.no_function", name=named, what=type(found).__name__))
+        raise UserError(problem("scores.no_function", name=named, what=type(found).__name__))
     return found
 
 
@@ -61,7 +61,7 @@ def own_scores(function: Function, name: str, answers: Answers, of_tokens: bool)
         found = function(EvalPrediction(predictions=predictions, label_ids=labels))
         values = {str(key).removeprefix("eval_"): float(value) for key, value in found.items()}
     except Exception as error:  # the function is the user's
-        raise UserError(problem("metrics.failed", name=name, what=first_line(error, typed=True))) from error
+        raise UserError(problem("scores.failed", name=name, what=first_line(error, typed=True))) from error
     return {key: value if math.isfinite(value) else None for key, value in values.items()}
 
 

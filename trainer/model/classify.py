@@ -34,12 +34,14 @@ def head_of_config(config: Config) -> Head:
     if not config.is_classifier:
         return Head()
     names = tuple(config.data.labels or ())
-    kind = config.model.problem_type
+    kind = SINGLE if config.model.task == "token_cls" else config.model.problem_type
     return Head(TASKS[config.model.task], len(names) or 1, names, None if kind == "auto" else kind)
 
 
 def own_names(config: Config) -> tuple[str, ...]:
-    """The labels of the base model's own head; empty where it has none or they have no names."""
+    """The labels of the base model's own head; empty where it has none, or none with names."""
+    if not config.is_classifier:
+        return ()
     found = getattr(read_model_config(config), "id2label", None) or {}
     names = tuple(str(found[number]) for number in sorted(found))
     return () if any(name.startswith(_UNNAMED) for name in names) else names

@@ -25,25 +25,6 @@ TABLE_OF_POSITIONS = frozenset(
 )
 
 
-# Encoders, which have such a table too; the second keep the places before the first token for padding.
-ENCODER_TABLES = frozenset(("albert", "bert", "distilbert", "electra", "mobilebert", "mpnet", "deberta", "deberta-v2"))
-FROM_PADDING = frozenset(("roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "longformer"))
-# Tokenizers without a limit of their own say 1e30.
-NO_LIMIT = 1_000_000
-
-
-def longest_row(config: Config, tokenizer: Any) -> int:
-    """Tokens a classifier's row may have: data.cutoff_len, or fewer where model or tokenizer have no more places."""
-    model = read_model_config(config).get_text_config()
-    family, places = str(model.model_type), getattr(model, "max_position_embeddings", None)
-    limits = [config.data.cutoff_len, tokenizer.model_max_length]
-    if isinstance(places, int) and family in TABLE_OF_POSITIONS | ENCODER_TABLES:
-        limits.append(places)
-    if isinstance(places, int) and family in FROM_PADDING:
-        limits.append(places - (model.pad_token_id or 0) - 1)
-    return min(int(limit) for limit in limits if 0 < limit < NO_LIMIT)
-
-
 def require_fit(config: Config, tokenizer: Any, datasets: Iterable[Dataset | None], console: Console) -> int | None:
     """Refuses rows that the model has no embedding or no position for; says where they are longer than its context.
 

@@ -10,10 +10,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 # Modules of classifiers that a pretrained checkpoint may lack.
 HEAD_MODULES = ("classifier", "score", "pre_classifier", "pooler", "head")
+# Families whose positions are a table; the second keep the places before the first token for padding.
+TABLES = frozenset(("albert", "bert", "distilbert", "electra", "mobilebert", "mpnet", "deberta", "deberta-v2"))
+TABLES |= frozenset(("gpt2", "gpt_neo", "opt", "gptj", "gpt_bigcode"))
+FROM_PADDING = frozenset(("roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "longformer"))
+NO_LIMIT = 10**30  # as tokenizers say it
 _NEW = "lora_train_new_modules"
 
 
@@ -49,3 +54,14 @@ def linears_in(base: PreTrainedModel, names: Sequence[str]) -> list[str]:
         for name, module in base.named_modules()
         if isinstance(module, torch.nn.Linear) and (name in names or name.startswith(inside))
     ]
+
+
+def n_places(model: PretrainedConfig) -> int:
+    """Tokens of the longest row that a model has positions for; NO_LIMIT where they are computed."""
+    text = model.get_text_config()
+    family, places = str(text.model_type), getattr(text, "max_position_embeddings", None)
+    if not isinstance(places, int) or places <= 0:
+        return NO_LIMIT
+    if family in FROM_PADDING:
+        return places - (text.pad_token_id or 0) - 1
+    return places if family in TABLES else NO_LIMIT

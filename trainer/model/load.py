@@ -30,9 +30,10 @@ from transformers.utils import logging as transformers_logging
 from ...instrument.record.four_bit import is_4bit_linear
 from ..config.names import is_installed
 from ..config.schema import Config
+from ..config.settings import with_settings
 from ..errors import Problem, UserError, first_line, problem
 from ..hub import limit_first_answer, refusal
-from .heads import HEAD_MODULES, linears_in, mark_new, new_modules
+from .heads import HEAD_MODULES, linears_in, mark_new, n_places, new_modules
 
 # task_type -> the class that has its head
 MODEL_CLASSES = {
@@ -133,6 +134,8 @@ def load_tokenizer(config: Config) -> Any:
         raise UserError(refusal("model.tokenizer", error, name, name=name)) from error
     if not tokenizer.is_fast:
         raise UserError(problem("model.slow_tokenizer", name=model.name_or_path))
+    if config.is_classifier:
+        tokenizer.model_max_length = min(tokenizer.model_max_length, n_places(read_model_config(config)))
     return tokenizer
 
 
@@ -211,6 +214,8 @@ def load_base(config: Config, device: torch.device, head: Head = LANGUAGE_MODEL)
         )
     except (OSError, ValueError, ImportError, SafetensorError) as error:
         if "attention implementation" in str(error):
+            if head.task != "CAUSAL_LM" and model.attn_implementation == "sdpa":  # DeBERTa has attention of its own
+                return load_base(with_settings(config, {"model.attn_implementation": "eager"}), device, head)
             unsupported = problem("model.attention", name=model.name_or_path, attention=model.attn_implementation)
             raise UserError(unsupported) from error
         raise UserError(cannot_load(model.name_or_path, error)) from error

@@ -32,6 +32,7 @@ from ..loop.run_log import RunLog
 from ..loop.session import Session, Stop
 from ..loop.train import leave, train
 from ..loop.warm_up import warm_up
+from ..model.classify import own_names
 from ..model.fit import require_fit
 from ..model.load import load_tokenizer, pad_token_id
 from ..saved.state import Progress
@@ -96,7 +97,7 @@ def _run(config: Config, resume: str | None, stop: Stop) -> int:
     if checkpoint is not None:
         config = with_heals(config, checkpoint)
     tokenizer = load_tokenizer(config)
-    data = load_data(config, tokenizer, console)
+    data = load_data(config, tokenizer, console, own_names(config))
     n_rows = require_fit(config, tokenizer, data, console)
     config = with_format(config, data[0])
     launch = Launch(*data, pad_token_id(tokenizer, n_rows), resume, engine, console, stop, Lock())

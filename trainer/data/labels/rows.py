@@ -108,7 +108,7 @@ def _read(index: int, where: Where, row: Any, fields: Fields, task: str, needs_l
     require_object(row)
     words = task == "token_cls"
     faults = [*(_word_faults(row, fields) if words else _text_faults(row, fields))]
-    label = row.get(fields.label)
+    label = row.get(fields.label) if needs_label else None
     if is_missing(label):
         if needs_label:
             has = fields.label in row
