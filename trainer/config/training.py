@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from .sections import Section
+from .sections import Section, label_name
 
 # YAML 1.1 reads an unquoted `no` as false
 _NoOrWord = BeforeValidator(lambda value: "no" if value is False else value)
@@ -17,6 +17,11 @@ Interval = Annotated[int, Field(ge=1)] | Annotated[float, Field(gt=0, lt=1)]
 
 # Learning-rate schedules that follow the evaluations.
 METRIC_DRIVEN = ("reduce_lr_on_plateau", "greedy")
+
+
+def _by_name(value: Any) -> Any:
+    """Labels may be written as numbers."""
+    return {label_name(name): weight for name, weight in value.items()} if isinstance(value, dict) else value
 
 
 class TrainingSection(Section):
@@ -195,7 +200,7 @@ class TrainingSection(Section):
 
     분류: 직접 만든 평가 함수를 module:function으로 적습니다. transformers처럼 모든 평가 행의 로짓과 레이블
     (EvalPrediction)로 부르고, 돌려준 값을 eval_<이름>으로 기록합니다."""
-    class_weights: Literal["balanced"] | dict[str, float] | None = None
+    class_weights: Annotated[Literal["balanced"] | dict[str, float] | None, BeforeValidator(_by_name)] = None
     """Classifiers: how much a label counts in the loss, {name: weight}; balanced: rows / (labels x rows of the label),
     for several labels a row the ratio of rows without to rows with it.
 

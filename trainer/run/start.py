@@ -277,18 +277,18 @@ def greet(launch: Launch, components: Components, progress: Progress, run_dir: P
     console.line(say("banner.lora", r=config.lora.r, trained=n_trained, all=n_all, share=100 * n_trained / n_all))
     supervised = sum(example.n_supervised for example in plan.dataset.examples)
     tokens = sum(len(example.input_ids) for example in plan.dataset.examples)
-    console.line(
-        say(
-            "banner.data",
-            source=plan.dataset.source,
-            rows=len(plan.dataset.examples),
-            eval_rows=len(components.eval_data.examples) if components.eval_data else 0,
-            share=100 * supervised / tokens,
-            steps=components.n_steps,
-            per_step=plan.units_per_step,
-            unit=unit_name(plan),
-        )
-    )
+    values = {
+        "source": plan.dataset.source,
+        "rows": len(plan.dataset.examples),
+        "eval_rows": len(components.eval_data.examples) if components.eval_data else 0,
+        "steps": components.n_steps,
+        "per_step": plan.units_per_step,
+        "unit": unit_name(plan),
+    }
+    if config.is_classifier:
+        console.line(say("banner.labelled", labels=len(config.data.labels or "1"), **values))
+    else:
+        console.line(say("banner.data", share=100 * supervised / tokens, **values))
     if attention := components.loss.how_rows_attend(config.compute_dtype, config.data.cutoff_len):
         console.line(attention)
     if components.optimizer.waits:

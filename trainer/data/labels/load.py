@@ -186,7 +186,11 @@ def with_labels(config: Config, dataset: Dataset) -> Config:
     settings: dict[str, Any] = {"model.problem_type": labels.problem_type}
     if labels.names and config.data.labels is None:
         settings["data.labels"] = list(labels.names)
-    if config.training.class_weights == "balanced":
+    weights = config.training.class_weights
+    if isinstance(weights, dict) and (foreign := [name for name in weights if name not in labels.names]):
+        known = ", ".join(labels.names) or "-"
+        raise UserError(problem("labels.no_such_weight", name=foreign[0], known=known))
+    if weights == "balanced":
         settings["training.class_weights"] = balanced(dataset)
     return with_settings(config, settings)
 
