@@ -23,8 +23,8 @@ from ..instrument.messages import LANGUAGES, language, say
 from ..kernels.cpu_level import LevelError
 from .errors import UserError, in_words, problem
 from .signals import interruptible, last_word
-from .verbs.evaluate import evaluate_arguments, run_evaluate
-from .verbs.predict import predict_arguments, run_predict
+from .verbs.answers.evaluate import evaluate_arguments, run_evaluate
+from .verbs.answers.predict import predict_arguments, run_predict
 
 EXIT_USER_ERROR = 2
 EXIT_BROKEN_PIPE = 141

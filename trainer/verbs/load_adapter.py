@@ -17,6 +17,7 @@ from peft import PeftConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from safetensors import safe_open
 from transformers import PreTrainedModel
+from transformers.utils import CONFIG_NAME
 
 from ..config.schema import Config
 from ..config.settings import with_settings
@@ -26,8 +27,6 @@ from ..model.load import LANGUAGE_MODEL, MODEL_CLASSES, Head, load_base, load_to
 from .adapter_folder import SETTINGS, WEIGHTS, Adapter
 from .adapter_kinds import HEADS, require_known
 
-# config.json of a classifier, written beside its adapter for the names of the labels
-MODEL_CONFIG = "config.json"
 MAX_SHOWN = 300  # characters: peft lists every key that is missing
 # the last layer of a classifier's head, as transformers' models call it
 _LAST_LAYER = re.compile(r"(.*\.)?(score|classifier)(\.out_proj)?\.weight")
@@ -86,7 +85,7 @@ def labels_of(adapter: Adapter) -> tuple[tuple[str, ...], str | None]:
     if adapter.config is not None and adapter.config.is_classifier:
         kind = adapter.config.model.problem_type
         return tuple(adapter.config.data.labels or ()), None if kind == "auto" else kind
-    file = adapter.folder / MODEL_CONFIG
+    file = adapter.folder / CONFIG_NAME  # written beside it for the names of the labels
     try:
         found = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
         names = {int(number): str(name) for number, name in (found.get("id2label") or {}).items()}

@@ -20,9 +20,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ...instrument.messages import say
-from ..errors import UserError, problem
-from .adapter_folder import Adapter
+from ....instrument.messages import say
+from ...errors import UserError, problem
+from ..adapter_folder import Adapter
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def predict_arguments(parser: ArgumentParser) -> None:
 
 
 def run_predict(arguments: Namespace) -> int:
-    from .adapter_kinds import PREDICT, usable_adapter
+    from ..adapter_kinds import PREDICT, usable_adapter
 
     output: Path = arguments.output
     if output.exists():
@@ -63,7 +63,7 @@ def predict(request: Request) -> int:
     """
     import transformers
 
-    from ..console import Console
+    from ...console import Console
     from .classifier import is_classifier
 
     transformers.logging.set_verbosity_error()
@@ -85,7 +85,7 @@ def predict(request: Request) -> int:
 
 
 def _labels(request: Request) -> Iterator[dict[str, Any]]:
-    from ..data.labels.labels import SEVERAL, VALUE
+    from ...data.labels.labels import SEVERAL, VALUE
     from .classifier import load_classifier, probabilities
 
     classifier = load_classifier(request.adapter)
@@ -111,10 +111,10 @@ def _texts(request: Request) -> Iterator[dict[str, Any]]:
     """A language model's answers, greedy: what it writes after the tokens before the first that is trained on."""
     import torch
 
-    from ..data.examples import load_examples
-    from ..model.load import autocast
-    from .chat import Request as Question
-    from .chat import generation_of, load
+    from ...data.examples import load_examples
+    from ...model.load import autocast
+    from ..chat import Request as Question
+    from ..chat import generation_of, load
 
     if request.adapter.config is None:
         raise UserError(problem("predict.no_format", folder=request.adapter.folder))

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ...instrument.messages import say
-from .adapter_folder import Adapter
+from ....instrument.messages import say
+from ..adapter_folder import Adapter
 
 SHOWN_ROWS, SHOWN_CLASSES, WIDTH = 10, 12, 14
 
@@ -35,7 +35,7 @@ def evaluate_arguments(parser: ArgumentParser) -> None:
 
 
 def run_evaluate(arguments: Namespace) -> int:
-    from .adapter_kinds import PREDICT, usable_adapter
+    from ..adapter_kinds import PREDICT, usable_adapter
 
     adapter = usable_adapter(arguments.run, PREDICT, arguments.trust_remote_code)
     return evaluate(Request(adapter, arguments.file, arguments.json))
@@ -64,9 +64,9 @@ def of_labels(request: Request) -> dict[str, Any]:
     """Scores, confusion matrix and the worst rows of a classifier."""
     import numpy as np
 
-    from ..data.labels.labels import SINGLE, VALUE
-    from ..loop.evaluate import label_of
-    from ..metrics.scores import Answers, confusion, scores
+    from ...data.labels.labels import SINGLE, VALUE
+    from ...loop.evaluate import label_of
+    from ...metrics.scores import Answers, confusion, scores
     from .classifier import load_classifier, probabilities
 
     classifier = load_classifier(request.adapter)
@@ -107,13 +107,13 @@ def of_text(request: Request) -> dict[str, Any]:
     """Mean loss and accuracy of the answers' tokens, and the rows whose tokens cost most."""
     import torch
 
-    from ..data.batches import collate, in_batches
-    from ..data.examples import load_examples
-    from ..errors import UserError, problem
-    from ..model.load import autocast, pad_token_id
-    from ..model.loss import SupervisedLoss
-    from .chat import Request as Question
-    from .chat import load
+    from ...data.batches import collate, in_batches
+    from ...data.examples import load_examples
+    from ...errors import UserError, problem
+    from ...model.load import autocast, pad_token_id
+    from ...model.loss import SupervisedLoss
+    from ..chat import Request as Question
+    from ..chat import load
 
     if request.adapter.config is None:
         raise UserError(problem("predict.no_format", folder=request.adapter.folder))
@@ -140,7 +140,7 @@ def of_text(request: Request) -> dict[str, Any]:
 
 def show(found: dict[str, Any]) -> None:
     """Prints it for people."""
-    from ..console import Console, compact
+    from ...console import Console, compact
 
     console = Console()
     console.line(say("evaluate.rows", n=found["rows"]))

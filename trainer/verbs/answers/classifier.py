@@ -9,18 +9,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..config.schema import Config
-from ..config.settings import with_settings
-from ..data.batches import collate, in_batches
-from ..data.dataset import Dataset, Example
-from ..data.labels.labels import SEVERAL, SINGLE, VALUE, Labels
-from ..data.labels.load import Reading, load_labelled
-from ..model.classify import use_padding
-from ..model.heads import n_places
-from ..model.load import autocast, load_tokenizer, pad_token_id
-from .adapter_folder import Adapter
-from .adapter_kinds import HEADS
-from .load_adapter import base_config, head_of, load_trained
+from ...config.schema import Config
+from ...config.settings import with_settings
+from ...data.batches import collate, in_batches
+from ...data.dataset import Dataset, Example
+from ...data.labels.labels import SEVERAL, SINGLE, VALUE, Labels
+from ...data.labels.load import Reading, load_labelled
+from ...model.classify import use_padding
+from ...model.heads import n_places
+from ...model.load import autocast, load_tokenizer, pad_token_id
+from ..adapter_folder import Adapter
+from ..adapter_kinds import HEADS
+from ..load_adapter import base_config, head_of, load_trained
 
 ON_CPU = {
     "training.fp16": False,
