@@ -196,7 +196,7 @@ TESTED_ELSEWHERE = {
     ("trainer/collapse", "extract screen what_if"): "trainer/collapse/test_handle.py",
     ("trainer/collapse", "recorded"): "trainer/collapse/test_replay.py",
     ("trainer/config", "names schema"): "trainer/checks/test_read_config.py",
-    ("trainer/config", "sections"): "trainer/run/test_model_card.py",
+    ("trainer/config", "sections training"): "trainer/run/test_model_card.py",
     ("trainer/config", "settings"): "trainer/collapse/test_remedy.py",
     ("trainer/data", "dataset load"): "trainer/data/test_examples.py",
     ("trainer/data/labels", "balance rows"): "trainer/data/labels/test_load.py",
