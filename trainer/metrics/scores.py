@@ -17,6 +17,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Literal
 
 import numpy as np
 import torch
@@ -26,6 +27,8 @@ from torchmetrics.functional import regression as of_values
 from ..data.labels.labels import SEVERAL, VALUE, Labels
 from .entities import entity_scores, is_iob
 
+Average = Literal["macro", "micro", "weighted"]
+F1: tuple[tuple[str, Average], ...] = (("f1", "macro"), ("f1_micro", "micro"), ("f1_weighted", "weighted"))
 OF_CLASSES = ("accuracy", "f1", "f1_micro", "f1_weighted", "precision", "recall", "mcc", "auroc")
 OF_VALUES = ("mse", "mae", "pearson", "spearman")
 
@@ -69,7 +72,7 @@ def _of_one(logits: torch.Tensor, targets: torch.Tensor) -> dict[str, float]:
     n = logits.shape[1]
     predicted = logits.argmax(-1)
     found = {"accuracy": float((predicted == targets).float().mean())}
-    for name, average in (("f1", "macro"), ("f1_micro", "micro"), ("f1_weighted", "weighted")):
+    for name, average in F1:
         found[name] = float(of_classes.multiclass_f1_score(predicted, targets, n, average=average))
     found["precision"] = float(of_classes.multiclass_precision(predicted, targets, n, average="macro"))
     found["recall"] = float(of_classes.multiclass_recall(predicted, targets, n, average="macro"))
@@ -85,7 +88,7 @@ def _of_several(logits: torch.Tensor, targets: torch.Tensor) -> dict[str, float]
     n = logits.shape[1]
     predicted = (logits > 0).long()
     found = {"accuracy": float((predicted == targets).all(-1).float().mean())}
-    for name, average in (("f1", "macro"), ("f1_micro", "micro"), ("f1_weighted", "weighted")):
+    for name, average in F1:
         found[name] = float(of_classes.multilabel_f1_score(predicted, targets, n, average=average))
     found["precision"] = float(of_classes.multilabel_precision(predicted, targets, n, average="macro"))
     found["recall"] = float(of_classes.multilabel_recall(predicted, targets, n, average="macro"))

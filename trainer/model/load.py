@@ -265,7 +265,7 @@ def add_lora(base: PreTrainedModel, config: Config) -> PeftModel:
     require_modules(base, "lora.target_modules", lora.target_modules)
     require_modules(base, "lora.modules_to_save", lora.modules_to_save)
     own = [name for name in new_modules(base) if name not in ("classifier", "score")]  # peft adds these itself
-    to_save = list(dict.fromkeys([*(lora.modules_to_save or []), *own])) or None
+    to_save: list[str] | None = list(dict.fromkeys([*(lora.modules_to_save or []), *own])) or None
     if config.model.resize_embeddings:
         to_save = [*(to_save or []), *tables(base)]
     if config.training.gradient_checkpointing:

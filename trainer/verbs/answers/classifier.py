@@ -89,7 +89,7 @@ def load_classifier(adapter: Adapter) -> Classifier:
     tokenizer = load_tokenizer(config)
     model = load_trained(adapter, settings, device)
     use_padding(model, pad_token_id(tokenizer))
-    own = model.get_base_model().config
+    own: Any = model.get_base_model().config
     names = head.names or tuple(str(own.id2label[number]) for number in sorted(own.id2label))
     task = "seq_cls" if head.task == "SEQ_CLS" else "token_cls"
     kind = config.model.problem_type if config.model.problem_type != "auto" else head.problem_type

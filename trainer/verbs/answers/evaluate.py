@@ -79,7 +79,7 @@ def of_labels(request: Request) -> dict[str, Any]:
     found: dict[str, Any] = {"rows": len(examples), "scores": scores(answers, labels)}
     if labels.problem_type == VALUE:
         off = np.abs(answers.logits - answers.targets)[:, 0]
-        worst = np.argsort(-off, kind="stable")[:SHOWN_ROWS]
+        worst = np.argsort(-off, kind="stable")[:SHOWN_ROWS].tolist()
         values = (answers.targets[:, 0], answers.logits[:, 0])
         found["worst"] = [
             {"row": examples[at].row, "label": float(values[0][at]), "said": float(values[1][at])} for at in worst
@@ -90,7 +90,7 @@ def of_labels(request: Request) -> dict[str, Any]:
         shares, of_row = probabilities(answers.logits, labels), np.repeat(np.arange(len(examples)), lengths)
         said = shares.argmax(-1)
         wrong = np.flatnonzero(said != answers.targets)
-        worst = wrong[np.argsort(-shares[wrong, said[wrong]], kind="stable")][:SHOWN_ROWS]
+        worst = wrong[np.argsort(-shares[wrong, said[wrong]], kind="stable")][:SHOWN_ROWS].tolist()
         found["worst"] = [
             {
                 "row": examples[of_row[at]].row,
