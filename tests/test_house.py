@@ -155,6 +155,7 @@ TESTED_ELSEWHERE = {
         "instrument/judge/explain/rules",
         "gradients loss outcome resources schedule stock",
     ): "instrument/judge/explain/rules/test_rules.py",
+    ("instrument/read", "scores"): "benchmarks/docs_tables/test_pages.py",
     ("instrument/read", "compact load"): "instrument/read/test_store.py",
     ("instrument/read", "history"): "instrument/judge/explain/test_history.py instrument/read/logs/test_sources.py",
     (
@@ -195,9 +196,10 @@ TESTED_ELSEWHERE = {
     ("trainer/collapse", "extract screen what_if"): "trainer/collapse/test_handle.py",
     ("trainer/collapse", "recorded"): "trainer/collapse/test_replay.py",
     ("trainer/config", "names schema"): "trainer/checks/test_read_config.py",
-    ("trainer/config", "sections"): "trainer/run/test_model_card.py",
+    ("trainer/config", "sections training"): "trainer/run/test_model_card.py",
     ("trainer/config", "settings"): "trainer/collapse/test_remedy.py",
-    ("trainer/data", "load"): "trainer/data/test_examples.py",
+    ("trainer/data", "dataset load"): "trainer/data/test_examples.py",
+    ("trainer/data/labels", "balance rows"): "trainer/data/labels/test_load.py",
     ("trainer/dry_run", "fake_model"): "trainer/dry_run/test_memory.py",
     ("trainer/dry_run", "headroom"): "trainer/dry_run/test_show.py",
     ("trainer/loop", "warm_up"): "benchmarks/test_fake_cuda.py",
@@ -205,6 +207,7 @@ TESTED_ELSEWHERE = {
     ("trainer/loop", "components"): "trainer/loop/test_train.py",
     ("trainer/model", "loss"): "trainer/loop/test_train.py",
     ("trainer/run", "finish lock start"): "trainer/test_cli.py trainer/run/test_endings.py",
+    ("trainer/verbs/answers", "classifier evaluate"): "trainer/verbs/answers/test_predict.py",
     ("trainer/verbs", "adapter_folder"): "trainer/verbs/test_merge.py",
 }
 

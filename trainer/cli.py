@@ -23,6 +23,8 @@ from ..instrument.messages import LANGUAGES, language, say
 from ..kernels.cpu_level import LevelError
 from .errors import UserError, in_words, problem
 from .signals import interruptible, last_word
+from .verbs.answers.evaluate import evaluate_arguments, run_evaluate
+from .verbs.answers.predict import predict_arguments, run_predict
 
 EXIT_USER_ERROR = 2
 EXIT_BROKEN_PIPE = 141
@@ -237,6 +239,8 @@ VERBS = {
     "inspect": Verb("cli.inspect", _inspect_arguments, _inspect),
     "merge": Verb("cli.merge", _merge_arguments, _merge),
     "chat": Verb("cli.chat", _chat_arguments, _chat),
+    "predict": Verb("cli.predict", predict_arguments, run_predict),
+    "evaluate": Verb("cli.evaluate", evaluate_arguments, run_evaluate),
     "env": Verb("cli.env", _env_arguments, _env),
     "import": Verb("cli.import", _import_arguments, _import),
     "schema": Verb("cli.schema", _schema_arguments, _schema),

@@ -16,6 +16,7 @@ from lora_train.instrument.read.schema import (
     Summary,
     columns_of,
 )
+from lora_train.instrument.read.scores import SCORES
 
 from .table import NOTE, table
 
@@ -43,7 +44,9 @@ The line on the screen shows the same numbers, but for `skipped`, which counts t
 
 ### An evaluation
 
-Begins with `start` and `step`.
+Begins with `start` and `step`. A classifier has the scores below instead of `eval_token_accuracy`, and what
+`training.compute_metrics` gives; a token that is trained on, in `loss`, `eval_loss` and `supervised_tokens`, is a label
+there: of a row, or of a word. With `training.class_weights` means are weighted.
 
 {evaluation}
 
@@ -114,7 +117,9 @@ null(프레임에서는 NaN)이고 0으로 적지 않습니다. 유한하지 않
 
 ### 평가
 
-`start`와 `step`으로 시작합니다.
+`start`와 `step`으로 시작합니다. 분류 모델에는 `eval_token_accuracy` 대신 그 아래의 점수와 `training.compute_metrics`가
+돌려준 값이 있습니다. 이때 `loss`, `eval_loss`, `supervised_tokens`의 학습 대상 토큰이란 행이나 단어의 레이블 하나를
+뜻합니다. `training.class_weights`가 있으면 가중 평균입니다.
 
 {evaluation}
 
@@ -179,7 +184,7 @@ def numbers(lang: str) -> str:
     tables: dict[str, Mapping[str, Column]] = {
         "added": ADDED,
         "step": columns_of(StepLine),
-        "evaluation": columns_of(Evaluation),
+        "evaluation": {**columns_of(Evaluation), **SCORES},
         "summary": columns_of(Summary),
     }
     of_stats = {"rows": EVALUATION_ROWS, "statistics": STATISTICS, "exponents": EXPONENTS, "computed": COMPUTED}

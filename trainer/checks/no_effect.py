@@ -48,6 +48,7 @@ RULES: list[tuple[tuple[str, ...], Callable[[Config], bool], str]] = [
         lambda c: not _judged(c),
         "training.load_best_model_at_end=false",
     ),
+    (("data.cache", "data.padding_free"), lambda c: c.is_classifier, "model.task"),
     (("training.group_by_length",), lambda c: c.data.packing, "data.packing=true"),
     (("training.num_train_epochs",), lambda c: c.training.max_steps > 0, "training.max_steps"),
     (("training.warmup_ratio",), lambda c: c.training.warmup_steps > 0, "training.warmup_steps"),

@@ -22,6 +22,7 @@ from ..errors import Problem, UserError, problem
 from ..importer.recognize import is_foreign_script, tool_of
 from ..importer.sources import YAML_ERRORS, is_small
 from .data_checks import data_problems
+from .task_checks import task_problems
 from .unknown_keys import Unknown, take_out
 
 # Keys by the names transformers 4 had for them.
@@ -145,7 +146,10 @@ def own_word(config: Config, path: str | Path, overrides: Sequence[str]) -> Conf
     Raises:
         UserError: it would.
     """
-    if not config.model.trust_remote_code or not (Path(path).parent / METRICS).exists():
+    own, in_run = config.training.compute_metrics, (Path(path).parent / METRICS).exists()
+    if own and in_run and not any(override.startswith("training.compute_metrics=") for override in overrides):
+        raise UserError(problem("config.own_code", file=path, name=own))
+    if not config.model.trust_remote_code or not in_run:
         return config
     if any(override.startswith("model.trust_remote_code=") for override in overrides):
         return config
@@ -341,6 +345,7 @@ def _cross_checks(config: Config, where) -> Iterator[Problem]:
     if training.max_steps == 0:
         yield problem("config.zero_steps", file=where("training.max_steps"))
     yield from data_problems(data, where)
+    yield from task_problems(config, where)
     model = config.model.name_or_path
     if is_path(model) and not Path(model).expanduser().exists():
         yield problem("config.no_model", file=where("model.name_or_path"), path=model)

@@ -263,6 +263,13 @@ def namer() -> Callable[[Example], int | str]:
     return name
 
 
+def label_tensors(example: Example) -> dict[str, torch.Tensor]:
+    """What a classifier's row has besides: labels, the kinds of its tokens, what it counts."""
+    parts = {"labels": example.labels, "token_types": example.token_types}
+    found = {key: torch.from_numpy(part.copy()) for key, part in parts.items() if part is not None}
+    return found if example.weight is None else found | {"weight": torch.tensor(example.weight, dtype=torch.float64)}
+
+
 def capsule(
     components: Components, state: Snapshot, step: int, start: int
 ) -> tuple[dict[str, torch.Tensor], Mapping[str, Any]]:
@@ -278,6 +285,7 @@ def capsule(
         for example in (example for micro in shares for own in micro for example in own):
             tensors[f"row.{name(example)}.input_ids"] = torch.from_numpy(example.input_ids.copy())
             tensors[f"row.{name(example)}.supervised"] = torch.from_numpy(example.supervised.copy())
+            tensors |= {f"row.{name(example)}.{key}": value for key, value in label_tensors(example).items()}
     facts = {
         "step": step,
         "start": start,

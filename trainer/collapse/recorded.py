@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -84,14 +84,16 @@ def read_capsule(folder: Path, step: int) -> Capsule:
         raise Torn(say("saved.bad_key", file=FACTS, key="step", what=facts.step))
     try:
         tensors = load_file(folder / TENSORS)
-        return Capsule(facts, tensors, recorded_rows(tensors, facts.rows))
+        return Capsule(facts, tensors, recorded_rows(tensors, facts.rows, facts.config))
     except KeyError as error:
         raise Torn(say("saved.missing", file=f"{TENSORS}: {error.args[0]}")) from None
     except (OSError, SafetensorError, ValueError, TypeError) as error:
         raise Torn(say("saved.unreadable", file=TENSORS, what=first_line(error))) from None
 
 
-def recorded_rows(tensors: Mapping[str, torch.Tensor], rows: Mapping[int, list[list[list[int | str]]]]) -> Steps:
+def recorded_rows(
+    tensors: Mapping[str, torch.Tensor], rows: Mapping[int, list[list[list[int | str]]]], config: Config
+) -> Steps:
     """The micro-batches of the steps in a capsule, each as what every process had of it.
 
     Raises:
@@ -104,11 +106,34 @@ def recorded_rows(tensors: Mapping[str, torch.Tensor], rows: Mapping[int, list[l
         ids, mask = tensors[f"row.{row}.input_ids"], tensors[f"row.{row}.supervised"]
         if ids.ndim != 1 or ids.shape != mask.shape or not len(ids) or ids.is_floating_point() or int(ids.min()) < 0:
             raise ValueError(f"row.{row}")
-        return Example(number, ids.numpy(), mask.bool().numpy())
+        found = Example(number, ids.numpy(), mask.bool().numpy())
+        return replace(found, **_labels(tensors, row, config, len(ids))) if config.is_classifier else found
 
     return {
         int(step): [[[example(row) for row in own] for own in micro] for micro in micros]
         for step, micros in rows.items()
+    }
+
+
+def _labels(tensors: Mapping[str, torch.Tensor], row: int | str, config: Config, length: int) -> dict[str, Any]:
+    """What a classifier's row has besides tokens and mask.
+
+    Raises:
+        KeyError: it has no labels.
+        ValueError: they are not those of such a row.
+    """
+    labels, tagged = tensors[f"row.{row}.labels"], config.model.task == "token_cls"
+    types, weight = (tensors.get(f"row.{row}.{key}") for key in ("token_types", "weight"))
+    n_outputs, one_class = len(config.data.labels or "1"), not labels.is_floating_point()
+    shape = length if tagged else 1 if one_class else n_outputs
+    fits = labels.shape == (shape,) and (not one_class or -100 <= int(labels.min()) <= int(labels.max()) < n_outputs)
+    if not fits or (types is not None and types.shape != (length,)):
+        raise ValueError(f"row.{row}")
+    return {
+        "labels": labels.numpy(),
+        "token_types": None if types is None else types.numpy(),
+        "weight": None if weight is None else float(weight),
+        "is_tagged": tagged,
     }
 
 

@@ -49,9 +49,24 @@ ATTENTION = {
     "flash_attn_2": "flash_attention_2",
     "flash_attention": "flash_attention_2",
 }
+TASKS = {
+    "sequence_classification": "seq_cls",
+    "text_classification": "seq_cls",
+    "text-classification": "seq_cls",
+    "token_classification": "token_cls",
+    "token-classification": "token_cls",
+    "ner": "token_cls",
+}
+_OWN = ("causal_lm", "seq_cls", "token_cls")
 # `auto` takes bfloat16 where the GPU has it; what it has is not known before torch is imported.
 PRECISION = {"training.bf16": {"auto": True, "full": True}, "training.fp16": {"auto": False}}
 _TABLES = {
+    "model.task": {**TASKS, **{f"tasktype.{name}": name for name in _OWN}, **{name: name for name in _OWN}},
+    "lora.task_type": {
+        **{name: own.upper() for name, own in TASKS.items()},
+        **{f"tasktype.{name}": name.upper() for name in _OWN},
+        **{name: name.upper() for name in _OWN},
+    },
     "training.optim": OPTIMIZERS | NEAR_OPTIMIZERS,
     "training.lr_scheduler_type": SCHEDULES,
     "model.dtype": DTYPES,

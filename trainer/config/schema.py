@@ -5,7 +5,9 @@ This module imports neither torch nor transformers, so that a typing mistake is 
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Any, cast
+
+from pydantic import model_validator
 
 from .sections import (
     DataSection,
@@ -21,6 +23,10 @@ from .training import METRIC_DRIVEN, TrainingSection
 __all__ = ["METRIC_DRIVEN", "Config", "DataSection", "Section", "TrainingSection", "sections"]
 
 
+# model.task -> PEFT's name of it.
+TASKS = {"causal_lm": "CAUSAL_LM", "seq_cls": "SEQ_CLS", "token_cls": "TOKEN_CLS"}
+
+
 class Config(Section):
     """One training run."""
 
@@ -32,6 +38,17 @@ class Config(Section):
     precision: PrecisionSection = PrecisionSection()
     instrument: InstrumentSection = InstrumentSection()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _one_task(cls, values: Any) -> Any:
+        """model.task and lora.task_type say the same thing: where one is set the other follows."""
+        return with_one_task(values) if isinstance(values, dict) else values
+
+    @property
+    def is_classifier(self) -> bool:
+        """Whether the model gives labels instead of text."""
+        return self.model.task != "causal_lm"
+
     @property
     def compute_dtype(self) -> str:
         """Dtype of the matrix products: "float16", "bfloat16" or "float32"."""
@@ -41,6 +58,20 @@ class Config(Section):
     def storage_dtype(self) -> str:
         """Dtype of the frozen weights that are not quantized."""
         return self.compute_dtype if self.model.dtype == "auto" else self.model.dtype
+
+
+def with_one_task(values: dict[str, Any]) -> dict[str, Any]:
+    """Sections in which model.task and lora.task_type agree, where only one of the two says what it is."""
+    model, lora = (values.get(name) for name in ("model", "lora"))
+    model, lora = ({} if part is None else part for part in (model, lora))
+    if not isinstance(model, dict) or not isinstance(lora, dict):
+        return values
+    task, task_type = model.get("task"), lora.get("task_type")
+    if task in (None, "causal_lm") and task_type in TASKS.values() and task_type != "CAUSAL_LM":
+        return {**values, "model": {**model, "task": {name: task for task, name in TASKS.items()}[task_type]}}
+    if task in TASKS and task != "causal_lm" and task_type in (None, "CAUSAL_LM"):
+        return {**values, "lora": {**lora, "task_type": TASKS[task]}}
+    return values
 
 
 def sections() -> dict[str, type[Section]]:

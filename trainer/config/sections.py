@@ -7,14 +7,25 @@ JSON Schema of it.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 
 def _whole(value: float) -> float:
     """8 for 8.0: readers of adapter_config.json in Go and Rust (Ollama's) take nothing but an integer for it."""
     return int(value) if value.is_integer() else value
+
+
+def label_name(value: Any) -> str:
+    """What a label is called: 1 is "1", true is "true"."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _as_names(value: Any) -> Any:
+    """Labels may be written as numbers."""
+    plain = isinstance(value, list) and all(isinstance(item, (str, int)) for item in value)
+    return [label_name(item) for item in value] if plain else value
 
 
 class Section(BaseModel):
@@ -37,6 +48,18 @@ class ModelSection(Section):
     """Hub id, folder in Hugging Face format, or a .gguf file (converted once, then reused).
 
     허브 id, Hugging Face 형식 폴더, .gguf 파일 중 하나. .gguf는 한 번만 변환해 다시 씁니다."""
+    task: Literal["causal_lm", "seq_cls", "token_cls"] = "causal_lm"
+    """What the model is trained for: causal_lm writes text, seq_cls gives a row a label (or several, or a number),
+    token_cls gives each word one. The two classifiers get a new head, which is trained and saved with the adapter.
+
+    학습하는 일. causal_lm은 글을 쓰고, seq_cls는 행마다 레이블(하나, 여러 개, 또는 수)을, token_cls는 단어마다 레이블을
+    답합니다. 분류 모델 두 가지에는 새 출력층을 붙여 학습하고 어댑터와 함께 저장합니다."""
+    problem_type: Literal["auto", "single_label_classification", "multi_label_classification", "regression"] = "auto"
+    """seq_cls: what a label is. auto: text and integers are one of several classes, a list is several classes, a number
+    with a decimal point is a value to be predicted.
+
+    seq_cls에서 레이블의 종류. auto면 글과 정수는 여러 클래스 중 하나, 목록은 여러 클래스, 소수점이 있는 수는 예측할
+    값으로 봅니다."""
     revision: str | None = None
     """Hub revision. null: resolved once and recorded in env.json.
 
@@ -135,10 +158,10 @@ class LoraSection(Section):
     """Scale by lora_alpha / sqrt(r) instead of lora_alpha / r.
 
     lora_alpha / r 대신 lora_alpha / sqrt(r)을 곱합니다."""
-    task_type: Literal["CAUSAL_LM"] = "CAUSAL_LM"
-    """What the model is for, as PEFT's files name it.
+    task_type: Literal["CAUSAL_LM", "SEQ_CLS", "TOKEN_CLS"] = "CAUSAL_LM"
+    """model.task, as PEFT's files name it. Set one of the two; the other follows.
 
-    모델의 용도. PEFT 파일에 적히는 이름입니다."""
+    PEFT 파일에 적히는 이름의 model.task. 둘 중 하나만 적으면 다른 하나는 따라갑니다."""
 
 
 class DataSection(Section):
@@ -179,6 +202,12 @@ class DataSection(Section):
 
     행의 필드 이름. 예: {instruction: question, output: answer}. 대화라면 각 말의 role과 content도 적을 수 있습니다.
     {label: null}이면 그 열을 일부러 읽지 않습니다."""
+    labels: Annotated[list[str], BeforeValidator(_as_names), Field(min_length=2)] | None = None
+    """Classifiers: the names of the labels, in the order of their numbers. null: those of the training rows, numbers by
+    size and names by alphabet. A label that is not among them is an error.
+
+    분류: 레이블의 이름을 번호 순서대로 적은 목록. null이면 학습 행에 있는 것을 수는 크기순, 이름은 가나다순으로
+    씁니다. 여기에 없는 레이블은 오류입니다."""
     prompt_template: str | None = None
     """Your own template instead of data.format, with the rows' fields in braces: 'Q: {question} A: {answer}'. It is
     trained on from the last field on, which is the answer.

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from .sections import Section
+from .sections import Section, label_name
 
 # YAML 1.1 reads an unquoted `no` as false
 _NoOrWord = BeforeValidator(lambda value: "no" if value is False else value)
@@ -17,6 +17,11 @@ Interval = Annotated[int, Field(ge=1)] | Annotated[float, Field(gt=0, lt=1)]
 
 # Learning-rate schedules that follow the evaluations.
 METRIC_DRIVEN = ("reduce_lr_on_plateau", "greedy")
+
+
+def _by_name(value: Any) -> Any:
+    """Labels may be written as numbers."""
+    return {label_name(name): weight for name, weight in value.items()} if isinstance(value, dict) else value
 
 
 class TrainingSection(Section):
@@ -178,14 +183,29 @@ class TrainingSection(Section):
     """The final adapter is the one of the best evaluation, not of the last step.
 
     마지막 스텝이 아니라 평가가 가장 좋았던 때의 어댑터를 최종 어댑터로 남깁니다."""
-    metric_for_best_model: Literal["loss", "eval_loss", "token_accuracy", "eval_token_accuracy"] = "loss"
-    """What an evaluation is judged by.
+    metric_for_best_model: str = "loss"
+    """What an evaluation is judged by, with or without eval_: loss, token_accuracy; of a classifier accuracy, f1,
+    f1_micro, f1_weighted, precision, recall, mcc or auroc; of numbers mse, mae, pearson or spearman; or what
+    compute_metrics gives.
 
-    평가를 서로 비교하는 기준."""
+    평가를 서로 비교하는 기준(eval_은 붙여도 됩니다). loss, token_accuracy, 분류는 accuracy, f1, f1_micro, f1_weighted,
+    precision, recall, mcc, auroc, 수를 예측할 때는 mse, mae, pearson, spearman, 또는 compute_metrics가 돌려주는 것."""
     greater_is_better: bool | None = None
-    """Whether more of it is better. null: true unless the metric is a loss.
+    """Whether more of it is better. null: true unless the metric is a loss or an error (mse, mae).
 
-    그 값이 클수록 좋은지. null이면 loss일 때만 false입니다."""
+    그 값이 클수록 좋은지. null이면 loss나 오차(mse, mae)일 때만 false입니다."""
+    compute_metrics: Annotated[str, Field(pattern=r"^[\w.]+:\w+$")] | None = None
+    """Classifiers: a function of your own as module:function, called with the logits and the labels of all evaluation
+    rows as transformers calls it (EvalPrediction); what it gives is recorded as eval_<name>.
+
+    분류: 직접 만든 평가 함수를 module:function으로 적습니다. transformers처럼 모든 평가 행의 로짓과 레이블
+    (EvalPrediction)로 부르고, 돌려준 값을 eval_<이름>으로 기록합니다."""
+    class_weights: Annotated[Literal["balanced"] | dict[str, float] | None, BeforeValidator(_by_name)] = None
+    """Classifiers: how much a label counts in the loss, {name: weight}; balanced: rows / (labels x rows of the label),
+    for several labels a row the ratio of rows without to rows with it.
+
+    분류: loss에서 레이블마다 매길 가중치 {이름: 값}. balanced면 전체 행 수 / (레이블 수 x 그 레이블의 행 수), 한 행에
+    레이블이 여럿이면 그 레이블이 없는 행과 있는 행의 비율입니다."""
     early_stopping_patience: int | None = Field(default=None, ge=1)
     """Stop after so many evaluations in a row that were no better than the best.
 

@@ -41,6 +41,9 @@ class Batch:
         lengths: tokens of each row of a padding-free batch; empty where the batch is padded.
         position_ids: int64 [1, S] of a padding-free batch, from 0 in every row.
         row_starts: int32 [rows + 1] of a padding-free batch: where each row begins, and S.
+        attention_mask: int64 [B, S] of a classifier's batch, 0 for padding. Its T targets are the labels: int64 [T], or
+            float32 [B, n] for several labels or values a row; of rows, `positions` are their numbers in the batch.
+        token_type_ids: int64 [B, S], where the rows have two texts and the model tells them apart.
     """
 
     input_ids: torch.Tensor
@@ -51,6 +54,8 @@ class Batch:
     lengths: tuple[int, ...] = ()
     position_ids: torch.Tensor | None = None
     row_starts: torch.Tensor | None = None
+    attention_mask: torch.Tensor | None = None
+    token_type_ids: torch.Tensor | None = None
 
     def to(self, device: torch.device) -> Batch:
         """The batch on a device; from pinned memory the copy does not wait."""
@@ -66,6 +71,8 @@ def collate(examples: Sequence[Example], pad_token_id: int, padding_free: bool =
 
     Right padding needs no attention mask in a causal model: no real token looks at what comes after it.
     """
+    if examples[0].labels is not None:
+        return _labelled(examples, pad_token_id)
     if padding_free:
         return _concatenated(examples)
     width = max(len(example.input_ids) for example in examples)
@@ -80,6 +87,38 @@ def collate(examples: Sequence[Example], pad_token_id: int, padding_free: bool =
     rows = tuple(example.row for example in examples)
     n_tokens = sum(len(example.input_ids) for example in examples)
     return Batch(input_ids, torch.cat(positions), torch.cat(targets), rows, n_tokens)
+
+
+def _labelled(examples: Sequence[Example], pad_token_id: int) -> Batch:
+    """A classifier's rows, padded on the right and masked: an encoder looks at what comes after a token as well."""
+    lengths = [len(example.input_ids) for example in examples]
+    input_ids = torch.full((len(examples), max(lengths)), pad_token_id, dtype=torch.int64)
+    mask, types = torch.zeros_like(input_ids), torch.zeros_like(input_ids)
+    positions, targets = [], []
+    for index, (example, length) in enumerate(zip(examples, lengths, strict=True)):
+        assert example.labels is not None
+        input_ids[index, :length] = torch.from_numpy(example.input_ids).long()
+        mask[index, :length] = 1
+        if example.token_types is not None:
+            types[index, :length] = torch.from_numpy(example.token_types).long()
+        labels = torch.from_numpy(example.labels)
+        if example.is_tagged:
+            at = torch.from_numpy(example.supervised).nonzero().squeeze(1)
+            positions.append(index * max(lengths) + at)
+            targets.append(labels[at])
+        else:
+            positions.append(torch.tensor([index]))
+            targets.append(labels if labels.dtype == torch.int64 else labels[None])
+    has_types = any(example.token_types is not None for example in examples)
+    return Batch(
+        input_ids,
+        torch.cat(positions),
+        torch.cat(targets),
+        tuple(example.row for example in examples),
+        sum(lengths),
+        attention_mask=mask,
+        token_type_ids=types if has_types else None,
+    )
 
 
 def _concatenated(examples: Sequence[Example]) -> Batch:
@@ -107,12 +146,12 @@ class StepRows:
         step: counted from 1.
         shares: the micro-batches, each as what every process has of it. Where rows are left out a micro-batch is
             smaller, and may be empty; a share may be empty at the end of an epoch too.
-        divisor: what the loss is divided by, where these are a part of a step; None: `n_supervised`.
+        divisor: what the loss is divided by, where these are a part of a step; None: what they count.
     """
 
     step: int
     shares: Sequence[Sequence[Sequence[Example]]]
-    divisor: int | None = None
+    divisor: float | None = None
 
     def own(self, rank: int) -> list[Sequence[Example]]:
         """One process's share of each micro-batch."""
@@ -134,9 +173,9 @@ class StepRows:
         return sum(example.n_supervised for example in self.examples)
 
     @property
-    def weight(self) -> int:
+    def weight(self) -> float:
         """What the loss is divided by."""
-        return self.n_supervised if self.divisor is None else self.divisor
+        return sum(example.counts for example in self.examples) if self.divisor is None else self.divisor
 
     @cached_property
     def n_tokens(self) -> int:

@@ -9,12 +9,9 @@ torch.
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
 from importlib.metadata import version
 from typing import Any
 
@@ -25,81 +22,17 @@ from ..config.schema import DataSection
 from ..errors import Problem, UserError, problem
 from .cache import Packed, cache_key, load_packed, save_packed, tokenizer_hash
 from .conversations import ChatFormat, find_template
+from .dataset import IGNORE_INDEX as IGNORE_INDEX
+from .dataset import Dataset, Example
 from .fields import Note, needs_chat, printable, question_and_answer, renamed, require_supported
 from .formats import CHATS, DETECTION_ROWS, FORMATS, Format, Rendered, custom_format, detect, require_object
 from .masks import end_of, tokenize
-from .overlap import Overlap
 from .sources import BadRow, Source, Where, open_source, source_name
 
-IGNORE_INDEX = -100
 MAX_BAD_ROWS_SHOWN = 5
 # rows rendered and tokenized at a time: offsets are Python objects, 20 times the size of the tokens
 CHUNK = 1000
 CUSTOM = "prompt_template"
-
-
-@dataclass(frozen=True)
-class Example:
-    """One row as tokens.
-
-    Attributes:
-        row: 0-based index in the source as read.
-        input_ids: int32 [length].
-        supervised: bool [length]; whether the token is a target. The first token never is: nothing predicts it.
-    """
-
-    row: int
-    input_ids: np.ndarray
-    supervised: np.ndarray
-
-    @property
-    def n_supervised(self) -> int:
-        return int(self.supervised.sum())
-
-
-@dataclass(frozen=True)
-class Dataset:
-    """The tokenized rows of one source.
-
-    Attributes:
-        source: the name the user gave.
-        examples: rows that have at least one supervised token.
-        dropped: source indices of the rows that have none.
-        truncated: number of rows cut at cutoff_len.
-        format: a name of data.format, or "prompt_template".
-        n_skipped: number of bad rows left out (data.on_bad_row: skip).
-        skipped: what was wrong with the first of them.
-        n_rows: rows of the source, those that are left out included.
-        notes: what is to be said about rows, and of how many.
-        overlap: of evaluation rows, what they have in common with the training rows.
-    """
-
-    source: str
-    examples: Sequence[Example]
-    dropped: Sequence[int] = ()
-    truncated: int = 0
-    format: str = ""
-    n_skipped: int = 0
-    skipped: Sequence[str] = ()
-    n_rows: int = 0
-    notes: Sequence[tuple[Note, int]] = ()
-    overlap: Overlap | None = None
-
-    def fingerprint(self) -> str:
-        """16 hex digits that change with any token, mask or row index."""
-        digest = hashlib.sha256()
-        for example in self.examples:
-            digest.update(f"{example.row} {len(example.input_ids)} ".encode())
-            digest.update(example.input_ids.tobytes() + example.supervised.tobytes())
-        return digest.hexdigest()[:16]
-
-    @cached_property
-    def row_hashes(self) -> np.ndarray:
-        """uint64 [rows] in the order of the source: each changes with the tokens and the mask of its row alone."""
-        # answers of one row that are examples of their own: the longest first, as evaluation has them
-        ordered = sorted(self.examples, key=lambda example: (example.row, -len(example.input_ids)))
-        parts = (f"{len(e.input_ids)} ".encode() + e.input_ids.tobytes() + e.supervised.tobytes() for e in ordered)
-        return np.array([int.from_bytes(hashlib.sha256(part).digest()[:8], "little") for part in parts], np.uint64)
 
 
 def load_examples(source: str | Sequence[str], data: DataSection, tokenizer: Any, limit: int | None = None) -> Dataset:
@@ -165,7 +98,7 @@ def _readable(origin: Source) -> str:
         raise UserError(problem("data.unreadable", source=origin.name, what=error.strerror or error)) from error
 
 
-class _BadRows:
+class BadRows:
     """What is wrong with which rows: the first few in words, all of them counted."""
 
     def __init__(self) -> None:
@@ -183,16 +116,16 @@ class _BadRows:
 
 
 def _tokenized(origin: Source, data: DataSection, tokenizer: Any, limit: int | None) -> Packed:
-    rows = _columns(itertools.islice(origin.rows(), limit), data.columns)
+    rows = renamed_rows(itertools.islice(origin.rows(), limit), data.columns)
     opening = list(itertools.islice(rows, DETECTION_ROWS))
     if not opening:
         raise UserError(problem("data.empty", source=origin.name))
     name, aliases = _detected(origin, data, tokenizer, opening, rows)
     form = _format(name, data, tokenizer)
-    bad, found = _BadRows(), _Tokens(data, tokenizer, is_chat=name in CHATS)
+    bad, found = BadRows(), _Tokens(data, tokenizer, is_chat=name in CHATS)
     if aliases:
-        opening = list(_columns(opening, aliases))
-        rows = _columns(rows, aliases)
+        opening = list(renamed_rows(opening, aliases))
+        rows = renamed_rows(rows, aliases)
         found.notes[("data.read_as", tuple(sorted(aliases.items())))] = 0
     rendered = _rendered(itertools.chain(opening, rows), form, bad)
     while chunk := list(itertools.islice(rendered, CHUNK)):
@@ -244,7 +177,7 @@ class _Tokens:
             return problem("data.no_answer", source=source)
         return problem("data.nothing_supervised", source=source, cutoff=self.data.cutoff_len)
 
-    def packed(self, name: str, bad: _BadRows) -> Packed:
+    def packed(self, name: str, bad: BadRows) -> Packed:
         kept, notes = self.kept, self.notes
         if self.without_end:
             notes["data.no_end", ()] = self.without_end
@@ -263,7 +196,7 @@ class _Tokens:
         )
 
 
-def _columns(rows: Iterable[tuple[Where, Any]], columns: Mapping[str, str | None]) -> Iterator[tuple[Where, Any]]:
+def renamed_rows(rows: Iterable[tuple[Where, Any]], columns: Mapping[str, str | None]) -> Iterator[tuple[Where, Any]]:
     """The rows with their columns renamed; the names of a turn's fields are for the turns."""
     columns = {ours: theirs for ours, theirs in columns.items() if ours not in ("role", "content")}
     for where, row in rows:
@@ -300,7 +233,7 @@ def _detected(
 
 
 def _rendered(
-    rows: Iterable[tuple[Where, Any]], form: Format | ChatFormat, bad: _BadRows
+    rows: Iterable[tuple[Where, Any]], form: Format | ChatFormat, bad: BadRows
 ) -> Iterator[tuple[int, Rendered]]:
     for index, (where, row) in enumerate(rows):
         try:
@@ -322,7 +255,7 @@ def _unknown_fields(
     origin: Source, opening: Sequence[tuple[Where, Any]], rest: Iterable[tuple[Where, Any]]
 ) -> UserError:
     """No row fits any format: because all are broken, are feedback, or because their fields have other names."""
-    bad = _BadRows()
+    bad = BadRows()
     for where, row in opening:
         try:
             require_supported(row if isinstance(row, dict) else {}, ())

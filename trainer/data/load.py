@@ -13,26 +13,32 @@ from ..config.settings import with_settings
 from ..console import Console
 from ..errors import UserError, problem
 from .examples import Dataset, load_examples
+from .labels.balance import report_coverage, report_labels
+from .labels.load import Reading, load_labelled, weighted, with_labels
 from .overlap import SHOWN, overlap
 from .sources import source_name
 
 
-def load_data(config: Config, tokenizer: Any, console: Console) -> tuple[Dataset, Dataset | None]:
-    """Training and evaluation rows, tokenized; says what was detected, left out, dropped or cut."""
+def load_data(
+    config: Config, tokenizer: Any, console: Console, own_names: tuple[str, ...] = ()
+) -> tuple[Dataset, Dataset | None]:
+    """Training and evaluation rows, tokenized; says what was detected, left out, dropped or cut.
+
+    Args:
+        own_names: labels that the base model's own head has, whose order is kept where they are those of the rows.
+    """
     data, seed = config.data, config.training.seed
-    train_data = load_examples(data.train, data, tokenizer, data.limit)
-    if data.format == "auto" and data.prompt_template is None:
-        console.line(say("data.detected", source=source_name(data.train), format=train_data.format))
     evaluates = config.training.eval_strategy != "no"
-    eval_data = None
-    if data.eval is not None and evaluates:
-        same = with_format(config, train_data).data  # evaluated as it is trained, whatever other fields there are
-        eval_data = load_examples(data.eval, same, tokenizer, data.eval_limit)
+    if config.is_classifier:
+        train_data, eval_data, cutoff = _labelled(config, tokenizer, evaluates, own_names)
+    else:
+        train_data, eval_data = _supervised(config, tokenizer, evaluates, console)
+        cutoff = data.cutoff_len
     if not evaluates and (data.eval is not None or data.eval_fraction > 0):
         console.warn(say("data.never_evaluated"))
     for dataset in (train_data, eval_data):
         if dataset is not None:
-            report_rows(dataset, data.cutoff_len, console)
+            report_rows(dataset, cutoff, console)
     if data.eval_fraction > 0 and evaluates:
         train_data, eval_data = split_held_out(train_data, data.eval_fraction, seed)
         eval_data = replace(eval_data, examples=eval_data.examples[: data.eval_limit])
@@ -40,7 +46,38 @@ def load_data(config: Config, tokenizer: Any, console: Console) -> tuple[Dataset
         eval_data = replace(eval_data, overlap=overlap(train_data.examples, eval_data.examples))
         report_overlap(eval_data, console)
     require_rows_left(data.skip_rows, train_data, data.limit is not None)
+    if train_data.labels is not None:
+        report_labels(train_data, eval_data, console)
+        report_coverage(train_data, tokenizer, console)
+        resolved = with_labels(config, train_data)
+        train_data = weighted(train_data, resolved)
+        eval_data = None if eval_data is None else weighted(eval_data, resolved)
     return train_data, eval_data
+
+
+def _supervised(config: Config, tokenizer: Any, evaluates: bool, console: Console) -> tuple[Dataset, Dataset | None]:
+    """Rows of text of which a part is trained on."""
+    data = config.data
+    train_data = load_examples(data.train, data, tokenizer, data.limit)
+    if data.format == "auto" and data.prompt_template is None:
+        console.line(say("data.detected", source=source_name(data.train), format=train_data.format))
+    if data.eval is None or not evaluates:
+        return train_data, None
+    same = with_format(config, train_data).data  # evaluated as it is trained, whatever other fields there are
+    return train_data, load_examples(data.eval, same, tokenizer, data.eval_limit)
+
+
+def _labelled(
+    config: Config, tokenizer: Any, evaluates: bool, own_names: tuple[str, ...]
+) -> tuple[Dataset, Dataset | None, int]:
+    """Rows with labels, and the tokens a row may have."""
+    data, longest = config.data, min(config.data.cutoff_len, tokenizer.model_max_length)
+    reading = Reading(config, tokenizer, longest, own_names=own_names)
+    train_data = load_labelled(data.train, reading, data.limit)
+    if data.eval is None or not evaluates:
+        return train_data, None, longest
+    same = replace(reading, labels=train_data.labels)
+    return train_data, load_labelled(data.eval, same, data.eval_limit), longest
 
 
 def require_rows_left(skip_rows: Sequence[int], train_data: Dataset, limited: bool) -> None:
@@ -66,7 +103,9 @@ def listed(values: Sequence[Any]) -> str:
 
 
 def with_format(config: Config, dataset: Dataset) -> Config:
-    """The configuration with the format that was detected, which is what is recorded and resumed."""
+    """The configuration with the format or the labels that were found, which is what is recorded and resumed."""
+    if config.is_classifier:
+        return with_labels(config, dataset)
     if config.data.format != "auto" or config.data.prompt_template is not None:
         return config
     return with_settings(config, {"data.format": dataset.format})
@@ -120,4 +159,6 @@ def split_held_out(dataset: Dataset, fraction: float, seed: int) -> tuple[Datase
         raise UserError(problem("data.fraction_takes_all", fraction=fraction, rows=len(order)))
     held_out = set(order[:n_held_out])
     parts = [[e for e in dataset.examples if (e.row in held_out) is wanted] for wanted in (False, True)]
-    return replace(dataset, examples=parts[0]), Dataset(dataset.source, parts[1], format=dataset.format)
+    return replace(dataset, examples=parts[0]), Dataset(
+        dataset.source, parts[1], format=dataset.format, labels=dataset.labels
+    )

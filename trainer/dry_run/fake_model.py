@@ -14,14 +14,17 @@ import torch
 from peft import PeftModel
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 from transformers.quantizers.base import get_keys_to_not_convert
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 
 from ...instrument.record.four_bit import is_4bit_weight
 from ..config.schema import Config
+from ..config.settings import with_settings
 from ..model.build import build_model
-from ..model.load import frozen, load_tokenizer, quantization_of, read_model_config, resolve
+from ..model.classify import ClassifierLoss, head_of_config
+from ..model.heads import mark_new
+from ..model.load import MODEL_CLASSES, frozen, load_tokenizer, quantization_of, read_model_config, resolve
 from ..model.loss import SupervisedLoss, transforms_logits
 
 # bitsandbytes' own: values that share a scale, and scales that share a scale.
@@ -43,7 +46,7 @@ class FakeModel:
     config: Config
     device: torch.device
     model: PeftModel
-    loss: SupervisedLoss
+    loss: SupervisedLoss | ClassifierLoss
     mode: FakeTensorMode
     weights: dict[str, int]
     n_trained: int
@@ -74,7 +77,7 @@ class NoMemory:
 
     def __init__(self, config: Config, device: torch.device):
         self._config, self._device = config, device
-        self._model_config = read_model_config(config)
+        self._model_config = read_model_config(config, head_of_config(config))
         if config.quantization.load_in_8bit or getattr(self._model_config, "quantization_config", None) is not None:
             raise RuntimeError("quantization_config")
         if config.model.resize_embeddings:
@@ -137,12 +140,22 @@ def make_fake(config: Config, device: torch.device) -> FakeModel:
 
 
 def _base(config: Config, model_config: PretrainedConfig) -> PreTrainedModel:
-    return AutoModelForCausalLM.from_config(
-        model_config,
-        dtype=getattr(torch, config.storage_dtype),
-        attn_implementation=config.model.attn_implementation,
-        trust_remote_code=config.model.trust_remote_code,
-    )
+    head = head_of_config(config)
+    try:
+        base = MODEL_CLASSES[head.task].from_config(
+            model_config,
+            dtype=getattr(torch, config.storage_dtype),
+            attn_implementation=config.model.attn_implementation,
+            trust_remote_code=config.model.trust_remote_code,
+        )
+    except ValueError:
+        if not config.is_classifier or config.model.attn_implementation != "sdpa":
+            raise
+        return _base(with_settings(config, {"model.attn_implementation": "eager"}), model_config)
+    if config.is_classifier:  # what most checkpoints lack
+        own = ("classifier.", "score.", "pre_classifier.", "pooler.")
+        mark_new(base, [name for name, _ in base.named_parameters() if name.startswith(own)])
+    return base
 
 
 def _materialize(model: PeftModel, config: Config, device: torch.device) -> None:

@@ -57,8 +57,7 @@ class Headroom:
 
 def measure(components: Components, examples: Sequence[Example]) -> Headroom:
     """Runs these rows as one micro-batch; adapter, optimizer and loss scale stay as they are."""
-    n_supervised = sum(example.n_supervised for example in examples)
-    rows = StepRows(1, [], n_supervised).alone(components.engine.rank, 0, examples)
+    rows = StepRows(1, [], sum(example.counts for example in examples)).alone(components.engine.rank, 0, examples)
     loss_scale = components.loss_scale
     before, halvings = loss_scale.scale.clone(), 0
     with in_mode(components.model, training=True):

@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_leaves
 
 from ...instrument.constants import MIB
 from ...kernels.scratch import scratch_of
+from ..config.schema import Config
 from ..data.batches import Batch
 from ..data.examples import Example
 from ..loop.snapshots import N_SNAPSHOTS
@@ -124,14 +125,23 @@ def shape_of(examples: Sequence[Example]) -> Shape:
     return Shape(lengths, sum(example.n_supervised for example in examples))
 
 
-def batch_of(shape: Shape, padding_free: bool, device: torch.device) -> Batch:
-    """A micro-batch of this shape, all zeros."""
+def batch_of(shape: Shape, padding_free: bool, device: torch.device, config: Config | None = None) -> Batch:
+    """A micro-batch of this shape, all zeros.
+
+    Args:
+        config: of a classifier.
+    """
 
     def zeros(*size: int, dtype: torch.dtype = torch.int64) -> torch.Tensor:
         return torch.zeros(size, dtype=dtype, device=device)
 
     lengths, n_tokens = shape.lengths, sum(shape.lengths)
     targets = zeros(shape.n_supervised), zeros(shape.n_supervised)
+    if config is not None and config.is_classifier:
+        ids = zeros(len(lengths), shape.length)
+        single = config.model.problem_type in ("auto", "single_label_classification")
+        labels = targets[1] if single else zeros(len(lengths), len(config.data.labels or "1"), dtype=torch.float32)
+        return Batch(ids, targets[0], labels, (), n_tokens, attention_mask=torch.ones_like(ids))
     if not padding_free:
         return Batch(zeros(len(lengths), shape.length), *targets, (), n_tokens)
     starts = zeros(len(lengths) + 1, dtype=torch.int32)
@@ -166,7 +176,7 @@ def run_step(fake: FakeModel, shape: Shape) -> Step:
         for parameter in fake.model.parameters():
             if parameter.requires_grad:
                 parameter.grad = torch.zeros_like(parameter)
-        batch = batch_of(shape, fake.loss.padding_free, device)
+        batch = batch_of(shape, fake.loss.padding_free, device, fake.config)
         with Meter(_held(fake)) as meter:
             with autocast(fake.config, device):
                 loss = fake.loss(batch)[0]

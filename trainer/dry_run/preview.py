@@ -14,6 +14,7 @@ from ..config.schema import Config
 from ..console import Console
 from ..data.batches import Plan
 from ..data.examples import Dataset, Example
+from ..data.labels.labels import Labels
 
 N_BATCHES = 2
 # A piece of text longer than twice this is shown by its two ends.
@@ -23,11 +24,18 @@ N_BARS, BAR_WIDTH = 10, 40
 
 def show_batches(plan: Plan, rank: int, tokenizer: Any, console: Console) -> None:
     """The first two micro-batches of this process, every row with its number and what of it is trained on."""
-    console.line(say("dry_run.legend"))
+    if plan.dataset.labels is None:
+        console.line(say("dry_run.legend"))
     for number, (step, examples) in enumerate(first_batches(plan, rank), start=1):
         console.line(say("dry_run.batch", number=number, step=step, rows=len(examples)))
         for example in examples:
             n_tokens = len(example.input_ids)
+            if example.labels is not None:
+                values = {"row": example.row, "source": plan.dataset.source, "tokens": n_tokens}
+                console.line(say("dry_run.labelled_row", label=label_text(example, plan.dataset.labels), **values))
+                text = tokenizer.decode(example.input_ids.tolist(), clean_up_tokenization_spaces=False)
+                console.line(_shortened(_visible(text)))
+                continue
             console.line(
                 say(
                     "dry_run.row",
@@ -38,6 +46,17 @@ def show_batches(plan: Plan, rank: int, tokenizer: Any, console: Console) -> Non
                 )
             )
             console.spans([(_shortened(_visible(text)), trained) for text, trained in decoded(example, tokenizer)])
+
+
+def label_text(example: Example, labels: Labels | None) -> str:
+    """A row's label as it is called; of words those that have one."""
+    assert labels is not None
+    assert example.labels is not None
+    if not labels.names:
+        return f"{float(example.labels[0]):g}"
+    own = example.labels[example.supervised] if example.is_tagged else example.labels
+    numbers = np.flatnonzero(own) if own.dtype == np.float32 else own
+    return " ".join(labels.names[number] for number in numbers) or "-"
 
 
 def first_batches(plan: Plan, rank: int) -> list[tuple[int, Sequence[Example]]]:
@@ -101,7 +120,8 @@ def show_lengths(config: Config, plan: Plan, eval_data: Dataset | None, console:
     )
     n_supervised = sum(example.n_supervised for example in dataset.examples)
     total = int(lengths.sum())
-    console.line(say("dry_run.supervised", share=100 * n_supervised / total, supervised=n_supervised, tokens=total))
+    if dataset.labels is None:
+        console.line(say("dry_run.supervised", share=100 * n_supervised / total, supervised=n_supervised, tokens=total))
     training = config.training
     console.line(
         say(

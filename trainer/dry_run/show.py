@@ -15,10 +15,11 @@ from ..config.schema import Config
 from ..config.settings import with_settings
 from ..console import Console
 from ..data.examples import Example
-from ..data.load import load_data
+from ..data.load import load_data, with_format
 from ..errors import first_line
 from ..loop.components import build, order_of
 from ..loop.engine import Engine
+from ..model.classify import own_names
 from ..model.fit import require_fit
 from ..model.load import load_tokenizer, pad_token_id
 from . import headroom
@@ -39,8 +40,9 @@ def dry_run(config: Config) -> int:
     engine = Engine()
     console = Console(silent=not engine.is_main)
     tokenizer = load_tokenizer(config)
-    train_data, eval_data = load_data(config, tokenizer, console)
+    train_data, eval_data = load_data(config, tokenizer, console, own_names(config))
     n_rows = require_fit(config, tokenizer, (train_data, eval_data), console)
+    config = with_format(config, train_data)
     plan = order_of(config, train_data, engine.world_size)
     show_batches(plan, engine.rank, tokenizer, console)
     show_lengths(config, plan, eval_data, console)

@@ -10,17 +10,28 @@ import math
 from collections.abc import Sequence
 
 from ..config.schema import METRIC_DRIVEN, TrainingSection
+from ..errors import UserError, problem
 from .components import Components
-from .evaluate import Evaluation
+from .evaluate import Evaluation, ScoredEvaluation, line_of
 from .lr_schedule import greater_is_better, lr_table
 
 # (step, metric) of every evaluation, oldest first.
 History = Sequence[tuple[int, float]]
 
 
-def metric_of(training: TrainingSection, evaluation: Evaluation) -> float:
-    """The metric the evaluation is judged by."""
-    return getattr(evaluation, "eval_" + training.metric_for_best_model.removeprefix("eval_"))
+def metric_of(training: TrainingSection, evaluation: Evaluation | ScoredEvaluation) -> float:
+    """The metric the evaluation is judged by; NaN where it is not defined.
+
+    Raises:
+        UserError: training.compute_metrics does not give it.
+    """
+    name = "eval_" + training.metric_for_best_model.removeprefix("eval_")
+    values = line_of(evaluation)
+    if name not in values:
+        known = ", ".join(values)
+        raise UserError(problem("scores.not_measured", name=training.metric_for_best_model, known=known))
+    value = values[name]
+    return math.nan if value is None else value
 
 
 def best_step(training: TrainingSection, history: History) -> int | None:

@@ -11,6 +11,7 @@ the rows from (seed, epoch).
 
 from __future__ import annotations
 
+import copy
 import itertools
 import os
 import shutil
@@ -52,6 +53,13 @@ def save_adapter(model: PeftModel, folder: Path) -> None:
     # "auto" would ask the hub for the base model's vocabulary
     model.save_pretrained(str(folder), safe_serialization=True, save_embedding_layers=False)
     (folder / "README.md").unlink(missing_ok=True)
+    base: Any = model.get_base_model()
+    if (
+        getattr(base.config, "problem_type", None) is not None
+    ):  # the names of a classifier's labels are in no other file
+        own = copy.deepcopy(base.config)
+        own.name_or_path = ""
+        own.save_pretrained(folder)
 
 
 def save_checkpoint(

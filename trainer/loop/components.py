@@ -21,7 +21,9 @@ from ..console import Console
 from ..data.batches import Plan
 from ..data.examples import Dataset
 from ..errors import UserError, problem
+from ..metrics.own import Function, own_function
 from ..model.build import Built, build_model
+from ..model.classify import ClassifierLoss, head_of_config, use_padding
 from ..model.float32 import matching
 from ..model.load import autocast, load_base, trainable
 from ..model.loss import SupervisedLoss
@@ -38,7 +40,7 @@ class Components:
     config: Config
     engine: Engine
     model: PeftModel
-    loss: SupervisedLoss
+    loss: SupervisedLoss | ClassifierLoss
     optimizer: Optimizer
     loss_scale: LossScale
     plan: Plan
@@ -49,6 +51,7 @@ class Components:
     schedule: Schedule
     eval_data: Dataset | None = None
     recorder: Recorder | None = None
+    own_metrics: Function | None = None
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,7 @@ class Weights:
     console: Console
 
     def load(self) -> PreTrainedModel:
-        return load_base(self.config, self.engine.device)
+        return load_base(self.config, self.engine.device, head_of_config(self.config))
 
     def making(self) -> AbstractContextManager:
         return nullcontext()
@@ -96,6 +99,8 @@ def build(
     plan = order_of(config, train_data, engine.world_size)
     n_steps = plan.n_steps(training.num_train_epochs, training.max_steps)
     built = build_model(config, engine.device, Weights(config, engine, console))
+    if config.is_classifier:
+        use_padding(built.model, pad)
     warn_of(built, console)
     parameters = trainable(built.model)
     return Components(
@@ -114,6 +119,7 @@ def build(
         schedule=schedule_of(training, n_steps, plan.steps_per_epoch),
         eval_data=eval_data,
         recorder=make_recorder(config, engine, built) if config.instrument.enabled else None,
+        own_metrics=own_function(config),
     )
 
 

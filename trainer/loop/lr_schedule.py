@@ -59,7 +59,7 @@ def greater_is_better(training: TrainingSection) -> bool:
     """Whether a larger metric_for_best_model is a better one."""
     if training.greater_is_better is not None:
         return training.greater_is_better
-    return not training.metric_for_best_model.endswith("loss")
+    return not training.metric_for_best_model.endswith(("loss", "mse", "mae"))
 
 
 def steps_of(interval: float, n_steps: int) -> int:

@@ -24,7 +24,7 @@ from ..log.layer_series import LayerSeries
 from ..log.trackers import Trackers
 from ..saved.state import Progress
 from .components import Components
-from .evaluate import Evaluation
+from .evaluate import Evaluation, ScoredEvaluation, line_of
 
 # What train_step puts in a row, in this order; float64 on the device.
 ROW_FIELDS = ("loss", "grad_norm", "loss_scale", "skipped", "nonfinite_micro_batches", "updates", "latched")
@@ -232,24 +232,23 @@ class RunLog:
         if self._trackers:
             self._trackers.finish()
 
-    def evaluation(self, step: int, evaluation: Evaluation) -> None:
+    def evaluation(self, step: int, evaluation: Evaluation | ScoredEvaluation) -> None:
         """Records an evaluation."""
-        self._eval_seconds = evaluation.eval_runtime
-        self._progress.eval_seconds_total += evaluation.eval_runtime
-        self._write({"step": step, **vars(evaluation)})
+        line, seconds = line_of(evaluation), evaluation.eval_runtime
+        self._eval_seconds = seconds
+        self._progress.eval_seconds_total += seconds
+        self._write({"step": step, **line})
         self._track(step, None)
         if self._trackers:
-            self._trackers.log(vars(evaluation), step)
-        self._console.line(
-            say(
-                "eval.line",
-                step=step,
-                total=self._n_steps,
-                loss=compact(evaluation.eval_loss),
-                accuracy=100 * evaluation.eval_token_accuracy,
-                seconds=evaluation.eval_runtime,
-            )
-        )
+            self._trackers.log(line, step)
+        values = {"step": step, "total": self._n_steps, "loss": compact(evaluation.eval_loss), "seconds": seconds}
+        if isinstance(evaluation, Evaluation):
+            self._console.line(say("eval.line", accuracy=100 * evaluation.eval_token_accuracy, **values))
+            return
+        shown = ("accuracy", "f1", "auroc", "mse", "pearson", "spearman")
+        found = {name: line[f"eval_{name}"] for name in shown if f"eval_{name}" in line}
+        scores = "  ".join(f"{name} {compact(value)}" for name, value in found.items())
+        self._console.line(say("eval.scores", scores=scores, **values))
 
     def seconds_to_stop(self) -> float:
         """What one more step, an evaluation and a checkpoint would take, with a margin."""

@@ -24,7 +24,7 @@ from ..saved.state import Progress
 from .best import best_step, follow_metrics, metric_of, stops_early
 from .components import Components
 from .engine import OutOfMemory, PeerLost, fits
-from .evaluate import CutShort, Evaluation, evaluate
+from .evaluate import CutShort, Evaluation, ScoredEvaluation, evaluate
 from .optim import has_non_finite
 from .run_log import ROW_FIELDS, StepFacts
 from .session import Session, Stop
@@ -202,7 +202,9 @@ def leave(session: Session, error: OutOfMemory | PeerLost) -> UserError | Stoppe
     return UserError(problem(kind, n_rows=len(examples), length=length, rows=rows))
 
 
-def judge(components: Components, progress: Progress, stop: Stop) -> tuple[Evaluation, EvaluationRows]:
+def judge(
+    components: Components, progress: Progress, stop: Stop
+) -> tuple[Evaluation | ScoredEvaluation, EvaluationRows]:
     """Evaluates, remembers the metric, and lets a schedule that follows it set the learning rate.
 
     Raises:

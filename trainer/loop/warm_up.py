@@ -26,6 +26,8 @@ def warm_up(components: Components) -> None:
     if not is_gpu(components.engine.device):
         return
     row = Example(0, np.arange(4, dtype=np.int32) % 2, np.arange(4) > 0)
+    if components.config.is_classifier:  # its row has a label
+        row = min(components.plan.dataset.examples, key=lambda example: len(example.input_ids))
     recorder, optimizer = components.recorder, components.optimizer
     components.model.train()
     with recorder.active() if recorder else nullcontext():

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from ...instrument.record.once import run_once
 from ...instrument.record.patch import Patched, patch
 from ..config.schema import Config
+from .classify import ClassifierLoss
 from .fast_path import take_fast_path
 from .float32 import matching, widen
 from .load import add_lora, autocast
@@ -56,7 +57,7 @@ class Built:
     """A model with its adapter, its loss, and which of its layers are fused."""
 
     model: PeftModel
-    loss: SupervisedLoss
+    loss: SupervisedLoss | ClassifierLoss
     patched: Patched
 
 
@@ -75,6 +76,8 @@ def build_model(config: Config, device: torch.device, loader: Loader) -> Built:
         wide = matching(model, config.precision.fp32_modules)
         patched = patch(model, lambda: run_once(model), alone=wide)
         widen(model, wide)
+        if config.is_classifier:
+            return Built(model, ClassifierLoss(model, config), patched)
         loss = SupervisedLoss(model, getattr(torch, config.compute_dtype), loader.transforms_logits())
         if config.data.padding_free:
             loader.remove_padding(loss)

@@ -30,8 +30,10 @@ from transformers.utils import logging as transformers_logging
 from ...instrument.record.four_bit import is_4bit_linear
 from ..config.names import is_installed
 from ..config.schema import Config
+from ..config.settings import with_settings
 from ..errors import Problem, UserError, first_line, problem
 from ..hub import limit_first_answer, refusal
+from .heads import HEAD_MODULES, linears_in, mark_new, n_places, new_modules
 
 # task_type -> the class that has its head
 MODEL_CLASSES = {
@@ -48,15 +50,23 @@ class Head:
     Attributes:
         task: of MODEL_CLASSES.
         n_labels: of a classifier; None: as the base model's own config says.
+        names: of the labels, in the order of their numbers, where they are known.
+        problem_type: as transformers' configs call it, where it is known.
     """
 
     task: str = "CAUSAL_LM"
     n_labels: int | None = None
+    names: tuple[str, ...] = ()
+    problem_type: str | None = None
 
     @property
     def settings(self) -> dict[str, Any]:
         """Keywords of the model's config."""
-        return {} if self.n_labels is None else {"num_labels": self.n_labels}
+        found: dict[str, Any] = {} if self.n_labels is None else {"num_labels": self.n_labels}
+        if self.names:
+            found["id2label"] = dict(enumerate(self.names))
+            found["label2id"] = {name: number for number, name in enumerate(self.names)}
+        return found if self.problem_type is None else {**found, "problem_type": self.problem_type}
 
 
 LANGUAGE_MODEL = Head()
@@ -124,6 +134,8 @@ def load_tokenizer(config: Config) -> Any:
         raise UserError(refusal("model.tokenizer", error, name, name=name)) from error
     if not tokenizer.is_fast:
         raise UserError(problem("model.slow_tokenizer", name=model.name_or_path))
+    if config.is_classifier:
+        tokenizer.model_max_length = min(tokenizer.model_max_length, n_places(read_model_config(config)))
     return tokenizer
 
 
@@ -162,10 +174,13 @@ def pad_token_id(tokenizer: Any, n_rows: int | None = None) -> int:
 
 
 def quantization_of(config: Config) -> BitsAndBytesConfig:
-    """How the configuration wants the frozen weights packed."""
+    """How the configuration wants the frozen weights packed; a classifier's head is trained and never packed."""
     decoded = config.quantization.bnb_4bit_compute_dtype
     dtype = getattr(torch, config.compute_dtype if decoded == "auto" else decoded)
-    return BitsAndBytesConfig(**config.quantization.model_dump() | {"bnb_4bit_compute_dtype": dtype})
+    values = config.quantization.model_dump() | {"bnb_4bit_compute_dtype": dtype}
+    if config.is_classifier:
+        values["llm_int8_skip_modules"] = [*(config.quantization.llm_int8_skip_modules or ()), *HEAD_MODULES]
+    return BitsAndBytesConfig(**values)
 
 
 def load_base(config: Config, device: torch.device, head: Head = LANGUAGE_MODEL) -> PreTrainedModel:
@@ -181,8 +196,11 @@ def load_base(config: Config, device: torch.device, head: Head = LANGUAGE_MODEL)
             raise UserError(problem("config.no_bitsandbytes", file=model.name_or_path))
         extra["quantization_config"] = quantization_of(config)
     transformers_logging.disable_progress_bar()
+    if head.task != "CAUSAL_LM":
+        torch.manual_seed(config.training.seed)  # of the new head
+        extra["ignore_mismatched_sizes"] = True
     try:
-        base = MODEL_CLASSES[head.task].from_pretrained(
+        base, info = MODEL_CLASSES[head.task].from_pretrained(
             resolve(model.name_or_path),
             revision=model.revision,
             dtype=getattr(torch, config.storage_dtype),
@@ -190,14 +208,19 @@ def load_base(config: Config, device: torch.device, head: Head = LANGUAGE_MODEL)
             trust_remote_code=model.trust_remote_code,
             device_map={"": device},
             use_safetensors=True,
+            output_loading_info=True,
             **extra,
             **head.settings,
         )
     except (OSError, ValueError, ImportError, SafetensorError) as error:
         if "attention implementation" in str(error):
+            if head.task != "CAUSAL_LM" and model.attn_implementation == "sdpa":  # DeBERTa has attention of its own
+                return load_base(with_settings(config, {"model.attn_implementation": "eager"}), device, head)
             unsupported = problem("model.attention", name=model.name_or_path, attention=model.attn_implementation)
             raise UserError(unsupported) from error
         raise UserError(cannot_load(model.name_or_path, error)) from error
+    if head.task != "CAUSAL_LM":
+        mark_new(base, [*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"])])
     if model.resize_embeddings:
         grow(base, len(load_tokenizer(config)))
     return frozen(base)
@@ -241,7 +264,8 @@ def add_lora(base: PreTrainedModel, config: Config) -> PeftModel:
     lora = config.lora
     require_modules(base, "lora.target_modules", lora.target_modules)
     require_modules(base, "lora.modules_to_save", lora.modules_to_save)
-    to_save = lora.modules_to_save
+    own = [name for name in new_modules(base) if name not in ("classifier", "score")]  # peft adds these itself
+    to_save: list[str] | None = list(dict.fromkeys([*(lora.modules_to_save or []), *own])) or None
     if config.model.resize_embeddings:
         to_save = [*(to_save or []), *tables(base)]
     if config.training.gradient_checkpointing:
@@ -258,6 +282,7 @@ def add_lora(base: PreTrainedModel, config: Config) -> PeftModel:
                 target_modules=lora.target_modules,
                 bias=lora.bias,
                 modules_to_save=to_save,
+                exclude_modules=linears_in(base, new_modules(base)) or None,
                 use_rslora=lora.use_rslora,
             ),
         )

@@ -21,6 +21,8 @@ from ..errors import first_line
 from ..model.gguf_header import gguf_repository
 from ..model.load import load_tokenizer
 
+PIPELINES = {"causal_lm": "text-generation", "seq_cls": "text-classification", "token_cls": "token-classification"}
+CLASSES = {"causal_lm": "CausalLM", "seq_cls": "SequenceClassification", "token_cls": "TokenClassification"}
 CARD = """\
 ---
 {front_matter}---
@@ -30,15 +32,15 @@ CARD = """\
 Trained with lora-train {version} on `{data}`; final training loss {loss}.
 
 ```python
-from peft import AutoPeftModelForCausalLM
+from peft import {auto_class}
 from transformers import AutoTokenizer
 
 adapter = "path/to/this/folder"
-model = AutoPeftModelForCausalLM.from_pretrained(adapter)
+model = {auto_class}.from_pretrained(adapter{arguments})
 tokenizer = AutoTokenizer.from_pretrained({tokenizer})
 ```
 
-{base}Prompts follow the `{format}` format. Training used: {frameworks}.
+{base}{told} Training used: {frameworks}.
 
 <details><summary>Configuration</summary>
 
@@ -83,7 +85,7 @@ def model_card(config: Config, final_loss: float | None, has_tokenizer: bool = T
     front_matter = {
         **({} if named is None else {"base_model": named}),
         "library_name": "peft",
-        "pipeline_tag": "text-generation",
+        "pipeline_tag": PIPELINES[config.model.task],
         "tags": ["lora", "lora-train"],
     }
     how = GGUF if base.endswith(".gguf") else FOLDER
@@ -101,10 +103,23 @@ def model_card(config: Config, final_loss: float | None, has_tokenizer: bool = T
         loss=compact(final_loss),
         tokenizer="adapter" if has_tokenizer else "model.peft_config['default'].base_model_name_or_path",
         base=LOCAL.format(how=how.format(model=shown)) if is_path(base) else "",
-        format="prompt_template" if config.data.prompt_template is not None else config.data.format,
+        auto_class=f"AutoPeftModelFor{CLASSES[config.model.task]}",
+        arguments="" if not config.is_classifier else f", num_labels={len(config.data.labels or '1')}",
+        told=_told(config),
         frameworks=", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages),
         config=yaml.safe_dump(without_place(config.model_dump()), sort_keys=False, allow_unicode=True),
     )
+
+
+def _told(config: Config) -> str:
+    """What the model reads, or gives."""
+    if config.is_classifier:
+        names = config.data.labels
+        if not names:
+            return "It gives a number (regression)."
+        return "Labels: " + ", ".join(f"{number} `{name}`" for number, name in enumerate(names)) + "."
+    form = "prompt_template" if config.data.prompt_template is not None else config.data.format
+    return f"Prompts follow the `{form}` format."
 
 
 def shared_name(base: str) -> str | None:

@@ -33,6 +33,7 @@ from ..loop.run_log import RunLog
 from ..loop.session import Session, Stop
 from ..loop.train import leave, train
 from ..loop.warm_up import warm_up
+from ..model.classify import own_names
 from ..model.fit import require_fit
 from ..model.load import load_tokenizer, pad_token_id
 from ..saved.state import Progress
@@ -116,7 +117,7 @@ def _run(
     if checkpoint is not None:
         config = with_heals(config, checkpoint)
     tokenizer = load_tokenizer(config)
-    data = load_data(config, tokenizer, console)
+    data = load_data(config, tokenizer, console, own_names(config))
     n_rows = require_fit(config, tokenizer, data, console)
     config = with_format(config, data[0])
     launch = Launch(*data, pad_token_id(tokenizer, n_rows), resume, engine, console, stop, Lock(), opened)
@@ -298,18 +299,18 @@ def greet(launch: Launch, components: Components, progress: Progress, run_dir: P
     console.line(say("banner.lora", r=config.lora.r, trained=n_trained, all=n_all, share=100 * n_trained / n_all))
     supervised = sum(example.n_supervised for example in plan.dataset.examples)
     tokens = sum(len(example.input_ids) for example in plan.dataset.examples)
-    console.line(
-        say(
-            "banner.data",
-            source=plan.dataset.source,
-            rows=len(plan.dataset.examples),
-            eval_rows=len(components.eval_data.examples) if components.eval_data else 0,
-            share=100 * supervised / tokens,
-            steps=components.n_steps,
-            per_step=plan.units_per_step,
-            unit=unit_name(plan),
-        )
-    )
+    values = {
+        "source": plan.dataset.source,
+        "rows": len(plan.dataset.examples),
+        "eval_rows": len(components.eval_data.examples) if components.eval_data else 0,
+        "steps": components.n_steps,
+        "per_step": plan.units_per_step,
+        "unit": unit_name(plan),
+    }
+    if config.is_classifier:
+        console.line(say("banner.labelled", labels=len(config.data.labels or "1"), **values))
+    else:
+        console.line(say("banner.data", share=100 * supervised / tokens, **values))
     if attention := components.loss.how_rows_attend(config.compute_dtype, config.data.cutoff_len):
         console.line(attention)
     if components.optimizer.waits:

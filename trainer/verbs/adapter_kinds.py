@@ -28,7 +28,7 @@ HEADS = ("SEQ_CLS", "TOKEN_CLS")
 TASKS = (None, "CAUSAL_LM", *HEADS)
 # layers that peft may add to a model at most: one more zero in a list would be an afternoon
 MAX_LAYERS = 1000
-MERGE, CHAT = "merge", "chat"
+MERGE, CHAT, PREDICT = "merge", "chat", "predict"
 # init_lora_weights that leave the base as it is, or that peft repeats on it exactly
 INITIALISATIONS = (True, False, "gaussian", "eva", "orthogonal", "mica", "pissa", "olora")
 # Chat computes them, but no merged weights do the same.
@@ -69,7 +69,7 @@ TYPES = {
 
 
 def usable_adapter(path: Path, verb: str, trust_remote_code: bool = False) -> Adapter:
-    """The adapter that a name means, which `verb` (MERGE or CHAT) can compute with as far as its folder tells.
+    """The adapter that a name means, which `verb` (MERGE, CHAT or PREDICT) can compute with as far as its folder tells.
 
     Raises:
         UserError: there is none, or it is damaged, not finite, or of a kind that the verb does not compute.

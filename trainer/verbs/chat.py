@@ -164,7 +164,7 @@ def answer(talker: Talker, messages: Sequence[Message]) -> str:
         output = talker.model.generate(
             input_ids=torch.tensor([ids], device=device),
             attention_mask=torch.ones(1, len(ids), dtype=torch.long, device=device),
-            generation_config=_generation(talker, room),
+            generation_config=generation_of(talker, room),
             streamer=TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True) if live else None,
         )
     text = tokenizer.decode(output[0, len(ids) :], skip_special_tokens=True).strip()
@@ -173,7 +173,7 @@ def answer(talker: Talker, messages: Sequence[Message]) -> str:
     return text
 
 
-def _generation(talker: Talker, max_new_tokens: int) -> GenerationConfig:
+def generation_of(talker: Talker, max_new_tokens: int) -> GenerationConfig:
     """Greedy or sampled at a temperature; ends where the tokenizer or the model says an answer ends."""
     own = getattr(talker.model.get_base_model().generation_config, "eos_token_id", None)
     trained = trained_end(talker.request.adapter.config, talker.tokenizer)

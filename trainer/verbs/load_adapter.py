@@ -7,6 +7,7 @@ and every place its weight.
 
 from __future__ import annotations
 
+import json
 import re
 import warnings
 from collections.abc import Iterable
@@ -16,9 +17,11 @@ from peft import PeftConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from safetensors import safe_open
 from transformers import PreTrainedModel
+from transformers.utils import CONFIG_NAME
 
 from ..config.schema import Config
 from ..config.settings import with_settings
+from ..data.labels.labels import SEVERAL, SINGLE, VALUE
 from ..errors import UserError, first_line, problem
 from ..model.load import LANGUAGE_MODEL, MODEL_CLASSES, Head, load_base, load_tokenizer, read_model_config
 from .adapter_folder import SETTINGS, WEIGHTS, Adapter
@@ -72,7 +75,25 @@ def head_of(adapter: Adapter) -> Head:
     with safe_open(adapter.folder / WEIGHTS, framework="pt") as file:
         found = [name for name in file.keys() if _LAST_LAYER.fullmatch(name)]  # noqa: SIM118  # it is no dict
         last = max(found, key=len, default=None)  # classifier.out_proj stands behind classifier.dense
-        return Head(task, None if last is None else file.get_slice(last).get_shape()[0])
+        n_labels = None if last is None else file.get_slice(last).get_shape()[0]
+    names, kind = labels_of(adapter)
+    return Head(task, n_labels, names if len(names) == n_labels else (), kind)
+
+
+def labels_of(adapter: Adapter) -> tuple[tuple[str, ...], str | None]:
+    """A classifier's labels and problem type: as the run has them, else the config.json beside the weights."""
+    if adapter.config is not None and adapter.config.is_classifier:
+        kind = adapter.config.model.problem_type
+        return tuple(adapter.config.data.labels or ()), None if kind == "auto" else kind
+    file = adapter.folder / CONFIG_NAME  # written beside it for the names of the labels
+    try:
+        found = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        names = {int(number): str(name) for number, name in (found.get("id2label") or {}).items()}
+        kind = found.get("problem_type")
+    except (OSError, ValueError, AttributeError) as error:
+        raise UserError(problem("adapter.unreadable", file=file, what=first_line(error))) from None
+    ordered = tuple(names[number] for number in range(len(names))) if sorted(names) == [*range(len(names))] else ()
+    return ordered, kind if kind in (SINGLE, SEVERAL, VALUE) else None
 
 
 def empty_base(config: Config, head: Head) -> PreTrainedModel | None:

@@ -14,6 +14,7 @@ from lora_train.instrument.read.schema import (
     Summary,
     columns_of,
 )
+from lora_train.instrument.read.scores import SCORES
 from lora_train.trainer.config.schema import sections
 
 from benchmarks.docs_tables import DOCS, pages
@@ -35,6 +36,7 @@ def test_every_number_is_defined_once(lang):
         STATISTICS,
         EXPONENTS,
         COMPUTED,
+        SCORES,
         *map(columns_of, (StepLine, Evaluation, Summary)),
     ]
     names = [name for columns in tables for name in columns]

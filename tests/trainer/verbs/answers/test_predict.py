@@ -1,0 +1,133 @@
+"""predict and evaluate by the real command: labels, probabilities, scores; what cannot be answered is told."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from ...classifiers import rows_of_kind, tiny, write
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory, cli) -> dict[str, Path]:
+    """A short run of every kind of label, and the rows beside it."""
+    folder = tmp_path_factory.mktemp("answers")
+    model, found = tiny(folder, "bert"), {}
+    for kind in ("single", "several", "value", "words"):
+        rows, held = (
+            write(folder / f"{kind}-{n}.jsonl", rows_of_kind(kind, 24, seed)) for n, seed in (("a", 0), ("b", 9))
+        )
+        task = "token_cls" if kind == "words" else "seq_cls"
+        config = folder / f"{kind}.yaml"
+        config.write_text(
+            f"model: {{name_or_path: {model}, task: {task}}}\nlora: {{r: 4}}\ndata: {{train: {rows}, eval: {held}}}\n"
+            f"training: {{output_dir: {folder / kind}, max_steps: 6, learning_rate: 2e-2, eval_strategy: steps, "
+            "eval_steps: 6, save_strategy: 'no'}\n"
+        )
+        done = cli("--config", config)
+        assert done.returncode == 0, done.stderr
+        found[kind] = folder / kind
+    return found
+
+
+def rows_for(run: Path, suffix: str = "b") -> Path:
+    return run.with_name(f"{run.name}-{suffix}.jsonl")
+
+
+def last_evaluation(run: Path) -> dict[str, Any]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if "eval_loss" in line][-1]
+
+
+@pytest.mark.parametrize("kind", ["single", "several", "value", "words"])
+def test_evaluate_gives_the_scores_of_the_run(runs, cli, kind):
+    done = cli("evaluate", runs[kind], rows_for(runs[kind]), "--json")
+    assert done.returncode == 0, done.stderr
+    found, recorded = json.loads(done.stdout), last_evaluation(runs[kind])
+    assert found["rows"] == 24
+    for name, value in found["scores"].items():
+        assert value == pytest.approx(recorded[f"eval_{name}"], abs=1e-5), name
+
+
+def test_evaluate_shows_the_confusion_and_the_surest_mistakes(runs, cli):
+    done = cli("evaluate", runs["single"], rows_for(runs["single"]), "--json")
+    found = json.loads(done.stdout)
+    labels = [row["label"] for row in rows_of_kind("single", 24, 9)]
+    assert [sum(row) for row in found["confusion"]] == [labels.count("bad"), labels.count("good")]
+    right = sum(found["confusion"][i][i] for i in range(2))
+    assert right / 24 == pytest.approx(found["scores"]["accuracy"])
+    assert all(labels[row["row"]] == row["label"] != row["said"] for row in found["worst"])
+    shares = [row["probability"] for row in found["worst"]]
+    assert shares == sorted(shares, reverse=True)
+    assert (
+        "rows by label (down) and answer (across)" in cli("evaluate", runs["single"], rows_for(runs["single"])).stdout
+    )
+
+
+def test_predict_agrees_with_peft(runs, cli, tmp_path):
+    run, out = runs["single"], tmp_path / "out.jsonl"
+    rows = [{"text": row["text"]} for row in rows_of_kind("single", 24, 9)]  # without labels
+    done = cli("predict", run, write(tmp_path / "rows.jsonl", rows), "-o", out)
+    assert done.returncode == 0, done.stderr
+    answers = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [answer["row"] for answer in answers] == list(range(24))
+    adapter = run / "adapter"
+    names = json.loads((adapter / "config.json").read_text())["id2label"]
+    assert names == {"0": "bad", "1": "good"}
+    base = AutoModelForSequenceClassification.from_pretrained(tiny(tmp_path, "bert"), num_labels=2)
+    model, tokenizer = PeftModel.from_pretrained(base, adapter).eval(), AutoTokenizer.from_pretrained(adapter)
+    for answer, row in zip(answers, rows, strict=True):
+        shares = model(**tokenizer(row["text"], return_tensors="pt")).logits.softmax(-1)[0].tolist()
+        assert list(answer["probabilities"].values()) == pytest.approx(shares, abs=1e-5)
+        assert answer["label"] == names[str(int(shares[1] > shares[0]))]
+
+
+@pytest.mark.parametrize(("kind", "keys"), [("several", {"labels", "probabilities"}), ("value", {"value"}),
+                                            ("words", {"labels", "probabilities"})])  # fmt: skip
+def test_predict_of_other_labels(runs, cli, tmp_path, kind, keys):
+    out = tmp_path / "out.jsonl"
+    done = cli("predict", runs[kind], rows_for(runs[kind]), "-o", out)
+    assert done.returncode == 0, done.stderr
+    answers = [json.loads(line) for line in out.read_text().splitlines()]
+    assert all(answer.keys() == keys | {"row"} for answer in answers)
+    if kind == "words":
+        words = [row["tokens"] for row in rows_of_kind(kind, 24, 9)]
+        assert [len(answer["labels"]) for answer in answers] == list(map(len, words))
+
+
+def test_merged_is_a_plain_classifier_with_its_names(runs, cli, tmp_path):
+    done = cli("merge", runs["single"], "-o", tmp_path / "merged")
+    assert done.returncode == 0, done.stderr
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "merged")
+    assert model.config.id2label == {0: "bad", 1: "good"}
+    trained = load_file(runs["single"] / "adapter" / "adapter_model.safetensors")
+    head = trained["base_model.model.classifier.weight"]
+    assert (model.classifier.weight - head).abs().max() == 0
+
+
+def test_an_output_that_is_there_is_kept(runs, cli, tmp_path):
+    out = tmp_path / "out.jsonl"
+    out.write_text("mine")
+    done = cli("predict", runs["single"], rows_for(runs["single"]), "-o", out)
+    assert done.returncode == 2
+    assert "exists already" in done.stderr
+    assert out.read_text() == "mine"
+
+
+def test_an_unseen_label_names_file_and_line(runs, cli, tmp_path):
+    rows = write(tmp_path / "rows.jsonl", [{"text": "fine", "label": "good"}, {"text": "fine", "label": "meh"}])
+    done = cli("evaluate", runs["single"], rows)
+    assert done.returncode == 2
+    assert f"{rows} line 2: label meh is not among bad, good" in done.stderr
+
+
+def test_chat_says_what_to_do_instead(runs, cli):
+    done = cli("chat", runs["single"], "--prompt", "x")
+    assert done.returncode == 2
+    assert "lora-train predict" in done.stderr
