@@ -1,5 +1,7 @@
 """A pytest plugin: every LoRA linear that PEFT makes gets the fused forward, and each test says how many ran fused.
 
+Tests of another tuner are left out: they are named by a configuration that is not a LoraConfig.
+
 python -m pytest -p benchmarks.peft_tests.plugin ...     with two variables of the environment:
 PEFT_TESTS_LINES    a folder for lines of {"test", "outcome", "reason", "fused", "made"}, a file for each process
 PEFT_TESTS_FUSED    1: the fused forward; 0: PEFT's
@@ -20,6 +22,7 @@ from typing import Any
 import peft.tuners.lora.layer as peft_layer
 import pytest
 from lora_train.instrument.record import patch
+from peft import LoraConfig, PeftConfig
 
 _fused_layers: set[int] = set()
 _made: list[str] = []
@@ -44,6 +47,19 @@ def pytest_configure(config: Any) -> None:
         if importlib.util.find_spec(name) is None:
             sys.modules[name] = StandIn(name)
     _watch_new_layers(os.environ["PEFT_TESTS_FUSED"] == "1")
+
+
+def pytest_collection_modifyitems(config: Any, items: list[Any]) -> None:
+    others = [item for item in items if _of_another_tuner(item)]
+    config.hook.pytest_deselected(items=others)
+    items[:] = [item for item in items if not _of_another_tuner(item)]
+
+
+def _of_another_tuner(item: Any) -> bool:
+    """Whether a configuration class among the test's parameters is of a tuner that makes no LoRA linear."""
+    values = getattr(item, "callspec", None) and item.callspec.params.values()
+    classes = [one for one in values or () if isinstance(one, type) and issubclass(one, PeftConfig)]
+    return bool(classes) and not any(issubclass(one, LoraConfig) for one in classes)
 
 
 def _watch_new_layers(fuse: bool) -> None:
