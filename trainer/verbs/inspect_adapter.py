@@ -26,7 +26,8 @@ from safetensors import SafetensorError, deserialize, safe_open
 
 from ...instrument.messages import say
 from ..errors import UserError, first_line, problem
-from .adapter_folder import find_weights, read_settings_of, scaling
+from ..patterns import require_quick
+from .adapter_folder import SETTINGS, find_weights, read_settings_of, scaling
 
 EXIT_NON_FINITE = 3
 DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": np.uint16}
@@ -138,6 +139,8 @@ def read_report(path: Path) -> Report:
             pairs.setdefault(match[1], {})[match[2]] = values
         if not match or match[2] == "E":
             other[short] = measure(values)
+    if settings is not None:
+        require_quick("adapter.endless_pattern", settings, pairs, file=file.parent / SETTINGS)
     modules = [_module(file, name, pair, settings) for name, pair in pairs.items()]
     modules.sort(key=lambda module: (-module.n_nonfinite, not module.dead, -(module.update_norm or 0.0), module.module))
     return Report(str(file), modules, other, settings is not None)

@@ -21,6 +21,7 @@ from ..config.schema import Config
 from ..config.settings import with_settings
 from ..errors import UserError, first_line, problem
 from ..model.load import LANGUAGE_MODEL, MODEL_CLASSES, Head, load_base, load_tokenizer, read_model_config
+from ..patterns import require_quick
 from .adapter_folder import SETTINGS, WEIGHTS, Adapter
 from .adapter_kinds import HEADS, require_known
 
@@ -111,6 +112,8 @@ def put_on(base: PreTrainedModel, adapter: Adapter, empty: bool = False) -> Peft
     Raises:
         UserError: it is of another model, torn, or holds more or fewer weights than its settings ask for.
     """
+    names = [name for name, _ in base.named_modules()]
+    require_quick("adapter.endless_pattern", adapter.settings, names, file=adapter.folder / SETTINGS)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of what is checked here
         try:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from lora_train.trainer import patterns
 from lora_train.trainer.config.settings import with_settings
 from lora_train.trainer.errors import UserError
 from lora_train.trainer.loop.checkpoint import load_checkpoint, save_checkpoint
@@ -65,6 +66,13 @@ def test_a_regular_expression_and_what_matches_nothing(tiny_models):
     with pytest.raises(UserError, match="nothing in the model is called") as error:
         components_with(tiny_models["llama"], {"lora.target_modules": ["query_key_value"]})
     assert "down_proj, gate_proj, k_proj, o_proj, q_proj, up_proj, v_proj" in str(error.value)
+
+
+def test_a_pattern_that_does_not_come_to_an_end_is_refused(tiny_models, monkeypatch):
+    monkeypatch.setattr(patterns, "LIMIT", 1)
+    with pytest.raises(UserError) as error:
+        components_with(tiny_models["llama"], {"lora.target_modules": r"(\w+\.?)+!"})
+    assert r"lora.target_modules: matching (\w+\.?)+! with the model's module names takes longer" in str(error.value)
 
 
 def test_an_8_bit_base_trains_on_the_slower_path(tiny_models):

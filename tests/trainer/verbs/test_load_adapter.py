@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from lora_train.trainer import patterns
 from lora_train.trainer.cli import main
 from lora_train.trainer.verbs import load_adapter
 from lora_train.trainer.verbs.adapter_folder import read_adapter
@@ -209,7 +210,7 @@ def adapter(bases, tmp_path) -> Path:
 
 
 def refused(folder: Path, capsys, verb: str = "merge") -> str:
-    options = ["--prompt", "a"] if verb == "chat" else ["-o", str(folder / "merged")]
+    options = {"chat": ["--prompt", "a"], "merge": ["-o", str(folder / "merged")]}.get(verb, [])
     assert main([verb, str(folder / "adapter"), *options]) == 2
     err = capsys.readouterr().err
     assert err.startswith("error: ")
@@ -268,6 +269,14 @@ def test_weights_and_settings_that_differ_are_refused_before_the_base_is_loaded(
     monkeypatch.setattr(load_adapter, "load_base", None)
     err = refused(adapter, capsys, verb)
     assert all(sentence in err for sentence in sentences), err
+
+
+@pytest.mark.parametrize("verb", ["merge", "chat", "inspect"])
+def test_a_pattern_that_does_not_come_to_an_end_is_refused(adapter, capsys, monkeypatch, verb):
+    monkeypatch.setattr(patterns, "LIMIT", 1)
+    monkeypatch.setattr(load_adapter, "load_base", None)
+    change_settings(adapter, alpha_pattern={r"(\w+\.?)+!": 8})
+    assert r"adapter_config.json: matching alpha_pattern (\w+\.?)+! with module names" in refused(adapter, capsys, verb)
 
 
 def test_an_adapter_of_another_architecture_is_refused(adapter, bases, capsys):
