@@ -8,7 +8,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+from transformers import AutoModelForCausalLM
 
+from benchmarks.peft_tests.models import MODELS, fill_cache
 from benchmarks.peft_tests.outcomes import differences, n_fused, read_outcomes, summary
 
 
@@ -86,3 +88,10 @@ def test_tests_of_another_tuner_are_left_out():
     assert not _of_another_tuner(item(first=peft.LoHaConfig, second=peft.LoraConfig))
     assert not _of_another_tuner(item(dtype=torch.float16))
     assert not _of_another_tuner(SimpleNamespace())
+
+
+def test_the_models_of_the_hub_are_found_without_it(tmp_path):
+    fill_cache(tmp_path)
+    for name, config in MODELS.items():
+        model = AutoModelForCausalLM.from_pretrained(name, cache_dir=tmp_path, local_files_only=True)
+        assert model.config.model_type == config.model_type
