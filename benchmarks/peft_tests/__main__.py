@@ -74,7 +74,16 @@ def run(source: Path, folder: Path, given: argparse.Namespace, is_fused: bool) -
     own["HF_HUB_CACHE"] = str(folder / "cache")
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     command = [sys.executable, "-m", "pytest", "-q", "-p", "benchmarks.peft_tests.plugin", "-p", "no:cacheprovider"]
-    command += ["-o", "addopts=", "--tb=line", "-n", str(given.n), *(["-k", given.k] if given.k else [])]
+    command += [
+        "-o",
+        "addopts=",
+        "--tb=line",
+        "-W",
+        "ignore::FutureWarning",
+        "-n",
+        str(given.n),
+        *(["-k", given.k] if given.k else []),
+    ]
     with (folder / f"{lines.name}.log").open("w") as log:
         done = subprocess.Popen(
             [*command, *(f"tests/{name}" for name in given.files)],
