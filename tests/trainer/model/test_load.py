@@ -52,6 +52,19 @@ def test_modules_to_save_are_trained_saved_and_restored(tiny_models, tmp_path):
     assert train_step(fresh, fresh.plan.rows(3)).tolist() == train_step(components, components.plan.rows(3)).tolist()
 
 
+def test_lora_on_the_embedding_is_trained_and_recorded_on_the_slower_path(tiny_models):
+    components = components_with(tiny_models["llama"], {"lora.target_modules": ["q_proj", "embed_tokens"]})
+    assert [name for name, _, _ in components.patched.unfused] == ["model.embed_tokens"]
+    before = {name: parameter.detach().clone() for name, parameter in trainable(components.model).items()}
+    for step in (1, 2):
+        assert torch.isfinite(train_step(components, components.plan.rows(step))).all()
+    moved = [
+        name for name, parameter in trainable(components.model).items() if not torch.equal(parameter, before[name])
+    ]
+    assert any("embed_tokens.lora_embedding_B" in name for name in moved)
+    assert any("q_proj.lora_B" in name for name in moved)
+
+
 def test_rank_stabilized_scaling(tiny_models):
     components = components_with(tiny_models["llama"], {"lora.use_rslora": True, "lora.r": 16, "lora.lora_alpha": 8})
     layers: list[Any] = [module for group in components.patched.groups for module in group.modules]
