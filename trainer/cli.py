@@ -65,8 +65,10 @@ def _train_arguments(parser: ArgumentParser) -> None:
 def _train(arguments: Namespace) -> int:
     from .checks.read_config import own_word, read_config
     from .console import note
+    from .hub import ask_ahead
 
     config = own_word(read_config(arguments.config, arguments.overrides, note), arguments.config, arguments.overrides)
+    ask_ahead(config.model.name_or_path)
     quiet_libraries()
     if arguments.dry_run:
         from .dry_run.show import dry_run
@@ -112,6 +114,7 @@ def _merge_arguments(parser: ArgumentParser) -> None:
 
 
 def _merge(arguments: Namespace) -> int:
+    from .hub import ask_ahead
     from .verbs.adapter_folder import require_new_folder
     from .verbs.adapter_kinds import MERGE, usable_adapter
 
@@ -120,6 +123,7 @@ def _merge(arguments: Namespace) -> int:
     beside = run / "merged" if adapter.folder != run else run.resolve().with_name(f"{run.resolve().name}-merged")
     output = arguments.output or beside
     require_new_folder(output)
+    ask_ahead(adapter.base)
     quiet_libraries()
     from .verbs.merge import Request, merge  # imports torch, which takes seconds
 
@@ -138,9 +142,11 @@ def _chat_arguments(parser: ArgumentParser) -> None:
 
 
 def _chat(arguments: Namespace) -> int:
+    from .hub import ask_ahead
     from .verbs.adapter_kinds import CHAT, usable_adapter
 
     adapter = usable_adapter(arguments.run, CHAT, arguments.trust_remote_code)
+    ask_ahead(adapter.base)
     quiet_libraries()
     from .verbs.chat import Request, chat  # imports torch, which takes seconds
 

@@ -3,7 +3,8 @@
 huggingface_hub asks six times with growing pauses before it gives up on a host that never answered, 53 s in all, and
 waits without end where a caller gives no limit. Here a host that has not answered yet gets one try of FIRST_ANSWER
 seconds; if that fails, huggingface_hub is told what it is told in offline mode, so that whatever is cached is still
-found. The limit is on the head of an answer: a body that keeps coming is read as huggingface_hub reads it.
+found. The limit is on the head of an answer: a body that keeps coming is read as huggingface_hub reads it. The first
+question is asked while torch is imported, so that a silent host costs the longer of the two.
 
     no address, refused, silent, proxy, certificate      known from the connection
     an answer of 500 or more, or none of the hub's       known from the first answer
@@ -12,6 +13,7 @@ found. The limit is on the head of an answer: a body that keeps coming is read a
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
 import functools
 import json
@@ -25,7 +27,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from huggingface_hub import HfApi, constants, set_client_factory
+from huggingface_hub import HfApi, constants, get_session, set_client_factory
 from huggingface_hub.errors import (
     FileMetadataError,
     GatedRepoError,
@@ -38,6 +40,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils._http import default_client_factory
 
 from ..instrument.messages import say
+from .config.names import is_path
 from .errors import Problem, first_line, problem
 
 FIRST_ANSWER = 5.0  # seconds until the head of an answer; the library's own limits are on each read
@@ -60,12 +63,28 @@ class Unreachable(OfflineModeIsEnabled):
 # host -> whether it has answered in this process; host -> why not, and since when
 _answered: set[str] = set()
 _down: dict[str, tuple[float, Unreachable]] = {}
+_first = threading.Lock()  # one question at a time to hosts that have not answered
 
 
 @functools.cache
 def limit_first_answer() -> None:
     """Puts the limit on every later question of this process to the hub."""
     set_client_factory(_client)
+
+
+def ask_ahead(name: str) -> None:
+    """Asks for a model that is no path in a thread, to know by the time it is needed whether the hub answers."""
+    if constants.HF_HUB_OFFLINE or is_path(name):
+        return
+    limit_first_answer()
+    url = f"{constants.ENDPOINT}/{name}/resolve/main/config.json"
+
+    def ask() -> None:
+        # whatever it is, it is said when the model is asked for
+        with contextlib.suppress(Exception):
+            get_session().request("HEAD", url, follow_redirects=False)
+
+    threading.Thread(target=ask, daemon=True).start()
 
 
 def _client():
@@ -77,6 +96,13 @@ def _client():
 def _send(send: Callable, request: Any, **options: Any) -> Any:
     """httpx.Client.send with the limit; an upload's body may take as long as it takes."""
     host = request.url.netloc.decode()
+    if host in _answered or request.method == "PUT":
+        return _ask(send, request, host, options)
+    with _first:
+        return _ask(send, request, host, options)
+
+
+def _ask(send: Callable, request: Any, host: str, options: dict[str, Any]) -> Any:
     since, unreachable = _down.get(host, (0.0, None))
     if unreachable is not None and time.monotonic() - since < DOWN_FOR:
         raise unreachable

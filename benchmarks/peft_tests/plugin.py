@@ -1,5 +1,7 @@
 """A pytest plugin: every LoRA linear that PEFT makes gets the fused forward, and each test says how many ran fused.
 
+Tests of another tuner are left out: they are named by a configuration that is not a LoraConfig.
+
 python -m pytest -p benchmarks.peft_tests.plugin ...     with two variables of the environment:
 PEFT_TESTS_LINES    a folder for lines of {"test", "outcome", "reason", "fused", "made"}, a file for each process
 PEFT_TESTS_FUSED    1: the fused forward; 0: PEFT's
@@ -11,6 +13,7 @@ import importlib.util
 import json
 import os
 import sys
+from collections import defaultdict
 from collections.abc import Iterator
 from importlib.machinery import ModuleSpec
 from pathlib import Path
@@ -20,6 +23,7 @@ from typing import Any
 import peft.tuners.lora.layer as peft_layer
 import pytest
 from lora_train.instrument.record import patch
+from peft import LoraConfig, PeftConfig
 
 _fused_layers: set[int] = set()
 _made: list[str] = []
@@ -44,6 +48,29 @@ def pytest_configure(config: Any) -> None:
         if importlib.util.find_spec(name) is None:
             sys.modules[name] = StandIn(name)
     _watch_new_layers(os.environ["PEFT_TESTS_FUSED"] == "1")
+
+
+def pytest_collection_modifyitems(config: Any, items: list[Any]) -> None:
+    others = [item for item in items if _of_another_tuner(item)]
+    config.hook.pytest_deselected(items=others)
+    items[:] = [item for item in items if not _of_another_tuner(item)]
+    for name, module in sys.modules.items():
+        if name.endswith("testing_utils") and hasattr(module, "_HUB_MODEL_ACCESSES"):
+            module._HUB_MODEL_ACCESSES = _Known(int)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+class _Known(defaultdict[str, int]):
+    """Names that PEFT's tests think they have asked the hub for before, so that they do not go online."""
+
+    def __contains__(self, key: object) -> bool:
+        return True
+
+
+def _of_another_tuner(item: Any) -> bool:
+    """Whether a configuration class among the test's parameters is of a tuner that makes no LoRA linear."""
+    values = getattr(item, "callspec", None) and item.callspec.params.values()
+    classes = [one for one in values or () if isinstance(one, type) and issubclass(one, PeftConfig)]
+    return bool(classes) and not any(issubclass(one, LoraConfig) for one in classes)
 
 
 def _watch_new_layers(fuse: bool) -> None:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
+from transformers import AutoModelForCausalLM
 
-from benchmarks.peft_tests.outcomes import differences, read_outcomes, summary
+from benchmarks.peft_tests.models import MODELS, fill_cache
+from benchmarks.peft_tests.outcomes import differences, n_fused, read_outcomes, summary
 
 
 def write(folder: Path, **tests: tuple[str, str, int]) -> Path:
@@ -38,12 +41,13 @@ def test_a_test_that_ends_otherwise_is_a_difference_with_its_reasons(tmp_path):
     before, after = read_outcomes(plain), read_outcomes(fused)
     assert [one.test for one in differences(before, after)] == ["lora_other"]
     lines = summary(before, after)
+    assert n_fused(after) == 1
     assert lines[:6] == [
         "2 passed, 1 failed, 1 skipped with PEFT's own forward",
         "1 passed, 1 failed, 1 skipped with the fused forward",
         "2 tests ran, 1 only in one of the two runs",
         "2 of them made LoRA linears",
-        "2 computed LoRA linears with the fused operator, 5 layers",
+        "1 passed and computed LoRA linears with the fused operator, 3 layers",
         "1 differences",
     ]
     assert "IndexError: list" in lines[-1]
@@ -69,3 +73,25 @@ def test_every_new_lora_linear_is_fused_and_counted(monkeypatch):
     with model.disable_adapter():
         model(torch.ones(1, 4))
     assert not plugin._fused_layers
+
+
+def test_tests_of_another_tuner_are_left_out():
+    import peft
+
+    from benchmarks.peft_tests.plugin import _of_another_tuner
+
+    def item(**parameters: Any) -> Any:
+        return SimpleNamespace(callspec=SimpleNamespace(params=parameters))
+
+    assert _of_another_tuner(item(config_cls=peft.LoHaConfig, test_name="LoRA"))
+    assert not _of_another_tuner(item(config_cls=peft.LoraConfig))
+    assert not _of_another_tuner(item(first=peft.LoHaConfig, second=peft.LoraConfig))
+    assert not _of_another_tuner(item(dtype=torch.float16))
+    assert not _of_another_tuner(SimpleNamespace())
+
+
+def test_the_models_of_the_hub_are_found_without_it(tmp_path):
+    fill_cache(tmp_path)
+    for name, config in MODELS.items():
+        model = AutoModelForCausalLM.from_pretrained(name, cache_dir=tmp_path, local_files_only=True)
+        assert model.config.model_type == config.model_type

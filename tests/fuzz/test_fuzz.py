@@ -7,9 +7,12 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
+
+from . import run
 
 ROOT = Path(__file__).resolve().parents[2]
 # Target: (file, what stands there now, what lets the crash through).
@@ -63,3 +66,17 @@ def test_a_crash_put_back_is_found(target: str, tmp_path: Path):
     )
     assert done.returncode == 1, done.stdout[-2000:] + done.stderr[-2000:]
     assert re.search(rf"--target {target} --input \d+ .*Error", done.stdout), done.stdout[-2000:]
+
+
+@pytest.mark.parametrize("wait", [False, True], ids=["computes", "waits"])
+def test_what_does_not_answer_is_ended(monkeypatch, wait: bool):
+    monkeypatch.setattr(run, "HANG", 0.2 if not wait else 3600)
+    monkeypatch.setattr(run, "WAITS", 0.2 if wait else 3600)
+
+    def never() -> None:
+        with run._watched():
+            while True:
+                time.sleep(int(wait))
+
+    with pytest.raises(run.Hangs):
+        never()

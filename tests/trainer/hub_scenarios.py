@@ -1,7 +1,8 @@
 """A process that asks a hub which misbehaves: `python -m tests.trainer.hub_scenarios TOKENIZER_FOLDER`.
 
 The hub is a server on 127.0.0.1; what it does depends on the owner that a name begins with. Prints a JSON object:
-scenario -> {"error", "hint", "asked": questions that reached the server}. One process for all: importing takes longest.
+scenario -> {"error", "hint", "asked": questions that reached the server, "first": of them}. One process for all:
+importing takes longest.
 """
 
 from __future__ import annotations
@@ -127,11 +128,20 @@ def main(tokenizer: str) -> None:
         except UserError as error:
             (problem,) = error.problems
             found[scenario] = {"error": problem.error, "hint": problem.hint}
-        found[scenario]["asked"] = len(reached)
+        found[scenario] |= {"asked": len(reached), "first": reached[0] if reached else ""}
 
     for owner in ("silent", "garbage", *ANSWERS):
         ask(f"tokenizer {owner}", lambda name=f"{owner}/model": len(load_tokenizer(config(name))))
         ask(f"data {owner}", lambda name=f"{owner}/rows": open_source(name).name)
+
+    def after_another(name: str) -> int:
+        hub.ask_ahead(name)
+        while not hub._first.locked() and not hub._down and not hub._answered:
+            time.sleep(0.01)
+        return len(load_tokenizer(config(name)))
+
+    for owner in ("silent", "gated"):
+        ask(f"ahead {owner}", lambda name=f"{owner}/model": after_another(name))
     ask("model silent", lambda: read_model_config(config("silent/model")))
     ask("tokenizer slow", lambda: len(load_tokenizer(config("slow/model"))))
     ask("tokenizer stalls", lambda: len(load_tokenizer(config("stalls/model"))))

@@ -60,6 +60,15 @@ def test_a_host_that_does_not_answer_is_asked_once(scenarios, scenario):
     assert found[f"tokenizer {scenario}"]["asked"] <= 2 * reached
 
 
+def test_the_hub_is_asked_while_libraries_are_imported(scenarios):
+    silent, gated = (scenarios[0][f"ahead {owner}"] for owner in ("silent", "gated"))
+    assert silent["first"] == "HEAD /silent/model/resolve/main/config.json"
+    assert silent["asked"] == 1  # and the model is not asked for again
+    assert "has not answered within" in silent["error"]
+    assert gated["first"] == "HEAD /gated/model/resolve/main/config.json"
+    assert "is gated" in gated["error"]  # which the question ahead does not say
+
+
 def test_nothing_of_the_libraries_retries_is_printed(scenarios):
     noise = ("Retrying", "thrown while requesting", "Retry ", "Traceback")
     assert not [line for line in scenarios[1].splitlines() if any(word in line for word in noise)]
@@ -72,7 +81,7 @@ def test_a_slow_download_that_moves_is_not_cut_and_one_that_never_begins_is(scen
 
 
 def test_what_is_cached_needs_no_hub(scenarios):
-    assert scenarios[0]["tokenizer refused but cached"] == {"answer": 512, "asked": 0}
+    assert scenarios[0]["tokenizer refused but cached"] == {"answer": 512, "asked": 0, "first": ""}
 
 
 def test_without_a_token_a_closed_door_means_log_in(scenarios):

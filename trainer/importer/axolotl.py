@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from ...instrument.messages import say
+from ..config.names import is_path
 from .draft import Draft, Unreadable, flag, number, whole
 from .left_out import is_off
 
@@ -161,14 +162,23 @@ def _data(draft: Draft) -> None:
     if not sets:
         return
     first = sets[0]
-    files = first.get("data_files")
-    path = files[0] if isinstance(files, list) and files else files if isinstance(files, str) else first.get("path")
-    if isinstance(path, str):
-        draft.put("data.train", path, "datasets")
-    if len(sets) > 1:
+    alike = [row for row in sets if row.get("type") == first.get("type")]
+    files = [file for row in alike for file in _files(row)]
+    # files of one kind can stand in a list, a hub id stands alone
+    together = len(alike) == len(sets) and all(map(is_path, files))
+    if files:
+        draft.put("data.train", files if together and len(files) > 1 else files[0], "datasets")
+    if len(sets) > 1 and not together:
         rest = ", ".join(str(row.get("path")) for row in sets[1:])
         draft.leave("datasets", rest, "rows", say("import.why.more_data"))
     _format(draft, first)
+
+
+def _files(row: dict) -> list[str]:
+    """Where the rows of one data set are: its files, or its path."""
+    files = row.get("data_files")
+    listed = [files] if isinstance(files, str) else files if isinstance(files, list) else []
+    return [one for one in listed if isinstance(one, str)] or [one for one in [row.get("path")] if isinstance(one, str)]
 
 
 def _format(draft: Draft, row: dict) -> None:

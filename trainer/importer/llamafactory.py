@@ -149,9 +149,7 @@ def _data(draft: Draft) -> None:
     except Unreadable:
         sets = []
     if sets:
-        draft.put("data.train", sets[0], "dataset", say("import.dataset_info"))
-    if len(sets) > 1:
-        draft.leave("dataset", ", ".join(sets[1:]), "rows", say("import.why.more_data"))
+        draft.put("data.train", sets if len(sets) > 1 else sets[0], "dataset", say("import.dataset_info"))
     template = draft.take("template")
     if draft.raw.get("stage") == "pt":
         draft.put("data.format", "text", "stage")

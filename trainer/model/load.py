@@ -33,6 +33,7 @@ from ..config.schema import Config
 from ..config.settings import with_settings
 from ..errors import Problem, UserError, first_line, problem
 from ..hub import limit_first_answer, refusal
+from ..patterns import require_quick
 from .heads import HEAD_MODULES, linears_in, mark_new, n_places, new_modules
 
 # task_type -> the class that has its head
@@ -259,9 +260,10 @@ def add_lora(base: PreTrainedModel, config: Config) -> PeftModel:
     """Puts a fresh float32 adapter on the base; its initial weights are a function of training.seed.
 
     Raises:
-        UserError: lora.target_modules names nothing in this model.
+        UserError: lora.target_modules names nothing in this model, or its pattern does not come to an end on it.
     """
     lora = config.lora
+    require_quick("model.endless_pattern", lora.model_dump(), [name for name, _ in base.named_modules()])
     require_modules(base, "lora.target_modules", lora.target_modules)
     require_modules(base, "lora.modules_to_save", lora.modules_to_save)
     own = [name for name in new_modules(base) if name not in ("classifier", "score")]  # peft adds these itself

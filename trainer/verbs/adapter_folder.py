@@ -14,6 +14,7 @@ import json
 import math
 import os
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -147,16 +148,33 @@ def scaling(settings: dict[str, Any], module: str, r: int) -> float:
     Raises:
         ValueError: the settings hold no number for it.
     """
-    alpha = settings.get("lora_alpha")
-    for pattern, value in (settings.get("alpha_pattern") or {}).items():
-        if re.fullmatch(rf"(.*\.)?({pattern})", module):
-            alpha = value
-            break
+    alpha = _of_module(settings, "alpha_pattern", module, settings.get("lora_alpha"))
     if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not math.isfinite(alpha):
         raise ValueError(f"lora_alpha {alpha}")
     if settings.get("peft_type") == "ADALORA":
         return alpha / (int(settings.get("init_r") or r) + 1e-5)
     return alpha / r**0.5 if settings.get("use_rslora") else alpha / r
+
+
+def adapted_parameters(settings: dict[str, Any], module: str) -> list[str]:
+    """The parameters of a module that `target_parameters` names, as `module.parameter`; a linear's weight not.
+
+    Source: peft's tuners_utils.BaseTuner._inject_parameters. Of several, the file does not tell which is which.
+    """
+    named = settings.get("target_parameters")
+    pairs = [name.rpartition(".")[::2] for name in named if isinstance(name, str)] if isinstance(named, list) else []
+    own = module.replace(".base_layer", "")
+    return [f"{own}.{last}" for place, last in sorted(pairs) if not place or f".{own}".endswith(f".{place}")]
+
+
+def ranks_of(settings: dict[str, Any], names: Iterable[str]) -> set[Any]:
+    """What `r` and `rank_pattern` give to modules or parameters."""
+    return {_of_module(settings, "rank_pattern", name, settings.get("r")) for name in names}
+
+
+def _of_module(settings: dict[str, Any], patterns: str, module: str, otherwise: Any) -> Any:
+    found = (settings.get(patterns) or {}).items()
+    return next((value for key, value in found if re.fullmatch(rf"(.*\.)?({key})", module)), otherwise)
 
 
 def _run_config(folder: Path) -> Config | None:

@@ -4,7 +4,9 @@ The update of a module is s B A (A [r, K], B [N, r]); its Frobenius norm comes f
 
     |s B A|_F = s sqrt(trace((A A^T)(B^T B)))
 
-AdaLoRA's is s B (E * A) with E [r, 1], and s = lora_alpha / (init_r + 1e-5), as peft computes it.
+AdaLoRA's is s B (E * A) with E [r, 1], and s = lora_alpha / (init_r + 1e-5), as peft computes it. Experts whose weights
+are one parameter (target_parameters) have A [n r, K] and B [N, r n]: n products, whose norms add up as squares. DoRA
+scales the rows of W + s B A, so what its weights changed by takes the base model; s B A alone is told.
 B starts at 0, so a module whose B is all zero has not moved at all ("dead"). Sums run in float64. No torch: the
 answer is there before torch would be imported.
 """
@@ -26,11 +28,13 @@ from safetensors import SafetensorError, deserialize, safe_open
 
 from ...instrument.messages import say
 from ..errors import UserError, first_line, problem
-from .adapter_folder import find_weights, read_settings_of, scaling
+from ..patterns import require_quick
+from .adapter_folder import SETTINGS, adapted_parameters, find_weights, ranks_of, read_settings_of, scaling
 
 EXIT_NON_FINITE = 3
 DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": np.uint16}
 _PEFT_PREFIX = "base_model.model."
+_TAKEN_FROM_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")  # initialisations that change the base's weights
 _LORA = re.compile(r"(.+)\.lora_(?:embedding_)?([ABE])(?:\.(?!weight|bias)\w+)?(?:\.weight)?")
 
 
@@ -50,6 +54,8 @@ class Module:
 
     Attributes:
         module: name as in the base model.
+        r: rank of each product.
+        n: products in it: 1, or the experts of a parameter.
         scaling: s; 1.0 where no adapter_config.json tells.
         update_norm: |s B A|; None where A or B is not finite.
         dead: B is all zero, so the module does nothing yet.
@@ -62,6 +68,7 @@ class Module:
     lora_B: Tensor
     update_norm: float | None
     dead: bool
+    n: int = 1
 
     @property
     def n_nonfinite(self) -> int:
@@ -75,12 +82,14 @@ class Report:
     Attributes:
         other: tensors that are not lora_A or lora_B (DoRA's magnitudes, AdaLoRA's lora_E, modules_to_save), by name.
         scaling_known: whether an adapter_config.json gave the scaling.
+        notes: what the numbers leave out, in words.
     """
 
     file: str
     modules: list[Module]
     other: dict[str, Tensor]
     scaling_known: bool
+    notes: list[str]
 
     def totals(self) -> dict[str, Any]:
         """Sums over all modules, and the norm of all updates taken together."""
@@ -127,8 +136,11 @@ def read_report(path: Path) -> Report:
         UserError: see inspect_adapter.
     """
     file = path if path.is_file() else find_weights(path)
+    return _report(file, read_settings_of(file.parent))
+
+
+def _report(file: Path, settings: dict[str, Any] | None) -> Report:
     tensors = _read_tensors(file)
-    settings = read_settings_of(file.parent)
     pairs: dict[str, dict[str, np.ndarray]] = {}
     other: dict[str, Tensor] = {}
     for name, values in tensors.items():
@@ -138,9 +150,20 @@ def read_report(path: Path) -> Report:
             pairs.setdefault(match[1], {})[match[2]] = values
         if not match or match[2] == "E":
             other[short] = measure(values)
+    if settings is not None:
+        require_quick("adapter.endless_pattern", settings, pairs, file=file.parent / SETTINGS)
     modules = [_module(file, name, pair, settings) for name, pair in pairs.items()]
     modules.sort(key=lambda module: (-module.n_nonfinite, not module.dead, -(module.update_norm or 0.0), module.module))
-    return Report(str(file), modules, other, settings is not None)
+    return Report(str(file), modules, other, settings is not None, _notes(settings or {}, other))
+
+
+def _notes(settings: Mapping[str, Any], other: Mapping[str, Tensor]) -> list[str]:
+    magnitudes = [tensor.n for name, tensor in other.items() if ".lora_magnitude_vector" in name]
+    notes = [say("inspect.dora", layers=len(magnitudes), n=sum(magnitudes))] if magnitudes else []
+    init = settings.get("init_lora_weights")
+    if isinstance(init, str) and init.lower().startswith(_TAKEN_FROM_BASE):
+        notes.append(say("inspect.changed_base", init=init))
+    return notes
 
 
 def require_finite(folder: Path) -> None:
@@ -149,7 +172,7 @@ def require_finite(folder: Path) -> None:
     Raises:
         UserError: a value is not finite, or the file is torn or foreign.
     """
-    report = read_report(folder)
+    report = _report(find_weights(folder), None)  # whatever the scaling is
     if n_bad := report.totals()["nonfinite"]:
         worst = [module.module for module in report.modules if module.n_nonfinite] or list(report.other)
         raise UserError(problem("adapter.not_finite", folder=folder, n=n_bad, module=worst[0]))
@@ -172,6 +195,14 @@ def update_norm(a: np.ndarray, b: np.ndarray, scale: float) -> float:
     return abs(scale) * math.sqrt(max(((a @ a.T) * (b.T @ b)).sum(), 0.0))
 
 
+def experts_norm(a: np.ndarray, b: np.ndarray, n: int, scale: float) -> float:
+    """|scale b_e a_e|_F over n experts: A [n r, K] one after another, B [N, r n] column by column."""
+    if n == 1:
+        return update_norm(a, b, scale)
+    own_b = b.reshape(len(b), -1, n)
+    return math.hypot(*(update_norm(own_a, own_b[:, :, e], scale) for e, own_a in enumerate(np.split(a, n))))
+
+
 def _module(file: Path, name: str, pair: Mapping[str, np.ndarray], settings: dict[str, Any] | None) -> Module:
     if missing := {"A", "B"} - pair.keys():
         raise UserError(problem("inspect.unpaired", file=file, module=name, missing=f"lora_{missing.pop()}"))
@@ -182,17 +213,36 @@ def _module(file: Path, name: str, pair: Mapping[str, np.ndarray], settings: dic
     if not fits:
         raise UserError(problem("inspect.ranks", file=file, module=name, a=a.shape, b=b.shape))
     # a convolution's A is [r, in, h, w] and its B [out, r, 1, 1]
-    a, b, r = a.reshape(whole, math.prod(a.shape[1:])), b.reshape(len(b), whole), whole
-    try:
-        scale = scaling(settings, name, r) if settings is not None else 1.0
-    except (ValueError, TypeError, AttributeError, re.error) as error:
-        raise UserError(problem("inspect.scaling", file=file.parent / "adapter_config.json", what=error)) from None
+    a, b = a.reshape(whole, math.prod(a.shape[1:])), b.reshape(len(b), whole)
+    name, r, scale = _settings_of(file, name, whole, settings)
     stats_a, stats_b = measure(a), measure(b)
     parts = [stats_a, stats_b, *([] if values is None else [measure(values)])]
     bad = any(part.n_nonfinite for part in parts)
     dead = not bad and any(part.absmax == 0.0 for part in parts[1:])
-    update = None if bad else update_norm(a if values is None else a * values, b, scale)
-    return Module(name, r, scale, stats_a, stats_b, update, dead)
+    n = whole // r if r else 1
+    update = None if bad else experts_norm(a if values is None else a * values, b, n, scale)
+    return Module(name, r, scale, stats_a, stats_b, update, dead, n)
+
+
+def _settings_of(file: Path, name: str, whole: int, settings: dict[str, Any] | None) -> tuple[str, int, float]:
+    """Of a module with `whole` rows of A: its name, that of its parameter if it is one's, the rank, and the scaling."""
+    if settings is None:
+        return name, whole, 1.0
+    config = file.parent / SETTINGS
+    try:
+        parameters = adapted_parameters(settings, name)
+        if not parameters:
+            return name, whole, scaling(settings, name, whole)
+        ranks = ranks_of(settings, parameters)
+        scalings = {scaling(settings, parameter, r) for r in ranks for parameter in parameters}
+    except (ValueError, TypeError, AttributeError, ZeroDivisionError, re.error) as error:
+        raise UserError(problem("inspect.scaling", file=config, what=error)) from None
+    if len(ranks) > 1 or len(scalings) > 1:
+        raise UserError(problem("inspect.which_parameter", file=config, module=name, names=", ".join(parameters)))
+    (r,), (scale,) = ranks, scalings
+    if not isinstance(r, int) or r < 1 or whole % r:
+        raise UserError(problem("inspect.experts", file=config, module=name, rows=whole, r=r))
+    return parameters[0] if len(parameters) == 1 and whole > r else name, r, scale
 
 
 def _read_tensors(file: Path) -> dict[str, np.ndarray]:
@@ -229,6 +279,7 @@ def _summary(report: Report) -> Iterable[str]:
     )
     if not report.scaling_known:
         yield say("inspect.scaling_unknown")
+    yield from report.notes
     if totals["nonfinite"]:
         share = totals["nonfinite"] / totals["values"]
         yield say("inspect.nonfinite", n=totals["nonfinite"], share=share, modules=totals["nonfinite_modules"])

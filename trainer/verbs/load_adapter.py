@@ -23,7 +23,8 @@ from ..config.schema import Config
 from ..config.settings import with_settings
 from ..data.labels.labels import SEVERAL, SINGLE, VALUE
 from ..errors import UserError, first_line, problem
-from ..model.load import LANGUAGE_MODEL, MODEL_CLASSES, Head, load_base, load_tokenizer, read_model_config
+from ..model.load import LANGUAGE_MODEL, MODEL_CLASSES, Head, load_base, load_tokenizer, read_model_config, tables
+from ..patterns import require_quick
 from .adapter_folder import SETTINGS, WEIGHTS, Adapter
 from .adapter_kinds import HEADS, require_known
 
@@ -31,6 +32,10 @@ MAX_SHOWN = 300  # characters: peft lists every key that is missing
 # the last layer of a classifier's head, as transformers' models call it
 _LAST_LAYER = re.compile(r"(.*\.)?(score|classifier)(\.out_proj)?\.weight")
 _SIZE = re.compile(r"size mismatch for (\S+):.*torch\.Size\((\[.*?\])\) from checkpoint.*torch\.Size\((\[.*?\])\)")
+# where peft keeps an embedding table or an output layer as a whole
+_TABLE = re.compile(
+    r"base_model\.model\.(.+?)(?:\.(?:modules_to_save|original_module|base_layer|token_adapter\.base_layer))?\.weight"
+)
 _PREFIX, _ADAPTER = "base_model.model.", re.compile(r"\.default(?=\.|$)")
 
 
@@ -51,10 +56,38 @@ def load_trained(adapter: Adapter, settings: dict, device: torch.device, merging
         config = with_settings(config, {"model.attn_implementation": "eager"})
     # AdaLoRA's ranks are found by the values of a mask: put_on looks when the base is there
     if empty is not None and adapter.settings["peft_type"] == "LORA":
-        tried = put_on(empty, adapter, empty=True)
-        if merging and adapter.settings.get("lora_bias"):
-            require_bias(tried, adapter)
-    return put_on(load_base(config, device, head), adapter)
+        grown = grow_to(empty, adapter)
+        # peft moves the rows of trained tokens to the table it has just loaded, which an empty model cannot
+        if not (grown and adapter.settings.get("trainable_token_indices")):
+            tried = put_on(empty, adapter, empty=True)
+            if merging and adapter.settings.get("lora_bias"):
+                require_bias(tried, adapter)
+    base = load_base(config, device, head)
+    grow_to(base, adapter)
+    return put_on(base, adapter)
+
+
+def grow_to(base: PreTrainedModel, adapter: Adapter) -> bool:
+    """Gives the base as many tokens as the adapter was trained with: peft saves tables that were resized whole.
+
+    Returns:
+        whether it had another number.
+
+    Raises:
+        UserError: the file holds one of two tables that are not tied, so that new rows of the other are not known.
+    """
+    own = {name: len(table.weight) for name, table in tables(base).items()}
+    with safe_open(adapter.folder / WEIGHTS, framework="pt") as file:
+        saved = [(found[1], name) for name in file.keys() if (found := _TABLE.fullmatch(name))]  # noqa: SIM118
+        rows = {table: file.get_slice(name).get_shape()[0] for table, name in saved if table in own}
+    sizes = set(rows.values())
+    if len(sizes) != 1 or sizes == {min(own.values())}:
+        return False  # as large as the base's, or of two sizes, which is said where they find no place
+    if not base.config.get_text_config().tie_word_embeddings and (missing := sorted(own.keys() - rows.keys())):
+        values = {"n": sizes.pop(), "base": adapter.base, "before": own[missing[0]], "name": missing[0]}
+        raise UserError(problem("adapter.half_resized", file=adapter.folder / WEIGHTS, **values))
+    base.resize_token_embeddings(sizes.pop(), mean_resizing=False)
+    return True
 
 
 def base_config(adapter: Adapter) -> Config:
@@ -132,6 +165,8 @@ def put_on(base: PreTrainedModel, adapter: Adapter, empty: bool = False) -> Peft
     Raises:
         UserError: it is of another model, torn, or holds more or fewer weights than its settings ask for.
     """
+    names = [name for name, _ in base.named_modules()]
+    require_quick("adapter.endless_pattern", adapter.settings, names, file=adapter.folder / SETTINGS)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of what is checked here
         try:
@@ -150,11 +185,25 @@ def put_on(base: PreTrainedModel, adapter: Adapter, empty: bool = False) -> Peft
             raise
         except Exception as error:  # what peft raises depends on which value of the files is wrong
             raise UserError(_misfit(adapter, error)) from error
-    for sentence, names in (("adapter.no_place", result.unexpected_keys), ("adapter.lacks", result.missing_keys)):
+    unexpected = [name for name in result.unexpected_keys if not _is_copy(base, adapter, name)]
+    for sentence, names in (("adapter.no_place", unexpected), ("adapter.lacks", result.missing_keys)):
         if names:
             raise UserError(_named(sentence, adapter, names))
     assert isinstance(model, PeftModel)
     return model.eval()
+
+
+def _is_copy(base: PreTrainedModel, adapter: Adapter, name: str) -> bool:
+    """Whether a weight stands in the file twice: peft saves resized tables under two names, and tied ones as well."""
+    own = _ADAPTER.sub("", name)
+    twins = {own.replace(".modules_to_save.", ".")}
+    if base.config.get_text_config().tie_word_embeddings:
+        twins |= {own.replace(f".{head}.", f".{table}.") for head in tables(base) for table in tables(base)}
+    with safe_open(adapter.folder / WEIGHTS, framework="pt") as file:
+        held = set(file.keys())
+        return own in held and any(
+            torch.equal(file.get_tensor(own), file.get_tensor(twin)) for twin in (twins & held) - {own}
+        )
 
 
 def _misfit(adapter: Adapter, error: Exception):

@@ -115,6 +115,33 @@ def test_kind_of_rows(kind, row, form):
     assert values(datasets=[{"path": "p", "type": kind, **row}]).get("data.format") == form
 
 
+@pytest.mark.parametrize(
+    ("rows", "train"),
+    [
+        ([{"path": "json", "data_files": ["a.jsonl", "b.jsonl"]}], ["a.jsonl", "b.jsonl"]),
+        ([{"path": "./a.jsonl"}, {"path": "json", "data_files": "b.jsonl"}], ["./a.jsonl", "b.jsonl"]),
+        ([{"path": "./a.jsonl", "type": "alpaca"}, {"path": "b.jsonl", "type": "alpaca"}], ["./a.jsonl", "b.jsonl"]),
+        ([{"path": "org/a", "data_files": "b.jsonl"}], "b.jsonl"),
+    ],
+)
+def test_all_files_are_trained_on(rows, train):
+    assert values(datasets=rows)["data.train"] == train
+    assert left(datasets=rows) == {}
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [{"path": "org/a"}, {"path": "org/b"}],  # ids of the hub stand alone
+        [{"path": "org/a"}, {"path": "b.jsonl"}],
+        [{"path": "org/a", "type": "alpaca"}, {"path": "b.jsonl", "type": "completion"}],  # one format for all
+    ],
+)
+def test_data_sets_that_cannot_stand_in_one_list_are_told(rows):
+    assert values(datasets=rows)["data.train"] == "org/a"
+    assert left(datasets=rows) == {"datasets": "rows"}
+
+
 def test_what_a_row_says_of_its_parts_is_not_lost():
     rows = [{"path": "p", "type": "chat_template", "roles_to_train": ["user"], "train_on_eos": "all"}, {"path": "q"}]
     assert left(datasets=rows) == {

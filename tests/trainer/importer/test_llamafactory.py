@@ -51,10 +51,11 @@ def test_what_is_trained_on():
     assert values(stage="pt")["data.format"] == "text"
 
 
-def test_more_than_one_data_set_is_told():
+def test_all_data_sets_are_named():
     draft = llamafactory({**MINIMAL, "dataset": "identity, alpaca_en_demo"})
-    assert draft.values["data.train"] == "identity"
-    assert [(left.key, left.value) for left in draft.left] == [("dataset", "alpaca_en_demo")]
+    assert draft.values["data.train"] == ["identity", "alpaca_en_demo"]
+    assert draft.left == []
+    assert "dataset_info.json" in draft.remarks["data.train"]
 
 
 def test_evaluation_needs_rows():

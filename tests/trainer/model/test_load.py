@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from lora_train.trainer import patterns
 from lora_train.trainer.config.settings import with_settings
 from lora_train.trainer.errors import UserError
 from lora_train.trainer.loop.checkpoint import load_checkpoint, save_checkpoint
@@ -51,6 +52,19 @@ def test_modules_to_save_are_trained_saved_and_restored(tiny_models, tmp_path):
     assert train_step(fresh, fresh.plan.rows(3)).tolist() == train_step(components, components.plan.rows(3)).tolist()
 
 
+def test_lora_on_the_embedding_is_trained_and_recorded_on_the_slower_path(tiny_models):
+    components = components_with(tiny_models["llama"], {"lora.target_modules": ["q_proj", "embed_tokens"]})
+    assert [name for name, _, _ in components.patched.unfused] == ["model.embed_tokens"]
+    before = {name: parameter.detach().clone() for name, parameter in trainable(components.model).items()}
+    for step in (1, 2):
+        assert torch.isfinite(train_step(components, components.plan.rows(step))).all()
+    moved = [
+        name for name, parameter in trainable(components.model).items() if not torch.equal(parameter, before[name])
+    ]
+    assert any("embed_tokens.lora_embedding_B" in name for name in moved)
+    assert any("q_proj.lora_B" in name for name in moved)
+
+
 def test_rank_stabilized_scaling(tiny_models):
     components = components_with(tiny_models["llama"], {"lora.use_rslora": True, "lora.r": 16, "lora.lora_alpha": 8})
     layers: list[Any] = [module for group in components.patched.groups for module in group.modules]
@@ -65,6 +79,13 @@ def test_a_regular_expression_and_what_matches_nothing(tiny_models):
     with pytest.raises(UserError, match="nothing in the model is called") as error:
         components_with(tiny_models["llama"], {"lora.target_modules": ["query_key_value"]})
     assert "down_proj, gate_proj, k_proj, o_proj, q_proj, up_proj, v_proj" in str(error.value)
+
+
+def test_a_pattern_that_does_not_come_to_an_end_is_refused(tiny_models, monkeypatch):
+    monkeypatch.setattr(patterns, "LIMIT", 1)
+    with pytest.raises(UserError) as error:
+        components_with(tiny_models["llama"], {"lora.target_modules": r"(\w+\.?)+!"})
+    assert r"lora.target_modules: matching (\w+\.?)+! with the model's module names takes longer" in str(error.value)
 
 
 def test_an_8_bit_base_trains_on_the_slower_path(tiny_models):

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from lora_train.trainer.cli import main
-from lora_train.trainer.verbs.inspect_adapter import read_report, update_norm
+from lora_train.trainer.verbs.inspect_adapter import read_report, require_finite, update_norm
 from safetensors.numpy import save_file
 from safetensors.torch import save_file as save_torch_file
 
@@ -141,6 +141,68 @@ def test_values_whose_squares_leave_float32(tmp_path):
 def test_scaling_as_peft_computes_it(tmp_path, settings, expected):
     report = read_report(save(tmp_path, make_tensors(), {**SETTINGS, **settings}))
     assert {module.module: module.scaling for module in report.modules}[LAYERS[0]] == expected
+
+
+EXPERTS = "model.layers.0.mlp.experts"
+
+
+def experts(folder: Path, **settings) -> tuple[Path, dict[str, float]]:
+    """An adapter on two parameters that hold 3 experts each, as peft saves it, and the norms of its updates."""
+    generator = np.random.default_rng(0)
+    tensors, norms = {}, {}
+    for place, r, scale, n_in, n_out in ((f"{EXPERTS}.base_layer", 2, 4.0, 5, 7), (EXPERTS, 2, 4.0, 6, 5)):
+        a, b = generator.standard_normal((3, r, n_in)), generator.standard_normal((3, n_out, r))
+        tensors[f"base_model.model.{place}.lora_A.weight"] = a.reshape(3 * r, n_in)
+        tensors[f"base_model.model.{place}.lora_B.weight"] = np.moveaxis(b, 0, 2).reshape(n_out, 3 * r)
+        norms[place] = float(np.linalg.norm(scale * b @ a))
+    named = {"target_parameters": ["experts.down_proj", "mlp.experts.gate_up_proj"], "r": 2, "lora_alpha": 8}
+    return save(folder, tensors, {**SETTINGS, **named, **settings}), norms
+
+
+def test_experts_whose_weights_are_one_parameter_are_so_many_products(tmp_path):
+    folder, norms = experts(tmp_path)
+    for module in read_report(folder).modules:
+        assert (module.r, module.n, module.scaling) == (2, 3, 4.0)
+        assert module.update_norm == pytest.approx(norms[module.module], rel=1e-12)
+
+
+def test_the_only_parameter_of_a_module_has_its_name_and_pattern(tmp_path):
+    folder, norms = experts(tmp_path, target_parameters=["experts.down_proj"], alpha_pattern={"down_proj": 16})
+    found = {module.module: module for module in read_report(folder).modules}[f"{EXPERTS}.down_proj"]
+    assert found.scaling == 8.0
+    assert found.update_norm in [pytest.approx(2 * norm, rel=1e-12) for norm in norms.values()]
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        (
+            {"alpha_pattern": {"down_proj": 2}},
+            " is one of model.layers.0.mlp.experts.down_proj, model.layers.0.mlp.experts.gate_up_proj",
+        ),
+        ({"rank_pattern": {"gate_up_proj": 6}}, "to which rank_pattern or alpha_pattern give different values"),
+        ({"r": 4}, "has 6 rows, no multiple of r 4"),
+        ({"r": 0}, "does not give the adapter's scaling"),
+    ],
+)
+def test_experts_that_the_settings_do_not_tell_are_refused(tmp_path, capsys, settings, sentence):
+    folder, _ = experts(tmp_path, **settings)
+    assert main(["inspect", str(folder)]) == 2
+    assert sentence in capsys.readouterr().err
+    require_finite(folder)  # merge and chat need no scaling for that
+
+
+def test_what_the_norms_leave_out_is_said(tmp_path, capsys):
+    tensors = make_tensors()
+    for layer in LAYERS:
+        tensors[f"base_model.model.{layer}.lora_magnitude_vector.weight"] = np.ones(16, np.float32)
+    assert main(["inspect", str(save(tmp_path, tensors, {**SETTINGS, "use_dora": True}))]) == 0
+    assert "DoRA: |sBA| is the update before 48 magnitudes in 3 layers rescale" in capsys.readouterr().out
+    assert (
+        main(["inspect", str(save(tmp_path, make_tensors(), {**SETTINGS, "init_lora_weights": "pissa_niter_4"}))]) == 0
+    )
+    assert "what it put into sBA was taken out of the base's weights" in capsys.readouterr().out
+    assert read_report(save(tmp_path, make_tensors(), {**SETTINGS, "init_lora_weights": "gaussian"})).notes == []
 
 
 def test_a_run_means_its_adapter_else_its_newest_checkpoint(tmp_path):

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from lora_train.trainer import patterns
 from lora_train.trainer.cli import main
 from lora_train.trainer.verbs import load_adapter
 from lora_train.trainer.verbs.adapter_folder import read_adapter
@@ -70,10 +71,20 @@ def lora(**settings) -> LoraConfig:
     )
 
 
-def train(base: Path, config: LoraConfig, folder: Path, kind: Any = AutoModelForCausalLM, **settings) -> torch.Tensor:
+def train(
+    base: Path,
+    config: LoraConfig,
+    folder: Path,
+    kind: Any = AutoModelForCausalLM,
+    n_rows: int | None = None,
+    **settings,
+) -> torch.Tensor:
     """Saves an adapter whose every trained weight has moved; the logits of base and adapter, float32."""
     torch.manual_seed(1)
-    model = get_peft_model(kind.from_pretrained(base, dtype=torch.float32, **settings), config)
+    model = kind.from_pretrained(base, dtype=torch.float32, **settings)
+    if n_rows is not None:
+        model.resize_token_embeddings(n_rows)
+    model = get_peft_model(model, config)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.requires_grad:
@@ -134,6 +145,31 @@ def test_merged_weights_compute_what_base_and_adapter_do(bases, tmp_path, kind):
     # who reads a folder that ties takes the table for the head
     table, head = (layer.state_dict()["weight"] for layer in (merged.get_input_embeddings(), merged.lm_head))
     assert AutoConfig.from_pretrained(tmp_path / "merged").tie_word_embeddings == torch.equal(table, head)
+
+
+RESIZED: dict[str, dict[str, Any]] = {
+    "linears": {},
+    "tables": {"modules_to_save": ["embed_tokens", "lm_head"]},
+    "tokens": {"trainable_token_indices": {"embed_tokens": [3, 490]}},
+    "embedding": {"target_modules": ["q_proj", "embed_tokens"]},
+    "head": {"target_modules": ["q_proj", "lm_head"]},
+}
+
+
+@pytest.mark.parametrize("n_rows", [518, 500])
+@pytest.mark.parametrize(("name", "kind"), [(name, kind) for name in ("llama", "tied") for kind in RESIZED])
+def test_an_adapter_of_another_vocabulary_brings_its_tables(bases, tmp_path, capsys, name, kind, n_rows):
+    wanted = train(bases[name], lora(**RESIZED[kind]), tmp_path / "adapter", n_rows=n_rows)
+    if name == "llama" and kind in ("embedding", "head"):
+        assert f"was trained with {n_rows} tokens" in refused(tmp_path, capsys)
+        return
+    assert main(["merge", str(tmp_path / "adapter"), "-o", str(tmp_path / "merged")]) == 0
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    assert merged.config.vocab_size == n_rows == merged.get_parameter("model.embed_tokens.weight").shape[0]
+    with torch.no_grad():
+        ours = merged(input_ids=TOKENS).logits
+    torch.testing.assert_close(ours, wanted, rtol=0, atol=tolerance(tmp_path / "merged", wanted))
+    assert main(["chat", str(tmp_path / "adapter"), "--prompt", "a", "--max-new-tokens", "2"]) == 0
 
 
 def adalora(base: Path, folder: Path) -> torch.Tensor:
@@ -209,7 +245,7 @@ def adapter(bases, tmp_path) -> Path:
 
 
 def refused(folder: Path, capsys, verb: str = "merge") -> str:
-    options = ["--prompt", "a"] if verb == "chat" else ["-o", str(folder / "merged")]
+    options = {"chat": ["--prompt", "a"], "merge": ["-o", str(folder / "merged")]}.get(verb, [])
     assert main([verb, str(folder / "adapter"), *options]) == 2
     err = capsys.readouterr().err
     assert err.startswith("error: ")
@@ -228,6 +264,11 @@ def add(name: str, *shape: int) -> Callable[[Path], None]:
 def add_pair(run: Path) -> None:
     for matrix, shape in (("A", (4, 64)), ("B", (64, 4))):
         add(f"base_model.model.h.0.attn.lora_{matrix}.weight", *shape)(run)
+
+
+def add_tables(run: Path) -> None:
+    for table, n_rows in (("lm_head", 520), ("model.embed_tokens", 516)):
+        add(f"base_model.model.{table}.weight", n_rows, 64)(run)
 
 
 UNFIT: dict[str, tuple[Callable[[Path], None], tuple[str, ...]]] = {
@@ -253,7 +294,12 @@ UNFIT: dict[str, tuple[Callable[[Path], None], tuple[str, ...]]] = {
         lambda run: change_settings(run, r=8),
         ("lora_A.weight has shape [4, ", "the model takes [8, "),
     ),
-    "another vocabulary": (add("base_model.model.lm_head.weight", 520, 64), ("has shape [520, 64]", "[512, 64]")),
+    "another width": (add("base_model.model.lm_head.weight", 512, 32), ("has shape [512, 32]", "[512, 64]")),
+    "one table of another vocabulary": (
+        add("base_model.model.lm_head.weight", 520, 64),
+        ("was trained with 520 tokens", "has 512, and the file does not hold model.embed_tokens"),
+    ),
+    "two vocabularies": (add_tables, ("embed_tokens.weight has shape [516, 64]", "[512, 64]")),
     "no such target": (lambda run: change_settings(run, target_modules=["c_attn"]), ("does not fit", "c_attn")),
 }
 
@@ -268,6 +314,14 @@ def test_weights_and_settings_that_differ_are_refused_before_the_base_is_loaded(
     monkeypatch.setattr(load_adapter, "load_base", None)
     err = refused(adapter, capsys, verb)
     assert all(sentence in err for sentence in sentences), err
+
+
+@pytest.mark.parametrize("verb", ["merge", "chat", "inspect"])
+def test_a_pattern_that_does_not_come_to_an_end_is_refused(adapter, capsys, monkeypatch, verb):
+    monkeypatch.setattr(patterns, "LIMIT", 1)
+    monkeypatch.setattr(load_adapter, "load_base", None)
+    change_settings(adapter, alpha_pattern={r"(\w+\.?)+!": 8})
+    assert r"adapter_config.json: matching alpha_pattern (\w+\.?)+! with module names" in refused(adapter, capsys, verb)
 
 
 def test_an_adapter_of_another_architecture_is_refused(adapter, bases, capsys):
