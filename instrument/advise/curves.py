@@ -16,7 +16,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..judge.noise import FEW
+from ..judge.noise import FEW, noise_of
+from ..show.compare.ranking import ASSUMED
 from .study import WORTH, Study
 from .trial import APART, Trial
 
@@ -24,6 +25,8 @@ from .trial import APART, Trial
 EARLY, LATE = 0.10, 0.75
 # Before the last quarter, and the end, whose means are held against each other.
 BEFORE, END = (0.60, 0.75), 0.85
+# The wobble is that of this part: before, the level itself moves.
+HALF = 0.5
 # A gain that is surely below this share of sigma is none.
 NOTHING = 0.35
 # Fewer evaluations than this have no course.
@@ -51,7 +54,7 @@ class Ending:
     """What the last quarter still brought.
 
     Attributes:
-        kind: "falling", "flat", "unclear".
+        kind: "falling", "flat", "rose", "unclear".
         gain: in units of the metric, positive where it still got better.
         error: standard deviation of the gain.
         level: of the metric.
@@ -122,11 +125,14 @@ def ending(trials: list[Trial], sigma: float) -> Ending | None:
         if len(before) < 2 or len(end) < 2:
             return None
         gains.append(float(before.mean() - end.mean()))
-        errors.append(trial.noise.sigma * math.sqrt(1 / len(before) + 1 / len(end)) * trial.noise.inflation)
+        noise = noise_of(values[share >= HALF], ASSUMED)
+        errors.append(noise.sigma * math.sqrt(1 / len(before) + 1 / len(end)) * noise.inflation)
         levels.append(abs(float(end.mean())))
     gain, error = float(np.mean(gains)), math.sqrt(float(np.sum(np.square(errors)))) / len(gains)
     kind = "falling" if gain - 2 * error > WORTH * sigma / 2 else "unclear"
-    if abs(gain) + 2 * error < NOTHING * sigma or gain + 2 * error < 0:
+    if abs(gain) + 2 * error < NOTHING * sigma:
         kind = "flat"
+    elif -gain - 2 * error > WORTH * sigma / 2:
+        kind = "rose"
     return Ending(kind, gain, error, float(np.mean(levels)))
 

@@ -158,6 +158,8 @@ def compute_bound(study: Study) -> Iterator[Advice]:
         trial = study.points[0].trials[0] if study.best is not None else trials[0]
         step = step_with(trial, {"training.max_steps": longer}, steps=longer)
         yield Advice("P6", "answered", "advise.p6_bound", values, names(trials), step)
+    elif found.kind == "rose":
+        yield Advice("P6", "answered", "advise.p6_rose", values | {"gain": -values["gain"]}, names(trials))
     elif found.kind == "flat":
         decays = all((trial.schedule or "linear") not in CONSTANT for trial in trials)
         key = "advise.p6_saturated_decayed" if decays else "advise.p6_saturated"

@@ -48,8 +48,9 @@ def as_good(study: Study, points: dict[Any, Point]) -> list[Any]:
 
 
 def numeric(study: Study) -> list[str]:
-    """Searched keys whose values are numbers."""
-    return [key for key in study.searched if all(trial.number(key) is not None for trial in study.trials)]
+    """Searched keys of the training or the adapter whose values are numbers."""
+    own = [key for key in study.searched if key.startswith(("training.", "lora."))]
+    return [key for key in own if all(trial.number(key) is not None for trial in study.trials)]
 
 
 def edge(study: Study) -> Iterator[Advice]:
@@ -62,11 +63,11 @@ def edge(study: Study) -> Iterator[Advice]:
         key = "advise.p2_one" if rate else "advise.p2_none"
         yield Advice("P2", "not answered", key, {"value": shown(rate)}, names([trial]), step)
         return
+    if not study.rankable:
+        yield Advice("P2", "not answered", "advise.p2_unranked", {"key": ", ".join(keys)}, names(study.trials))
+        return
     for key in keys:
-        if not study.rankable:
-            yield Advice("P2", "not answered", "advise.p2_unranked", {"key": key})
-        elif points := profile(study, key):
-            yield _edge_of(study, key, points)
+        yield _edge_of(study, key, profile(study, key))
 
 
 def _edge_of(study: Study, key: str, points: dict[Any, Point]) -> Advice:
