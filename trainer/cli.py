@@ -23,6 +23,7 @@ from ..instrument.messages import LANGUAGES, language, say
 from ..kernels.cpu_level import LevelError
 from .errors import UserError, in_words, problem
 from .signals import interruptible, last_word
+from .verbs import advise
 
 EXIT_USER_ERROR = 2
 EXIT_BROKEN_PIPE = 141
@@ -196,18 +197,6 @@ def _compare(arguments: Namespace) -> int:
     return compare(arguments.sources, arguments.output, arguments.lang)
 
 
-def _advise_arguments(parser: ArgumentParser) -> None:
-    from .verbs.advise import add_arguments
-
-    add_arguments(parser)
-
-
-def _advise(arguments: Namespace) -> int:
-    from .verbs.advise import run
-
-    return run(arguments)
-
-
 def _env_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help=say("cli.json"))
 
@@ -245,7 +234,7 @@ VERBS = {
     "explain": Verb("cli.explain", _explain_arguments, _explain),
     "report": Verb("cli.report", _report_arguments, _report),
     "compare": Verb("cli.compare", _compare_arguments, _compare),
-    "advise": Verb("cli.advise", _advise_arguments, _advise),
+    "advise": Verb("cli.advise", advise.add_arguments, advise.run),
     "replay": Verb("cli.replay", _replay_arguments, _replay),
     "inspect": Verb("cli.inspect", _inspect_arguments, _inspect),
     "merge": Verb("cli.merge", _merge_arguments, _merge),

@@ -52,7 +52,8 @@ class Rate:
         verdict = "PASS" if self.passes else "SHORT"
         share = f"right {100 * self.right / self.of:5.1f}%  wrong {100 * self.wrong / self.of:4.1f}%"
         cell = self.cell
-        return f"{cell.rule:<4} {cell.kind:<36} {cell.side:<6} {cell.effect:3g} sd  {share}  {self.of:>3}  {verdict}  {said}"
+        name = f"{cell.rule:<4} {cell.kind:<36} {cell.side:<6} {cell.effect:3g} sd"
+        return f"{name}  {share}  {self.of:>3}  {verdict}  {said}"
 
 
 def cells() -> list[Cell]:

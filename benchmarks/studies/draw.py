@@ -2,13 +2,13 @@
 
     eval_k(s) = LEVEL + SEED (effect_k + u_k) + SEED course(s) + WOBBLE e(s)        u, e ~ N(0, 1)
 
-s is the share of the run, u the seed's luck, e the wobble of one evaluation. Effects are in SEEDs: what two seeds of the
-same settings scatter by.
+s is the share of the run, u the seed's luck, e the wobble of one evaluation. Effects are in SEEDs: what two seeds of
+the same settings scatter by.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 from lora_train.instrument.advise import Study
 from lora_train.instrument.advise.sources import study_of
+from lora_train.instrument.judge.explain import Finding, explain
 from lora_train.instrument.read.history import COLUMNS, History
 
 Random = np.random.Generator
@@ -115,7 +116,9 @@ def trial(drawn: Drawn, random: Random) -> History:
     return _history(drawn, t, loss, evals, norms, random)
 
 
-def _history(drawn: Drawn, t: np.ndarray, loss: np.ndarray, evals: np.ndarray, norms: np.ndarray, random: Random) -> History:
+def _history(
+    drawn: Drawn, t: np.ndarray, loss: np.ndarray, evals: np.ndarray, norms: np.ndarray, random: Random
+) -> History:
     n, config = drawn.steps, _config(drawn)
     frame = pd.DataFrame(np.nan, index=range(n), columns=list(COLUMNS))
     frame["step"], frame["start"] = np.arange(1.0, n + 1), 0.0
@@ -152,13 +155,27 @@ def _config(drawn: Drawn) -> dict[str, dict[str, Any]]:
     return config
 
 
-def study(trials: Sequence[Drawn], random: Random, **facts: Any) -> Study:
-    """The study of some trials."""
+def calm(history: History) -> list[Finding]:
+    """In place of explain, for rules that ask it nothing but whether a trial lives: its own rates are those of
+    benchmarks.judging, and it takes nine tenths of the time."""
+    return [Finding("outcome", "healthy", "explain.finished", {})]
+
+
+def suspicious(history: History) -> list[Finding]:
+    """explain of what ends higher than a healthy trial does, or not finite; calm of the others."""
+    last = history.column("loss")[-20:]
+    return explain(history) if not np.median(last) < 1.35 else calm(history)
+
+
+def study(trials: Sequence[Drawn], random: Random, judge: Callable = calm, **facts: Any) -> Study:
+    """The study of some trials; `judge`: explain, or what stands in for it."""
     histories = [(f"trial-{i}", f"drawn/trial-{i}", trial(drawn, random)) for i, drawn in enumerate(trials)]
-    return study_of(histories, facts)
+    return study_of(histories, facts, judge=judge)
 
 
-def grid(effects: Sequence[float], seeds: int = SEEDS, key: str | None = None, values: Sequence[Any] = RATES) -> list[Drawn]:
+def grid(
+    effects: Sequence[float], seeds: int = SEEDS, key: str | None = None, values: Sequence[Any] = RATES
+) -> list[Drawn]:
     """Trials of each value of the rate, or of another key, with so many seeds each."""
     found = []
     for value, effect in zip(values, effects, strict=True):

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from lora_train.instrument.advise import Study
+from lora_train.instrument.judge.explain import explain
 
 from . import draw
 from .draw import RATES, Drawn, Random, grid, with_settings
@@ -61,6 +62,10 @@ def _of(trials: Callable[[float], list[Drawn]], **facts) -> Make:
     return lambda random, effect: draw.study(trials(effect), random, **facts)
 
 
+def _explained(trials: Callable[[float], list[Drawn]], judge: Callable = explain) -> Make:
+    return lambda random, effect: draw.study(trials(effect), random, judge)
+
+
 def _courses(course: Callable[[float], np.ndarray], rates: int = 3, seeds: int = 2, **settings) -> Make:
     """Trials of one level whose course is the same."""
 
@@ -71,8 +76,8 @@ def _courses(course: Callable[[float], np.ndarray], rates: int = 3, seeds: int =
     return make
 
 
-def _inside(effect: float) -> list[Drawn]:
-    return grid((2 * effect, effect, 0, effect, 2 * effect))
+def _inside(effect: float, seeds: int = draw.SEEDS) -> list[Drawn]:
+    return grid((2 * effect, effect, 0, effect, 2 * effect), seeds)
 
 
 def _edges() -> Iterator[Kind]:
@@ -111,7 +116,10 @@ def _lengths() -> Iterator[Kind]:
     healthy = _courses(draw.middle)
     yield Kind("too long", "P4", ("p4_long",), _courses(draw.early), healthy, ("p4_inside",))
     yield Kind("too short", "P4", ("p4_short",), _courses(draw.late), healthy, ("p4_inside",))
-    calm = lambda _: draw.plateau()  # noqa: E731
+
+    def calm(_: float) -> np.ndarray:
+        return draw.plateau()
+
     saturated = _courses(calm, rates=3, seeds=4, lr_scheduler_type="constant")
     yield Kind("compute-bound", "P6", ("p6_bound",), _courses(draw.late), saturated, ("p6_saturated",))
     falling = _courses(draw.late, rates=3, seeds=4)
@@ -120,7 +128,9 @@ def _lengths() -> Iterator[Kind]:
     yield Kind("a cold schedule", "P6", ("p6_saturated_decayed",), cold, saturated, ("p6_saturated",), below=False)
     worse = _courses(draw.rising)
     yield Kind("worse with more steps", "P6", ("p6_rose",), worse, falling, ("p6_bound",))
-    unequal = _of(lambda _: [replace(one, steps=draw.STEPS if i % 2 else 3 * draw.STEPS // 2) for i, one in enumerate(_level(3))])
+    unequal = _of(
+        lambda _: [replace(one, steps=draw.STEPS if i % 2 else 3 * draw.STEPS // 2) for i, one in enumerate(_level(3))]
+    )
     yield Kind("unequal budgets", "P3", ("p3_vary",), unequal, _of(lambda _: _level(3)), ("p3_same",), below=False)
     yield Kind("a choice that does not carry over", "P7", ("p7_lost",), _of(_two_lengths), _of(_carried), ("p7_held",))
 
@@ -161,25 +171,28 @@ def _batches() -> Iterator[Kind]:
         return _of(lambda _: [replace(one, settings=((f"training.{key}", size),), speed=speed)
                               for size, speed in table.items() for one in _level(1)[:1]])  # fmt: skip
 
-    yield Kind("a batch that is no faster", "P10", ("p10_size",), speeds(faster), speeds(still), ("p10_edge",), below=False)
+    yield Kind(
+        "a batch that is no faster", "P10", ("p10_size",), speeds(faster), speeds(still), ("p10_edge",), below=False
+    )
 
 
 def _deaths() -> Iterator[Kind]:
-    def dying(effects: tuple[float, ...], death: str, last: int) -> list[Drawn]:
-        trials = grid(effects, seeds=SEEDS_HERE)
-        high = RATES[-last:]
-        return [replace(one, death=death) if one.rate in high else one for one in trials]
+    def dying(effects: tuple[float, ...]) -> list[Drawn]:
+        trials = grid(effects)
+        return [replace(one, death="diverged") if one.rate == RATES[-1] else one for one in trials]
 
-    SEEDS_HERE = draw.SEEDS
-    border = _of(lambda effect: dying((3 * effect, 2 * effect, effect, 0, 0), "diverged", 1))
-    below = _of(lambda effect: dying((effect, 0, effect, 2 * effect, 0), "diverged", 1))
+    def one_of(death: str) -> Make:
+        return _explained(lambda _: [replace(one, death=death if i == 1 else "") for i, one in enumerate(_level(3))])
+
+    border = _explained(lambda effect: dying((3 * effect, 2 * effect, effect, 0, 0)), draw.suspicious)
+    below = _explained(lambda effect: dying((effect, 0, effect, 2 * effect, 0)), draw.suspicious)
     yield Kind("unstable at high rates", "P15", ("p15_border",), border, below, ("p15_above",))
-    few = lambda death: _of(lambda _: [replace(one, death=death if i == 1 else "") for i, one in enumerate(_level(3))])  # noqa: E731
-    none = _of(lambda _: _level(3))
-    yield Kind("diverged trials", "P15", ("p15_some", "p15_above"), few("diverged"), none, ("p15_none",), below=False)
-    yield Kind("trials that are not finite", "P15", ("p15_some", "p15_above"), few("nan"), none, ("p15_none",), below=False)
-    spiky = _of(lambda _: [replace(one, spiky=one.rate > 1e-4) for one in _inside(EFFECT)])
-    yield Kind("unstable at twice the rate", "P16", ("p16_unstable",), spiky, _of(lambda _: _inside(EFFECT)), ("p16_stable",), below=False)
+    none, died = _explained(lambda _: _level(3)), ("p15_some", "p15_above")
+    yield Kind("diverged trials", "P15", died, one_of("diverged"), none, ("p15_none",), below=False)
+    yield Kind("trials that are not finite", "P15", died, one_of("nan"), none, ("p15_none",), below=False)
+    spiky = _explained(lambda _: [replace(one, spiky=one.rate > 1e-4) for one in _inside(EFFECT)], draw.suspicious)
+    stable = _explained(lambda _: _inside(EFFECT), draw.suspicious)
+    yield Kind("unstable at twice the rate", "P16", ("p16_unstable",), spiky, stable, ("p16_stable",), below=False)
 
 
 def _fitting() -> Iterator[Kind]:
@@ -195,13 +208,20 @@ def _fitting() -> Iterator[Kind]:
         return _of(trials)
 
     guess = constant((0.5, 1.5, 3.0, 1.5, 0.5))
-    yield Kind("not fitted", "P1", ("p1_not_fitted",), constant((0.2, 0.3, 0.4, 0.3, 0.2)), guess, ("p1_guess",), below=False)
+    yield Kind(
+        "not fitted", "P1", ("p1_not_fitted",), constant((0.2, 0.3, 0.4, 0.3, 0.2)), guess, ("p1_guess",), below=False
+    )
     fastest = constant((0.5, 1.0, 1.5, 2.0, 3.0))
     yield Kind("the fastest rate is at the edge", "P1", ("p1_edge",), fastest, guess, ("p1_guess",), below=False)
-    overfit = lambda which: _of(  # noqa: E731
-        lambda effect: [replace(one, course=draw.middle(2 * effect) if one.rate in which else None) for one in _inside(effect)]
-    )
-    calm = _of(_inside)
+
+    def overfit(which: tuple[float, ...]) -> Make:
+        def trials(effect: float) -> list[Drawn]:
+            rising = draw.middle(2 * effect)
+            return [replace(one, course=rising if one.rate in which else None) for one in _inside(effect, 2)]
+
+        return _explained(trials)
+
+    calm = _explained(lambda effect: _inside(effect, 2))
     yield Kind("the best trial overfits", "P19", ("p19_best",), overfit(RATES), calm, ("p19_none",), below=False)
     yield Kind("another trial overfits", "P19", ("p19_some",), overfit(RATES[-1:]), calm, ("p19_none",), below=False)
 
@@ -215,10 +235,11 @@ def _habits() -> Iterator[Kind]:
 
     def searched(_: float) -> list[Drawn]:
         betas = (0.8, 0.85, 0.9, 0.95, 0.98, 0.99)
-        return [replace(one, rate=1e-4 * (i + 1), settings=(("training.adam_beta1", beta), ("training.adam_epsilon", 10.0**-i)))
-                for i, (one, beta) in enumerate(zip(_level(3), betas, strict=True))]  # fmt: skip
+        more = [(("training.adam_beta1", beta), ("training.adam_epsilon", 10.0**-i)) for i, beta in enumerate(betas)]
+        return [replace(one, rate=1e-4 * (i + 1), settings=more[i]) for i, one in enumerate(_level(3))]
 
-    yield Kind("too many values for so few trials", "P12", ("p12_many",), _of(searched), level, ("p12_fits",), below=False)
+    many = _of(searched)
+    yield Kind("too many values for so few trials", "P12", ("p12_many",), many, level, ("p12_fits",), below=False)
     rare = _of(lambda _: [replace(one, evaluations=3, course=np.zeros(3)) for one in _level(3)])
     yield Kind("few evaluations", "P20", ("p20_few",), rare, level, ("p20_fine",), below=False)
     small = _of(lambda _: with_settings(_level(3), per_device_eval_batch_size=1))

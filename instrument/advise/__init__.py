@@ -25,7 +25,7 @@ __all__ = ["VERDICTS", "Advice", "Study", "advise", "lines", "read_study"]
 
 
 def advise(study: Study) -> list[Advice]:
-    """Every rule's verdict, in the order of the rules. No two of them, and none of explain's, ask for opposite moves."""
+    """Every rule's verdict, in their order. No two of them, and none of explain's, ask for opposite moves."""
     with np.errstate(all="ignore"):
         found = [advice for rule in RULES for advice in rule(study)]
     return reconcile(study, sorted(found, key=lambda advice: int(advice.rule[1:])))

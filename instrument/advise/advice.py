@@ -55,7 +55,9 @@ class Advice:
 
     def sentence(self, lang: str) -> str:
         """The verdict in words, with its evidence."""
-        values = {name: value.sentence(lang) if isinstance(value, Phrase) else value for name, value in self.values.items()}
+        values = {
+            name: value.sentence(lang) if isinstance(value, Phrase) else value for name, value in self.values.items()
+        }
         return say_in(lang, self.key, **values)
 
     def next(self, lang: str) -> str | None:

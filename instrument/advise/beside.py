@@ -55,7 +55,9 @@ def _folders(path: Path) -> Iterator[Path]:
     yield folder
     if folder.name.startswith("checkpoint-"):
         yield folder.parent
-    inner = [(int(name), one) for one in folder.glob("checkpoint-*") if (name := one.name[len("checkpoint-") :]).isdigit()]
+    inner = [
+        (int(name), one) for one in folder.glob("checkpoint-*") if (name := one.name[len("checkpoint-") :]).isdigit()
+    ]
     if inner:
         yield max(inner)[1]
 

@@ -2,8 +2,8 @@
 
     y_k(s)   smoothed evaluation of trial k at share s of its run, less its mean      (trial.py)
     y(s)     mean over the K trials; its error is sqrt(sum_k e_k^2) / K
-    early    the lowest of y at s <= EARLY, middle, late at s >= LATE; one of them is ahead where it leads the two others
-             by WORTH sigma and APART errors of a difference
+    early    the lowest of y at s <= EARLY, middle, late at s >= LATE; one of them is ahead where it leads the others by
+             WORTH sigma and APART errors of a difference
     gain     mean of y just before the last quarter less that of the end
 
 sigma is what two seeds differ by (study.py): a lead that another seed would undo decides nothing.
@@ -135,4 +135,3 @@ def ending(trials: list[Trial], sigma: float) -> Ending | None:
     elif -gain - 2 * error > WORTH * sigma / 2:
         kind = "rose"
     return Ending(kind, gain, error, float(np.mean(levels)))
-

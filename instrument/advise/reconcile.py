@@ -1,8 +1,8 @@
 """No two rules, and no rule and explain, ask for opposite moves of one setting.
 
 Each sentence says what its command moves (MOVES); the stronger evidence speaks, and the other keeps its fact without
-its command. What several trials say is stronger than what one run says, but a reader of both texts must not be sent both
-ways: a command that is opposite to what explain asks of the same run is left out.
+its command. What several trials say is stronger than what one run says, but a reader of both texts must not be sent
+both ways: a command that is opposite to what explain asks of the same run is left out.
 """
 
 from __future__ import annotations
@@ -43,7 +43,10 @@ def moves(advice: Advice) -> dict[str, int]:
         return {}
     if advice.key in LENGTHENS:
         return {LENGTH: UP}
-    if advice.key in ("advise.p2_edge", "advise.p1_edge") and advice.values.get("key", "rate") in ("training.learning_rate", "rate"):
+    if advice.key in ("advise.p2_edge", "advise.p1_edge") and advice.values.get("key", "rate") in (
+        "training.learning_rate",
+        "rate",
+    ):
         side = advice.values.get("side")
         up = side is None or side.key == "advise.highest"
         return {RATE: UP if up else DOWN}

@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml
 
+from ..judge.explain import Finding, explain
 from ..read.history import History, SourceError
 from ..read.logs import STATE, read_history
 from ..read.store import METRICS, SITES
@@ -86,13 +87,16 @@ def _facts(folder: Path) -> dict[str, Any]:
 
 
 def study_of(
-    histories: Sequence[tuple[str, Path | str, History]], facts: dict[str, Any] | None = None, names: tuple[str, ...] = ()
+    histories: Sequence[tuple[str, Path | str, History]],
+    facts: dict[str, Any] | None = None,
+    names: tuple[str, ...] = (),
+    judge: Callable[[History], list[Finding]] = explain,
 ) -> Study:
     """The study of histories that have been read, each with its name and where it lies."""
     if not histories:
         raise SourceError("advise.nothing")
     trials = [
-        Trial(_letter(i), name, history, settings_of(history, path), str(path))
+        Trial(_letter(i), name, history, settings_of(history, path), str(path), judge=judge)
         for i, (name, path, history) in enumerate(histories)
     ]
     evaluated = [trial.history for trial in trials if len(trial.history.evals)]

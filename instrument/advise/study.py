@@ -1,4 +1,4 @@
-"""Several runs as one study: which settings vary, how far seeds scatter, and which combinations noise cannot tell apart.
+"""Several runs as one study: what varies, how far seeds scatter, which combinations noise cannot tell apart.
 
     point        runs whose settings differ in nothing but the seed and where files go
     sigma        deviation of runs of one point, pooled over the points that were run more than once
@@ -112,7 +112,7 @@ class Study:
         return self.points_of(self.judged)
 
     def points_of(self, trials: Sequence[Trial]) -> list[Point]:
-        """Combinations of these runs, best first; a run whose seed is unknown, or was there already, repeats nothing."""
+        """Combinations of these runs, best first; a run of an unknown seed, or of one twice, repeats nothing."""
         found: dict[tuple, Point] = {}
         for trial in trials:
             values = {key: trial.settings[key] for key in self.varied}
@@ -199,4 +199,10 @@ def _seed(trial: Trial) -> tuple | None:
 
 
 def _hashable(value: Any) -> Any:
-    return tuple(map(_hashable, value)) if isinstance(value, (list, tuple)) else str(value) if isinstance(value, dict) else value
+    return (
+        tuple(map(_hashable, value))
+        if isinstance(value, (list, tuple))
+        else str(value)
+        if isinstance(value, dict)
+        else value
+    )

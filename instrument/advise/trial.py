@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -16,9 +17,9 @@ from ..read.history import History
 from ..show.compare.ranking import ASSUMED, SMOOTH
 
 DEATHS = (
-    "explain.stopped", "explain.stopped_without_remedy", "explain.attached_stopped", "explain.loss_blew_up",
-    "explain.loss_blew_up_rate", "explain.loss_rose", "explain.exploding", "explain.loss_nan", "explain.loss_nan_frozen",
-    "explain.loss_nan_moves", "explain.loss_nan_unknown", "explain.zero_from_start", "explain.zero_rate_frozen",
+    "explain.no_steps", "explain.stopped", "explain.stopped_without_remedy", "explain.attached_stopped",
+    "explain.loss_blew_up", "explain.loss_blew_up_rate", "explain.loss_rose", "explain.exploding", "explain.loss_nan",
+    "explain.loss_nan_frozen", "explain.loss_nan_moves", "explain.loss_nan_unknown", "explain.zero_from_start", "explain.zero_rate_frozen",
     "explain.zero_rate_moves", "explain.zero_unknown_rate", "explain.zero_other", "explain.gradient_never_finite",
     "explain.gradient_none_since", "explain.eval_nan_both", "explain.no_model",
 )  # fmt: skip
@@ -39,6 +40,7 @@ class Trial:
             missing.
         folder: where it lies, as text; what was read for a log.
         metric: what the study is judged by; lower: whether less of it is better.
+        judge: explain.
     """
 
     letter: str
@@ -48,21 +50,22 @@ class Trial:
     folder: str
     metric: str = "eval_loss"
     lower: bool = True
-    findings: list[Finding] = field(default_factory=list)
+    judge: Callable[[History], list[Finding]] = explain
 
-    def __post_init__(self) -> None:
-        if not self.findings:
-            with np.errstate(all="ignore"):
-                self.findings = explain(self.history)
+    @cached_property
+    def findings(self) -> list[Finding]:
+        """What explain says of it."""
+        with np.errstate(all="ignore"):
+            return self.judge(self.history)
 
     @cached_property
     def death(self) -> Finding | None:
         """Why its end says nothing, where it does not."""
-        found = [f for f in self.findings if f.key in DEATHS and f.verdict in ("wrong", "watch")]
+        found = [f for f in self.findings if f.key in DEATHS and f.verdict in ("wrong", "watch", "note")]
         found += [f for f in self.findings if f.topic == "outcome" and f.verdict == "wrong"]
         if found:
             return found[0]
-        step, values = self.evaluations
+        step, _ = self.evaluations
         if self.history.nan_evals and (not len(step) or self.history.nan_evals[-1] > step[-1]):
             return Finding("eval_loss", "wrong", "explain.eval_nan", {"n": 1, "of": 1, "steps": "-"})
         return None
@@ -130,7 +133,9 @@ class Trial:
             return total
         size = self.number("training.per_device_train_batch_size")
         parts = self.number("training.gradient_accumulation_steps")
-        devices = self.history.env.get("processes", 1) if self.history.kind == "run" else self.number("training.num_devices")
+        devices = (
+            self.history.env.get("processes", 1) if self.history.kind == "run" else self.number("training.num_devices")
+        )
         return None if size is None or parts is None else size * parts * float(devices or 1)
 
     @cached_property

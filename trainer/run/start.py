@@ -16,6 +16,7 @@ from ...instrument.judge.detect import Trouble
 from ...instrument.messages import say
 from ...instrument.read.store import MetricsLog, StatsWriter, write_sites
 from ..checks.no_effect import without_effect
+from ..checks.tips import tips
 from ..collapse.handle import Decision, handle_collapse
 from ..collapse.remedy import start_scale
 from ..config.schema import Config
@@ -28,6 +29,7 @@ from ..log.trackers import Trackers
 from ..loop.checkpoint import checkpoints, drop_partial, restore, set_aside_after, step_of
 from ..loop.components import Components, build
 from ..loop.engine import Engine, OutOfMemory, PeerLost, check_hardware
+from ..loop.outlook import outlook_of
 from ..loop.run_log import RunLog
 from ..loop.session import Session, Stop
 from ..loop.train import leave, train
@@ -288,6 +290,8 @@ def greet(launch: Launch, components: Components, progress: Progress, run_dir: P
             unit=unit_name(plan),
         )
     )
+    for tip in tips(config, outlook_of(config, plan, components.eval_data, components.engine.device)):
+        console.warn(tip)
     if attention := components.loss.how_rows_attend(config.compute_dtype, config.data.cutoff_len):
         console.line(attention)
     if components.optimizer.waits:

@@ -38,12 +38,16 @@ def constant_sweep(study: Study) -> Iterator[Advice]:
         if rate := trial.number(RATE):
             settings[RATE] = rate
         values = {"n": len(rates), "least": 3}
-        yield Advice("P1", "not answered", "advise.p1_no_sweep", values, names(trials), step_with(trial, settings, runs=3))
+        yield Advice(
+            "P1", "not answered", "advise.p1_no_sweep", values, names(trials), step_with(trial, settings, runs=3)
+        )
         return
     crossed = {rate: _crossing([t for t in trials if t.number(RATE) == rate]) for rate in sorted(r for r in rates if r)}
     fitted = {rate: steps for rate, steps in crossed.items() if math.isfinite(steps)}
     if not fitted:
-        lowest = min((ends(trial.history.finite("loss")[1])[1] for trial in trials if trial.death is None), default=math.nan)
+        lowest = min(
+            (ends(trial.history.finite("loss")[1])[1] for trial in trials if trial.death is None), default=math.nan
+        )
         trial = trials[0]
         step = step_with(trial, {"training.max_steps": 2 * trial.horizon}, steps=2 * trial.horizon, runs=len(rates))
         values = {"threshold": FITTED, "lowest": lowest, "n": len(trials)}
@@ -114,7 +118,9 @@ def best_step(study: Study) -> Iterator[Advice]:
     odd = [trial for trial in trials if contradicts(trial, found.where)]
     if len(trials) < ALWAYS:
         sentence = Phrase(_HINTS[found.where])
-        yield Advice("P4", "not answered", "advise.p4_few", values | {"hint": sentence, "always": ALWAYS}, names(trials))
+        yield Advice(
+            "P4", "not answered", "advise.p4_few", values | {"hint": sentence, "always": ALWAYS}, names(trials)
+        )
     elif odd:
         yield Advice("P4", "not answered", "advise.p4_mixed", values | {"odd": study.letters(odd)}, names(trials))
     else:

@@ -62,7 +62,9 @@ def checkpoint(study: Study) -> Iterator[Advice]:
         yield Advice("P5", "answered", "advise.p5_there", values | {"nearest": nearest}, names([trial]), step)
         return
     values |= {"there": ", ".join(map(str, there[:6]))}
-    yield Advice("P5", "against", "advise.p5_lost", values, names([trial]), step_with(trial, {"training.keep_best": KEEP}))
+    yield Advice(
+        "P5", "against", "advise.p5_lost", values, names([trial]), step_with(trial, {"training.keep_best": KEEP})
+    )
 
 
 def _folder(trial: Trial) -> Path:
@@ -123,7 +125,7 @@ def _holds(study: Study, key: str, short: int, long: int) -> bool | None:
 
 
 def lengthen(study: Study) -> Iterator[Advice]:
-    """P8: linear keeps the length of its decay and gets a longer constant part, cosine is stretched at the same rate."""
+    """P8: linear keeps the length of its decay and gets a longer constant part, cosine is stretched at its rate."""
     trial = study.points[0].trials[0] if study.best is not None else (study.judged or study.trials)[0]
     trials = usable(study)
     found = region(trials, study.sigma) if len(trials) >= ALWAYS else None

@@ -127,7 +127,9 @@ def batch(study: Study) -> Iterator[Advice]:
         rate = trial.number(RATE) or 1e-4
         other = {RATE: float(f"{rate * FURTHER:.2g}")}
         missing = sum(max(0, TUNED - len(own)) for own in rates.values())
-        yield Advice("P9", "against", "advise.p9_confounded", values, names(study.trials), step_with(trial, other, runs=missing))
+        yield Advice(
+            "P9", "against", "advise.p9_confounded", values, names(study.trials), step_with(trial, other, runs=missing)
+        )
     elif not study.rankable or _budget(study) == "advise.budget_none":
         yield Advice("P9", "not answered", "advise.p9_unranked", values)
     else:
@@ -172,7 +174,12 @@ def isolated(study: Study) -> Iterator[Advice]:
         counts = {value: sum(t.settings[key] == value for t in study.judged) for value in points}
         rows = [f"{shown(v)}: {p.trials[0].letter} {study.shown(p.mean)} ({counts[v]})" for v, p in points.items()]
         kept = as_good(study, points)
-        values = {"key": key, "listed": ", ".join(rows[:8]), "kept": ", ".join(map(shown, kept)), "metric": study.metric}
+        values = {
+            "key": key,
+            "listed": ", ".join(rows[:8]),
+            "kept": ", ".join(map(shown, kept)),
+            "metric": study.metric,
+        }
         values |= {"interval": 100 * study.sigma / max(abs(study.points[0].mean), 1e-12)}
         trials = names([trial for point in points.values() for trial in point.trials[:1]])
         clear = len(kept) == 1

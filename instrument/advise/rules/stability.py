@@ -100,7 +100,9 @@ def higher_rate(study: Study) -> Iterator[Advice]:
     if not above:
         steps = min(MINI, trial.horizon)
         settings = {RATE: float(f"{TWICE * rate:.3g}"), "training.max_steps": steps}
-        yield Advice("P16", "not answered", "advise.p16_none", values, names([trial]), step_with(trial, settings, steps))
+        yield Advice(
+            "P16", "not answered", "advise.p16_none", values, names([trial]), step_with(trial, settings, steps)
+        )
         return
     nearest = min(trial.number(RATE) or math.inf for trial in above)
     own = [trial for trial in above if trial.number(RATE) == nearest]
