@@ -23,7 +23,7 @@ from ..instrument.messages import LANGUAGES, language, say
 from ..kernels.cpu_level import LevelError
 from .errors import UserError, in_words, problem
 from .signals import interruptible, last_word
-from .verbs import advise
+from .verbs import advise, lengthen
 
 EXIT_USER_ERROR = 2
 EXIT_BROKEN_PIPE = 141
@@ -235,6 +235,7 @@ VERBS = {
     "report": Verb("cli.report", _report_arguments, _report),
     "compare": Verb("cli.compare", _compare_arguments, _compare),
     "advise": Verb("cli.advise", advise.add_arguments, advise.run),
+    "lengthen": Verb("cli.lengthen", lengthen.add_arguments, lengthen.run),
     "replay": Verb("cli.replay", _replay_arguments, _replay),
     "inspect": Verb("cli.inspect", _inspect_arguments, _inspect),
     "merge": Verb("cli.merge", _merge_arguments, _merge),

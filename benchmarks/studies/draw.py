@@ -24,7 +24,7 @@ LEVEL = 1.6
 SEED, WOBBLE = 0.007 * LEVEL, 0.3 * 0.007 * LEVEL
 STEPS, EVALUATIONS = 200, 40
 RATES = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3)
-SEEDS = 6
+SEEDS = 8
 
 
 @dataclass(frozen=True)
@@ -120,14 +120,16 @@ def _history(
     drawn: Drawn, t: np.ndarray, loss: np.ndarray, evals: np.ndarray, norms: np.ndarray, random: Random
 ) -> History:
     n, config = drawn.steps, _config(drawn)
-    frame = pd.DataFrame(np.nan, index=range(n), columns=list(COLUMNS))
-    frame["step"], frame["start"] = np.arange(1.0, n + 1), 0.0
     flat = str(config["training"]["lr_scheduler_type"]).startswith("constant")
-    frame["learning_rate"] = drawn.rate * (np.ones(n) if flat else 1 - t)
-    frame["loss"], frame["grad_norm"], frame["epoch"] = loss, norms, 3 * t
-    frame["nonfinite_micro_batches"] = np.isnan(loss).astype(float)
-    frame["tokens"], frame["tokens_per_second"] = 1000.0, drawn.speed * np.exp(0.02 * random.standard_normal(n))
-    frame["step_seconds"] = 1000.0 / frame["tokens_per_second"]
+    speed = drawn.speed * np.exp(0.02 * random.standard_normal(n))
+    columns = {
+        "step": np.arange(1.0, n + 1), "start": np.zeros(n), "loss": loss, "grad_norm": norms, "epoch": 3 * t,
+        "learning_rate": drawn.rate * (np.ones(n) if flat else 1 - t), "tokens": np.full(n, 1000.0),
+        "nonfinite_micro_batches": np.isnan(loss).astype(float), "tokens_per_second": speed,
+        "step_seconds": 1000.0 / speed,
+    }  # fmt: skip
+    unknown = np.full(n, np.nan)
+    frame = pd.DataFrame({name: columns.get(name, unknown) for name in COLUMNS})
     m = drawn.evaluations
     table = pd.DataFrame({"step": np.round(shares(m) * n), "eval_loss": evals}, dtype="float64")
     lost = tuple(int(s) for s, value in zip(table["step"], evals, strict=True) if not np.isfinite(value))

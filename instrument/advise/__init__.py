@@ -27,8 +27,8 @@ __all__ = ["VERDICTS", "Advice", "Study", "advise", "lines", "read_study"]
 def advise(study: Study) -> list[Advice]:
     """Every rule's verdict, in their order. No two of them, and none of explain's, ask for opposite moves."""
     with np.errstate(all="ignore"):
-        found = [advice for rule in RULES for advice in rule(study)]
-    return reconcile(study, sorted(found, key=lambda advice: int(advice.rule[1:])))
+        found = [advice for name in sorted(RULES, key=lambda name: int(name[1:])) for advice in RULES[name](study)]
+    return reconcile(study, found)
 
 
 def lines(study: Study, advices: list[Advice], lang: str) -> list[str]:

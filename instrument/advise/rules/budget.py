@@ -185,4 +185,4 @@ def _train_gain(trials: list[Trial]) -> float:
     return median(gains)
 
 
-RULES = (constant_sweep, same_budget, best_step, compute_bound)
+RULES = {"P1": constant_sweep, "P3": same_budget, "P4": best_step, "P6": compute_bound}

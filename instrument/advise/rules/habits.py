@@ -117,4 +117,4 @@ def evaluating(study: Study) -> Iterator[Advice]:
         yield Advice("P20", "answered", "advise.p20_fine", values, names([trial]))
 
 
-RULES = (throughput, overfitting, evaluating)
+RULES = {"P10": throughput, "P19": overfitting, "P20": evaluating}

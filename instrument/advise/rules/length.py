@@ -153,4 +153,4 @@ _LENGTHENED = {
     "warmup_stable_decay": "advise.p8_wsd",
 }
 
-RULES = (checkpoint, carries_over, lengthen)
+RULES = {"P5": checkpoint, "P7": carries_over, "P8": lengthen}

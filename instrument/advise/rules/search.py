@@ -256,4 +256,4 @@ def luck(study: Study) -> Iterator[Advice]:
     yield Advice("P14", "not answered", key, values | {"tied": study.letters(tied)}, names(tied), step)
 
 
-RULES = (edge, batch, isolated, too_many_values, sampler, luck)
+RULES = {"P2": edge, "P9": batch, "P11": isolated, "P12": too_many_values, "P13": sampler, "P14": luck}

@@ -187,4 +187,4 @@ def _why(study: Study, trial: Trial, wobble: float):
     return Phrase("advise.why_batch"), None
 
 
-RULES = (deaths, higher_rate, clip, late_wobble)
+RULES = {"P15": deaths, "P16": higher_rate, "P17": clip, "P18": late_wobble}
