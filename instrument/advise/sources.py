@@ -20,12 +20,13 @@ import numpy as np
 import yaml
 
 from ..judge.explain import Finding, explain
+from ..judge.metrics import lower_is_better
 from ..read.history import History, SourceError
 from ..read.logs import STATE, read_history
 from ..read.store import METRICS, SITES
 from ..show.compare.comparable import Comparability, comparability
 from ..show.compare.differences import differences
-from ..show.compare.ranking import lower_is_better, metrics_of
+from ..show.compare.ranking import metrics_of
 from .beside import read_beside
 from .study import Study
 from .trial import Trial
@@ -102,7 +103,7 @@ def study_of(
     evaluated = [trial.history for trial in trials if len(trial.history.evals)]
     metrics = metrics_of(evaluated) if evaluated else []
     metric = metrics[0] if metrics else "eval_loss"
-    lower = lower_is_better(metric, evaluated) if evaluated else True
+    lower = lower_is_better(metric, evaluated[0]) if evaluated else True
     for trial in trials:
         trial.metric, trial.lower = metric, lower
     return Study(trials, metric, lower, _comparable(trials), facts or {}, names)

@@ -24,7 +24,7 @@ import numpy as np
 from ..show.compare.comparable import Comparability
 from ..show.compare.differences import HARMLESS, HARMLESS_SECTIONS
 from ..show.compare.ranking import SEED
-from ..show.compare.words import number
+from ..show.page.people import number
 from .trial import Trial
 
 WORTH, CHANCE = 1.75, 2.5

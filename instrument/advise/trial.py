@@ -61,8 +61,8 @@ class Trial:
     @cached_property
     def death(self) -> Finding | None:
         """Why its end says nothing, where it does not."""
-        found = [f for f in self.findings if f.key in DEATHS and f.verdict in ("wrong", "watch", "note")]
-        found += [f for f in self.findings if f.topic == "outcome" and f.verdict == "wrong"]
+        found = [f for f in self.findings if f.key in DEATHS]
+        found += [f for f in self.findings if f.topic in ("outcome", "loss") and f.verdict == "wrong"]
         if found:
             return found[0]
         step, _ = self.evaluations

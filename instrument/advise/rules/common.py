@@ -9,7 +9,7 @@ from typing import Any
 from ...judge.explain import advised
 from ...judge.explain.finding import Phrase, clock
 from ...judge.wording import OURS, keys_of
-from ...show.compare.words import number
+from ...show.page.people import number
 from ..advice import Step
 from ..study import Study
 from ..trial import Trial
@@ -48,7 +48,7 @@ def _command(trial: Trial, settings: dict[str, Any]) -> str:
 
 def _typed(value: Any) -> str:
     if isinstance(value, float):
-        return number(value, 3).replace(",", "")
+        return number(value, 4).replace(",", "")
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 

@@ -12,7 +12,8 @@ from collections.abc import Iterator
 import numpy as np
 
 from ...judge.explain.finding import Phrase, median
-from ...judge.explain.rules.evaluation import BY_ROW, evaluated_rows
+from ...judge.explain.rules.evaluation import evaluated_rows
+from ...judge.explain.rules.metric import BY_ROW
 from ..advice import Advice
 from ..study import Study
 from ..trial import Trial
@@ -109,7 +110,7 @@ def evaluating(study: Study) -> Iterator[Advice]:
         yield Advice("P20", "against", "advise.p20_batch", values, names([trial]), step)
     elif n == 0 or train is None or own is None:
         yield Advice("P20", "not answered", "advise.p20_unknown", values, names([trial]))
-    elif study.metric in BY_ROW and rows and rows < COUNTED:
+    elif study.metric == BY_ROW and rows and rows < COUNTED:
         share = float(np.clip(-trial.level, 0, 1))
         values |= {"right": round(share * rows)}
         yield Advice("P20", "answered", "advise.p20_counts", values, names([trial]))
