@@ -24,12 +24,12 @@ from ..data.load import load_data
 from ..errors import first_line
 from ..loop.components import Components, build, order_of
 from ..loop.engine import Engine
-from ..loop.outlook import outlook_of
 from ..model.fit import require_fit
 from ..model.load import load_tokenizer, pad_token_id
 from . import headroom
 from .fake_model import FakeModel, has_weights, make_fake
 from .memory import USABLE, Memory, Shape, available, largest_batch, longest, predict, shape_of
+from .outlook import outlook_of
 from .preview import show_batches, show_lengths
 
 LABEL_WIDTH = 34

@@ -23,13 +23,13 @@ from ..config.schema import Config
 from ..console import Console
 from ..data.examples import Dataset
 from ..data.load import load_data, with_format
+from ..dry_run.outlook import outlook_of
 from ..dry_run.preview import unit_name
 from ..errors import Stopped, UserError, problem
 from ..log.trackers import Trackers
 from ..loop.checkpoint import checkpoints, drop_partial, restore, set_aside_after, step_of
 from ..loop.components import Components, build
 from ..loop.engine import Engine, OutOfMemory, PeerLost, check_hardware
-from ..loop.outlook import outlook_of
 from ..loop.run_log import RunLog
 from ..loop.session import Session, Stop
 from ..loop.train import leave, train

@@ -15,7 +15,8 @@ from .build import run
 
 RUNS = ROOT / "tests" / "runs"
 LOGGED = [
-    {"step": s, "loss": 2 - s / 100, "learning_rate": 1.98e-4 * (1 - s / 100), "epoch": s / 50} for s in range(10, 101, 10)
+    {"step": s, "loss": 2 - s / 100, "learning_rate": 1.98e-4 * (1 - s / 100), "epoch": s / 50}
+    for s in range(10, 101, 10)
 ]
 EVALUATED = [{"step": s, "eval_loss": 1.5, "epoch": s / 50} for s in (50, 100)]
 STATE = {"global_step": 100, "max_steps": 100, "log_history": [*LOGGED, *EVALUATED]}

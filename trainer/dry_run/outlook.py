@@ -10,8 +10,8 @@ from ..checks.tips import Outlook
 from ..config.schema import Config
 from ..data.batches import Plan
 from ..data.examples import Dataset
-from .lr_schedule import warmup_steps
-from .schedule import schedule_of
+from ..loop.lr_schedule import warmup_steps
+from ..loop.schedule import schedule_of
 
 
 def outlook_of(config: Config, plan: Plan, eval_data: Dataset | None, device: torch.device) -> Outlook:
