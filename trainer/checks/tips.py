@@ -75,7 +75,10 @@ def _few_updates(config: Config, outlook: Outlook) -> str | None:
     least = UPDATES[family(config)]
     if outlook.n_steps is None or outlook.n_steps >= least:
         return None
-    return say("tip.few_updates", steps=outlook.n_steps, least=least, rows=outlook.units_per_step or 0)
+    rows = outlook.units_per_step or 1
+    # with one row a step there would be enough of them
+    key = "tip.few_updates" if rows * outlook.n_steps >= least else "tip.few_updates_all"
+    return say(key, steps=outlook.n_steps, least=least, rows=rows)
 
 
 def _batch_over_data(config: Config, outlook: Outlook) -> str | None:

@@ -29,6 +29,7 @@ def config_of(**training: Any) -> Config:
 
 FIRES = [
     ("few_updates", {}, {"n_steps": 99}, {"n_steps": 100}, "99 updates"),
+    ("few_updates", {}, {"n_steps": 10, "units_per_step": 8}, {"n_steps": 100}, "each of 8 rows"),
     ("few_updates", {"optim": "sgd", "learning_rate": 0.1}, {"n_steps": 299}, {"n_steps": 300}, "299 updates"),
     ("batch_over_data", {}, {"units": 248, "units_per_step": 1024}, {"units": 1024, "units_per_step": 1024}, "1,024"),
     ("many_epochs", {"eval_strategy": "no"}, {"n_steps": 2505}, {"n_steps": 2500}, "5.01 epochs"),
