@@ -124,7 +124,8 @@ class Trial:
     def number(self, key: str) -> float | None:
         """A setting that is a number."""
         value = self.settings.get(key)
-        return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        return float(value) if is_number and math.isfinite(value) else None
 
     @property
     def batch(self) -> float | None:

@@ -158,7 +158,7 @@ def compute_bound(study: Study) -> Iterator[Advice]:
         return
     scale = 100 / max(found.level, 1e-12)
     values = {"gain": scale * found.gain, "error": 2 * scale * found.error, "n": len(trials), "metric": study.metric}
-    values |= {"train": _train_gain(trials), "sigma": scale * study.sigma}
+    values |= {"train": Phrase(*_train_gain(trials)), "sigma": scale * study.sigma}
     longer = 2 * max(trial.horizon for trial in trials)
     if found.kind == "falling":
         trial = study.points[0].trials[0] if study.best is not None else trials[0]
@@ -174,15 +174,16 @@ def compute_bound(study: Study) -> Iterator[Advice]:
         yield Advice("P6", "not answered", "advise.p6_unclear", values, names(trials))
 
 
-def _train_gain(trials: list[Trial]) -> float:
-    """Percent that the training loss fell over the last quarter."""
+def _train_gain(trials: list[Trial]) -> tuple[str, dict[str, float]]:
+    """What the training loss did over the last quarter, in percent; where a log does not say, that."""
     gains = []
     for trial in trials:
         step, loss = trial.history.finite("loss")
         share = step / trial.horizon
         before, end = median(loss[(share > 0.5) & (share <= 0.75)]), median(loss[share > 0.75])
         gains.append(100 * (before - end) / before if before else math.nan)
-    return median(gains)
+    gain = median(gains)
+    return ("advise.train_gain", {"gain": gain}) if math.isfinite(gain) else ("advise.train_unknown", {})
 
 
 RULES = {"P1": constant_sweep, "P3": same_budget, "P4": best_step, "P6": compute_bound}

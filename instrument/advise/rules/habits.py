@@ -26,6 +26,8 @@ DECIDED = (
     "explain.underfitting", "explain.eval_falling", "explain.eval_flat", "explain.eval_level", "explain.eval_fell",
     "explain.eval_unmoved", "explain.rows_fell", "explain.rows_same", "explain.eval_rose", "explain.rows_rose",
 )  # fmt: skip
+WORK = ("lora.target_modules", "training.gradient_checkpointing", "training.fp16", "training.bf16", "training.optim")
+"""What beside model and data decides the speed of a row."""
 # Evaluations of a run below which its best step is a guess, and rows below which a percentage hides counts.
 EVALUATIONS, COUNTED = 5, 200
 
@@ -33,7 +35,9 @@ EVALUATIONS, COUNTED = 5, 200
 def throughput(study: Study) -> Iterator[Advice]:
     """P10: the largest batch of a device that is still faster; accumulation makes nothing faster."""
     speeds: dict[float, list[float]] = {}
-    for trial in study.trials:
+    # of another model, other rows or another way to compute, another speed says nothing of the batch
+    alike = [trial for trial in study.trials if _work(trial) == _work(study.trials[0])]
+    for trial in alike:
         size, speed = trial.number("training.per_device_train_batch_size"), _speed(trial)
         if size is not None and math.isfinite(speed):
             speeds.setdefault(size, []).append(speed)
@@ -61,6 +65,11 @@ def throughput(study: Study) -> Iterator[Advice]:
         yield Advice("P10", "not answered", "advise.p10_edge", values)
     else:
         yield Advice("P10", "answered", "advise.p10_size", values)
+
+
+def _work(trial: Trial) -> list[object]:
+    keys = [key for key in trial.settings if key.startswith(("model.", "quantization.", "data."))]
+    return [str(trial.settings.get(key)) for key in (*sorted(keys), *WORK)]
 
 
 def _speed(trial: Trial) -> float:

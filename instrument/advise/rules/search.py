@@ -13,6 +13,7 @@ from itertools import product
 from typing import Any
 
 from ...judge.explain.finding import Phrase
+from ...show.page.people import setting
 from ..advice import Advice
 from ..study import Point, Study
 from .common import names, seeds_again, shown, step_with
@@ -37,8 +38,13 @@ def profile(study: Study, key: str) -> dict[Any, Point]:
     """Of each value of a key the best point over everything else (an isolation plot), smallest value first."""
     found: dict[Any, Point] = {}
     for point in study.points:  # best first
-        found.setdefault(point.settings[key], point)
+        found.setdefault(plain(point.settings[key]), point)
     return dict(sorted(found.items(), key=lambda item: (isinstance(item[0], str), item[0])))
+
+
+def plain(value: Any) -> float | str:
+    """A number as it is, anything else as text."""
+    return value if isinstance(value, (int, float)) and not isinstance(value, bool) else setting(value)
 
 
 def as_good(study: Study, points: dict[Any, Point]) -> list[Any]:
@@ -118,7 +124,7 @@ def batch(study: Study) -> Iterator[Advice]:
         return
     values: dict[str, Any] = {"sizes": ", ".join(f"{size:g}" for size in known), "conflict": Phrase("advise.conflict")}
     values |= {"budget": Phrase(_budget(study))}
-    rates = {size: {t.settings.get(RATE) for t in study.trials if t.batch == size} for size in known}
+    rates = {size: {t.number(RATE) for t in study.trials if t.batch == size} for size in known}
     if None in set().union(*rates.values()):
         yield Advice("P9", "not answered", "advise.p9_no_rate", values)
     elif any(len(own) < TUNED for own in rates.values()):
@@ -151,7 +157,7 @@ def _tuned_batches(study: Study, sizes: list[float], values: dict[str, Any]) -> 
         own = [point for point in study.points if point.trials[0].batch == size]
         rates: dict[Any, Point] = {}
         for point in own:
-            rates.setdefault(point.trials[0].settings[RATE], point)
+            rates.setdefault(point.trials[0].number(RATE), point)
         if not own:
             return Advice("P9", "not answered", "advise.p9_edge", values | {"size": f"{size:g}"})
         kept = as_good(study, rates)
@@ -171,7 +177,7 @@ def isolated(study: Study) -> Iterator[Advice]:
     for key in study.searched:
         if not study.rankable or not (points := profile(study, key)) or len(points) < 2:
             continue
-        counts = {value: sum(t.settings[key] == value for t in study.judged) for value in points}
+        counts = {value: sum(plain(t.settings[key]) == value for t in study.judged) for value in points}
         rows = [f"{shown(v)}: {p.trials[0].letter} {study.shown(p.mean)} ({counts[v]})" for v, p in points.items()]
         kept = as_good(study, points)
         values = {
@@ -246,9 +252,13 @@ def luck(study: Study) -> Iterator[Advice]:
     level = max(abs(best.mean), 1e-12)
     values = {"best": study.letters(best.trials), "second": study.letters(second.trials), "metric": study.metric}
     values |= {"gap": 100 * (second.mean - best.mean) / level, "sigma": 100 * study.sigma / level, "n": study.repeats}
-    if len(study.best_set) == 1:
-        key = "advise.p14_ahead" if study.seeds_known else "advise.p14_ahead_assumed"
-        yield Advice("P14", "answered", key, values, names([*best.trials, *second.trials]))
+    if len(study.best_set) == 1 and study.seeds_known:
+        yield Advice("P14", "answered", "advise.p14_ahead", values, names([*best.trials, *second.trials]))
+        return
+    if len(study.best_set) == 1:  # what is assumed of seeds has to be measured before anything is adopted
+        step = seeds_again(study, [best.trials[0], second.trials[0]], runs=2)
+        trials = names([*best.trials, *second.trials])
+        yield Advice("P14", "not answered", "advise.p14_ahead_assumed", values, trials, step)
         return
     tied = [trial for point in study.best_set for trial in point.trials]
     key = "advise.p14_inside" if study.seeds_known else "advise.p14_inside_assumed"

@@ -154,7 +154,7 @@ def late_wobble(study: Study) -> Iterator[Advice]:
         late = values[len(values) // 2 :]
         if len(late) >= FEW:
             noise = noise_of(late, 0.0)
-            parts.append((noise.sigma / (abs(float(late.mean())) if study.lower else 1.0), len(late)))
+            parts.append((noise.sigma / (max(abs(float(late.mean())), 1e-12) if study.lower else 1.0), len(late)))
     if not parts:
         yield Advice("P18", "not answered", "advise.p18_few", {"least": 2 * FEW}, names(study.trials))
         return
