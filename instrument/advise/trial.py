@@ -124,8 +124,9 @@ class Trial:
     def number(self, key: str) -> float | None:
         """A setting that is a number."""
         value = self.settings.get(key)
-        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        return float(value) if is_number and math.isfinite(value) else None
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
+            return float(value)
+        return None
 
     @property
     def batch(self) -> float | None:
