@@ -148,6 +148,7 @@ def test_no_circle_of_rooms(top: str):
 
 # Sources without a test file of their name -> the test files that test them.
 TESTED_ELSEWHERE = {
+    ("instrument/advise/rules", "budget common habits length search stability"): "benchmarks/test_studies.py",
     ("instrument/attach", "instrument"): "instrument/attach/test_callback.py",
     ("instrument/attach", "trainer"): "instrument/attach/test_peers.py",
     ("instrument/judge/explain", "finding"): "instrument/judge/explain/test_reconcile.py",
@@ -204,6 +205,7 @@ TESTED_ELSEWHERE = {
     ("trainer/dry_run", "headroom"): "trainer/dry_run/test_show.py",
     ("trainer/loop", "warm_up"): "benchmarks/test_fake_cuda.py",
     ("trainer/loop", "snapshots"): "trainer/collapse/test_remedy.py",
+    ("trainer/dry_run", "outlook"): "trainer/checks/test_tips.py",
     ("trainer/loop", "components"): "trainer/loop/test_train.py",
     ("trainer/model", "loss"): "trainer/loop/test_train.py",
     ("trainer/run", "finish lock start"): "trainer/test_cli.py trainer/run/test_endings.py",

@@ -23,6 +23,7 @@ from ..instrument.messages import LANGUAGES, language, say
 from ..kernels.cpu_level import LevelError
 from .errors import UserError, in_words, problem
 from .signals import interruptible, last_word
+from .verbs import advise, lengthen
 from .verbs.answers.evaluate import evaluate_arguments, run_evaluate
 from .verbs.answers.predict import predict_arguments, run_predict
 
@@ -241,6 +242,8 @@ VERBS = {
     "explain": Verb("cli.explain", _explain_arguments, _explain),
     "report": Verb("cli.report", _report_arguments, _report),
     "compare": Verb("cli.compare", _compare_arguments, _compare),
+    "advise": Verb("cli.advise", advise.add_arguments, advise.run),
+    "lengthen": Verb("cli.lengthen", lengthen.add_arguments, lengthen.run),
     "replay": Verb("cli.replay", _replay_arguments, _replay),
     "inspect": Verb("cli.inspect", _inspect_arguments, _inspect),
     "merge": Verb("cli.merge", _merge_arguments, _merge),

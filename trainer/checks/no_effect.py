@@ -19,6 +19,7 @@ def _judged(config: Config) -> bool:
     return (
         training.load_best_model_at_end
         or training.save_strategy == "best"
+        or training.keep_best is not None
         or training.early_stopping_patience is not None
         or training.lr_scheduler_type in METRIC_DRIVEN
     )

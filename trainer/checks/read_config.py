@@ -308,6 +308,7 @@ def _evaluation_problems(config: Config, where) -> Iterator[Problem]:
         return
     needs = {
         "load_best_model_at_end": training.load_best_model_at_end,
+        "keep_best": training.keep_best is not None,
         "early_stopping_patience": training.early_stopping_patience is not None,
         "save_strategy": training.save_strategy == "best",
         "lr_scheduler_type": training.lr_scheduler_type in METRIC_DRIVEN,

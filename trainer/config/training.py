@@ -175,6 +175,12 @@ class TrainingSection(Section):
     """Keep only so many checkpoints; the best one stays besides where load_best_model_at_end is on.
 
     남겨 둘 체크포인트 수. load_best_model_at_end가 켜져 있으면 가장 좋은 것은 따로 남깁니다."""
+    keep_best: int | None = Field(default=None, ge=1)
+    """Keep the checkpoints of so many best evaluations, whatever save_total_limit drops; one is written whenever an
+    evaluation is among them. null: that of the best one alone, where load_best_model_at_end is on.
+
+    가장 좋았던 평가 이만큼의 체크포인트를 save_total_limit와 상관없이 남깁니다. 평가가 그 안에 들 때마다 씁니다.
+    null이면 load_best_model_at_end가 켜져 있을 때 가장 좋은 것 하나만 남깁니다."""
     save_safetensors: Literal[True] = True
     """Checkpoints are safetensors; there is no other format.
 

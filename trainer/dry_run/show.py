@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 
 import torch
@@ -10,14 +11,18 @@ from rich.cells import cell_len
 
 from ...instrument.constants import GIB, MIB
 from ...instrument.messages import say
+from ...instrument.record.once import in_mode
+from ..checks.tips import FORWARD, Outlook, tips
+from ..collapse.rehearse import rehearse
 from ..collapse.remedy import start_scale
 from ..config.schema import Config
 from ..config.settings import with_settings
 from ..console import Console
+from ..data.batches import StepRows
 from ..data.examples import Example
 from ..data.load import load_data, with_format
 from ..errors import first_line
-from ..loop.components import build, order_of
+from ..loop.components import Components, build, order_of
 from ..loop.engine import Engine
 from ..model.classify import own_names
 from ..model.fit import require_fit
@@ -25,6 +30,7 @@ from ..model.load import load_tokenizer, pad_token_id
 from . import headroom
 from .fake_model import FakeModel, has_weights, make_fake
 from .memory import USABLE, Memory, Shape, available, largest_batch, longest, predict, shape_of
+from .outlook import outlook_of
 from .preview import show_batches, show_lengths
 
 LABEL_WIDTH = 34
@@ -46,6 +52,9 @@ def dry_run(config: Config) -> int:
     plan = order_of(config, train_data, engine.world_size)
     show_batches(plan, engine.rank, tokenizer, console)
     show_lengths(config, plan, eval_data, console)
+    outlook = outlook_of(config, plan, eval_data, engine.device)
+    for tip in tips(config, outlook):
+        console.warn(tip)
     units = [unit for indices in plan.units(0) if (unit := plan.kept(train_data.examples[i] for i in indices))]
     fitting = show_memory(config, engine.device, units, console)
     if not has_weights(config):
@@ -58,7 +67,30 @@ def dry_run(config: Config) -> int:
     components = build(config, engine, train_data, eval_data, pad_token_id(tokenizer, n_rows), console)
     start_scale(components)
     examples = longest(units, n_units)
-    return headroom.show(headroom.measure(components, examples), examples, console)
+    measured = headroom.measure(components, examples)
+    if measured.phase is None:
+        show_hours(components, examples, outlook, console)
+    return headroom.show(measured, examples, console)
+
+
+def show_hours(components: Components, examples: Sequence[Example], outlook: Outlook, console: Console) -> None:
+    """How long the whole run would take, by one forward and backward of these rows, the second of its kind.
+
+    The optimizer's own time is not in it: with LoRA it is small. An evaluation is a forward pass alone.
+    """
+    n_tokens = sum(len(example.input_ids) for example in examples)
+    rows = StepRows(1, [], max(1, sum(example.n_supervised for example in examples)))
+    with in_mode(components.model, training=True):
+        started = time.perf_counter()
+        rehearse(components, 1, rows=rows.alone(components.engine.rank, 0, examples))
+        seconds = time.perf_counter() - started
+    n_steps, per_epoch = outlook.n_steps or 0, outlook.steps_per_epoch or 1
+    processes = components.engine.world_size
+    training = (outlook.train_tokens or 0) * n_steps / per_epoch / processes
+    evaluating = FORWARD * (outlook.eval_tokens or 0) * (outlook.n_evals or 0) / processes
+    hours = seconds / n_tokens / 3600
+    values = {"hours": hours * (training + evaluating), "evals": hours * evaluating}
+    console.line(say("dry_run.hours", steps=n_steps, tokens=n_tokens, seconds=seconds, **values))
 
 
 def show_memory(config: Config, device: torch.device, units: Sequence[Sequence[Example]], console: Console) -> int:

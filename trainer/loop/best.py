@@ -36,9 +36,20 @@ def metric_of(training: TrainingSection, evaluation: Evaluation | ScoredEvaluati
 
 def best_step(training: TrainingSection, history: History) -> int | None:
     """Step of the best evaluation, the first of equals; None where none is finite."""
+    return next(iter(best_steps(training, history, 1)), None)
+
+
+def best_steps(training: TrainingSection, history: History, n: int) -> list[int]:
+    """Steps of the n best evaluations, the best first and of equals the first; those that are not finite are none."""
     sign = 1 if greater_is_better(training) else -1
-    finite = [(sign * metric, -step) for step, metric in history if math.isfinite(metric)]
-    return -max(finite)[1] if finite else None
+    finite = sorted((-sign * metric, step) for step, metric in history if math.isfinite(metric))
+    return [step for _, step in finite[:n]]
+
+
+def kept_steps(training: TrainingSection, history: History) -> list[int]:
+    """Steps of the evaluations whose checkpoints stay whatever save_total_limit says."""
+    n = training.keep_best or (1 if training.load_best_model_at_end else 0)
+    return best_steps(training, history, n)
 
 
 def stops_early(training: TrainingSection, history: History) -> bool:

@@ -15,7 +15,7 @@ import copy
 import itertools
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -68,7 +68,7 @@ def save_checkpoint(
     progress: Progress,
     config: dict[str, Any],
     keep: int | None,
-    best: int | None = None,
+    best: Collection[int] = (),
 ) -> Path:
     """Writes checkpoint-<step> under a temporary name, syncs and renames it, then drops the oldest.
 
@@ -77,7 +77,7 @@ def save_checkpoint(
     Args:
         config: the settings to go on with.
         keep: how many to keep; None: all.
-        best: step of one that is kept in any case.
+        best: steps of those that are kept in any case.
 
     Raises:
         NotFinite: adapter or optimizer is not finite; earlier checkpoints stay.
@@ -89,7 +89,7 @@ def save_checkpoint(
         commit(partial, final)
     if keep is not None:
         for old in checkpoints(run_dir)[:-keep]:
-            if old.name != f"checkpoint-{best}":
+            if step_of(old) not in best:
                 shutil.rmtree(old)
     return final
 

@@ -17,6 +17,7 @@ from ...instrument.read.schema import StepLine, Summary
 from ...instrument.read.store import METRICS, STATS, MetricsLog, StatsWriter
 from ...instrument.record.recorder import Recorder
 from ...instrument.record.ring import Ring
+from ..checks.first_steps import FirstSteps
 from ..config.schema import Config
 from ..console import Console, compact, duration
 from ..errors import Stopped, problem
@@ -75,6 +76,7 @@ class RunLog:
             components.recorder.sites if components.recorder else [], components.config.training.fp16
         )
         self._schedule = components.schedule
+        self._first_steps = FirstSteps(components.config.training.max_grad_norm, components.n_steps)
         self._pending: dict[int, StepFacts] = {}
         self._recent: deque[float] = deque(maxlen=RATE_WINDOW)
         # a resumed run begins with what they cost before
@@ -158,6 +160,9 @@ class RunLog:
         if latched:
             return replace(self._detectors.before_overflow(step) or Trouble(step), latched=True)
         self._show(line)
+        if not self._first_steps.over:
+            for text in self._first_steps.step(step, row["grad_norm"], self.seconds_left(step)):
+                self._console.line(text)
         return self._detectors.step(step, row["loss"])
 
     def _statistics(self, recorder: Recorder | None, drain: bool, last: int | None) -> Trouble | None:

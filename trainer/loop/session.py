@@ -20,7 +20,7 @@ from ..config.schema import Config
 from ..console import Console
 from ..data.load import listed
 from ..saved.state import Progress
-from .best import best_step
+from .best import kept_steps
 from .checkpoint import NotFinite, save_checkpoint
 from .components import Components
 from .run_log import RunLog, write_failed
@@ -154,7 +154,7 @@ class Session:
         progress, training = progress or self.progress, self.components.config.training
         settings, name = (config or self.components.config).model_dump(), f"checkpoint-{progress.step}"
         keep = None if last else training.save_total_limit
-        best = best_step(training, progress.evaluations) if training.load_best_model_at_end else None
+        best = kept_steps(training, progress.evaluations)
         try:
             return save_checkpoint(self.run_dir, self.components, progress, settings, keep, best)
         except NotFinite as error:

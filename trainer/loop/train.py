@@ -21,7 +21,7 @@ from ..data.examples import Example
 from ..errors import Stopped, UserError, problem
 from ..model.load import autocast
 from ..saved.state import Progress
-from .best import best_step, follow_metrics, metric_of, stops_early
+from .best import best_step, follow_metrics, kept_steps, metric_of, stops_early
 from .components import Components
 from .engine import OutOfMemory, PeerLost, fits
 from .evaluate import CutShort, Evaluation, ScoredEvaluation, evaluate
@@ -161,7 +161,8 @@ def after_step(session: Session, evaluates: bool, saves: bool) -> bool:
         session.log.evaluation(progress.step, evaluation)
         session.keep_rows(progress.step, rows)
         is_best = best_step(training, progress.evaluations) == progress.step
-        saves |= is_best and (training.save_strategy == "best" or training.load_best_model_at_end)
+        saves |= progress.step in kept_steps(training, progress.evaluations)
+        saves |= is_best and training.save_strategy == "best"
         ends = stops_early(training, progress.evaluations)
     if saves or ends:
         session.save()

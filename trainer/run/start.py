@@ -17,12 +17,14 @@ from ...instrument.judge.detect import Trouble
 from ...instrument.messages import say
 from ...instrument.read.store import MetricsLog, StatsWriter, write_sites
 from ..checks.no_effect import without_effect
+from ..checks.tips import tips
 from ..collapse.handle import Decision, handle_collapse
 from ..collapse.remedy import start_scale
 from ..config.schema import Config
 from ..console import Console
 from ..data.examples import Dataset
 from ..data.load import load_data, with_format
+from ..dry_run.outlook import outlook_of
 from ..dry_run.preview import unit_name
 from ..errors import Stopped, UserError, problem
 from ..log.trackers import Trackers
@@ -311,6 +313,8 @@ def greet(launch: Launch, components: Components, progress: Progress, run_dir: P
         console.line(say("banner.labelled", labels=len(config.data.labels or "1"), **values))
     else:
         console.line(say("banner.data", share=100 * supervised / tokens, **values))
+    for tip in tips(config, outlook_of(config, plan, components.eval_data, components.engine.device)):
+        console.warn(tip)
     if attention := components.loss.how_rows_attend(config.compute_dtype, config.data.cutoff_len):
         console.line(attention)
     if components.optimizer.waits:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from lora_train.trainer.config.schema import TrainingSection
-from lora_train.trainer.loop.best import best_step, metric_of, stops_early
+from lora_train.trainer.loop.best import best_step, best_steps, kept_steps, metric_of, stops_early
 from lora_train.trainer.loop.evaluate import Evaluation
 
 
@@ -39,3 +39,13 @@ def test_the_metric_is_chosen_by_name_with_or_without_its_prefix():
     evaluation = Evaluation(1.5, 0.25, 1.0, 1.0, 1.0)
     names = ("loss", "eval_loss", "token_accuracy", "eval_token_accuracy")
     assert [metric_of(section(metric_for_best_model=name), evaluation) for name in names] == [1.5, 1.5, 0.25, 0.25]
+
+
+def test_of_the_best_so_many_are_kept():
+    history = [(10, 2.0), (20, 1.5), (30, nan), (40, 1.5), (50, 1.9)]
+    assert best_steps(section(), history, 3) == [20, 40, 50]
+    assert best_steps(section(greater_is_better=True), history, 2) == [10, 50]
+    assert kept_steps(section(), history) == []
+    assert kept_steps(section(load_best_model_at_end=True), history) == [20]
+    assert kept_steps(section(keep_best=2), history) == [20, 40]
+    assert kept_steps(section(keep_best=9, load_best_model_at_end=True), history) == [20, 40, 50, 10]

@@ -35,6 +35,15 @@ def save(components, folder, step: int, keep: int | None = None):
     return save_checkpoint(folder, components, progress, components.config.model_dump(), keep)
 
 
+def test_checkpoints_of_the_best_evaluations_stay_beside_the_newest(trained, tmp_path):
+    settings = trained.config.model_dump()
+    for step in (1, 2, 3, 4, 5):
+        save_checkpoint(tmp_path, trained, Progress(step=step), settings, 1, best=[3, 1])
+    assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-1", "checkpoint-3", "checkpoint-5"]
+    save_checkpoint(tmp_path, trained, Progress(step=6), settings, None, best=[3])  # no limit: nothing is dropped
+    assert len(checkpoints(tmp_path)) == 4
+
+
 def load(folder, components):
     return load_checkpoint(folder, components)
 

@@ -1,0 +1,70 @@
+"""What rules share: commands to paste, and what they cost."""
+
+from __future__ import annotations
+
+import math
+import shlex
+from typing import Any
+
+from ...judge.explain import advised
+from ...judge.explain.finding import Phrase, clock
+from ...judge.wording import OURS, keys_of
+from ...show.page.people import number
+from ..advice import Step
+from ..study import Study
+from ..trial import Trial
+
+
+def step_with(trial: Trial, settings: dict[str, Any], steps: float | None = None, runs: int = 1) -> Step:
+    """The run again with other settings, into a folder of its own, and what that costs.
+
+    Args:
+        steps: of a run; as many as the trial made.
+    """
+    steps = trial.horizon if steps is None else steps
+    per_step = trial.seconds / max(trial.history.last_step, 1)
+    return Step(_command(trial, settings), cost(steps, runs, per_step))
+
+
+def cost(steps: float, runs: int, per_step: float) -> Phrase:
+    """Runs of so many steps at so many seconds a step; without the time where that is unknown."""
+    values = {"runs": runs, "steps": round(steps), "time": clock(runs * steps * per_step)}
+    known = math.isfinite(per_step) and per_step > 0
+    if runs == 1:
+        return Phrase("advise.cost_run" if known else "advise.cost_run_steps", values)
+    return Phrase("advise.cost_runs" if known else "advise.cost_runs_steps", values)
+
+
+def _command(trial: Trial, settings: dict[str, Any]) -> str:
+    words = [f"{key}={_typed(value)}" for key, value in settings.items()]
+    if trial.history.kind != "run" or trial.history.attached:
+        trainer = advised(trial.history)
+        return keys_of(trainer if trainer != OURS else "transformers", " ".join(words))
+    folder = trial.folder.rstrip("/")
+    name = "-".join(f"{key.rpartition('.')[2]}-{_typed(value)}" for key, value in settings.items())[:60]
+    words.append(f"training.output_dir={folder}-{name}")
+    return " ".join(["lora-train", "--config", shlex.quote(f"{folder}/config.yaml"), *map(shlex.quote, words)])
+
+
+def _typed(value: Any) -> str:
+    if isinstance(value, float):
+        return number(value, 4).replace(",", "")
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def seeds_again(study: Study, trials: list[Trial], runs: int) -> Step | None:
+    """The first of some trials again with another seed; the cost is of all of them."""
+    if not trials:
+        return None
+    known = [trial.number("training.seed") for trial in study.trials]
+    seed = int(max((value for value in known if value is not None), default=42)) + 1
+    return step_with(trials[0], {"training.seed": seed}, runs=runs)
+
+
+def shown(value: Any) -> str:
+    """A setting in a sentence."""
+    return number(value, 3) if isinstance(value, (int, float)) and not isinstance(value, bool) else str(value)
+
+
+def names(trials: list[Trial]) -> tuple[str, ...]:
+    return tuple(trial.name for trial in trials)

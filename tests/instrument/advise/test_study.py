@@ -1,0 +1,67 @@
+"""Points, the scatter of seeds, and what they cannot tell apart."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from lora_train.instrument.advise.study import CHANCE, TRUSTED, WORTH
+
+from .build import run, seeds, study
+
+RATE = "training__learning_rate"
+
+
+def test_runs_that_differ_in_their_seed_are_one_point():
+    made = study(*seeds(1.0, 3, **{RATE: 1e-4}), *seeds(2.0, 2, **{RATE: 1e-3}))
+    assert [(p.settings, len(p.trials)) for p in made.points] == [
+        ({"training.learning_rate": 1e-4}, 3),
+        ({"training.learning_rate": 1e-3}, 2),
+    ]
+    assert [p.mean for p in made.points] == pytest.approx([1.0, 2.0])
+
+
+def test_a_seed_that_was_there_already_and_one_that_is_unknown_repeat_nothing():
+    same = [run(np.full(12, level)) for level in (1.0, 1.02)]
+    assert (len(study(*same).points), study(*same).repeats) == (2, 0)
+    for one in same:
+        del one.config["training"]["seed"]
+    assert study(*same).repeats == 0
+
+
+def test_sigma_is_pooled_over_the_points():
+    made = study(*seeds(1.0, 6, 0.05, **{RATE: 1e-4}), *seeds(2.0, 6, 0.1, **{RATE: 1e-3}))
+    squares = sum(float(np.sum((np.linspace(-1, 1, 6) * spread) ** 2)) for spread in (0.05, 0.1))
+    assert made.repeats == 10 > TRUSTED
+    assert made.sigma == pytest.approx(math.sqrt(squares / 10))
+
+
+def test_few_repeats_are_drawn_towards_what_is_assumed():
+    made = study(*seeds(1.001234, 2, 0.0, **{RATE: 1e-4}), *seeds(1.998766, 2, 0.0, **{RATE: 1e-3}))
+    alone = study(run(np.full(12, 1.001234)), run(np.full(12, 1.998766), settings={"training.learning_rate": 1e-3}))
+    assert 0 < made.sigma < alone.sigma == pytest.approx(0.01 / math.sqrt(2) * 1.5, rel=1e-3)
+
+
+@pytest.mark.parametrize(("n", "threshold"), [(1, CHANCE * math.sqrt(2)), (3, CHANCE * math.sqrt(2 / 3)), (20, WORTH)])
+def test_points_are_apart_by_more_than_seeds_are(n, threshold):
+    made = study(*seeds(1.0, n, **{RATE: 1e-4}), *seeds(2.0, n, **{RATE: 1e-3}))
+    a, b = made.points
+    for factor, apart in ((0.99, False), (1.01, True)):
+        b.mean = a.mean + factor * threshold * made.sigma
+        assert made.apart(a, b) is apart
+
+
+def test_keys_that_choose_no_weights_vary_nothing():
+    other = {"training.output_dir": "x", "training.eval_steps": 5, "training.seed": 2, "training.keep_best": 2}
+    assert study(run([1.0]), run([1.0], settings=other)).varied == []
+    one, two = run([1.0]), run([1.0], settings={"lora.r": 4})
+    assert study(one, two).varied == ["lora.r"]
+    del two.config["lora"]["r"]  # not known of both
+    assert study(one, two).varied == []
+
+
+def test_evaluations_of_other_rows_are_not_ranked():
+    other = run(np.full(12, 1.0), settings={"data.eval": "other.jsonl"})
+    made = study(run(np.full(12, 2.0)), other)
+    assert (made.rankable, made.best) == (False, None)
