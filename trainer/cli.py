@@ -11,7 +11,6 @@ import importlib.metadata
 import math
 import os
 import sys
-import warnings
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from typing import Any, NoReturn
 from ..instrument.judge.wording import TRAINERS
 from ..instrument.messages import LANGUAGES, language, say
 from ..kernels.cpu_level import LevelError
+from .collapse import replay_arguments
 from .errors import UserError, in_words, problem
 from .signals import interruptible, last_word
 from .verbs import advise, lengthen
@@ -64,11 +64,13 @@ def _train_arguments(parser: ArgumentParser) -> None:
 
 
 def _train(arguments: Namespace) -> int:
-    from .checks.read_config import own_word, read_config
-    from .console import note
+    from .checks.own_code import own_word
+    from .checks.read_config import read_config
+    from .console import note, quiet_libraries
     from .hub import ask_ahead
 
-    config = own_word(read_config(arguments.config, arguments.overrides, note), arguments.config, arguments.overrides)
+    config = read_config(arguments.config, arguments.overrides, note)
+    config = own_word(config, arguments.config, arguments.overrides)
     ask_ahead(config.model.name_or_path)
     quiet_libraries()
     if arguments.dry_run:
@@ -80,32 +82,6 @@ def _train(arguments: Namespace) -> int:
     return run(config, arguments.resume)
 
 
-def _replay_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("run", metavar="RUN", type=Path, help=say("cli.replay.run"))
-    parser.add_argument("--step", required=True, type=int, metavar="N", help=say("cli.replay.step"))
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="section.key=value", help=say("cli.replay.set"), dest="settings"
-    )
-    parser.add_argument("--dump", metavar="MODULE", help=say("cli.replay.dump"))
-    parser.add_argument("--extract", type=Path, metavar="DIR", help=say("cli.replay.extract"))
-    parser.add_argument("--what-if", action="store_true", help=say("cli.replay.what_if"))
-    parser.add_argument("--trust-remote-code", action="store_true", help=say("cli.trust_remote_code"))
-
-
-def _replay(arguments: Namespace) -> int:
-    from .checks.read_config import read_config, read_settings
-
-    config_file = arguments.run / "config.yaml"
-    if not config_file.is_file():
-        raise UserError(problem("replay.no_run", folder=arguments.run))
-    resolved, settings = read_config(config_file), read_settings(config_file, arguments.settings)
-    quiet_libraries()
-    from .collapse.replay import Request, replay  # imports torch, which takes seconds
-
-    asked = {name: getattr(arguments, name) for name in ("run", "step", "dump", "extract", "what_if")}
-    return replay(Request(**asked, settings=settings, trust_remote_code=arguments.trust_remote_code), resolved)
-
-
 def _merge_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN", type=Path, help=say("cli.adapter"))
     parser.add_argument("-o", "--output", type=Path, metavar="FOLDER", help=say("cli.merge.output"))
@@ -115,6 +91,7 @@ def _merge_arguments(parser: ArgumentParser) -> None:
 
 
 def _merge(arguments: Namespace) -> int:
+    from .console import quiet_libraries
     from .hub import ask_ahead
     from .verbs.adapter_folder import require_new_folder
     from .verbs.adapter_kinds import MERGE, usable_adapter
@@ -143,6 +120,7 @@ def _chat_arguments(parser: ArgumentParser) -> None:
 
 
 def _chat(arguments: Namespace) -> int:
+    from .console import quiet_libraries
     from .hub import ask_ahead
     from .verbs.adapter_kinds import CHAT, usable_adapter
 
@@ -210,6 +188,8 @@ def _env_arguments(parser: ArgumentParser) -> None:
 
 
 def _env(arguments: Namespace) -> int:
+    from .console import quiet_libraries
+
     quiet_libraries()
     from .verbs.environment import print_environment
 
@@ -244,7 +224,7 @@ VERBS = {
     "compare": Verb("cli.compare", _compare_arguments, _compare),
     "advise": Verb("cli.advise", advise.add_arguments, advise.run),
     "lengthen": Verb("cli.lengthen", lengthen.add_arguments, lengthen.run),
-    "replay": Verb("cli.replay", _replay_arguments, _replay),
+    "replay": Verb("cli.replay", replay_arguments.add_arguments, replay_arguments.run),
     "inspect": Verb("cli.inspect", _inspect_arguments, _inspect),
     "merge": Verb("cli.merge", _merge_arguments, _merge),
     "chat": Verb("cli.chat", _chat_arguments, _chat),
@@ -339,14 +319,6 @@ def _number(text: str, kind: Callable[[str], int | float], allowed: Callable[[fl
     if value is None or not allowed(value):
         raise argparse.ArgumentTypeError(say(sentence, value=text))
     return value
-
-
-def quiet_libraries() -> None:
-    """Keeps other libraries' notes for their developers out of the log of a run; errors still show."""
-    # transformers 5.2x renames these; peft and older releases know the old names only
-    warnings.filterwarnings("ignore", message="`(is_)?gradient_checkpointing(_enable)?` is deprecated")
-    # said in the banner where it matters
-    warnings.filterwarnings("ignore", message="Paged optimizers are not supported on CPU")
 
 
 if __name__ == "__main__":

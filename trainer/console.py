@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 
 from rich.console import Console as RichConsole
@@ -85,3 +86,11 @@ def duration(seconds: float) -> str:
 def compact(value: float | None) -> str:
     """A number for a log line: three or four significant digits, `nan` for what is not finite."""
     return "nan" if value is None or value != value or abs(value) == float("inf") else f"{value:.4g}"
+
+
+def quiet_libraries() -> None:
+    """Keeps other libraries' notes for their developers out of the log of a run; errors still show."""
+    # transformers 5.2x renames these; peft and older releases know the old names only
+    warnings.filterwarnings("ignore", message="`(is_)?gradient_checkpointing(_enable)?` is deprecated")
+    # said in the banner where it matters
+    warnings.filterwarnings("ignore", message="Paged optimizers are not supported on CPU")

@@ -123,8 +123,7 @@ def main(tokenizer: str) -> None:
         hub._down.clear()
         reached.clear()
         try:
-            answer = question()
-            found[scenario] = {"answer": answer}
+            found[scenario] = {"answer": question()}
         except UserError as error:
             (problem,) = error.problems
             found[scenario] = {"error": problem.error, "hint": problem.hint}

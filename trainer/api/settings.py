@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from ...instrument.messages import say
-from ..checks.read_config import check, own_word, read_sections
+from ..checks.own_code import own_word
+from ..checks.read_config import check, read_sections
 from ..checks.unknown_keys import full_key
 from ..config.schema import Config, sections
 

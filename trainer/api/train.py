@@ -17,8 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ...instrument.messages import say
-from ..cli import quiet_libraries
-from ..console import Console
+from ..console import Console, quiet_libraries
 from ..errors import Stopped
 from .progress import NotebookConsole, in_notebook
 from .run import Run

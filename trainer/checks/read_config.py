@@ -14,7 +14,6 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from ...instrument.messages import say
-from ...instrument.read.store import METRICS
 from ..config.aliases import ours_for
 from ..config.names import TRACKERS, is_installed, is_path, trackers_wanted
 from ..config.schema import METRIC_DRIVEN, Config, sections
@@ -136,24 +135,6 @@ def read_settings(path: str | Path, overrides: Sequence[str]) -> dict[str, Any]:
     values = read_config(path, overrides).model_dump()
     keys = [override.partition("=")[0] for override in overrides]
     return {key: values[key.partition(".")[0]][key.partition(".")[2]] for key in keys}
-
-
-def own_word(config: Config, path: str | Path, overrides: Sequence[str]) -> Config:
-    """The configuration, unless it lies in a run folder and would let code run that comes with the model.
-
-    Run folders are passed on: there the user's command line alone may say so.
-
-    Raises:
-        UserError: it would.
-    """
-    own, in_run = config.training.compute_metrics, (Path(path).parent / METRICS).exists()
-    if own and in_run and not any(override.startswith("training.compute_metrics=") for override in overrides):
-        raise UserError(problem("config.own_code", file=path, name=own))
-    if not config.model.trust_remote_code or not in_run:
-        return config
-    if any(override.startswith("model.trust_remote_code=") for override in overrides):
-        return config
-    raise UserError(problem("config.remote_code", file=path))
 
 
 def problems_of(raw: dict[str, Any], file: str) -> list[Problem]:

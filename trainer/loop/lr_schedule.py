@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from transformers import get_scheduler
 
+from ...instrument.judge.metrics import LOWER
 from ..config.schema import METRIC_DRIVEN, TrainingSection
 from ..errors import UserError, first_line, problem
 
@@ -59,7 +60,7 @@ def greater_is_better(training: TrainingSection) -> bool:
     """Whether a larger metric_for_best_model is a better one."""
     if training.greater_is_better is not None:
         return training.greater_is_better
-    return not training.metric_for_best_model.endswith(("loss", "mse", "mae"))
+    return not training.metric_for_best_model.endswith(LOWER)
 
 
 def steps_of(interval: float, n_steps: int) -> int:

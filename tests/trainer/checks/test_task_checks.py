@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from lora_train.trainer.checks.read_config import own_word, read_config
+from lora_train.trainer.checks.own_code import own_word
+from lora_train.trainer.checks.read_config import read_config
 from lora_train.trainer.checks.task_checks import task_problems
 from lora_train.trainer.config.aliases import ours_for
 from lora_train.trainer.config.schema import Config
