@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from ...instrument.record.once import in_mode
 from ...kernels.backend import is_gpu
 from ..data.batches import Batch, collate, in_batches
 from ..data.examples import Dataset, Example
+from ..data.labels.labels import SEVERAL, VALUE, Labels
 from ..model.classify import ClassifierLoss
 from ..model.load import autocast
 from .components import Components
@@ -91,7 +92,10 @@ def evaluate(
     loss_total, n_right, *loss_of_rows = sums.tolist()
     rows = _in_source_order(dataset, [example for examples in batches for example in examples], loss_of_rows)
     counts = sum(example.counts for example in dataset.examples)
-    found = _scores(components, kept, batches) if isinstance(loss, ClassifierLoss) else None
+    found = None
+    if isinstance(loss, ClassifierLoss):
+        found, right = _scores(components, kept, batches)
+        rows = replace(rows, n_correct=right)
     seconds = time.perf_counter() - started
     speed = {
         "eval_runtime": seconds,
@@ -114,8 +118,8 @@ def _judged(loss: Any, batch: Batch, kept: dict[int, torch.Tensor], number: int)
 
 def _scores(
     components: Components, kept: dict[int, torch.Tensor], batches: Sequence[Sequence[Example]]
-) -> dict[str, float | None]:
-    """eval_accuracy and the like, over all processes."""
+) -> tuple[dict[str, float | None], np.ndarray | None]:
+    """eval_accuracy and the like, over all processes; int32 [rows] right answers of each row, None of values."""
     from ..metrics.own import own_scores
     from ..metrics.scores import scores  # imports torchmetrics, which only classifiers need
 
@@ -130,7 +134,19 @@ def _scores(
     if components.own_metrics is not None:
         named = str(config.training.compute_metrics)
         found |= own_scores(components.own_metrics, named, answers, config.model.task == "token_cls")
-    return {f"eval_{name}": value for name, value in found.items()}
+    return {f"eval_{name}": value for name, value in found.items()}, right_answers(answers, dataset.labels)
+
+
+def right_answers(answers: Answers, labels: Labels) -> np.ndarray | None:
+    """int32 [rows]: the labels of each row that are right, of several labels a row 1 where all are; None of values."""
+    if labels.problem_type == VALUE:
+        return None
+    if labels.problem_type == SEVERAL:
+        right = ((answers.logits > 0) == (answers.targets > 0)).all(-1)
+    else:
+        right = answers.logits.argmax(-1) == answers.targets
+    starts = np.cumsum([0, *answers.lengths[:-1]])
+    return np.add.reduceat(right, starts, dtype="int32")
 
 
 def answers_of(evaluated: Sequence[Example], logits: dict[int, np.ndarray]) -> Answers:

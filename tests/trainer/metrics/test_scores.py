@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from lora_train.trainer.data.labels.labels import SEVERAL, SINGLE, VALUE, Labels
+from lora_train.trainer.loop.evaluate import right_answers
 from lora_train.trainer.metrics.scores import OF_CLASSES, OF_VALUES, Answers, confusion, scores
 
 TWO = Labels("seq_cls", SINGLE, ("no", "yes"))
@@ -51,6 +52,19 @@ def test_several_labels_a_row():
     assert found["accuracy"] == pytest.approx(2 / 4)
     assert found["f1"] == pytest.approx((4 / 5 + 2 / 3) / 2)
     assert found["f1_micro"] == pytest.approx(2 * 3 / (2 * 3 + 1 + 1))
+
+
+def test_right_answers_of_each_row():
+    several = Labels("seq_cls", SEVERAL, ("a", "b"))
+    logits = np.array([[3, -3], [3, 3], [-3, 3]], np.float32)
+    both = right_answers(Answers(logits, np.array([[1, 0], [1, 0], [0, 1]], np.float32), [1] * 3), several)
+    assert both is not None
+    assert both.tolist() == [1, 0, 1]
+    words = Answers(np.eye(3, dtype=np.float32)[[0, 1, 2, 2, 0]], np.array([0, 1, 1, 2, 0]), [3, 2])
+    of_words = right_answers(words, Labels("token_cls", SINGLE, ("a", "b", "c")))
+    assert of_words is not None
+    assert (of_words.tolist(), of_words.dtype) == ([2, 2], np.dtype("int32"))
+    assert right_answers(Answers(logits[:, :1], logits[:, :1], [1] * 3), Labels("seq_cls", VALUE)) is None
 
 
 def test_values():
