@@ -20,7 +20,7 @@ from ..errors import UserError, first_line, problem
 if TYPE_CHECKING:
     from .scores import Answers  # it imports torchmetrics
 
-Function = Callable[[EvalPrediction], dict[str, Any]]
+Function = Callable[[EvalPrediction], Any]
 
 
 def own_function(config: Config) -> Function | None:
