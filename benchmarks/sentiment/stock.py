@@ -68,11 +68,16 @@ def train_stock(config: Config, names: dict[str, int], folder: str) -> float:
         train_dataset=sets[0],
         eval_dataset=sets[1],
         data_collator=DataCollatorWithPadding(tokenizer),
-        compute_metrics=lambda p: {"accuracy": float((p.predictions.argmax(-1) == p.label_ids).mean())},
+        compute_metrics=accuracy,
     )
     trainer.remove_callback(PrinterCallback)
     trainer.train()
     return trainer.evaluate()["eval_accuracy"]
+
+
+def accuracy(said: Any) -> dict[str, float]:
+    """Share of the rows whose label is right, of transformers' EvalPrediction."""
+    return {"accuracy": float((said.predictions.argmax(-1) == said.label_ids).mean())}
 
 
 class Rows(torch.utils.data.Dataset):

@@ -92,9 +92,14 @@ def read_capsule(folder: Path, step: int) -> Capsule:
 
 
 def recorded_rows(
-    tensors: Mapping[str, torch.Tensor], rows: Mapping[int, list[list[list[int | str]]]], config: Config
+    tensors: Mapping[str, torch.Tensor],
+    rows: Mapping[int, list[list[list[int | str]]]],
+    config: Config | None = None,
 ) -> Steps:
     """The micro-batches of the steps in a capsule, each as what every process had of it.
+
+    Args:
+        config: of the run; a classifier's rows have labels.
 
     Raises:
         KeyError: a row is not among the tensors.
@@ -107,7 +112,11 @@ def recorded_rows(
         if ids.ndim != 1 or ids.shape != mask.shape or not len(ids) or ids.is_floating_point() or int(ids.min()) < 0:
             raise ValueError(f"row.{row}")
         found = Example(number, ids.numpy(), mask.bool().numpy())
-        return replace(found, **_labels(tensors, row, config, len(ids))) if config.is_classifier else found
+        return (
+            replace(found, **_labels(tensors, row, config, len(ids)))
+            if config is not None and config.is_classifier
+            else found
+        )
 
     return {
         int(step): [[[example(row) for row in own] for own in micro] for micro in micros]

@@ -67,9 +67,10 @@ def with_one_task(values: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(model, dict) or not isinstance(lora, dict):
         return values
     task, task_type = model.get("task"), lora.get("task_type")
-    if task in (None, "causal_lm") and task_type in TASKS.values() and task_type != "CAUSAL_LM":
-        return {**values, "model": {**model, "task": {name: task for task, name in TASKS.items()}[task_type]}}
-    if task in TASKS and task != "causal_lm" and task_type in (None, "CAUSAL_LM"):
+    of_type = {name: own for own, name in TASKS.items() if own != "causal_lm"}
+    if task in (None, "causal_lm") and isinstance(task_type, str) and task_type in of_type:
+        return {**values, "model": {**model, "task": of_type[task_type]}}
+    if isinstance(task, str) and task in TASKS and task != "causal_lm" and task_type in (None, "CAUSAL_LM"):
         return {**values, "lora": {**lora, "task_type": TASKS[task]}}
     return values
 

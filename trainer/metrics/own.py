@@ -20,7 +20,7 @@ from ..errors import UserError, first_line, problem
 if TYPE_CHECKING:
     from .scores import Answers  # it imports torchmetrics
 
-Function = Callable[[EvalPrediction], dict[str, Any]]
+Function = Callable[[EvalPrediction], Any]
 
 
 def own_function(config: Config) -> Function | None:
@@ -36,7 +36,7 @@ def own_function(config: Config) -> Function | None:
     if os.getcwd() not in sys.path:  # a console script has its own folder there
         sys.path.insert(0, os.getcwd())
     try:
-        found = getattr(importlib.import_module(module), name)
+        found: Any = getattr(importlib.import_module(module), name)
     except Exception as error:  # the module is the user's
         raise UserError(problem("scores.no_function", name=named, what=first_line(error, typed=True))) from error
     if not callable(found):

@@ -52,7 +52,7 @@ def fingerprints() -> dict[str, str]:
             path.write_text("\n".join(json.dumps(row) for row in rows), encoding="utf-8")
             section = DataSection.model_validate({"train": str(path), "cache": False, **settings})
             found[name] = load_examples(str(path), section, tokenizer).fingerprint()
-        for path in sorted(DATA.glob("*.jsonl")):
+        for path in sorted(DATA.glob("koalpaca*.jsonl")):
             section = DataSection.model_validate({"train": str(path), "cache": False})
             found[path.name] = load_examples(str(path), section, tokenizer).fingerprint()
     return found

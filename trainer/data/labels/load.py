@@ -18,6 +18,7 @@ from ...config.settings import with_settings
 from ...errors import UserError, problem
 from ..dataset import IGNORE_INDEX, Dataset, Example
 from ..examples import BadRows
+from ..fields import Note
 from ..readers import BadRow
 from ..sources import open_source, source_name
 from .labels import IGNORED, SEVERAL, SINGLE, VALUE, Labels, names_in, problem_type_of
@@ -68,7 +69,7 @@ def load_labelled(source: str | Sequence[str], reading: Reading, limit: int | No
         raise bad.error() if data.on_bad_row == "error" else bad.error(problem("data.all_bad", source=origin.name))
     pairs = [(row, label) for row, label in zip(rows, encoded, strict=True) if label is not None]
     examples, n_cut = tokenized(pairs, reading, labels)
-    notes = {("data.not_used", (("field", field),)): 1 for field in unused}
+    notes: dict[Note, int] = {("data.not_used", (("field", field),)): 1 for field in unused}
     ours = ("tokens" if task == "token_cls" else "text", "text_pair", "labels" if task == "token_cls" else "label")
     read_as = [(name, own) for name, own in zip(ours, vars(fields).values(), strict=True) if own and name != own]
     if read_as:

@@ -93,7 +93,7 @@ def of_labels(request: Request) -> dict[str, Any]:
         worst = wrong[np.argsort(-shares[wrong, said[wrong]], kind="stable")][:SHOWN_ROWS].tolist()
         found["worst"] = [
             {
-                "row": examples[of_row[at]].row,
+                "row": examples[int(of_row[at])].row,
                 "label": labels.names[answers.targets[at]],
                 "said": labels.names[said[at]],
                 "probability": round(float(shares[at, said[at]]), 4),

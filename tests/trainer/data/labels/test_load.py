@@ -23,12 +23,12 @@ TOKENIZER = tokenizer_of(("input_ids", "token_type_ids", "attention_mask"))
 TOKENIZER.model_max_length = 40
 
 
-def config_of(path: Path, task: str = "seq_cls", **settings: Any) -> Config:
+def config_of(path: Path, task: Any = "seq_cls", **settings: Any) -> Config:
     config = Config.model_validate({"model": {"name_or_path": "x", "task": task}, "data": {"train": str(path)}})
     return with_settings(config, settings)
 
 
-def load(path: Path, task: str = "seq_cls", longest: int = 40, **settings: Any) -> Dataset:
+def load(path: Path, task: Any = "seq_cls", longest: Any = 40, **settings: Any) -> Dataset:
     return load_labelled(str(path), Reading(config_of(path, task, **settings), TOKENIZER, longest))
 
 
