@@ -28,7 +28,7 @@ BEFORE, END = (0.60, 0.75), 0.85
 # The wobble is that of this part: before, the level itself moves.
 HALF = 0.5
 # A gain that is surely below this share of sigma is none.
-NOTHING = 0.35
+NOTHING = 0.3
 # Fewer evaluations than this have no course.
 LEAST = FEW
 ROUNDING = 1e-9
