@@ -7,11 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from lora_train.instrument.read.eval_rows import read_rows
+from lora_train.trainer.cli import main
+from lora_train.trainer.data.formats import FORMATS
+from lora_train.trainer.data.masks import tokenize
 from peft import PeftModel
 from safetensors.torch import load_file
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from ...classifiers import rows_of_kind, tiny, write
+from ..test_merge import make_run
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +59,13 @@ def test_evaluate_gives_the_scores_of_the_run(runs, cli, kind):
     assert found["rows"] == 24
     for name, value in found["scores"].items():
         assert value == pytest.approx(recorded[f"eval_{name}"], abs=1e-5), name
+    stored = read_rows(runs[kind], recorded["step"])
+    assert stored is not None
+    if kind == "value":
+        assert stored.n_correct is None
+    elif kind != "words":
+        assert stored.n_correct is not None
+        assert stored.n_correct.mean() == pytest.approx(recorded["eval_accuracy"])
 
 
 def test_evaluate_shows_the_confusion_and_the_surest_mistakes(runs, cli):
@@ -131,3 +144,34 @@ def test_chat_says_what_to_do_instead(runs, cli):
     done = cli("chat", runs["single"], "--prompt", "x")
     assert done.returncode == 2
     assert "lora-train predict" in done.stderr
+
+
+def test_a_language_model_answers_and_is_evaluated_row_by_row(tiny_models, tmp_path, capsys):
+    run = make_run(tmp_path / "run", tiny_models["llama"])
+    rows = [{"instruction": "하늘은 왜 파란가요?", "output": "빛."}, {"instruction": "a b", "output": "c d e"}]
+    file = write(tmp_path / "rows.jsonl", rows)
+    out = tmp_path / "answers.jsonl"
+    assert main(["predict", str(run), str(file), "-o", str(out), "--max-new-tokens", "5"]) == 0
+    tokenizer = AutoTokenizer.from_pretrained(tiny_models["llama"])
+    base = AutoModelForCausalLM.from_pretrained(tiny_models["llama"])
+    model = PeftModel.from_pretrained(base, str(run / "adapter")).eval()
+    losses, expected = [], []
+    for row in rows:
+        ((ids, supervised),) = tokenize([FORMATS["koalpaca"].render(row)], tokenizer, train_on_inputs=False)
+        ids = torch.tensor(ids)[None].long()
+        begin = int(supervised.argmax())
+        with torch.no_grad():
+            logits = model(ids).logits[0, begin - 1 : -1].float()
+            written = model.generate(input_ids=ids[:, :begin], max_new_tokens=5, do_sample=False)
+        losses.append(torch.nn.functional.cross_entropy(logits, ids[0, begin:], reduction="none"))
+        expected.append(tokenizer.decode(written[0, begin:], skip_special_tokens=True).strip())
+    answers = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
+    assert [answer["row"] for answer in answers] == [0, 1]
+    assert [answer["answer"] for answer in answers] == expected
+    capsys.readouterr()
+    assert main(["evaluate", str(run), str(file), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["rows"] == 2
+    assert found["scores"]["loss"] == pytest.approx(float(torch.cat(losses).mean()), rel=1e-4)
+    means = {row: float(loss.mean()) for row, loss in enumerate(losses)}
+    assert found["worst"][0]["row"] == max(means, key=lambda row: means[row])
