@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from ..history import COLUMNS, History, SourceError
+from ..history import COLUMNS, TASKS, History, SourceError
 from ..load import Run
 from ..schema import kind_of
 from ..store import METRICS, SCHEMA_VERSION, read_metrics
@@ -88,9 +88,11 @@ def _by_epochs(history: History) -> int | None:
 
 
 def _kind(history: History) -> None:
-    """Ours trains language models; a program that carries our callback is told by its keys."""
+    """What ours trains its configuration says; a program that carries our callback is told by its keys."""
     if not history.attached:
-        history.task_known = True
+        task = str(history.setting("model.task", "causal_lm"))
+        is_value = "eval_mse" in history.evals or history.setting("model.problem_type") == "regression"
+        history.task, history.task_known = "regression" if is_value else task if task in TASKS else "causal_lm", True
         return
     keys = {*history.evals.columns, *(name for name in history.steps if name not in COLUMNS)}
     history.trainer = trainer_of(keys, "")

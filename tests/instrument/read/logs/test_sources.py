@@ -189,6 +189,23 @@ def test_an_evaluation_of_null_is_kept_and_named(tmp_path):
     assert (history.task, history.task_known, history.trainer) == ("seq_cls", True, "transformers")
 
 
+@pytest.mark.parametrize(
+    ("model", "measured", "task"),
+    [
+        ("", {}, "causal_lm"),
+        ("task: seq_cls", {"eval_accuracy": 0.5}, "seq_cls"),
+        ("task: token_cls", {}, "token_cls"),
+        ("task: seq_cls", {"eval_mse": 0.5}, "regression"),
+        ("{task: seq_cls, problem_type: regression}", {}, "regression"),
+    ],
+)
+def test_the_configuration_says_what_a_run_of_ours_trains(tmp_path, model, measured, task):
+    rows = ({"step": 10, "loss": 1.5, "start": 0}, {"step": 10, "eval_loss": 1.5, "start": 0, **measured})
+    run = run_folder(tmp_path, *rows, attached=False)
+    (run / "config.yaml").write_text(f"model: {model if model.startswith('{') else '{' + model + '}'}\n")
+    assert read_history(run).task == task
+
+
 def test_evaluations_without_a_loss_and_of_several_sets(tmp_path):
     run = run_folder(
         tmp_path,
