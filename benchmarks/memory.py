@@ -134,7 +134,7 @@ def measured(case: str, folder: Path, gaps: bool) -> int:
 
 def _child(case: str, folder: Path) -> None:
     import torch
-    from lora_train.trainer.cli import quiet_libraries
+    from lora_train.trainer.console import quiet_libraries
     from lora_train.trainer.run.start import run
 
     quiet_libraries()

@@ -48,7 +48,7 @@ def train() -> Path:
 
 def ask(adapter: Path, question: str) -> tuple[str, str]:
     """The model's answer without and with the adapter, greedily decoded."""
-    from lora_train.trainer.cli import quiet_libraries
+    from lora_train.trainer.console import quiet_libraries
 
     quiet_libraries()
     import torch

@@ -196,7 +196,7 @@ def without_nan(value: Any) -> Any:
 
 def main() -> None:
     """Trains all rows and writes stock.json."""
-    from lora_train.trainer.cli import quiet_libraries
+    from lora_train.trainer.console import quiet_libraries
     from transformers.utils.logging import disable_progress_bar
 
     quiet_libraries()

@@ -6,6 +6,7 @@ The same architectures and about the same sizes as the originals; what they comp
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import (
@@ -19,8 +20,8 @@ from transformers import (
 )
 
 REVISION = "0" * 40
-_SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4}
-_GPT = {"vocab_size": 1000, "n_embd": 32, "n_layer": 2, "n_head": 4}
+_SIZES: dict[str, Any] = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4}
+_GPT: dict[str, Any] = {"vocab_size": 1000, "n_embd": 32, "n_layer": 2, "n_head": 4}
 MODELS: dict[str, PretrainedConfig] = {
     "peft-internal-testing/tiny-random-OPTForCausalLM": OPTConfig(
         vocab_size=1000, word_embed_proj_dim=16, ffn_dim=32, **_SIZES

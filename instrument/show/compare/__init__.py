@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from ...judge.explain.finding import VERDICTS, Finding, ends, median
+from ...judge.explain.rules.kinds import added_up
 from ...messages import say_in
 from ...read.history import History
 from ...read.store import write_text
@@ -58,6 +59,7 @@ def compare_runs(histories: Sequence[History]) -> Comparison:
             found += parting(histories[0], history, names[0], name, differing)
     with np.errstate(all="ignore"):
         found = [*evaluations(histories, names), *found]
+        found += summed(histories, names)
         if same_measure(histories, differing) and (last := final_loss(histories, names)):
             found.append(last)
         if spread := norm_spread(histories, names):
@@ -72,6 +74,12 @@ def evaluations(histories: Sequence[History], names: Sequence[str]) -> list[Find
     own, letters = [history for history, _ in judged], [name for _, name in judged]
     known = comparability(own, letters, differences(own) if len(own) > 1 else [])
     return [*known.findings, *rank(own, letters, known), *missing(histories, names)]
+
+
+def summed(histories: Sequence[History], names: Sequence[str]) -> list[Finding]:
+    """Runs whose training losses and gradient norms are sums over micro-batches, and so many times too large."""
+    found = [(name, added_up(history)) for history, name in zip(histories, names, strict=True)]
+    return [_remark("compare.added_up", run=name, k=one.values["k"]) for name, one in found if one is not None]
 
 
 def _remark(key: str, **values: Any) -> Finding:

@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 from lora_train.trainer.checks.read_config import read_config
-from lora_train.trainer.cli import quiet_libraries
+from lora_train.trainer.console import quiet_libraries
 from lora_train.trainer.run.start import run
 
 

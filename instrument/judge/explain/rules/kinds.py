@@ -10,7 +10,9 @@ import math
 import numpy as np
 
 from ....read.history import History
+from ...metrics import CLASSIFIERS
 from ..finding import WINDOW, Finding, at_end, ends, median, scatter
+from .evaluation import evaluations, train_at
 
 PAIRS = ("preference", "reward")
 ACCURACIES = ("rewards/accuracies", "accuracy")
@@ -23,6 +25,8 @@ CHANGE = 3.0
 # Of the logged steps, groups whose answers were all worth the same.
 SAME = 0.5
 SHORT_OF_TOKENS = 0.5
+# A training loss that is a whole number of times the evaluation's, to so much of it, at so many evaluations.
+WHOLE, EVALUATIONS = 0.15, 3
 
 
 def _column(history: History, *names: str) -> np.ndarray:
@@ -104,4 +108,24 @@ def cut_off(history: History) -> Finding | None:
     return Finding("loss", "note", "explain.completions_cut", {"percent": 100 * median(clipped[-WINDOW:])})
 
 
-RULES = (pairs, margins, reward, same_rewards, cut_off)
+def added_up(history: History) -> Finding | None:
+    """The losses of gradient_accumulation_steps micro-batches, added up and not divided, as transformers 5.23 logs them
+    for heads that do not take num_items_in_batch: the evaluation's are not, so the two differ by that factor.
+    """
+    if history.task not in (*CLASSIFIERS, "regression") or not history.stock:
+        return None
+    step, loss = evaluations(history)
+    train = np.array([train_at(history, at)[0] for at in step])
+    ratio = train[np.isfinite(train) & (loss > 0)] / loss[np.isfinite(train) & (loss > 0)]
+    told = history.number("training.gradient_accumulation_steps")
+    if len(ratio) < (1 if told else EVALUATIONS):
+        return None
+    first = ratio[:EVALUATIONS]  # later the two part for other reasons
+    k = round(median(first))
+    if k < 2 or (told and k != told) or (np.abs(first / k - 1) > WHOLE).any():
+        return None
+    values = {"k": k, "train": float(train[np.isfinite(train)][0]), "eval": float(loss[0]), "step": int(step[0])}
+    return Finding("loss", "note", "explain.added_up", values)
+
+
+RULES = (added_up, pairs, margins, reward, same_rewards, cut_off)

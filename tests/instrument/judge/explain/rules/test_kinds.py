@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from lora_train.instrument.judge.explain import explain
+from lora_train.instrument.judge.explain import explain, lines, read_history
 from lora_train.instrument.judge.explain.rules import kinds
 from lora_train.instrument.read.history import History
+from lora_train.instrument.show.compare import compare_runs, comparison_lines
+
+from benchmarks.duel.plants import Plan
+from benchmarks.duel.stock import train
+from benchmarks.duel.truth import Truth
 
 from ..build import falling, history
 
@@ -73,3 +78,40 @@ def test_a_flat_reward_is_told_from_noise_alone_in_nineteen_of_twenty():
         found = kinds.reward(trained("grpo", reward=draw.normal(1.0, 0.3, 100)))
         moved += found is not None and found.key != "explain.reward_flat"
     assert moved <= 20
+
+
+def classifier(train: float, losses, steps=(30, 60, 90), told: int | None = None) -> History:
+    made = history(
+        kind="trainer", loss=train + 0.2 * NOISE, evals={"step": list(steps)[: len(losses)], "eval_loss": losses},
+        config={"training": {"gradient_accumulation_steps": told}} if told else {},
+    )  # fmt: skip
+    made.task = "seq_cls"
+    return made
+
+
+@pytest.mark.parametrize(
+    ("made", "k"),
+    [
+        (classifier(2.08, [0.69, 0.69, 0.68]), 3),
+        (classifier(2.08, [0.69], told=3), 3),
+        (classifier(2.08, [0.69], told=4), None),
+        (classifier(2.08, [0.69]), None),
+        (classifier(0.7, [0.69, 0.69, 0.68]), None),
+        (classifier(0.7, [0.35, 0.3, 0.2]), None),
+    ],
+)
+def test_a_loss_that_adds_up_micro_batches_is_named(made, k):
+    found = kinds.added_up(made)
+    assert (found.values["k"] if found else None) == k
+
+
+def test_a_log_of_the_stock_trainer_that_adds_up_micro_batches(tmp_path):
+    arguments = {"max_steps": 18, "logging_steps": 2, "gradient_accumulation_steps": 3, "learning_rate": 1e-4}
+    arguments |= {"eval_strategy": "steps", "eval_steps": 6}
+    plan = Plan("three", Truth(), arguments, task="classes", eval_rows=32, noise=0.2)
+    state = train(plan, tmp_path, 0)
+    assert state is not None
+    both = [read_history(state), read_history(state)]
+    assert "adds up the losses of 3 micro-batches" in "\n".join(lines(both[0], explain(both[0]), "en"))
+    compared = comparison_lines(compare_runs(both), "en")
+    assert sum("add up 3 micro-batches" in line for line in compared) == 2

@@ -123,7 +123,7 @@ def test_rule(rule, columns, expected):
 
 
 def test_a_rate_that_moves_nothing_is_wrong_where_the_loss_stayed():
-    tiny = {"learning_rate": np.full(N, 1e-9)}
+    tiny: dict[str, Any] = {"learning_rate": np.full(N, 1e-9)}
     assert "rate_tiny" in keys(found := explain(history(loss=falling(last=3.0), **tiny)))
     assert "loss_flat" not in keys(found)
     assert "rate_tiny" not in keys(explain(history(loss=falling(), **tiny)))  # as printed with few decimals
