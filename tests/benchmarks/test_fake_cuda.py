@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
+
+from ..copied import copied
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="benchmarks.gpu runs the same on the GPU itself")
 ROOT = Path(__file__).resolve().parents[2]
@@ -107,23 +107,10 @@ PUT_BACK = {
 }
 
 
-def copied(folder: Path, changes: Sequence[tuple[str, str, str]]) -> None:
-    """The tree in another folder, with lines of it changed."""
-    ignore = shutil.ignore_patterns("__pycache__")
-    for name in ("kernels", "instrument", "trainer"):
-        shutil.copytree(ROOT / name, folder / "lora_train" / name, ignore=ignore)
-    shutil.copytree(ROOT / "benchmarks", folder / "benchmarks", ignore=ignore)
-    for file, old, new in changes:
-        path = folder / "lora_train" / file
-        text = path.read_text(encoding="utf-8")
-        assert text.count(old) == 1, (file, old)
-        path.write_text(text.replace(old, new), encoding="utf-8")
-
-
 @pytest.mark.parametrize("fault", PUT_BACK)
 def test_a_fault_put_back_is_seen(fault: str, tmp_path: Path):
     changes, arguments, expected = PUT_BACK[fault]
-    copied(tmp_path, changes)
+    copied(tmp_path, changes, "benchmarks")
     done = python("-m", "benchmarks.fake_cuda", "--chip", 90, *arguments, cwd=tmp_path, path=str(tmp_path))
     assert done.returncode == 1, done.stdout[-2000:] + done.stderr[-2000:]
     assert expected in done.stdout, done.stdout[-3000:]
@@ -208,7 +195,7 @@ PLANTED_IN_A_RUN = {
 @pytest.mark.parametrize("where", PLANTED_IN_A_RUN)
 def test_a_wait_planted_there_is_named(where: str, tmp_path: Path):
     file, line, planted = PLANTED_IN_A_RUN[where]
-    copied(tmp_path, [(file, line, planted if where == "the callback" else line + planted)])
+    copied(tmp_path, [(file, line, planted if where == "the callback" else line + planted)], "benchmarks")
     run = "callback" if where == "the callback" else "llama"
     done = python("-m", "benchmarks.fake_cuda", "--chip", 90, "--run", run, cwd=tmp_path, path=str(tmp_path))
     assert done.returncode == 1, done.stdout[-2000:] + done.stderr[-2000:]

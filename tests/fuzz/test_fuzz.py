@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import subprocess
 import sys
 import time
@@ -12,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from ..copied import copied
 from . import run
 
-ROOT = Path(__file__).resolve().parents[2]
 # Target: (file, what stands there now, what lets the crash through).
 PUT_BACK = {
     "log": ("instrument/read/logs/log.py", "except OverflowError:", "except ZeroDivisionError:"),
@@ -50,15 +49,7 @@ PUT_BACK = {
 
 @pytest.mark.parametrize("target", PUT_BACK)
 def test_a_crash_put_back_is_found(target: str, tmp_path: Path):
-    file, old, new = PUT_BACK[target]
-    ignore = shutil.ignore_patterns("__pycache__")
-    for name in ("kernels", "instrument", "trainer"):
-        shutil.copytree(ROOT / name, tmp_path / "lora_train" / name, ignore=ignore)
-    shutil.copytree(ROOT / "tests", tmp_path / "tests", ignore=ignore)
-    path = tmp_path / "lora_train" / file
-    text = path.read_text(encoding="utf-8")
-    assert text.count(old) == 1, (file, old)
-    path.write_text(text.replace(old, new), encoding="utf-8")
+    copied(tmp_path, [PUT_BACK[target]], "tests")
     command = [sys.executable, "-m", "tests.fuzz", "--target", target, "--first", "--seed", "1"]
     environment = {**os.environ, "PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(

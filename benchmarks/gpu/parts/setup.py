@@ -82,9 +82,9 @@ def link_product(site: Path) -> None:
     """Puts links to the folders where an installed product would be, with the metadata it asks for."""
     package = site / "lora_train"
     package.mkdir(exist_ok=True)
-    for name in FOLDERS:
-        if not (package / name).exists():
-            (package / name).symlink_to(ROOT / name)
+    for path in (*(ROOT / name for name in FOLDERS), ROOT / "typings" / "lora_train" / "__init__.py"):
+        if not (package / path.name).exists():
+            (package / path.name).symlink_to(path)
     metadata = site / "lora_vitals-0.dist-info"
     metadata.mkdir(exist_ok=True)
     (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: lora-vitals\nVersion: 0\n", encoding="utf-8")

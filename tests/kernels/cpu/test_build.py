@@ -64,6 +64,7 @@ def sanitized(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.skip("gcc has no sanitizers here")
     kernels = folder / "lora_train" / "kernels"
     shutil.copytree(ROOT / "kernels", kernels, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    (kernels.parent / "__init__.py").touch()  # a package without it stands behind the one that is installed
     for path in FILES:
         extension = kernels / "cpu" / f"_{path.stem}{sysconfig.get_config_var('EXT_SUFFIX')}"
         result = compile(path, "-O0", *SANITIZERS, "-shared", "-o", str(extension))
