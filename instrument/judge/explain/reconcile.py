@@ -35,6 +35,7 @@ MOVES: dict[str, dict[str, int]] = {
     "explain.jagged_more": {RATE: DOWN},
     "explain.scale_restless": {RATE: DOWN},
     "explain.layers_lopsided": {RATE: DOWN},
+    "explain.layers_lopsided_weights": {RATE: DOWN},
     "explain.stopped_without_remedy": {RATE: DOWN},
     "explain.healed_worse": {RATE: DOWN},
     "explain.overfitting": {RATE: DOWN, LENGTH: DOWN, CHOICE: BY_LOSS},
