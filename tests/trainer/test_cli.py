@@ -350,7 +350,7 @@ BAD = [
     (["lora.lora_r=8"], "lora.lora_r is not a known key", "did you mean lora.r?"),
     (["lora.r=0"], "lora.r must be at least 1, not 0", ""),
     (["lora.bias=some"], "lora.bias must be one of none, all, lora_only, not some", ""),
-    (["lora.task_type=SEQ_CLS"], "lora.task_type must be one of CAUSAL_LM, not SEQ_CLS", ""),
+    (["lora.task_type=QUESTION_ANS"], "lora.task_type must be one of CAUSAL_LM, SEQ_CLS, TOKEN_CLS, not QUEST", ""),
     (["lora.modules_to_save=lm_head"], "lora.modules_to_save must be a list, not lm_head", ""),
     (["lora.target_modules=3"], "must be a list of module names, a regular expression or all-linear, not 3", ""),
     (["training.batch_size=4"], "training.batch_size is not a known key", "did you mean training.per_device_train"),
@@ -372,7 +372,7 @@ BAD = [
     (["training.load_best_model_at_end=true"], "load_best_model_at_end=True needs evaluations", "set training.eval"),
     (["training.early_stopping_patience=2"], "early_stopping_patience=2 needs evaluations", "set training.eval"),
     (["training.save_strategy=best"], "save_strategy=best needs evaluations", "set training.eval"),
-    (["training.metric_for_best_model=bleu"], "metric_for_best_model must be one of loss, eval_loss", ""),
+    (["training.metric_for_best_model=bleu"], "bleu is not measured; there are loss, token_accuracy", ""),
     (["training.report_to=neptune"], "neptune is not a known tracker", "known: none, all, aim"),
     (["training.report_to=[tensorboard,wandb]"], "wandb is not installed", "pip install wandb"),
     (["training.report_to=azure_ml"], "azure_ml is not installed", "pip install azureml-mlflow"),
@@ -452,7 +452,10 @@ print(code, "torch" in sys.modules, "transformers" in sys.modules)
     assert output == "2 False False\n"
 
 
-VERBS = ("explain", "report", "compare", "replay", "inspect", "merge", "chat", "env", "import", "schema")
+VERBS = (
+    "explain", "report", "compare", "advise", "lengthen", "replay", "inspect", "merge", "chat", "predict", "evaluate",
+    "env", "import", "schema",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -487,7 +490,7 @@ def test_help_lists_every_verb(capsys):
         (
             ["fit"],
             "fit is no verb of lora-train",
-            "the verbs are explain, report, compare, replay, inspect, merge, chat, env, import, schema; to train",
+            "the verbs are explain, report, compare, advise, lengthen, replay, inspect, merge, chat, predict, evaluate",
         ),
         (["train"], "the following arguments are required: --config", "lora-train --config koalpaca.yaml"),
         (["koalpaca.yaml"], "the following arguments are required: --config", "lora-train --config koalpaca.yaml"),
