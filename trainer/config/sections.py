@@ -161,7 +161,7 @@ class LoraSection(Section):
     task_type: Literal["CAUSAL_LM", "SEQ_CLS", "TOKEN_CLS"] = "CAUSAL_LM"
     """model.task, as PEFT's files name it. Set one of the two; the other follows.
 
-    PEFT 파일에 적히는 이름의 model.task. 둘 중 하나만 적으면 다른 하나는 따라갑니다."""
+    model.task를 PEFT 파일에 적는 이름으로 나타낸 것. 둘 중 하나만 적으면 다른 하나는 따라갑니다."""
 
 
 class DataSection(Section):

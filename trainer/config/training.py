@@ -179,8 +179,8 @@ class TrainingSection(Section):
     """Keep the checkpoints of so many best evaluations, whatever save_total_limit drops; one is written whenever an
     evaluation is among them. null: that of the best one alone, where load_best_model_at_end is on.
 
-    가장 좋았던 평가 이만큼의 체크포인트를 save_total_limit와 상관없이 남깁니다. 평가가 그 안에 들 때마다 씁니다.
-    null이면 load_best_model_at_end가 켜져 있을 때 가장 좋은 것 하나만 남깁니다."""
+    가장 좋았던 평가를 이 수만큼 골라 그 체크포인트를 save_total_limit와 상관없이 남깁니다. 평가가 그 안에 들 때마다
+    저장합니다. null이면 load_best_model_at_end가 켜져 있을 때 가장 좋은 것 하나만 남깁니다."""
     save_safetensors: Literal[True] = True
     """Checkpoints are safetensors; there is no other format.
 
@@ -194,8 +194,8 @@ class TrainingSection(Section):
     f1_micro, f1_weighted, precision, recall, mcc or auroc; of numbers mse, mae, pearson or spearman; or what
     compute_metrics gives.
 
-    평가를 서로 비교하는 기준(eval_은 붙여도 됩니다). loss, token_accuracy, 분류는 accuracy, f1, f1_micro, f1_weighted,
-    precision, recall, mcc, auroc, 수를 예측할 때는 mse, mae, pearson, spearman, 또는 compute_metrics가 돌려주는 것."""
+    평가를 서로 비교하는 기준(eval_은 붙여도 됩니다). loss, token_accuracy; 분류는 accuracy, f1, f1_micro, f1_weighted,
+    precision, recall, mcc, auroc; 수를 예측할 때는 mse, mae, pearson, spearman; 또는 compute_metrics가 돌려주는 것."""
     greater_is_better: bool | None = None
     """Whether more of it is better. null: true unless the metric is a loss or an error (mse, mae).
 
@@ -204,8 +204,8 @@ class TrainingSection(Section):
     """Classifiers: a function of your own as module:function, called with the logits and the labels of all evaluation
     rows as transformers calls it (EvalPrediction); what it gives is recorded as eval_<name>.
 
-    분류: 직접 만든 평가 함수를 module:function으로 적습니다. transformers처럼 모든 평가 행의 로짓과 레이블
-    (EvalPrediction)로 부르고, 돌려준 값을 eval_<이름>으로 기록합니다."""
+    분류: 직접 만든 평가 함수를 module:function으로 적습니다. transformers처럼 모든 평가 행의 로짓과
+    레이블(EvalPrediction)로 부르고, 돌려준 값을 eval_<이름>으로 기록합니다."""
     class_weights: Annotated[Literal["balanced"] | dict[str, float] | None, BeforeValidator(_by_name)] = None
     """Classifiers: how much a label counts in the loss, {name: weight}; balanced: rows / (labels x rows of the label),
     for several labels a row the ratio of rows without to rows with it.
