@@ -180,7 +180,7 @@ PLANTED_IN_A_RUN = {
     "a step": ("trainer/loop/train.py", "    totals = forward_backward(components, rows)\n", "    float(totals[0])\n"),
     "an evaluation": (
         "trainer/loop/evaluate.py",
-        "                loss_sum, n_correct, losses = loss.of_tokens(batch)\n",
+        "                loss_sum, n_correct, losses = _judged(loss, batch, kept, number)\n",
         "                float(loss_sum)\n",
     ),
     "clipping": ("trainer/loop/optim.py", "        divisor = loss_scale.clone()\n", "        float(divisor)\n"),
