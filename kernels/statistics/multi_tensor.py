@@ -28,6 +28,7 @@ def _multi_stats_kernel(
     partials_ptr,
     DTYPE: tl.constexpr,
     ALIGNED: tl.constexpr,
+    GROUP: tl.constexpr,
     BLOCK: tl.constexpr,
     MAX_PROGRAMS: tl.constexpr,
 ):
@@ -35,10 +36,10 @@ def _multi_stats_kernel(
     program = tl.program_id(0).to(tl.int64)
     tensor = tl.load(tensor_ptr + program)
     n = tl.load(n_ptr + tensor)
-    x_ptr = tl.load(address_ptr + tensor).to(tl.pointer_type(DTYPE))  # pyright: ignore[reportArgumentType] # the kernel sees a dtype
+    x_ptr = tl.load(address_ptr + tensor).to(tl.pointer_type(DTYPE))  # pyright: ignore[reportArgumentType]
     if ALIGNED:  # what the compiler knows of an argument by itself; a loaded value it must be told about
         x_ptr = tl.multiple_of(x_ptr, 16)
-        n = tl.multiple_of(n, 4)
+        n = tl.multiple_of(n, GROUP)
     tiles_per_program = tl.cdiv(tl.cdiv(n, BLOCK), MAX_PROGRAMS)
     start = (program - tl.load(first_ptr + tensor)) * tiles_per_program
     write_partials(partials_ptr, program, flat_partials(x_ptr, start, tiles_per_program, n, False, BLOCK))
@@ -89,7 +90,7 @@ def multi_tensor_stats(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
 
 def multi_tensor_stats_triton(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
     """`multi_tensor_stats` on the device; stream order keeps the tensors alive until the kernel has run."""
-    device = tensors[0].device
+    device, group = tensors[0].device, 16 // tensors[0].element_size()  # values of a 16-byte load
     n_programs, tensor, first, n = _shares(tuple(x.numel() for x in tensors), device)
     addresses = torch.tensor([x.data_ptr() for x in tensors])
     partials = torch.empty((n_programs, N_PARTIALS), dtype=torch.float64, device=device)
@@ -101,7 +102,8 @@ def multi_tensor_stats_triton(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
             n,
             partials,
             DTYPE=getattr(tl, str(tensors[0].dtype).removeprefix("torch.")),
-            ALIGNED=all(x.data_ptr() % 16 == 0 and x.numel() % 4 == 0 for x in tensors),
+            ALIGNED=all(x.data_ptr() % 16 == 0 and x.numel() % group == 0 for x in tensors),
+            GROUP=group,
             BLOCK=BLOCK,
             MAX_PROGRAMS=MAX_PROGRAMS,
             num_warps=NUM_WARPS,
@@ -124,7 +126,13 @@ def aot_variants() -> list[AotVariant]:
             name,
             _multi_stats_kernel,
             pointers,
-            {"DTYPE": dtype, "ALIGNED": True, "BLOCK": BLOCK, "MAX_PROGRAMS": MAX_PROGRAMS},
+            {
+                "DTYPE": dtype,
+                "ALIGNED": True,
+                "GROUP": 128 // dtype.primitive_bitwidth,
+                "BLOCK": BLOCK,
+                "MAX_PROGRAMS": MAX_PROGRAMS,
+            },
             tuple(pointers),
             num_warps=NUM_WARPS,
         )
