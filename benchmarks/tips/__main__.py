@@ -69,8 +69,9 @@ def outlook(config: Config) -> Outlook:
     rows = train[: config.data.limit] if config.data.limit else train
     per_epoch = -(-len(rows) // per_step)
     n_steps = training.max_steps if training.max_steps > 0 else int(-(-training.num_train_epochs * per_epoch // 1))
-    every = training.eval_steps or training.logging_steps
-    n_evals = int(-(-n_steps // max(every, 1))) if training.eval_strategy == "steps" else 0
+    by_epoch = training.eval_strategy == "epoch"
+    every = per_epoch if by_epoch else training.eval_steps or training.logging_steps
+    n_evals = int(-(-n_steps // max(every, 1))) if training.eval_strategy != "no" else 0
     letters = sum(map(len, evaluated[: config.data.eval_limit])) if evaluated else None
     return Outlook(
         n_steps, per_epoch, len(rows), per_step, None, sum(map(len, rows)), letters, n_evals, training.save_steps, False

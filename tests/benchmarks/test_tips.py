@@ -15,14 +15,15 @@ def test_public_recipes_are_seldom_told_off():
     assert found["batch_over_data"] == (0, [])  # rows are not known: not asked, and never "none of 162"
 
 
-def test_our_own_recipe_is_told_nothing_and_the_demo_that_it_is_short():
+def test_our_own_recipe_is_told_nothing_and_the_examples_that_they_are_short():
     told = {(where, name) for name, (_, fired) in counted(list(ours())).items() for where, _ in fired}
-    assert told == {("examples/koalpaca-mini.yaml", "few_updates"), ("examples/koalpaca-mini.yaml", "rate")}
+    demo, classifier = "examples/koalpaca-mini.yaml", "examples/sentiment.yaml"
+    assert told == {(demo, "few_updates"), (demo, "rate"), (classifier, "few_updates")}
 
 
 def test_the_tables_are_printed(capsys):
     assert main(["--read"]) == 0
     out = capsys.readouterr().out
-    assert out.startswith("our examples: 2\n")
+    assert out.startswith("our examples: 3\n")
     assert "public configurations: " in out
     assert "examples/koalpaca-mini.yaml: 50 updates in all" in out
