@@ -172,7 +172,8 @@ def _where() -> str:
     """The innermost line of the repository outside this folder; not one that only hands a foreign loop's call on."""
     handed_on = False
     for frame in reversed(traceback.extract_stack()):
-        path = Path(frame.filename).resolve()
+        path = Path(frame.filename)
+        path = path.resolve() if path.is_absolute() else path  # <frozen runpy> lies nowhere
         if path.is_relative_to(ROOT) and Path(__file__).parent not in path.parents and ".venv" not in path.parts:
             if handed_on and path.parts[-2:] == HANDS_ON:
                 continue
