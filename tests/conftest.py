@@ -23,6 +23,8 @@ from typing import Any
 
 import pytest
 
+from .forked import Command
+
 ROOT = Path(__file__).resolve().parent.parent
 DATA = ROOT / "examples" / "data" / "koalpaca_mini.jsonl"
 VOCABULARY = 512
@@ -139,13 +141,15 @@ def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(scope="session")
 def cli() -> Cli:
-    """Runs the installed lora-train command."""
+    """Runs the lora-train command in a process of its own: a fresh interpreter where `env` is given, else a fork."""
 
     def run(*arguments: object, cwd: Path = ROOT, env: dict[str, str] | None = None) -> subprocess.CompletedProcess:
+        if env is None:
+            return Command(*arguments, environment=COMMAND_ENVIRONMENT, cwd=cwd).finished(timeout=300)
         return subprocess.run(
             [str(Path(sys.executable).with_name("lora-train")), *map(str, arguments)],
             cwd=cwd,
-            env={**COMMAND_ENVIRONMENT, **(env or {})},
+            env={**COMMAND_ENVIRONMENT, **env},
             capture_output=True,
             text=True,
             timeout=300,

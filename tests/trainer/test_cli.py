@@ -20,6 +20,7 @@ from lora_train.trainer import cli as cli_module
 from lora_train.trainer.errors import UserError
 
 from ..conftest import COMMAND_ENVIRONMENT, DATA, ROOT
+from ..forked import Command
 
 LLAMA_LINEARS = [f"self_attn.{name}_proj" for name in "qkvo"] + [f"mlp.{name}_proj" for name in ("gate", "up", "down")]
 
@@ -234,12 +235,11 @@ def test_fp16_run_with_too_high_a_floor_heals_itself_and_learns(cli, tiny_models
     assert "healed 1 time(s)" in result.stdout
 
 
-def start(config: Path, *arguments: str) -> subprocess.Popen:
-    command = [str(Path(sys.executable).with_name("lora-train")), "--config", str(config), *arguments]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=COMMAND_ENVIRONMENT)
+def start(config: Path, *arguments: str) -> Command:
+    return Command("--config", config, *arguments, environment=COMMAND_ENVIRONMENT, cwd=ROOT)
 
 
-def wait_for_step(run: Path, step: int, process: subprocess.Popen) -> None:
+def wait_for_step(run: Path, step: int, process: Command | subprocess.Popen) -> None:
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and process.poll() is None:
         if (run / "metrics.jsonl").exists() and len((run / "metrics.jsonl").read_text().splitlines()) >= step:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,7 +34,8 @@ from transformers import AutoTokenizer
 
 from benchmarks.collapse.model import MODULE, write_work
 
-from ...conftest import COMMAND_ENVIRONMENT, DATA
+from ...conftest import COMMAND_ENVIRONMENT, DATA, ROOT
+from ...forked import Command
 
 # the collapse comes about half way
 N_STEPS = 24
@@ -180,11 +180,11 @@ def test_heal_goes_on_and_says_so_everywhere(work, cli, device):
 def test_a_run_killed_while_it_heals_goes_on(work, cli, when):
     folder = work / ("killed-" + when.split()[0])
     arguments = ["--config", str(work / "collapse.yaml"), f"training.output_dir={folder}"]
-    command = [str(Path(sys.executable).with_name("lora-train")), *arguments]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=COMMAND_ENVIRONMENT)
-    assert process.stdout is not None
-    assert any(when in line for line in process.stdout)
-    os.kill(process.pid, signal.SIGKILL)
+    process = Command(*arguments, environment=COMMAND_ENVIRONMENT, cwd=ROOT)
+    while when not in process.printed():
+        assert process.poll() is None
+        time.sleep(0.002)
+    process.kill()
     process.wait()
     for path in folder.glob("checkpoint-*[0-9]"):
         assert_every_checkpoint_is_finite(folder)
