@@ -1,7 +1,14 @@
 """The gradient norm against its own spread in this run, the layers that carry it, and how often clipping bit.
 
-Norms scatter by factors, so they are judged by their logarithms: a step stands out whose logarithm is further above the
-median of those about it than the highest of n normal values is in one run of 33, and by SPIKE_FACTOR at least.
+Norms scatter by factors, so they are judged by their logarithms. Of x, n of them, those that stand out are left out of
+the mean and the deviation that they are held against:
+
+    t = (x_i - mean) / (s sqrt(1 + 1 / m)),   m norms about it that do not stand out, s their standard deviation
+
+A step is a spike where t is above what the largest of n values of Student's t reaches in one run of 1 / FALSE, and the
+norm is SPIKE_FACTOR of the usual one. No test that knows neither mean nor deviation finds a single spike oftener.
+
+Sources: Grubbs (1950); several at once, Rosner (1983); t as a normal deviate, Wallace (1959).
 """
 
 from __future__ import annotations
@@ -16,7 +23,7 @@ from ....read.history import PRINTED, TRAINED, History
 from ...noise import deviation
 from ..finding import WINDOW, Finding, ends, listed, median
 
-FALSE, SPIKE_FACTOR = 0.03, 2.5
+FALSE, SPIKE_FACTOR = 0.035, 2.5
 # Steps on either side whose median is the usual norm: many, as the median of a dozen scatters itself by a third.
 WIDEST = 100
 # A norm below this is none: bf16 and fp16 gradients that reach an adapter are larger by orders.
@@ -106,8 +113,18 @@ def _usual(norm: np.ndarray) -> tuple[np.ndarray, float]:
     logs = np.log(np.maximum(norm, 1e-30))
     n = len(logs)
     width = 2 * min(max(n // 2, WINDOW), WIDEST) + 1
-    above = logs - pd.Series(logs).rolling(width, center=True, min_periods=1).median().to_numpy("float64")
-    return above, max(deviation(above) * NormalDist().inv_cdf(1 - FALSE / n), math.log(SPIKE_FACTOR))
+    likely = NormalDist().inv_cdf((1 - FALSE) ** (1 / n))
+    beside = pd.Series(logs).rolling(width, center=True, min_periods=1).median().to_numpy("float64")
+    out = logs - beside > deviation(logs - beside) * likely
+    out[np.argmax(logs - beside)] = True
+    near = pd.Series(np.where(out, np.nan, logs)).rolling(width, center=True, min_periods=1)
+    mean, m = near.mean().to_numpy("float64"), near.count().to_numpy("float64")
+    above = np.where(m > 0, logs - mean, logs - beside)
+    free = max(n - int(out.sum()) - 1, 1)
+    sigma = math.sqrt(float(np.sum(above[~out] ** 2)) / free)
+    # the normal deviate of Student's t, the other way round
+    t = math.sqrt(free * math.expm1((likely * (8 * free + 3) / (8 * free + 1)) ** 2 / free))
+    return above / np.sqrt(1 + 1 / np.maximum(m, 1)), max(t * sigma, math.log(SPIKE_FACTOR))
 
 
 def never_finite(history: History) -> Finding | None:

@@ -24,6 +24,8 @@ UNTRAINED = 0.5
 STAIR = 3.0
 # What fewer losses than a judgement needs are taken to scatter by: of single steps, and of means of a logging interval.
 STEPS_SCATTER, MEANS_SCATTER = 0.3, 0.05
+# Correlation of the losses of neighbouring steps, until a log shows its own: what one update forgets, both pay for.
+ALIKE = 0.5
 # A loss that is so many times the first from the first update on, and never comes back.
 BLEW_UP = 2.0
 # Nats a token: guessing costs ln(vocabulary), at most 12.5; some trainers add up 8 micro-batches.
@@ -85,7 +87,8 @@ def course(history: History) -> Finding | None:
 def _course(history: History) -> Course:
     """A line of a coarse log is the mean of many steps, which scatters less than a step."""
     _, loss = history.finite("loss")
-    return judge(loss, small=SMALL, assumed=STEPS_SCATTER if history.coarse == 1 else MEANS_SCATTER)
+    assumed = STEPS_SCATTER if history.coarse == 1 else MEANS_SCATTER
+    return judge(loss, small=SMALL, assumed=assumed, alike=ALIKE)
 
 
 def blew_up(history: History) -> Finding | None:
