@@ -68,6 +68,7 @@ DESCRIBED: dict[str, dict[str, str]] = {
     "regression": {"loss": "explain.what.loss_regression", "eval_loss": "explain.what.eval_loss_rows"},
     "preference": _PAIRS,
     "reward": _PAIRS,
+    "ppo": {"loss": "explain.what.loss_ppo", "eval_loss": "explain.what.eval_loss_rows"},
     "grpo": {"loss": "explain.what.loss_grpo", "eval_loss": "explain.what.eval_loss_rows"},
 }
 """Sentence by task and topic, where it is another than that of a language model."""

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 COLUMNS = ("start", *STEP_COLUMNS)
 PRINTED = "printed"
 """In the attributes of `steps`: the columns that the source has, if only with values that are not finite."""
-TASKS = ("causal_lm", "seq_cls", "token_cls", "regression", "preference", "reward", "grpo")
+TASKS = ("causal_lm", "seq_cls", "token_cls", "regression", "preference", "reward", "grpo", "ppo")
 TRAINED = r":[^:]*\.grad$"
 """The sites of the gradients of parameters."""
 # Norms of single layers are read at no more steps than this: a judgement of spread needs no more.

@@ -20,7 +20,7 @@ from .finding import TOPICS, VERDICTS, Finding
 from .glossary import glossary
 from .overall import exit_code, overall
 from .reconcile import reconcile
-from .rules import RULES, outcome, rows
+from .rules import RULES, metric, outcome, rows
 
 __all__ = [
     "TOPICS", "Finding", "History", "SourceError", "advised", "exit_code", "explain", "glossary", "lines",
@@ -34,7 +34,7 @@ def explain(history: History) -> list[Finding]:
         return [Finding("outcome", "note", "explain.no_steps"), *outcome.incidents(history)]
     with np.errstate(all="ignore"):
         found = outcome.incidents(history) + [finding for rule in RULES if (finding := rule(history))]
-    found = reconcile(rows.soften(found))
+    found = reconcile(rows.soften(metric.chosen(history, found)))
     return [overall(history, found), *found]
 
 

@@ -40,6 +40,7 @@ MOVES: dict[str, dict[str, int]] = {
     "explain.healed_worse": {RATE: DOWN},
     "explain.overfitting": {RATE: DOWN, LENGTH: DOWN, CHOICE: BY_LOSS},
     "explain.eval_turned": {CHOICE: BY_LOSS},
+    "explain.choice_metric": {CHOICE: BY_METRIC},
     "explain.accuracy_fell": {CHOICE: BY_METRIC},
     "explain.metric_fell": {CHOICE: BY_METRIC},
     "explain.lower_rose": {CHOICE: BY_METRIC},
@@ -53,8 +54,10 @@ MOVES: dict[str, dict[str, int]] = {
     "explain.underfitting": {LENGTH: UP},
     "explain.plateau": {RANK: UP, RATE: UP, LENGTH: DOWN},
     "explain.plateau_rate": {LENGTH: UP},
+    "explain.plateau_dropped": {RATE: UP},
     "explain.pairs_toss": {RATE: UP},
     "explain.reward_fell": {RATE: DOWN},
+    **{f"explain.ppo_{what}": {RATE: DOWN} for what in ("fell", "penalty", "ratio", "clipped", "entropy")},
     "explain.warm_up_long": {},
     "explain.eval_rare": {EVALUATIONS: UP},
     "explain.eval_rare_dear": {EVALUATIONS: UP},
@@ -83,7 +86,8 @@ _COLLAPSED = (
 STRENGTH = (
     *_COLLAPSED, "explain.healed_worse", "explain.exploding", "explain.vanishing", "explain.overfitting",
     "explain.rows_overfit", "explain.eval_rose", "explain.rows_rose", "explain.loss_rose", "explain.time_eval",
-    "explain.eval_costly", "explain.underfitting", "explain.plateau_rate", "explain.plateau", "explain.loss_flat",
+    "explain.eval_costly", "explain.underfitting", "explain.plateau_rate", "explain.plateau_dropped", "explain.plateau",
+    "explain.loss_flat",
 )  # fmt: skip
 """Strongest evidence first; what is not named comes after, in the order in which rules speak."""
 

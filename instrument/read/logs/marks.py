@@ -12,18 +12,19 @@ WORDS = (
     ("axolotl", re.compile(r"axolotl", re.IGNORECASE)),
     ("llamafactory", re.compile(r"llama-?_?factory|llamafactory|llmtuner", re.IGNORECASE)),
     ("unsloth", re.compile(r"unsloth", re.IGNORECASE)),
-    ("trl", re.compile(r"\btrl\b|\b(?:SFT|DPO|GRPO|KTO|ORPO|Reward)(?:Trainer|Config)\b", re.IGNORECASE)),
+    ("trl", re.compile(r"\btrl\b|\b(?:SFT|DPO|GRPO|PPO|KTO|ORPO|RLOO|Reward)(?:Trainer|Config)\b", re.IGNORECASE)),
 )
 AXOLOTL = re.compile(r"memory/|tokens_per_second_per_gpu|tokens/(?:train_per_sec|total|trainable)|eval_ppl$|ppl$")
 TRL = re.compile(
     r"(?:eval_)?(?:mean_token_accuracy|num_tokens|entropy|rewards?/|reward$|reward_std|logps/|logits/|completions?/|"
-    r"completion_length|log_odds|mean_reward|min_reward|frac_reward_zero_std|nll_loss|kl$)"
+    r"completion_length|log_odds|mean_reward|min_reward|frac_reward_zero_std|nll_loss|kl$|objective/|policy/|ppo/)"
 )
 
 # What is trained, by keys that nothing else logs; the first that is found. Every key without its eval_.
 KEYS = (
     ("preference", re.compile(r"rewards/(?:chosen|rejected|margins|accuracies)|logps/(?:chosen|rejected)|log_odds")),
-    ("grpo", re.compile(r"reward$|reward_std|frac_reward_zero_std|completions?/|completion_length|objective/")),
+    ("ppo", re.compile(r"objective/|policy/(?:approxkl|clipfrac)|loss/(?:policy|value)_avg|ppo/")),
+    ("grpo", re.compile(r"reward$|reward_std|frac_reward_zero_std|completions?/|completion_length")),
     ("reward", re.compile(r"(?:mean|min|max)_reward$|rewards_(?:chosen|rejected)|center_rewards")),
     ("token_cls", re.compile(r"overall_(?:f1|precision|recall|accuracy)|(?:PER|LOC|ORG|MISC)[_/]?(?:f1|precision)?$")),
     ("regression", re.compile(r"(?:mse|rmse|mae|r2|r_squared|pearson\w*|spearman\w*)$")),
@@ -40,6 +41,7 @@ CLASSIFIER = re.compile(
 HEADS = (
     ("token_cls", re.compile(r"For(?:Token)Classification|TokenClassification|\bTOKEN_CLS\b")),
     ("seq_cls", re.compile(r"For(?:Sequence|Image|Audio)Classification|\bSEQ_CLS\b")),
+    ("ppo", re.compile(r"PPO(?:v2)?(?:Trainer|Config)")),
     ("grpo", re.compile(r"GRPOTrainer|GRPOConfig")),
     ("preference", re.compile(r"(?:DPO|ORPO|KTO|CPO|SimPO)(?:Trainer|Config)")),
     ("reward", re.compile(r"Reward(?:Trainer|Config)")),

@@ -52,6 +52,10 @@ NAMES = {
     ),
 }
 _CALLED = {name: ours for ours, names in NAMES.items() for name in names}
+# What PPO and online DPO measure of their own samples: no evaluation, for all its name.
+OF_SAMPLES = re.compile(r"val/(?:ratio|ratio_var|clipfrac_avg|num_eos_tokens|contain_eos_token)$")
+# What tells of a step, where there is no loss: rewards of GRPO, and of PPO its scores.
+INSTEAD_OF_LOSS = ("loss", "reward", "objective/scores", "loss/policy_avg", "ppo/mean_scores", "ppo/loss/total")
 # Most of a log's letters; a console line with more is no record.
 LONGEST = 20_000
 
@@ -122,7 +126,7 @@ def canonical(record: Record) -> Record:
         name = _CALLED.get(name, name)
         name = name.removeprefix("train/") if name != "train/" else name
         for prefix in ("eval/", "val/", "valid/", "validation/", "val_", "valid_", "validation_"):
-            if name.startswith(prefix) and len(name) > len(prefix):
+            if name.startswith(prefix) and len(name) > len(prefix) and not OF_SAMPLES.match(name):
                 name = "eval_" + name.removeprefix(prefix)
         found.setdefault(_CALLED.get(name, name), value)
     for key in STEP_KEYS:
@@ -149,10 +153,10 @@ def is_summary(record: Record) -> bool:
 
 
 def is_step(record: Record) -> bool:
-    """Whether it tells of training steps; GRPO's line may have a reward and no loss."""
+    """Whether it tells of training steps; GRPO's line may have a reward and no loss, PPO's has none."""
     if is_summary(record):
         return False
-    known = record.get("loss", record.get("reward", ""))
+    known = next((record[key] for key in INSTEAD_OF_LOSS if key in record), "")
     if known is None:
         return any(isinstance(record.get(name), float) for name in ("grad_norm", "learning_rate"))
     return isinstance(known, float)

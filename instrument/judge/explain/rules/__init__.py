@@ -1,6 +1,6 @@
 """One file of rules a topic. A rule is a function of the history that returns a finding or None."""
 
-from . import evaluation, gradients, kinds, loss, metric, outcome, resources, rows, schedule, speed, stock
+from . import evaluation, gradients, kinds, loss, metric, outcome, policy, resources, rows, schedule, speed, stock
 
 RULES = (
     *outcome.RULES,
@@ -14,5 +14,6 @@ RULES = (
     *resources.RULES,
     *speed.RULES,
     *kinds.RULES,
+    *policy.RULES,
 )
 """In the order in which findings of equal weight are read."""

@@ -30,7 +30,7 @@ DEAR, ROWS = 300.0, 100
 
 def missing(history: History) -> Finding | None:
     """Without evaluation nobody can tell learning from knowing by heart; before the first one is due nobody need."""
-    if len(history.evals) or _due_later(history):
+    if len(history.evals) or _due_later(history) or history.task == "ppo":
         return None
     return Finding("eval_loss", "note", "explain.eval_missing_stock" if history.stock else "explain.eval_missing")
 

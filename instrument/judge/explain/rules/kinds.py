@@ -1,18 +1,17 @@
-"""Measures that other kinds of training have beside the loss: preference and reward pairs, and rewards of GRPO and PPO.
+"""Measures that other kinds of training have beside the loss: preference and reward pairs, and rewards of GRPO.
 
 Column names are TRL's, which axolotl, LLaMA-Factory and Unsloth print too.
 """
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 
 from ....read.history import History
 from ...metrics import CLASSIFIERS
-from ..finding import WINDOW, Finding, at_end, ends, median, scatter
+from ..finding import WINDOW, Finding, median
 from .evaluation import evaluations, train_at
+from .policy import column, moved
 
 PAIRS = ("preference", "reward")
 ACCURACIES = ("rewards/accuracies", "accuracy")
@@ -20,8 +19,6 @@ ACCURACIES = ("rewards/accuracies", "accuracy")
 TOSS, LEARNED = 0.5, 0.6
 # Nearly all right within the first tenth of the run: something else than the answer's worth gives it away.
 GIVEN_AWAY, EARLY = 0.98, 0.1
-# Standard errors of a median of k values: 1.25 scatter / sqrt(k).
-CHANGE = 3.0
 # Of the logged steps, groups whose answers were all worth the same.
 SAME = 0.5
 SHORT_OF_TOKENS = 0.5
@@ -29,29 +26,12 @@ SHORT_OF_TOKENS = 0.5
 WHOLE, EVALUATIONS = 0.15, 3
 
 
-def _column(history: History, *names: str) -> np.ndarray:
-    """The first of these columns that is there, finite values only."""
-    for name in names:
-        if name in history.steps:
-            values = history.column(name)
-            if np.isfinite(values).any():
-                return values[np.isfinite(values)]
-    return np.empty(0)
-
-
-def _moved(values: np.ndarray) -> tuple[float, float, float]:
-    """Medians of both ends, and what they differ by by chance."""
-    first, last = ends(values)
-    chance = CHANGE * 1.25 * scatter(np.diff(values)) / math.sqrt(2) * math.sqrt(2 / at_end(len(values)))
-    return first, last, chance
-
-
 def pairs(history: History) -> Finding | None:
     """Whether the chosen answers came to be preferred."""
-    right = _column(history, *ACCURACIES)
+    right = column(history, *ACCURACIES)
     if history.task not in PAIRS or len(right) < 2 * WINDOW:
         return None
-    first, last, _ = _moved(right)
+    first, last, _ = moved(right)
     values = {"first": 100 * first, "last": 100 * last, "n": len(right)}
     early = median(right[: max(3, int(EARLY * len(right)))])
     if early >= GIVEN_AWAY:
@@ -63,11 +43,11 @@ def pairs(history: History) -> Finding | None:
 
 def margins(history: History) -> Finding | None:
     """Rewards of both answers: both may fall, their difference is what counts."""
-    margin, chosen = _column(history, "rewards/margins"), _column(history, "rewards/chosen")
+    margin, chosen = column(history, "rewards/margins"), column(history, "rewards/chosen")
     if history.task != "preference" or len(margin) < 2 * WINDOW or len(chosen) < 2 * WINDOW:
         return None
-    first, last, chance = _moved(margin)
-    before, now, _ = _moved(chosen)
+    first, last, chance = moved(margin)
+    before, now, _ = moved(chosen)
     values = {"first": first, "last": last, "before": before, "now": now}
     if last > first + chance and now < 0 and now < before:
         return Finding("loss", "note", "explain.margin_both_fell", values)
@@ -76,10 +56,10 @@ def margins(history: History) -> Finding | None:
 
 def reward(history: History) -> Finding | None:
     """Whether the reward rose: the loss of GRPO says nothing about it."""
-    values = _column(history, "reward", "objective/scores", "rewards")
+    values = column(history, "reward", "rewards")
     if history.task != "grpo" or len(values) < 2 * WINDOW:
         return None
-    first, last, chance = _moved(values)
+    first, last, chance = moved(values)
     facts = {"first": first, "last": last, "chance": chance, "n": len(values)}
     if last > first + chance:
         return Finding("loss", "healthy", "explain.reward_rose", facts)
@@ -90,8 +70,8 @@ def reward(history: History) -> Finding | None:
 
 def same_rewards(history: History) -> Finding | None:
     """Groups whose answers are all worth the same have no advantage, and nothing is learned from them."""
-    share = _column(history, "frac_reward_zero_std")
-    spread = _column(history, "reward_std")
+    share = column(history, "frac_reward_zero_std")
+    spread = column(history, "reward_std")
     if history.task != "grpo" or not (len(share) or len(spread)):
         return None
     same = float(np.mean(share)) if len(share) else float(np.mean(spread == 0))
@@ -102,7 +82,7 @@ def same_rewards(history: History) -> Finding | None:
 
 def cut_off(history: History) -> Finding | None:
     """Answers that end at the limit and not by themselves: their reward is that of a torso."""
-    clipped = _column(history, "completions/clipped_ratio")
+    clipped = column(history, "completions/clipped_ratio")
     if history.task != "grpo" or len(clipped) < WINDOW or median(clipped[-WINDOW:]) < SHORT_OF_TOKENS:
         return None
     return Finding("loss", "note", "explain.completions_cut", {"percent": 100 * median(clipped[-WINDOW:])})

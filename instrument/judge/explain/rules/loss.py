@@ -20,6 +20,10 @@ LEARNED = 0.05
 BY_HEART = 0.1
 # Nats a token of a language model that has not seen the rows; what begins lower may be a loss of another kind.
 UNTRAINED = 0.5
+# Kinds of training whose loss is near 0 by construction.
+NO_LOSS = ("grpo", "ppo")
+# A rate this far below its peak teaches little more; and what a schedule of steps takes away at once.
+SPENT, DROP = 0.1, 0.6
 # A drop at an epoch's border that is so many times the scatter of medians within the epochs is a stair.
 STAIR = 3.0
 # What fewer losses than a judgement needs are taken to scatter by: of single steps, and of means of a logging interval.
@@ -50,9 +54,9 @@ def nonfinite(history: History) -> Finding | None:
 
 
 def course(history: History) -> Finding | None:
-    """Down, flat, up, or down and up again, against its own scatter (judge/noise.py). GRPO's loss says nothing."""
+    """Down, flat, up, or down and up again, against its own scatter (judge/noise.py). GRPO's and PPO's say nothing."""
     step, loss = history.finite("loss")
-    if stock_zeros(history) or blew_up(history) is not None or history.task == "grpo":
+    if stock_zeros(history) or blew_up(history) is not None or history.task in NO_LOSS:
         return None
     if len(loss) < (4 if history.coarse == 1 else 3):
         return Finding("loss", "note", "explain.loss_short", {"n": len(loss)})
@@ -121,9 +125,9 @@ def no_model(history: History) -> Finding | None:
 def stock_zeros(history: History) -> list[int]:
     """Rows of a stock log with a loss of exactly 0: the filter's average of nothing (design section 6).
 
-    None for GRPO, whose loss is 0 by construction.
+    None for GRPO and PPO, whose loss is 0 by construction.
     """
-    if not history.stock or history.task == "grpo":
+    if not history.stock or history.task in NO_LOSS:
         return []
     return [int(step) for step, loss in zip(history.column("step"), history.column("loss"), strict=True) if loss == 0]
 
@@ -131,8 +135,8 @@ def stock_zeros(history: History) -> list[int]:
 def plateau(history: History) -> Finding | None:
     """The second half moved by less than SMALL although the first half fell: and the likeliest reason.
 
-    In this order, for each explains those after it: the rate has run out; the data were not seen once; prompts
-    are in the loss, which no adapter learns to predict.
+    In this order, for each explains those after it: the rate has run out, or fell at once where the loss still did;
+    the data were not seen once; prompts are in the loss, which no adapter learns to predict.
     """
     step, loss = history.finite("loss")
     fell = course(history)
@@ -146,14 +150,36 @@ def plateau(history: History) -> Finding | None:
     since = int(step[half])
     values = {"since": since, "loss": end, "moved": 100 * abs(middle - end) / middle}
     rate = history.column("learning_rate")
-    if rate[half] < 0.05 * max(rate.max(), 1e-30):
-        return Finding("loss", "note", "explain.plateau_rate", values | {"rate": float(rate[half])})
+    if np.isfinite(rate).any():
+        own = rate[np.isfinite(history.column("loss"))]
+        if median(own[half:]) < SPENT * np.nanmax(own):
+            return Finding("loss", "note", "explain.plateau_rate", values | {"rate": median(own[half:])})
+        if dropped := _stopped_by_a_drop(step, loss, own, middle):
+            return Finding("loss", "note", "explain.plateau_dropped", values | dropped)
     epochs = history.epochs
     if epochs is not None and epochs < 1:
         return Finding("loss", "note", "explain.plateau_first_epoch", values | {"share": 100 * epochs})
     if history.setting("data.train_on_inputs"):
         return Finding("loss", "watch", "explain.plateau_prompts", values)
     return None if epochs is None else Finding("loss", "note", "explain.plateau", values | {"epochs": epochs})
+
+
+def _stopped_by_a_drop(step: np.ndarray, loss: np.ndarray, rate: np.ndarray, level: float) -> dict[str, float]:
+    """A rate that fell at once where the loss was on its way down and then stayed; empty where none did.
+
+    A rate that is lowered because the loss has settled explains nothing: it was at its level before.
+    """
+    held = rate[1:] <= DROP * rate[:-1]
+    for at in np.flatnonzero(held & (rate[:-1] > 0)) + 1:
+        before, after = loss[max(0, at - WINDOW) : at], loss[at : at + WINDOW]
+        if len(before) < WINDOW or len(after) < WINDOW or rate[at:].max() > rate[at - 1] * DROP:
+            continue
+        earlier = median(loss[max(0, at - 3 * WINDOW) : at - WINDOW])
+        chance = 3 * 1.25 * scatter(np.diff(before)) / math.sqrt(2) * math.sqrt(2 / WINDOW)
+        fell = earlier - median(before)
+        if at >= 2 * WINDOW and fell > max(chance, SMALL * level) and abs(median(after) - level) <= 2 * SMALL * level:
+            return {"step": int(step[at]), "before": float(rate[at - 1]), "after": float(rate[at])}
+    return {}
 
 
 def stairs(history: History) -> Finding | None:

@@ -7,7 +7,8 @@ their answers (read/eval_rows.py), errors and confidence are told apart row by r
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from ...metrics import DECIDES, lower_is_better, measured, named
 from ...noise import Course, judge
 from ...paired import paired
 from ..finding import Finding
+from ..reconcile import BY_LOSS, BY_METRIC, CHOICE, MOVES
 from .evaluation import evaluated_rows, evaluations
 from .rows import stored
 
@@ -153,6 +155,31 @@ def confidence(history: History) -> Finding | None:
 def _wrong(rows: EvaluationRows) -> np.ndarray:
     assert rows.n_correct is not None
     return np.asarray(rows.n_correct) == 0
+
+
+def chosen(history: History, findings: Sequence[Finding]) -> list[Finding]:
+    """The findings, the checkpoint recommended by the metric that the run names and by nothing else.
+
+    Where it names one, advice to go by the other keeps its fact alone; where the loss turned the metric's is said.
+    """
+    name = named(history, measured(history))
+    if name is None:
+        return list(findings)
+    other = BY_METRIC if name.endswith("loss") else BY_LOSS
+    kept = [replace(f, advises=False) if MOVES.get(f.key, {}).get(CHOICE) == other else f for f in findings]
+    found = _decides(history)
+    turned = any(MOVES.get(f.key, {}).get(CHOICE) == BY_LOSS for f in findings)
+    if other == BY_METRIC or not turned or found is None or found.did.kind == "rose":
+        return kept
+    step, loss = evaluations(history)
+    best = int(np.argmin(-found.value if found.up else found.value))
+    values = {
+        "metric": name.removeprefix("eval_"),
+        "step": int(found.step[best]),
+        "best": found.text(found.value[best]),
+    }
+    values["loss_step"] = int(step[np.argmin(loss)])
+    return [*kept, Finding("eval_loss", "note", "explain.choice_metric", values)]
 
 
 def _decides(history: History) -> Measured | None:

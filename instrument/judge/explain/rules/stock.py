@@ -10,7 +10,7 @@ import math
 
 import numpy as np
 
-from ....read.history import History
+from ....read.history import PRINTED, History
 from ..finding import Finding, listed, median
 from .loss import stock_zeros
 
@@ -82,7 +82,7 @@ def other_step(history: History) -> Finding | None:
 
 def never_logged(history: History) -> Finding | None:
     """A loss that is printed as nan or inf: logging_nan_inf_filter is off. To the end, or in some lines."""
-    if not history.stock:
+    if not history.stock or "loss" not in history.steps.attrs.get(PRINTED, ("loss",)):  # rewards alone, as of PPO
         return None
     lost = ~np.isfinite(history.column("loss"))
     if not lost.any():
