@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from benchmarks.judging import draw
-from benchmarks.judging.__main__ import SEEDS, Rate, count, main, quick
+from benchmarks.judging import __main__ as judging
+from benchmarks.judging import bounds, draw
+from benchmarks.judging.__main__ import CRITICAL, SEEDS, Rate, count, critical, main, quick
 from benchmarks.judging.cells import FALSE, FOUND, PARTS, Cell, cells
 
 FEW = 4
@@ -60,3 +61,31 @@ def test_noise_is_drawn_with_a_standard_deviation_of_one():
     assert draw.expected_maximum(1, 0.0) == pytest.approx(1)
     # the mean of the largest of 50 normal values is 2.249; of its exponential at 0.3 a little above exp(0.675)
     assert np.log(draw.expected_maximum(50, 0.3)) == pytest.approx(0.3 * 2.249, abs=0.03)
+
+
+def test_the_best_test_of_a_spike_by_hand():
+    # G above 2.956 of 50 is Grubbs' table at 1 in 20; a spike of 12 deviations is found by any
+    assert bounds.spike(50, 0.1, 3.0, draws=2000) == 1.0
+    # three times the largest of 50 at 0.9 is 3.58 deviations above: a third of that is lost in the scatter of s
+    assert 0.70 < bounds.spike(50, 0.9, 3.0, draws=4000) < 0.86
+    assert bounds.spike(50, 0.9, 1.0, draws=4000) < bounds.spike(50, 0.9, 3.0, draws=4000)
+
+
+def test_a_bar_beyond_the_best_test_is_printed_as_short_and_asked_for_by_its_share():
+    cell = Cell("grad_norm", "x", 50, lambda random: [], frozenset(), FOUND, found=True, best=lambda: 0.78)
+    near, far, held = Rate(cell, 140, SEEDS), Rate(cell, 100, SEEDS), Rate(cell, 195, SEEDS)
+    assert (near.passes, near.short, far.short, held.short) == (False, False, True, False)
+    assert near.line().endswith("SHORT best test 78%")
+    assert held.line().endswith("PASS")
+    easy = Cell("grad_norm", "x", 50, lambda random: [], frozenset(), FOUND, found=True, best=lambda: 0.99)
+    assert Rate(easy, 180, SEEDS).short
+    assert Rate(easy, 180, SEEDS).line().endswith("SHORT")
+
+
+def test_critical_values_are_drawn(monkeypatch):
+    monkeypatch.setattr(judging, "CRITICAL", {4: 0.0, 6: 0.0, 40: 0.0})
+    drawn = critical(200)
+    # what is assumed of fewer than six values is not drawn; the others are those of noise.py within their scatter
+    assert list(drawn) == [6, 40]
+    assert drawn[6] == pytest.approx(CRITICAL[6], abs=0.6)
+    assert drawn[40] == pytest.approx(CRITICAL[40], abs=0.6)

@@ -136,12 +136,27 @@ def test_a_rate_that_moves_nothing_is_wrong_where_the_loss_stayed():
         ({"learning_rate": np.ones(200), "epoch": THRICE}, {}, "plateau"),
         ({"learning_rate": np.ones(200), "epoch": THRICE}, {"data": {"train_on_inputs": True}}, "plateau_prompts"),
         ({"learning_rate": np.exp(-np.arange(200) / 20), "epoch": THRICE}, {}, "plateau_rate"),
+        # a rate that was halved after the loss had settled explains nothing
+        ({"learning_rate": np.where(np.arange(200) < 80, 2.0, 1.0), "epoch": THRICE}, {}, "plateau"),
     ],
 )  # fmt: skip
 def test_a_plateau_and_why(columns, config, expected):
     assert key(loss.plateau(history(loss=settling(), config=config, **columns))) == expected
     still_falling = history(loss=falling(200), config=config, **columns)
     assert loss.plateau(still_falling) is None
+
+
+def test_a_rate_that_was_halved_where_the_loss_still_fell_explains_a_plateau():
+    at = np.arange(200)
+    level = 2 + np.maximum(1 - at / 80, 0) + 0.03 * np.random.default_rng(0).standard_normal(200)
+    rate = np.where(at < 80, 2e-4, 1e-4)
+    found = loss.plateau(history(loss=level, learning_rate=rate, epoch=THRICE))
+    assert found is not None
+    assert (key(found), found.values["step"], found.values["before"], found.values["after"]) == (
+        "plateau_dropped", 81, 2e-4, 1e-4,
+    )  # fmt: skip
+    warm_again = np.where(at < 80, 2e-4, np.where(at < 120, 1e-4, 2e-4))
+    assert key(loss.plateau(history(loss=level, learning_rate=warm_again, epoch=THRICE))) == "plateau"
 
 
 def test_stairs_at_the_borders_of_epochs():
