@@ -46,7 +46,15 @@ def lines(history: History, findings: list[Finding], lang: str, trainer: str | N
     """
     trainer = trainer or advised(history)
     n, evals = len(history.steps), len(history.evals)
-    text = [say_in(lang, "explain.head", name=history.name, n=n, evals=evals)]
+    many = history.coarse > 1 and history.stock and n > 0
+    head = {
+        "name": history.name,
+        "n": n,
+        "evals": evals,
+        "every": history.coarse,
+        "step": history.last_step if n else 0,
+    }
+    text = [say_in(lang, "explain.head_coarse" if many else "explain.head", **head)]
     if history.kind != "run":
         text.append(say_in(lang, "explain.head_stock"))
     for topic in TOPICS:

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from lora_train.instrument.judge.explain import explain
+from lora_train.instrument.judge.explain.reconcile import BY_LOSS, BY_METRIC, CHOICE, MOVES
 from lora_train.instrument.judge.explain.rules import metric
 from lora_train.instrument.read.eval_rows import EvaluationRows
 
@@ -72,6 +74,29 @@ def test_the_metric_that_the_run_names_is_judged_its_own_way(name, value, traini
     assert said(found) == expected
     if found is not None:
         assert found.sentence("en").startswith(name)
+
+
+@pytest.mark.parametrize("named", ["f1", "eval_f1", "loss", "eval_loss", None])
+def test_no_advice_goes_by_another_measure_than_the_run_names(named):
+    """The loss turned at step 10 while F1 rises to the end, and the other way round."""
+    training = {} if named is None else {"metric_for_best_model": named}
+    rises = RISES + WOBBLE[:20]
+    falls = np.where(np.arange(20) < 10, 0.8, 0.6) + WOBBLE[:20]
+    turned = np.where(np.arange(20) < 10, 0.5, 0.9) + 0.3 * WOBBLE[:20]
+    for loss, f1 in ((turned, rises), (turned, falls), (LEVEL, falls)):
+        made = evaluated(loss, more={"eval_f1": f1}, config={"training": training})
+        found = explain(made)
+        ways = {MOVES[f.key][CHOICE] for f in found if f.advises and f.hint("en") and CHOICE in MOVES.get(f.key, {})}
+        by = {"f1": {BY_METRIC}, "loss": {BY_LOSS}}.get((named or "").removeprefix("eval_"), ways)
+        assert len(ways) <= 1
+        assert ways <= by
+    made = evaluated(turned, more={"eval_f1": rises}, config={"training": training})
+    chosen = [f for f in explain(made) if f.key == "explain.choice_metric"]
+    assert bool(chosen) == (named in ("f1", "eval_f1"))
+    for finding in chosen:
+        best = int(np.argmax(rises))
+        assert finding.values["step"] == made.evals["step"][best]
+        assert finding.values["loss_step"] == made.evals["step"][int(np.argmin(turned))]
 
 
 def answered(rng: np.random.Generator, sharper: float, flips: int = 0, n: int = 1000) -> list[EvaluationRows]:
