@@ -29,7 +29,7 @@ QUICK = {"eval": (5, 12, 15, 40), "rows": (100,), "accuracy": (20,)}
 """Of each part the sizes that --quick counts; of the others QUICK_LINES."""
 QUICK_LINES = (200,)
 CRITICAL_SEEDS, BEYOND = 4000, 0.002
-NEAR_BEST = 0.8
+NEAR_BEST = 0.7
 
 
 @dataclass(frozen=True)

@@ -271,6 +271,8 @@ function near(y, i, way) {
   return false;
 }
 
-addEventListener("beforeprint", () => {
+// Nothing comes into view on paper.
+function drawAll() {
   for (const one of CHARTS) if (!one.plot) one.draw();
-});
+}
+addEventListener("beforeprint", drawAll);

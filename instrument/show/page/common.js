@@ -13,6 +13,7 @@ const t = (key, values = {}) =>
 // What Python wrote in every language, or one text for all.
 const said = (text) => (text && typeof text === "object" ? text[LANGUAGE()] : text);
 const DARK = matchMedia("(prefers-color-scheme: dark)");
+const PAPER = matchMedia("print");
 const MOVES = matchMedia("(prefers-reduced-motion: no-preference)");
 
 function remembered() {
@@ -220,6 +221,7 @@ function start(build) {
   DARK.addEventListener("change", () => {
     colours.clear();
     again();
+    if (PAPER.matches) drawAll(); // paper is light: a dark page changes its scheme after beforeprint
   });
   if (DATA.following) setTimeout(() => location.reload(), 5000);
 }

@@ -55,6 +55,19 @@ def drawn(page: Any, chart: str) -> dict[str, Any]:
     return page.evaluate(DRAWN, chart)
 
 
+@pytest.mark.parametrize("scheme", ["dark", "light"])
+def test_paper_has_every_chart_in_light_colours_and_nothing_cut_off(opened, run, scheme):
+    """Printing a dark page turns it light after `beforeprint`; nothing comes into view while it is printed."""
+    page = opened(write_report(run), color_scheme=scheme).page
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    page.emulate_media(media="print", color_scheme="light")
+    wait_until(page, "CHARTS.length > 3 && CHARTS.every((one) => one.plot)")
+    assert page.evaluate("css('--text')") == "#1f2328"
+    assert page.evaluate("getComputedStyle(document.querySelector('.status .verdict')).whiteSpace") == "normal"
+    cut = "[...document.querySelectorAll('.scroll')].filter((one) => getComputedStyle(one).overflowY !== 'visible')"
+    assert page.evaluate(cut + ".length") == 0
+
+
 @pytest.mark.parametrize("quantity", ["norm", "absmax", "nonfinite", "headroom"])
 def test_a_cell_shows_what_the_store_has(opened, run, quantity):
     page = opened(write_report(run)).page
