@@ -234,7 +234,7 @@ def critical(n: int) -> float:
 
 def from_table(table: Mapping[int, float], n: int) -> float:
     """The entry of the largest least number that n reaches."""
-    return next(table[least] for least in reversed(table) if n >= least)
+    return table[max(least for least in table if n >= least)]
 
 
 def judge(

@@ -55,6 +55,16 @@ WORDS: dict[str, str] = {
     "reward": "word.reward",
     "reward_std": "word.reward_std",
     "kl": "word.kl",
+    "scores": "word.ppo_scores",
+    "rlhf_reward": "word.ppo_rlhf_reward",
+    "non_score_reward": "word.ppo_non_score",
+    "approxkl_avg": "word.ppo_approxkl",
+    "clipfrac_avg": "word.ppo_clipfrac",
+    "policy_avg": "word.ppo_policy_loss",
+    "value_avg": "word.ppo_value_loss",
+    "val_ratio": "word.ppo_ratio",
+    "val_num_eos_tokens": "word.ppo_eos",
+    "episode": "word.ppo_episode",
     "completion_length": "word.completion_length",
     "completions_mean_length": "word.completion_length",
     "memory_reserved_gib": "word.memory_reserved",
@@ -73,7 +83,7 @@ WORDS: dict[str, str] = {
     "inf": "word.nan",
 }
 _UNIT = re.compile(r"\s*[(\[].*?[)\]]\s*$")
-_PREFIX = re.compile(r"^(train|eval|objective|actor|policy)/")
+_PREFIX = re.compile(r"^(eval|objective|actor|policy|loss)/")
 
 
 def known_word(word: str) -> str:
@@ -82,7 +92,7 @@ def known_word(word: str) -> str:
     Raises:
         SourceError: there is none; says which are near.
     """
-    plain = _UNIT.sub("", word.strip().lower())
+    plain = _UNIT.sub("", word.strip().lower()).removeprefix("train/")
     spellings = (plain, _PREFIX.sub("", plain), plain.replace("eval/", "eval_"), plain.removeprefix("train_"))
     for spelling in spellings:
         key = re.sub(r"[/\-\s.]+", "_", spelling)

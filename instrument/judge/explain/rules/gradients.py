@@ -24,6 +24,8 @@ from ...noise import deviation
 from ..finding import WINDOW, Finding, ends, listed, median
 
 FALSE, SPIKE_FACTOR = 0.035, 2.5
+# Of a handful of norms that differ by orders of magnitude nothing is unusual, and its exponential is no number.
+MOST = 100.0
 # Steps on either side whose median is the usual norm: many, as the median of a dozen scatters itself by a third.
 WIDEST = 100
 # A norm below this is none: bf16 and fp16 gradients that reach an adapter are larger by orders.
@@ -117,14 +119,14 @@ def _usual(norm: np.ndarray) -> tuple[np.ndarray, float]:
     beside = pd.Series(logs).rolling(width, center=True, min_periods=1).median().to_numpy("float64")
     out = logs - beside > deviation(logs - beside) * likely
     out[np.argmax(logs - beside)] = True
-    near = pd.Series(np.where(out, np.nan, logs)).rolling(width, center=True, min_periods=1)
+    near = pd.Series(logs).where(~out).rolling(width, center=True, min_periods=1)
     mean, m = near.mean().to_numpy("float64"), near.count().to_numpy("float64")
     above = np.where(m > 0, logs - mean, logs - beside)
     free = max(n - int(out.sum()) - 1, 1)
     sigma = math.sqrt(float(np.sum(above[~out] ** 2)) / free)
     # the normal deviate of Student's t, the other way round
     t = math.sqrt(free * math.expm1((likely * (8 * free + 3) / (8 * free + 1)) ** 2 / free))
-    return above / np.sqrt(1 + 1 / np.maximum(m, 1)), max(t * sigma, math.log(SPIKE_FACTOR))
+    return above / np.sqrt(1 + 1 / np.maximum(m, 1)), max(min(t * sigma, MOST), math.log(SPIKE_FACTOR))
 
 
 def never_finite(history: History) -> Finding | None:

@@ -22,6 +22,12 @@ from .build import falling, history
         ("completions/mean_length", "completions_mean_length"),
         ("Learning Rate", "learning_rate"),
         ("eval_f1", "eval_f1"),
+        ("train/loss", "loss"),
+        ("train/train_loss", "train_loss"),
+        ("objective/scores", "scores"),
+        ("train/objective/kl", "kl"),
+        ("loss/policy_avg", "policy_avg"),
+        ("val/ratio", "val_ratio"),
     ],
 )
 def test_a_word_is_found_in_every_spelling(word, known):

@@ -130,7 +130,9 @@ def test_evaluations_that_are_not_finite_are_named(tmp_path: Path, bad: str):
     records = [{"step": i, "loss": 2 - 0.02 * i, "learning_rate": 1e-4} for i in range(1, 31)]
     path = state(tmp_path, records)
     text = path.read_text()
-    evals = ", ".join(f'{{"step": {step}, "eval_loss": {bad}, "eval_runtime": 1.5, "epoch": 0.1}}' for step in (10, 20, 30))
+    evals = ", ".join(
+        f'{{"step": {step}, "eval_loss": {bad}, "eval_runtime": 1.5, "epoch": 0.1}}' for step in (10, 20, 30)
+    )
     path.write_text(text.replace("}], ", f"}}, {evals}], ", 1))
     keys, said_text = said(path)
     assert keys["eval_nan"] == "wrong"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -157,6 +158,30 @@ def test_a_rate_that_was_halved_where_the_loss_still_fell_explains_a_plateau():
     )  # fmt: skip
     warm_again = np.where(at < 80, 2e-4, np.where(at < 120, 1e-4, 2e-4))
     assert key(loss.plateau(history(loss=level, learning_rate=warm_again, epoch=THRICE))) == "plateau"
+
+
+@pytest.mark.parametrize(("height", "found"), [(2.8, False), (3.1, False), (3.7, True), (4.5, True)])
+@pytest.mark.parametrize("n_spikes", [1, 3])
+def test_a_spike_is_held_against_the_rest_whose_scatter_it_does_not_widen(height, found, n_spikes):
+    """Of 51 values the largest is 3.38 deviations of the rest above them in one run of 29: Student's t of 49, 1 in 1,430.
+
+    Three of one height, which would hide each other in a deviation that counts them, are told as well as one.
+    """
+    random = np.random.default_rng(1)
+    scores = np.array([NormalDist().inv_cdf((i + 0.5) / 51) for i in range(51)])
+    logs = 0.9 * random.permutation(scores / np.std(scores[2:-2], ddof=1) / 1.1)
+    at = [30, 10, 45][:n_spikes]
+    rest = np.delete(logs, at)
+    logs[at] = rest.mean() + height * rest.std(ddof=1) * np.sqrt(1 + 1 / len(rest))
+    told = gradients.spikes(history(loss=falling(51), grad_norm=np.exp(logs)))
+    assert (told is not None) == found
+    assert told is None or told.values["n"] == n_spikes
+
+
+def test_norms_that_differ_by_orders_of_magnitude_have_no_usual_value():
+    found = gradients.spread(history(loss=falling(4), grad_norm=[1e-11, 1e-3, 1e9, 1e30]))
+    assert found is not None
+    assert np.isfinite(found.values["unusual"])
 
 
 def test_stairs_at_the_borders_of_epochs():
