@@ -21,6 +21,7 @@ from lora_train.instrument.judge.noise import CRITICAL, noise_of, statistic
 from . import __doc__ as description
 from . import draw
 from .cells import PARTS, Cell, cells
+from .summary import summary
 
 FIRST_SEED = 1_000_000
 """The thresholds were chosen on seeds below this one."""
@@ -145,6 +146,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--workers", type=int, default=2, help="processes (2)")
     parser.add_argument("--quick", action="store_true", help=f"some sizes, {QUICK_SEEDS} seeds")
     parser.add_argument("--short", action="store_true", help="print only what falls short")
+    parser.add_argument("--summary", action="store_true", help="print the table of docs/measured.md at the end")
     parser.add_argument("--critical", action="store_true", help="print the table of critical values instead")
     options = parser.parse_args(arguments)
     if options.critical:
@@ -154,11 +156,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     places = quick() if options.quick else list(range(len(every)))
     places = [place for place in places if every[place].part in (options.part or PARTS)]
     began, n_short, n_beyond = time.monotonic(), 0, 0
+    counted = []
     for rate in measure(places, QUICK_SEEDS if options.quick else options.seeds, options.workers, options.first):
+        counted.append(rate)
         n_short += rate.short
         n_beyond += rate.best is not None
         if not (options.short and rate.passes):
             print(rate.line(), flush=True)
+    if options.summary:
+        print("\n".join(summary(counted)))
     beyond = f" and {n_beyond} beyond the best test" if n_beyond else ""
     print(f"{len(places)} cells, {n_short} short{beyond}, {time.monotonic() - began:.0f} s")
     return 1 if n_short else 0

@@ -28,9 +28,10 @@ def kinds() -> Iterator[Cell]:
         yield from _pair("rate cut too early", n, "plateau_dropped", _cut(n, late=True), _cut(n, late=False))
         yield from _pair("pairs learned", n, "pairs_learned", _pairs(n, 0.5), _pairs(n, 0.8))
         yield from _pair("pairs a toss", n, "pairs_toss", _pairs(n, 0.8), _pairs(n, 0.5))
-        yield from _pair("PPO score rises", n, "ppo_rose", _ppo(n, 0.0), _ppo(n, 3.0))
-        yield from _pair("PPO score falls", n, "ppo_fell", _ppo(n, 0.0), _ppo(n, -3.0))
-        yield from _pair("PPO pays in KL", n, "ppo_penalty", _ppo(n, 3.0), _ppo(n, 3.0, kl=6.0))
+        d = 5.0 if n < 80 else 3.0  # as of a line of evaluations
+        yield from _pair("PPO score rises", n, "ppo_rose", _ppo(n, 0.0), _ppo(n, d))
+        yield from _pair("PPO score falls", n, "ppo_fell", _ppo(n, 0.0), _ppo(n, -d))
+        yield from _pair("PPO pays in KL", n, "ppo_penalty", _ppo(n, d), _ppo(n, d, kl=2 * d))
         yield from _pair("PPO below zero KL", n, "ppo_kl_negative", _ppo(n, 0.0), _ppo(n, 0.0, kl=-3.0))
     for n in (12, 40, 80):
         yield Cell("kinds", "a rise that came back", n, explained(_hump(n)), ROSE, FALSE)
@@ -113,7 +114,7 @@ def _cut(n: int, *, late: bool) -> Make:
         fell = at * (random.uniform(0.2, 0.4) if late else 1.0)
         level = 1.5 + random.uniform(0.8, 2.0) * np.maximum(1 - np.arange(n) / fell, 0)
         rate = np.where(np.arange(n) < at, 1e-4, 1e-4 * random.uniform(0.12, 0.5))
-        loss = level + 0.03 * random.standard_normal(n)
+        loss = level + 0.02 * random.standard_normal(n)
         return draw.history(loss=loss, learning_rate=rate, epoch=np.linspace(0, 3, n))
 
     return make

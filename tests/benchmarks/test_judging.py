@@ -9,6 +9,7 @@ from benchmarks.judging import __main__ as judging
 from benchmarks.judging import bounds, draw
 from benchmarks.judging.__main__ import CRITICAL, SEEDS, Rate, count, critical, main, quick
 from benchmarks.judging.cells import FALSE, FOUND, PARTS, Cell, cells
+from benchmarks.judging.summary import summary
 
 FEW = 4
 EVERY = cells()
@@ -89,3 +90,16 @@ def test_critical_values_are_drawn(monkeypatch):
     assert list(drawn) == [6, 40]
     assert drawn[6] == pytest.approx(CRITICAL[6], abs=0.6)
     assert drawn[40] == pytest.approx(CRITICAL[40], abs=0.6)
+
+
+def test_a_summary_names_the_worst_cell_of_a_question():
+    def cell(noise: str, n: int) -> Cell:
+        return Cell("eval", f"constant, {noise}", n, lambda random: [], frozenset(), FALSE)
+
+    rates = [Rate(cell("Gaussian", 5), 2, SEEDS), Rate(cell("2 decimals", 40), 12, SEEDS)]
+    other = Rate(Cell("eval", "step", 12, lambda random: [], frozenset(), FOUND, found=True), 199, SEEDS)
+    lines = summary([*rates, other])[2:]
+    assert lines[0] == (
+        "| eval | constant | 5 to 40 | 2 | false, at most 5% | 6.0% (of 40) | 3.5% | constant, 2 decimals at 40 |"
+    )
+    assert lines[1] == "| eval | step | 12 | 1 | found, at least 95% | 99.5% (of 12) | 99.5% | none |"

@@ -171,13 +171,13 @@ def _stopped_by_a_drop(step: np.ndarray, loss: np.ndarray, rate: np.ndarray, lev
     """
     held = rate[1:] <= DROP * rate[:-1]
     for at in np.flatnonzero(held & (rate[:-1] > 0)) + 1:
-        before, after = loss[max(0, at - WINDOW) : at], loss[at : at + WINDOW]
+        half = max(WINDOW, at // 4) // 2  # the last quarter before, in two
+        before, after = loss[max(0, at - 2 * half) : at], loss[at : at + WINDOW]
         if len(before) < WINDOW or len(after) < WINDOW or rate[at:].max() > rate[at - 1] * DROP:
             continue
-        earlier = median(loss[max(0, at - 3 * WINDOW) : at - WINDOW])
-        chance = 3 * 1.25 * scatter(np.diff(before)) / math.sqrt(2) * math.sqrt(2 / WINDOW)
-        fell = earlier - median(before)
-        if at >= 2 * WINDOW and fell > max(chance, SMALL * level) and abs(median(after) - level) <= 2 * SMALL * level:
+        chance = 3 * 1.25 * scatter(np.diff(before)) / math.sqrt(2) * math.sqrt(2 / half)
+        fell = median(before[:half]) - median(before[half:])
+        if fell > max(chance, SMALL * level) and abs(median(after) - level) <= 2 * SMALL * level:
             return {"step": int(step[at]), "before": float(rate[at - 1]), "after": float(rate[at])}
     return {}
 

@@ -165,7 +165,7 @@ def test_a_rate_that_was_halved_where_the_loss_still_fell_explains_a_plateau():
     [(1, 2.8, False), (1, 3.1, False), (1, 3.7, True), (1, 4.5, True), (3, 3.1, False), (3, 4.5, True)],
 )
 def test_a_spike_is_held_against_the_rest_whose_scatter_it_does_not_widen(n_spikes, height, found):
-    """Of 51 values the largest is 3.38 deviations of the rest above them in one run of 29: Student's t of 49 at 1 / 1430.
+    """Of 51 values the largest is 3.38 deviations of the rest above them in one run of 29, as Student's t of 49 has it.
 
     Three of one height, which would hide each other in a deviation that counts them, are told as well as one.
     """
