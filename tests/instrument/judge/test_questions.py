@@ -11,7 +11,7 @@ import pytest
 from lora_train.instrument.judge.explain import History, explain, glossary, lines
 from lora_train.instrument.messages import LANGUAGES
 
-from .explain.build import history
+from .explain.build import history, settling
 
 RANDOM = np.random.default_rng(0)
 
@@ -81,7 +81,29 @@ def koalpaca() -> History:
     )
 
 
-RUNS = {"axolotl": axolotl, "imdb": imdb, "koalpaca": koalpaca}
+def stuck() -> History:
+    """A loss that stays near 1.9 after a tenth of the data, cut off far before its planned end."""
+    i = np.arange(200)
+    made = history(
+        kind="trainer",
+        coarse=10,
+        loss=settling(200, first=3.0, last=1.9),
+        learning_rate=1e-4 * (1 - i / 500),
+        epoch=0.09 * (i + 1) / 200,
+        finished=False,
+    )
+    made.planned = 50_000
+    return made
+
+
+def in_stairs() -> History:
+    """Three epochs, a drop at each border."""
+    epoch = np.arange(1, 121) / 40
+    loss = 3 - 0.5 * np.ceil(epoch - 1e-9) + 0.02 * RANDOM.standard_normal(120)
+    return history(kind="trainer", loss=loss, epoch=epoch)
+
+
+RUNS = {"axolotl": axolotl, "imdb": imdb, "koalpaca": koalpaca, "stuck": stuck, "in stairs": in_stairs}
 ANSWERS = [
     (1, "axolotl", "how surprised the model is by the tokens"),
     (4, "axolotl", "No value is the goal"),
@@ -104,7 +126,12 @@ ANSWERS = [
     (68, "koalpaca", "It is not overfitting"),
     (69, "koalpaca", "Next time it may be another step"),
     (71, "koalpaca", "The learning rate stands still"),
+    (70, "koalpaca", "sdpa attention and fp32 for the module that overflows"),
     (73, "koalpaca", "the weights are not"),
+    (74, "koalpaca", "layers and rows are not in it"),
+    (57, "stuck", "The run has not finished; its last step so far is 2,000"),
+    (75, "stuck", "Learning has not ended for that"),
+    (76, "in stairs", "rows seen again are partly known by heart"),
 ]
 
 
@@ -145,6 +172,8 @@ def test_nothing_false_is_said_to_the_askers(run, lang):
         "imdb": {"eval_rose", "overfitting", "loss_flat"},
         "axolotl": {"underfitting", "eval_rare"},
         "koalpaca": {"loss_flat"},
+        "stuck": {"plateau", "loss_flat"},
+        "in stairs": {"loss_flat", "plateau"},
     }
     assert found & false[run] == set()
     if run == "imdb":
