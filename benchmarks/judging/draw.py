@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -82,6 +83,7 @@ def grad_norms(n: int, sigma: float, random: Random) -> np.ndarray:
     return np.exp(sigma * random.standard_normal(n))
 
 
+@lru_cache(maxsize=64)
 def expected_maximum(n: int, sigma: float) -> float:
     """Of n log-normal norms: the mean of their largest, by quadrature over its distribution."""
     from statistics import NormalDist
