@@ -53,7 +53,7 @@ GOES_ON = 2.5
 ENDED = {0: -0.7, 40: 0.7}
 # Standard errors of the best of those shapes that chance alone seldom reaches, by the least number of values; what it
 # costs in false verdicts is printed by python -m benchmarks.judging.
-FALL = {0: 4.3, 10: 3.4, 40: 2.7}
+FALL = {0: 4.3, 10: 3.4, 40: 2.8}
 # Fewer are too few to say that nothing moved.
 STAYS = 10
 # A rise of so many values or more is over where the last ones keep less of it than this.
