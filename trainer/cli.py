@@ -67,11 +67,14 @@ def _train(arguments: Namespace) -> int:
     from .checks.own_code import own_word
     from .checks.read_config import read_config
     from .console import note, quiet_libraries
-    from .hub import ask_ahead
+    from .hub import ask_first
 
     config = read_config(arguments.config, arguments.overrides, note)
     config = own_word(config, arguments.config, arguments.overrides)
-    ask_ahead(config.model.name_or_path)
+    ask_first(config.model.name_or_path, config.model.revision)
+    for source in (config.data.train, config.data.eval or []):
+        for name in [source] if isinstance(source, str) else source:
+            ask_first(name, kind="dataset")
     quiet_libraries()
     if arguments.dry_run:
         from .dry_run.show import dry_run
@@ -92,7 +95,7 @@ def _merge_arguments(parser: ArgumentParser) -> None:
 
 def _merge(arguments: Namespace) -> int:
     from .console import quiet_libraries
-    from .hub import ask_ahead
+    from .hub import ask_first
     from .verbs.adapter_folder import require_new_folder
     from .verbs.adapter_kinds import MERGE, usable_adapter
 
@@ -101,7 +104,7 @@ def _merge(arguments: Namespace) -> int:
     beside = run / "merged" if adapter.folder != run else run.resolve().with_name(f"{run.resolve().name}-merged")
     output = arguments.output or beside
     require_new_folder(output)
-    ask_ahead(adapter.base)
+    ask_first(adapter.base, adapter.revision)
     quiet_libraries()
     from .verbs.merge import Request, merge  # imports torch, which takes seconds
 
@@ -121,11 +124,11 @@ def _chat_arguments(parser: ArgumentParser) -> None:
 
 def _chat(arguments: Namespace) -> int:
     from .console import quiet_libraries
-    from .hub import ask_ahead
+    from .hub import ask_first
     from .verbs.adapter_kinds import CHAT, usable_adapter
 
     adapter = usable_adapter(arguments.run, CHAT, arguments.trust_remote_code)
-    ask_ahead(adapter.base)
+    ask_first(adapter.base, adapter.revision)
     quiet_libraries()
     from .verbs.chat import Request, chat  # imports torch, which takes seconds
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import hashlib
 import os
 import shutil
 from collections.abc import Sequence
@@ -34,6 +33,7 @@ from ..config.settings import with_settings
 from ..errors import Problem, UserError, first_line, problem
 from ..hub import limit_first_answer, refusal
 from ..patterns import require_quick
+from ..saved.whole import sha256_of
 from .heads import HEAD_MODULES, linears_in, mark_new, n_places, new_modules
 
 # task_type -> the class that has its head
@@ -96,7 +96,7 @@ def converted_gguf(path: Path) -> Path:
     Kept under $XDG_CACHE_HOME/lora-train (~/.cache/lora-train).
     """
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lora-train" / "gguf"
-    folder = cache / f"{path.stem}-{_sha256(path)[:16]}"
+    folder = cache / f"{path.stem}-{sha256_of(path)[:16]}"
     if folder.is_dir():
         return folder
     partial = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
@@ -334,11 +334,3 @@ def linear_names(base: PreTrainedModel) -> list[str]:
 def trainable(model: PeftModel) -> dict[str, torch.nn.Parameter]:
     """The parameters that are trained, by name."""
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()

@@ -6,8 +6,8 @@ import json
 import os
 import shutil
 import subprocess
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,33 +15,22 @@ from lora_train.trainer.loop.checkpoint import checkpoints
 from lora_train.trainer.saved.state import STATE
 from lora_train.trainer.saved.whole import what_is_torn
 
-from ...conftest import COMMAND_ENVIRONMENT
+from ...runs import earlier
 from ..test_cli import steps_of, write_config
+from .forked import Disturbed, forked
 
-# The command in a process where a function, once it is called, first does what a line of Python says.
-DISTURBED = """
-import importlib, os, signal, sys
-where, name, calls, line = (sys.argv.pop() for _ in range(4))
-module = importlib.import_module("lora_train." + where)
-inner, called = getattr(module, name), 0
-def disturbed(*arguments, **keywords):
-    global called
-    called += 1
-    if called == int(calls):
-        exec(line)
-    return inner(*arguments, **keywords)
-setattr(module, name, disturbed)
-from lora_train.trainer.cli import main
-sys.exit(main())
-"""
 INT, TERM = (f"os.kill(os.getpid(), signal.{name})" for name in ("SIGINT", "SIGTERM"))
 
 
-def disturbed(where: str, calls: int, line: str, *arguments: object) -> subprocess.CompletedProcess:
-    """Runs the command; `line` comes before the `calls`-th call of a function."""
-    module, name = where.split(":")
-    command = [sys.executable, "-c", DISTURBED, *map(str, arguments), line, str(calls), name, module]
-    return subprocess.run(command, env=COMMAND_ENVIRONMENT, capture_output=True, text=True, timeout=180, check=False)
+@pytest.fixture(scope="module")
+def disturbed(tmp_path_factory) -> Iterator[Disturbed]:
+    with forked(tmp_path_factory.mktemp("forked")) as run:
+        yield run
+
+
+@pytest.fixture
+def undisturbed(disturbed: Disturbed) -> Callable[..., subprocess.CompletedProcess]:
+    return partial(disturbed, "", 0, "")
 
 
 def assert_in_words(result: subprocess.CompletedProcess, code: int, run: Path) -> None:
@@ -59,7 +48,7 @@ def config(tiny_models, tmp_path) -> Path:
     return path
 
 
-SAVE, EVALUATE = "trainer.saved.whole:_sha256", "trainer.loop.evaluate:collate"
+SAVE, EVALUATE = "trainer.saved.whole:sha256_of", "trainer.loop.evaluate:collate"
 
 
 @pytest.mark.parametrize(
@@ -72,24 +61,24 @@ SAVE, EVALUATE = "trainer.saved.whole:_sha256", "trainer.loop.evaluate:collate"
         ("trainer.run.start:build", 1, TERM, 143, None),
     ],
 )
-def test_a_signal_at_any_moment(config, tmp_path, cli, where, calls, line, code, step):
+def test_a_signal_at_any_moment(config, tmp_path, disturbed, undisturbed, where, calls, line, code, step):
     run = tmp_path / "run"
     result = disturbed(where, calls, line, "--config", config)
     assert_in_words(result, code, run)
     assert ("go on with --resume auto" in result.stdout) or ("interrupted; `--resume auto`" in result.stderr)
     assert [path.name for path in checkpoints(run)][-1:] == ([f"checkpoint-{step}"] if step else [])
     if step is not None:
-        again = cli("--config", config, "--resume", "auto")
+        again = undisturbed("--config", config, "--resume", "auto")
         assert_in_words(again, 0, run)
         assert f"going on after step {step}" in again.stdout
 
 
-def test_an_evaluation_that_was_cut_short_is_made_when_the_run_goes_on(config, tmp_path, cli):
-    assert cli("--config", config, f"training.output_dir={tmp_path / 'straight'}").returncode == 0
+def test_an_evaluation_that_was_cut_short_is_made_when_the_run_goes_on(config, tmp_path, disturbed, undisturbed):
+    assert undisturbed("--config", config, f"training.output_dir={tmp_path / 'straight'}").returncode == 0
     assert disturbed(EVALUATE, 3, INT, "--config", config).returncode == 130
     state = json.loads((tmp_path / "run" / "checkpoint-2" / STATE).read_text())
     assert (state["evaluation_due"], state["evaluations"]) == (True, [])
-    assert cli("--config", config, "--resume", "auto").returncode == 0
+    assert undisturbed("--config", config, "--resume", "auto").returncode == 0
     states = [json.loads((tmp_path / run / "checkpoint-6" / STATE).read_text()) for run in ("run", "straight")]
     assert states[0]["evaluations"] == states[1]["evaluations"]
     assert [step for step, _ in states[0]["evaluations"]] == [2, 4, 6]
@@ -121,7 +110,7 @@ POISON = "arguments[0].model.base_model.model.model.layers[0].mlp.down_proj.base
 
 
 @pytest.mark.parametrize("kib_left", [0, 8])
-def test_a_collapse_on_a_full_disk_keeps_its_diagnosis(config, small_disk, cli, kib_left):
+def test_a_collapse_on_a_full_disk_keeps_its_diagnosis(config, small_disk, disturbed, undisturbed, kib_left):
     run = small_disk / "run"
     line = f"{POISON}\n{fill(small_disk, kib_left)}"
     settings = [f"training.output_dir={run}", "precision.on_collapse=stop"]
@@ -138,7 +127,7 @@ def test_a_collapse_on_a_full_disk_keeps_its_diagnosis(config, small_disk, cli, 
     assert ("Nothing is lost" in result.stdout) == whole == ("checkpoint-4 written" in result.stdout)
     assert ("the steps after checkpoint-3, the newest whole checkpoint" in result.stdout) == (not whole)
     (small_disk / "fill").unlink()
-    again = cli("--config", config, settings[0], "--resume", "auto")
+    again = undisturbed("--config", config, settings[0], "--resume", "auto")
     assert_in_words(again, 0, run)
 
 
@@ -153,7 +142,7 @@ def test_a_collapse_on_a_full_disk_keeps_its_diagnosis(config, small_disk, cli, 
         ("trainer.run.finish:compact_stats", 1, 0, "the statistics could not be made smaller"),
     ],
 )
-def test_a_disk_that_is_full_from_one_moment_on(config, small_disk, where, calls, code, said):
+def test_a_disk_that_is_full_from_one_moment_on(disturbed, config, small_disk, where, calls, code, said):
     run = small_disk / "run"
     result = disturbed(where, calls, fill(small_disk, 0), "--config", config, f"training.output_dir={run}")
     assert_in_words(result, code, run)
@@ -162,9 +151,91 @@ def test_a_disk_that_is_full_from_one_moment_on(config, small_disk, where, calls
         assert "step 6/6" in result.stdout
 
 
-def test_a_folder_that_nobody_may_write_in_is_said(config, small_disk, cli):
+def test_a_folder_that_nobody_may_write_in_is_said(config, small_disk, disturbed, undisturbed):
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
-    result = cli("--config", config, f"training.output_dir={small_disk / 'run'}")
+    result = undisturbed("--config", config, f"training.output_dir={small_disk / 'run'}")
     assert (result.returncode, "Traceback" in result.stderr) == (2, False)
     assert "cannot be written: Read-only file system" in result.stderr
     assert os.listdir(small_disk) == []
+
+
+HEALING = "trainer.collapse.handle:"
+
+
+@pytest.fixture
+def collapsing(tmp_path, monkeypatch) -> Path:
+    """A run whose step 6 overflows float16, checkpoint-4 before it; a remedy heals it."""
+    earlier.prepare(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    settings = earlier.settings("collapsed")
+    for section, key in (("model", "name_or_path"), ("data", "train"), ("data", "eval"), ("training", "output_dir")):
+        settings[section][key] = str(tmp_path / settings[section][key])
+    settings["precision"]["on_collapse"] = "heal"
+    path = tmp_path / "run.yaml"
+    path.write_text(json.dumps(settings))
+    return path
+
+
+@pytest.mark.parametrize("policy", ["heal", "stop"])
+@pytest.mark.parametrize("moment", ["diagnose", "write_capsule", "try_out", "write_diagnosis", "show"])
+def test_a_signal_while_a_collapse_is_looked_at(collapsing, tmp_path, disturbed, undisturbed, moment, policy):
+    """The run is at its end in any case, or stops before it goes on healed: what was found and the state are kept."""
+    run = tmp_path / "collapsed"
+    result = disturbed(f"{HEALING}{moment}", 1, TERM, "--config", collapsing, f"precision.on_collapse={policy}")
+    assert_in_words(result, {"heal": 143, "stop": 3}[policy], run)
+    assert "COLLAPSE at step 6" in result.stdout
+    assert (run / "checkpoint-5").is_dir()
+    assert len(list(run.glob("incidents/*/diagnosis.json"))) == 1
+    if policy == "heal":
+        assert "--resume auto" in result.stdout.splitlines()[-1]
+        again = undisturbed("--config", collapsing, "--resume", "auto")
+        assert_in_words(again, 0, run)
+        assert [row["step"] for row in steps_of(run)] == list(range(1, 9))
+        assert [bool(row["skipped"]) for row in steps_of(run)] == [False] * 8
+
+
+@pytest.mark.parametrize("moment", ["diagnose", "write_capsule", "try_out", "write_diagnosis", "show"])
+def test_a_second_signal_while_a_collapse_is_looked_at(collapsing, tmp_path, disturbed, undisturbed, moment):
+    run = tmp_path / "collapsed"
+    result = disturbed(f"{HEALING}{moment}", 1, f"{INT}; {INT}", "--config", collapsing)
+    assert_in_words(result, 130, run)
+    assert "interrupted; `--resume auto`" in result.stderr
+    again = undisturbed("--config", collapsing, "--resume", "auto")
+    assert_in_words(again, 0, run)
+    assert [row["step"] for row in steps_of(run)] == list(range(1, 9))
+
+
+NO_LARGE_FILE = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({0}, {0}))"
+NO_QUOTA = """
+def over(*_, **__):
+    raise OSError(122, os.strerror(122))
+import lora_train.instrument.read.store as store, lora_train.trainer.loop.checkpoint as checkpoint
+import lora_train.instrument.record.capsule as capsule
+store.MetricsLog.write = store.StatsWriter.write = over
+checkpoint.save_file = capsule.save_file = capsule.write_text = over
+"""
+
+
+@pytest.mark.parametrize("policy", ["continue", "stop"])
+@pytest.mark.parametrize(
+    ("moment", "line", "what"),
+    [
+        ("trainer.loop.train:train_step", NO_LARGE_FILE.format(0), "File too large"),
+        ("trainer.loop.train:train_step", NO_LARGE_FILE.format(9000), "File too large"),
+        ("trainer.loop.train:train_step", NO_QUOTA, "Disk quota exceeded"),
+        (f"{HEALING}diagnose", NO_LARGE_FILE.format(0), "File too large"),
+    ],
+    ids=["no file", "small files", "quota", "no file after it"],
+)
+def test_a_collapse_where_nothing_can_be_written_keeps_its_diagnosis(
+    collapsing, tmp_path, disturbed, undisturbed, moment, line, what, policy
+):
+    run = tmp_path / "collapsed"
+    calls = 6 if moment.endswith("train_step") else 1
+    result = disturbed(moment, calls, line, "--config", collapsing, f"training.on_write_error={policy}")
+    assert_in_words(result, 3, run)
+    for text in ("COLLAPSE at step 6", what, "the steps after checkpoint-4, the newest whole checkpoint"):
+        assert text in result.stdout
+    again = undisturbed("--config", collapsing, "--resume", "auto")
+    assert_in_words(again, 0, run)
+    assert [row["step"] for row in steps_of(run)] == list(range(1, 9))
