@@ -82,7 +82,8 @@ def _disturb(where: str, name: str, calls: int, line: str) -> None:
         nonlocal called
         called += 1
         if called == calls:
-            exec(line, {"os": os, "signal": signal, "arguments": arguments})
+            code = compile(line, "<line>", "exec")  # of a string, Python takes an interruption for one nobody caught
+            exec(code, {"os": os, "signal": signal, "arguments": arguments})
         return inner(*arguments, **keywords)
 
     setattr(module, name, disturbed)
