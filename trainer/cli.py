@@ -9,7 +9,6 @@ import argparse
 import difflib
 import importlib.metadata
 import math
-import os
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Sequence
@@ -21,12 +20,13 @@ from ..instrument.judge.wording import TRAINERS
 from ..instrument.messages import LANGUAGES, language, say
 from ..kernels.cpu_level import LevelError
 from .collapse import replay_arguments
-from .errors import UserError, in_words, problem
+from .errors import UserError, drop_output, in_words, is_output_lost, problem, tell
 from .signals import interruptible, last_word
 from .verbs import advise, lengthen
 from .verbs.answers.evaluate import evaluate_arguments, run_evaluate
 from .verbs.answers.predict import predict_arguments, run_predict
 
+EXIT_DISK = 1
 EXIT_USER_ERROR = 2
 EXIT_BROKEN_PIPE = 141
 
@@ -267,6 +267,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line and returns the exit code: 0 done, 2 wrong input, 3 collapsed, 130/143 interrupted."""
     argv = list(sys.argv[1:] if argv is None else argv)
     argv = argv[1:] if argv[:1] == ["train"] else argv  # as other trainers are called
+    try:
+        return _main(argv)
+    finally:
+        drop_output()
+
+
+def _main(argv: list[str]) -> int:
     verb = VERBS.get(argv[0]) if argv else None
     try:
         if verb is not None:
@@ -280,15 +287,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return interruptible(lambda: TRAIN.run(arguments), say("cli.interrupted"))
     except KeyboardInterrupt as error:  # before training, or a second time: what was half written is gone
         return last_word(say("cli.interrupted" if verb is None else "cli.verb_interrupted"), error)
-    except BrokenPipeError:  # `lora-train inspect RUN | head`: Python would complain once more when it closes stdout
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # `lora-train inspect RUN | head`
         return EXIT_BROKEN_PIPE
     except (UserError, LevelError, OSError) as error:
         sentence = in_words(error)
         if sentence is None or "--debug" in argv:
             raise
-        print(sentence, file=sys.stderr)
-        return EXIT_USER_ERROR
+        tell(sentence)
+        return EXIT_DISK if is_output_lost(error) else EXIT_USER_ERROR
 
 
 def _refuse_unknown_verb(argv: Sequence[str]) -> None:

@@ -8,12 +8,14 @@ the last word is said    nothing more: the interpreter is closing
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
-import sys
 import threading
 from collections.abc import Callable
 from types import FrameType
+
+from .errors import tell
 
 NUMBERS = (signal.SIGINT, signal.SIGTERM)
 
@@ -27,7 +29,8 @@ def interruptible(run: Callable[[], int], sentence: str) -> int:
     """
 
     def leave(number: int, _frame: FrameType | None) -> None:
-        os.write(2, f"{sentence}\n".encode())
+        with contextlib.suppress(OSError):
+            os.write(2, f"{sentence}\n".encode())
         os._exit(128 + number)
 
     if threading.current_thread() is not threading.main_thread():
@@ -43,7 +46,7 @@ def interruptible(run: Callable[[], int], sentence: str) -> int:
 
 def last_word(sentence: str, error: KeyboardInterrupt) -> int:
     """Says it; the exit code."""
-    print(sentence, file=sys.stderr)
+    tell(sentence)
     return ended_by(error.args[0] if error.args else signal.SIGINT)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import signal
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -26,7 +25,7 @@ from ..data.examples import Dataset
 from ..data.load import load_data, with_format
 from ..dry_run.outlook import outlook_of
 from ..dry_run.preview import unit_name
-from ..errors import Stopped, UserError, problem
+from ..errors import Stopped, UserError, problem, tell
 from ..log.trackers import Trackers
 from ..loop.checkpoint import checkpoints, drop_partial, restore, set_aside_after, step_of
 from ..loop.components import Components, build
@@ -133,7 +132,7 @@ def _run(
                 break
             outcome = start(launch, outcome.config, outcome.checkpoint, healing=True)
     except Stopped as error:
-        print(error, file=sys.stderr)
+        tell(error)
         return 1
     finally:
         launch.lock.release()

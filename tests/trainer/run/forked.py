@@ -56,19 +56,30 @@ def main() -> int:
     for name in LOADED:
         importlib.import_module(f"lora_train.{name}")
     for line in sys.stdin:
+        asked = json.loads(line)
+        streams = [_into(Path(asked[name])) for name in ("out", "err")]
         child = os.fork()
         if child == 0:
-            return _run(json.loads(line))
-        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+            for number, stream in enumerate(streams, start=1):
+                os.dup2(stream.stdin.fileno(), number)  # pyright: ignore[reportOptionalMemberAccess]
+            return _run(asked)
+        _, status = os.waitpid(child, 0)
+        for stream in streams:
+            stream.communicate()
+        print(os.waitstatus_to_exitcode(status), flush=True)
     return 0
+
+
+def _into(file: Path) -> subprocess.Popen:
+    """A process that writes a file: the child's limits on files are not for what it prints."""
+    with file.open("wb") as output:
+        return subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=output)
 
 
 def _run(asked: dict[str, Any]) -> int:
     from lora_train.trainer.cli import main as command
 
     signal.alarm(SECONDS)
-    for number, name in ((1, "out"), (2, "err")):
-        os.dup2(os.open(asked[name], os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644), number)
     if asked["where"]:
         _disturb(*asked["where"].split(":"), asked["calls"], asked["line"])
     return command(asked["arguments"])

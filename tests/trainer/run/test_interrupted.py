@@ -239,3 +239,17 @@ def test_a_collapse_where_nothing_can_be_written_keeps_its_diagnosis(
     again = undisturbed("--config", collapsing, "--resume", "auto")
     assert_in_words(again, 0, run)
     assert [row["step"] for row in steps_of(run)] == list(range(1, 9))
+
+
+def test_a_log_on_a_full_disk_does_not_end_the_run(config, tmp_path, disturbed):
+    """`lora-train ... > log`: what is said is lost, nothing else."""
+    line = "os.dup2(os.open('/dev/full', os.O_WRONLY), 1)"
+    result = disturbed("trainer.loop.train:train_step", 3, line, "--config", config)
+    assert_in_words(result, 0, tmp_path / "run")
+    assert (tmp_path / "run" / "adapter" / "adapter_model.safetensors").is_file()
+    assert result.stderr == ""
+    collapse = "\n".join((line, POISON))
+    settings = [f"training.output_dir={tmp_path / 'again'}", "precision.on_collapse=stop"]
+    result = disturbed("trainer.loop.train:train_step", 5, collapse, "--config", config, *settings)
+    assert_in_words(result, 3, tmp_path / "again")
+    assert len(list(tmp_path.glob("again/incidents/*/diagnosis.json"))) == 1
