@@ -21,7 +21,7 @@ from ..instrument.messages import LANGUAGES, language, say
 from ..kernels.cpu_level import LevelError
 from .collapse import replay_arguments
 from .errors import UserError, drop_output, in_words, is_output_lost, problem, tell
-from .signals import interruptible, last_word
+from .signals import ended_in_order, interruptible, last_word
 from .verbs import advise, lengthen
 from .verbs.answers.evaluate import evaluate_arguments, run_evaluate
 from .verbs.answers.predict import predict_arguments, run_predict
@@ -277,7 +277,8 @@ def _main(argv: list[str]) -> int:
     verb = VERBS.get(argv[0]) if argv else None
     try:
         if verb is not None:
-            code = verb.run(_parser(argv[0], verb).parse_args(argv[1:]))
+            with ended_in_order():
+                code = verb.run(_parser(argv[0], verb).parse_args(argv[1:]))
             sys.stdout.flush()  # here, where a pipe that was closed is caught
             return code
         _refuse_unknown_verb(argv)

@@ -83,6 +83,12 @@ def first_line(error: BaseException, typed: bool = False) -> str:
     return (f"{name}: {text}".strip() if typed else text or name).split("\n")[0]
 
 
+def reason(error: OSError) -> str:
+    """What the system says, and of which file where it names one."""
+    what = error.strerror or first_line(error)
+    return f"{what} ({error.filename})" if error.filename else what
+
+
 def problem(key: str, /, **values: Any) -> Problem:
     """The problem whose sentences are `key` and, where the catalogue has it, `key.hint`."""
     hint = f"{key}.hint"

@@ -3,6 +3,7 @@
 start-up                 at once: libraries that are being imported do not survive an exception in their midst
 the folder is open       KeyboardInterrupt: what is half written goes (loop/session.py, Stop)
 training                 after the step in flight; a second one as before
+a verb                   KeyboardInterrupt
 the last word is said    nothing more: the interpreter is closing
 """
 
@@ -12,7 +13,7 @@ import contextlib
 import os
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import FrameType
 
 from .errors import tell
@@ -42,6 +43,27 @@ def interruptible(run: Callable[[], int], sentence: str) -> int:
         for number, handler in old.items():
             signal.signal(number, handler)
     return ended_by(code - 128) if code - 128 in NUMBERS else code
+
+
+@contextlib.contextmanager
+def ended_in_order() -> Iterator[None]:
+    """SIGTERM raises KeyboardInterrupt, as SIGINT does: a verb's half-written files go.
+
+    Raises:
+        KeyboardInterrupt: carries the signal's number.
+    """
+
+    def end(number: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt(number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    old = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, old)
 
 
 def last_word(sentence: str, error: KeyboardInterrupt) -> int:

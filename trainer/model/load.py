@@ -308,7 +308,7 @@ def require_modules(base: PreTrainedModel, key: str, wanted: Sequence[str] | str
     """
     if wanted is None or isinstance(wanted, str):
         return
-    names = [name for name, _ in base.named_modules()]
+    names = [name for name, _ in base.named_modules() if name]  # the model itself has none: "" would match it
     missing = [name for name in wanted if not any(f".{own}".endswith(f".{name}") for own in names)]
     if not missing or (key == "lora.target_modules" and len(missing) == len(wanted)):
         return  # none matches: peft says so

@@ -15,6 +15,7 @@ from lora_train.trainer.loop.checkpoint import checkpoints
 from lora_train.trainer.saved.state import STATE
 from lora_train.trainer.saved.whole import what_is_torn
 
+from ...conftest import DATA
 from ...runs import earlier
 from ..test_cli import steps_of, write_config
 from .forked import Disturbed, forked
@@ -253,3 +254,17 @@ def test_a_log_on_a_full_disk_does_not_end_the_run(config, tmp_path, disturbed):
     result = disturbed("trainer.loop.train:train_step", 5, collapse, "--config", config, *settings)
     assert_in_words(result, 3, tmp_path / "again")
     assert len(list(tmp_path.glob("again/incidents/*/diagnosis.json"))) == 1
+
+
+@pytest.mark.parametrize(("line", "code"), [(INT, 130), (TERM, 143)])
+def test_a_signal_while_a_verb_writes_leaves_nothing_half_written(config, tmp_path, disturbed, undisturbed, line, code):
+    run = tmp_path / "run"
+    assert undisturbed("--config", config).returncode == 0
+    before = sorted(tmp_path.rglob("*"))
+    result = disturbed("trainer.verbs.merge:commit", 1, line, "merge", run)
+    assert_in_words(result, code, run)
+    assert result.stderr == "interrupted; nothing was left half written\n"
+    output = ["-o", tmp_path / "answers.jsonl"]
+    result = disturbed("trainer.verbs.answers.predict:_texts", 1, line, "predict", run, DATA, *output)
+    assert_in_words(result, code, run)
+    assert sorted(tmp_path.rglob("*")) == before
