@@ -295,6 +295,7 @@ def replay(folder: Path) -> Target:
 
 def gguf(folder: Path) -> Target:
     from lora_train.trainer.model.gguf import converted_gguf
+
     from tests.trainer.model.test_gguf import write_llama
 
     place = folder / "gguf"
