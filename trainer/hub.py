@@ -98,7 +98,7 @@ def ask_first(name: str, revision: str | None = None, kind: str = "model") -> No
     try:
         if kind == "dataset":
             HfApi().dataset_info(name)
-        elif get_hf_file_metadata(hf_hub_url(name, "config.json", revision=revision)).commit_hash is None:
+        elif get_hf_file_metadata(hf_hub_url(name, constants.CONFIG_NAME, revision=revision)).commit_hash is None:
             raise FileMetadataError("an answer without the commit of the file")
     except Exception as error:  # of every kind; what is no refusal of the hub is said by who loads it
         why = None if isinstance(error, EntryNotFoundError) else hub_problem(error, name, kind)
@@ -110,7 +110,7 @@ def ask_first(name: str, revision: str | None = None, kind: str = "model") -> No
 
 def _is_cached(name: str, revision: str | None, kind: str) -> bool:
     if kind == "model":
-        return isinstance(try_to_load_from_cache(name, "config.json", revision=revision), str)
+        return isinstance(try_to_load_from_cache(name, constants.CONFIG_NAME, revision=revision), str)
     raw = os.path.join(constants.HF_HUB_CACHE, f"datasets--{name.replace('/', '--')}")
     prepared = os.environ.get("HF_DATASETS_CACHE") or os.path.join(constants.HF_HOME, "datasets")
     found = os.listdir(prepared) if os.path.isdir(prepared) else []

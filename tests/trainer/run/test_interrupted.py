@@ -6,8 +6,7 @@ import json
 import os
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,23 +14,38 @@ from lora_train.trainer.loop.checkpoint import checkpoints
 from lora_train.trainer.saved.state import STATE
 from lora_train.trainer.saved.whole import what_is_torn
 
-from ...conftest import DATA
+from ...conftest import COMMAND_ENVIRONMENT, DATA, ROOT
+from ...forked import Command
 from ...runs import earlier
 from ..test_cli import steps_of, write_config
-from .forked import Disturbed, forked
 
 INT, TERM = (f"os.kill(os.getpid(), signal.{name})" for name in ("SIGINT", "SIGTERM"))
 
 
-@pytest.fixture(scope="module")
-def disturbed(tmp_path_factory) -> Iterator[Disturbed]:
-    with forked(tmp_path_factory.mktemp("forked")) as run:
-        yield run
+# The command in a process where a function, once it is called, first does what a line of Python says.
+DISTURBED = """
+import importlib, os, signal, sys
+where, name, calls, line = (sys.argv.pop() for _ in range(4))
+module = importlib.import_module("lora_train." + where)
+inner, called = getattr(module, name), 0
+line = compile(line, "<line>", "exec")  # of a string, exec takes an interruption for one that nobody caught
+def disturbed(*arguments, **keywords):
+    global called
+    called += 1
+    if called == int(calls):
+        exec(line, {"os": os, "signal": signal, "arguments": arguments})
+    return inner(*arguments, **keywords)
+setattr(module, name, disturbed)
+from lora_train.trainer.cli import main
+sys.exit(main())
+"""
 
 
-@pytest.fixture
-def undisturbed(disturbed: Disturbed) -> Callable[..., subprocess.CompletedProcess]:
-    return partial(disturbed, "", 0, "")
+def disturbed(where: str, calls: int, line: str, *arguments: object) -> subprocess.CompletedProcess:
+    """Runs the command; `line` comes before the `calls`-th call of a function."""
+    module, name = where.split(":")
+    command = Command(*arguments, line, calls, name, module, environment=COMMAND_ENVIRONMENT, cwd=ROOT, code=DISTURBED)
+    return command.finished(timeout=180)
 
 
 def assert_in_words(result: subprocess.CompletedProcess, code: int, run: Path) -> None:
@@ -62,24 +76,24 @@ SAVE, EVALUATE = "trainer.saved.whole:sha256_of", "trainer.loop.evaluate:collate
         ("trainer.run.start:build", 1, TERM, 143, None),
     ],
 )
-def test_a_signal_at_any_moment(config, tmp_path, disturbed, undisturbed, where, calls, line, code, step):
+def test_a_signal_at_any_moment(config, tmp_path, cli, where, calls, line, code, step):
     run = tmp_path / "run"
     result = disturbed(where, calls, line, "--config", config)
     assert_in_words(result, code, run)
     assert ("go on with --resume auto" in result.stdout) or ("interrupted; `--resume auto`" in result.stderr)
     assert [path.name for path in checkpoints(run)][-1:] == ([f"checkpoint-{step}"] if step else [])
     if step is not None:
-        again = undisturbed("--config", config, "--resume", "auto")
+        again = cli("--config", config, "--resume", "auto")
         assert_in_words(again, 0, run)
         assert f"going on after step {step}" in again.stdout
 
 
-def test_an_evaluation_that_was_cut_short_is_made_when_the_run_goes_on(config, tmp_path, disturbed, undisturbed):
-    assert undisturbed("--config", config, f"training.output_dir={tmp_path / 'straight'}").returncode == 0
+def test_an_evaluation_that_was_cut_short_is_made_when_the_run_goes_on(config, tmp_path, cli):
+    assert cli("--config", config, f"training.output_dir={tmp_path / 'straight'}").returncode == 0
     assert disturbed(EVALUATE, 3, INT, "--config", config).returncode == 130
     state = json.loads((tmp_path / "run" / "checkpoint-2" / STATE).read_text())
     assert (state["evaluation_due"], state["evaluations"]) == (True, [])
-    assert undisturbed("--config", config, "--resume", "auto").returncode == 0
+    assert cli("--config", config, "--resume", "auto").returncode == 0
     states = [json.loads((tmp_path / run / "checkpoint-6" / STATE).read_text()) for run in ("run", "straight")]
     assert states[0]["evaluations"] == states[1]["evaluations"]
     assert [step for step, _ in states[0]["evaluations"]] == [2, 4, 6]
@@ -111,7 +125,7 @@ POISON = "arguments[0].model.base_model.model.model.layers[0].mlp.down_proj.base
 
 
 @pytest.mark.parametrize("kib_left", [0, 8])
-def test_a_collapse_on_a_full_disk_keeps_its_diagnosis(config, small_disk, disturbed, undisturbed, kib_left):
+def test_a_collapse_on_a_full_disk_keeps_its_diagnosis(config, small_disk, cli, kib_left):
     run = small_disk / "run"
     line = f"{POISON}\n{fill(small_disk, kib_left)}"
     settings = [f"training.output_dir={run}", "precision.on_collapse=stop"]
@@ -128,7 +142,7 @@ def test_a_collapse_on_a_full_disk_keeps_its_diagnosis(config, small_disk, distu
     assert ("Nothing is lost" in result.stdout) == whole == ("checkpoint-4 written" in result.stdout)
     assert ("the steps after checkpoint-3, the newest whole checkpoint" in result.stdout) == (not whole)
     (small_disk / "fill").unlink()
-    again = undisturbed("--config", config, settings[0], "--resume", "auto")
+    again = cli("--config", config, settings[0], "--resume", "auto")
     assert_in_words(again, 0, run)
 
 
@@ -143,7 +157,7 @@ def test_a_collapse_on_a_full_disk_keeps_its_diagnosis(config, small_disk, distu
         ("trainer.run.finish:compact_stats", 1, 0, "the statistics could not be made smaller"),
     ],
 )
-def test_a_disk_that_is_full_from_one_moment_on(disturbed, config, small_disk, where, calls, code, said):
+def test_a_disk_that_is_full_from_one_moment_on(config, small_disk, where, calls, code, said):
     run = small_disk / "run"
     result = disturbed(where, calls, fill(small_disk, 0), "--config", config, f"training.output_dir={run}")
     assert_in_words(result, code, run)
@@ -152,9 +166,9 @@ def test_a_disk_that_is_full_from_one_moment_on(disturbed, config, small_disk, w
         assert "step 6/6" in result.stdout
 
 
-def test_a_folder_that_nobody_may_write_in_is_said(config, small_disk, disturbed, undisturbed):
+def test_a_folder_that_nobody_may_write_in_is_said(config, small_disk, cli):
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
-    result = undisturbed("--config", config, f"training.output_dir={small_disk / 'run'}")
+    result = cli("--config", config, f"training.output_dir={small_disk / 'run'}")
     assert (result.returncode, "Traceback" in result.stderr) == (2, False)
     assert "cannot be written: Read-only file system" in result.stderr
     assert os.listdir(small_disk) == []
@@ -179,7 +193,7 @@ def collapsing(tmp_path, monkeypatch) -> Path:
 
 @pytest.mark.parametrize("policy", ["heal", "stop"])
 @pytest.mark.parametrize("moment", ["diagnose", "write_capsule", "try_out", "write_diagnosis", "show"])
-def test_a_signal_while_a_collapse_is_looked_at(collapsing, tmp_path, disturbed, undisturbed, moment, policy):
+def test_a_signal_while_a_collapse_is_looked_at(collapsing, tmp_path, cli, moment, policy):
     """The run is at its end in any case, or stops before it goes on healed: what was found and the state are kept."""
     run = tmp_path / "collapsed"
     result = disturbed(f"{HEALING}{moment}", 1, TERM, "--config", collapsing, f"precision.on_collapse={policy}")
@@ -189,24 +203,25 @@ def test_a_signal_while_a_collapse_is_looked_at(collapsing, tmp_path, disturbed,
     assert len(list(run.glob("incidents/*/diagnosis.json"))) == 1
     if policy == "heal":
         assert "--resume auto" in result.stdout.splitlines()[-1]
-        again = undisturbed("--config", collapsing, "--resume", "auto")
+        again = cli("--config", collapsing, "--resume", "auto")
         assert_in_words(again, 0, run)
         assert [row["step"] for row in steps_of(run)] == list(range(1, 9))
         assert [bool(row["skipped"]) for row in steps_of(run)] == [False] * 8
 
 
 @pytest.mark.parametrize("moment", ["diagnose", "write_capsule", "try_out", "write_diagnosis", "show"])
-def test_a_second_signal_while_a_collapse_is_looked_at(collapsing, tmp_path, disturbed, undisturbed, moment):
+def test_a_second_signal_while_a_collapse_is_looked_at(collapsing, tmp_path, cli, moment):
     run = tmp_path / "collapsed"
     result = disturbed(f"{HEALING}{moment}", 1, f"{INT}; {INT}", "--config", collapsing)
     assert_in_words(result, 130, run)
     assert "interrupted; `--resume auto`" in result.stderr
-    again = undisturbed("--config", collapsing, "--resume", "auto")
+    again = cli("--config", collapsing, "--resume", "auto")
     assert_in_words(again, 0, run)
     assert [row["step"] for row in steps_of(run)] == list(range(1, 9))
 
 
-NO_LARGE_FILE = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({0}, {0}))"
+# Bytes: more than what is printed, less than a checkpoint and its statistics.
+NO_LARGE_FILE = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000))"
 NO_QUOTA = """
 def over(*_, **__):
     raise OSError(122, os.strerror(122))
@@ -221,15 +236,14 @@ checkpoint.save_file = capsule.save_file = capsule.write_text = over
 @pytest.mark.parametrize(
     ("moment", "line", "what"),
     [
-        ("trainer.loop.train:train_step", NO_LARGE_FILE.format(0), "File too large"),
-        ("trainer.loop.train:train_step", NO_LARGE_FILE.format(9000), "File too large"),
+        ("trainer.loop.train:train_step", NO_LARGE_FILE, "File too large"),
+        (f"{HEALING}diagnose", NO_LARGE_FILE, "File too large"),
         ("trainer.loop.train:train_step", NO_QUOTA, "Disk quota exceeded"),
-        (f"{HEALING}diagnose", NO_LARGE_FILE.format(0), "File too large"),
     ],
-    ids=["no file", "small files", "quota", "no file after it"],
+    ids=["large files", "large files after it", "quota"],
 )
 def test_a_collapse_where_nothing_can_be_written_keeps_its_diagnosis(
-    collapsing, tmp_path, disturbed, undisturbed, moment, line, what, policy
+    collapsing, tmp_path, cli, moment, line, what, policy
 ):
     run = tmp_path / "collapsed"
     calls = 6 if moment.endswith("train_step") else 1
@@ -237,12 +251,12 @@ def test_a_collapse_where_nothing_can_be_written_keeps_its_diagnosis(
     assert_in_words(result, 3, run)
     for text in ("COLLAPSE at step 6", what, "the steps after checkpoint-4, the newest whole checkpoint"):
         assert text in result.stdout
-    again = undisturbed("--config", collapsing, "--resume", "auto")
+    again = cli("--config", collapsing, "--resume", "auto")
     assert_in_words(again, 0, run)
     assert [row["step"] for row in steps_of(run)] == list(range(1, 9))
 
 
-def test_a_log_on_a_full_disk_does_not_end_the_run(config, tmp_path, disturbed):
+def test_a_log_on_a_full_disk_does_not_end_the_run(config, tmp_path):
     """`lora-train ... > log`: what is said is lost, nothing else."""
     line = "os.dup2(os.open('/dev/full', os.O_WRONLY), 1)"
     result = disturbed("trainer.loop.train:train_step", 3, line, "--config", config)
@@ -257,9 +271,9 @@ def test_a_log_on_a_full_disk_does_not_end_the_run(config, tmp_path, disturbed):
 
 
 @pytest.mark.parametrize(("line", "code"), [(INT, 130), (TERM, 143)])
-def test_a_signal_while_a_verb_writes_leaves_nothing_half_written(config, tmp_path, disturbed, undisturbed, line, code):
+def test_a_signal_while_a_verb_writes_leaves_nothing_half_written(config, tmp_path, cli, line, code):
     run = tmp_path / "run"
-    assert undisturbed("--config", config).returncode == 0
+    assert cli("--config", config).returncode == 0
     before = sorted(tmp_path.rglob("*"))
     result = disturbed("trainer.verbs.merge:commit", 1, line, "merge", run)
     assert_in_words(result, code, run)
