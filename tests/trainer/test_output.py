@@ -43,7 +43,7 @@ def test_the_interpreter_does_not_complain_once_more(stream, code):
     source = STOCK if stream == "stdout" else "nowhere"
     command = [sys.executable, "-m", "lora_train.trainer.cli", "explain", str(source)]
     with open("/dev/full", "w") as full:
-        streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | {stream: full}
-        ended = subprocess.run(command, env=COMMAND_ENVIRONMENT, text=True, check=False, **streams)
+        out, err = (full if stream == name else subprocess.PIPE for name in ("stdout", "stderr"))
+        ended = subprocess.run(command, env=COMMAND_ENVIRONMENT, stdout=out, stderr=err, text=True, check=False)
     assert ended.returncode == code
     assert "Exception ignored" not in (ended.stderr or "")

@@ -61,8 +61,8 @@ def _convert(path: Path, folder: Path) -> None:
     except Exception as error:  # of a damaged file: gguf, numpy and tokenizers raise of every kind
         raise UserError(problem("model.gguf_unreadable", path=path, what=first_line(error, typed=True))) from error
     # transformers marks the dequantized model as quantized and then refuses to save it
-    model.hf_quantizer = None  # pyright: ignore[reportAttributeAccessIssue]
-    del model.config.quantization_config
+    model.hf_quantizer = None  # pyright: ignore[reportArgumentType]
+    del model.config.quantization_config  # pyright: ignore[reportAttributeAccessIssue]
     model.config.name_or_path = path.stem
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

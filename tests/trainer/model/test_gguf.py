@@ -92,7 +92,8 @@ def test_what_a_kill_left_goes_a_day_later(cache, tmp_path):
     old, new = cache / "x-1.7.tmp", cache / "x-2.8.tmp"
     for folder in (old, new):
         folder.mkdir(parents=True)
-    os.utime(old, (time.time() - ABANDONED - 1,) * 2)
+    begun = time.time() - ABANDONED - 1
+    os.utime(old, (begun, begun))
     folder = converted_gguf(write_llama(tmp_path / "tiny.gguf"))
     assert sorted(cache.iterdir()) == sorted([new, folder])
 

@@ -25,6 +25,7 @@ INT, TERM = (f"os.kill(os.getpid(), signal.{name})" for name in ("SIGINT", "SIGT
 # The command in a process where a function, once it is called, first does what a line of Python says.
 DISTURBED = """
 import importlib, os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background of a shell ignores it
 where, name, calls, line = (sys.argv.pop() for _ in range(4))
 module = importlib.import_module("lora_train." + where)
 inner, called = getattr(module, name), 0
