@@ -9,7 +9,6 @@ import argparse
 import difflib
 import importlib.metadata
 import math
-import os
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Sequence
@@ -21,12 +20,13 @@ from ..instrument.judge.wording import TRAINERS
 from ..instrument.messages import LANGUAGES, language, say
 from ..kernels.cpu_level import LevelError
 from .collapse import replay_arguments
-from .errors import UserError, in_words, problem
-from .signals import interruptible, last_word
+from .errors import UserError, drop_output, in_words, is_output_lost, problem, tell
+from .signals import ended_in_order, interruptible, last_word
 from .verbs import advise, lengthen
 from .verbs.answers.evaluate import evaluate_arguments, run_evaluate
 from .verbs.answers.predict import predict_arguments, run_predict
 
+EXIT_DISK = 1
 EXIT_USER_ERROR = 2
 EXIT_BROKEN_PIPE = 141
 
@@ -67,11 +67,14 @@ def _train(arguments: Namespace) -> int:
     from .checks.own_code import own_word
     from .checks.read_config import read_config
     from .console import note, quiet_libraries
-    from .hub import ask_ahead
+    from .hub import ask_first
 
     config = read_config(arguments.config, arguments.overrides, note)
     config = own_word(config, arguments.config, arguments.overrides)
-    ask_ahead(config.model.name_or_path)
+    ask_first(config.model.name_or_path, config.model.revision)
+    for source in (config.data.train, config.data.eval or []):
+        for name in [source] if isinstance(source, str) else source:
+            ask_first(name, kind="dataset")
     quiet_libraries()
     if arguments.dry_run:
         from .dry_run.show import dry_run
@@ -92,7 +95,7 @@ def _merge_arguments(parser: ArgumentParser) -> None:
 
 def _merge(arguments: Namespace) -> int:
     from .console import quiet_libraries
-    from .hub import ask_ahead
+    from .hub import ask_first
     from .verbs.adapter_folder import require_new_folder
     from .verbs.adapter_kinds import MERGE, usable_adapter
 
@@ -101,7 +104,7 @@ def _merge(arguments: Namespace) -> int:
     beside = run / "merged" if adapter.folder != run else run.resolve().with_name(f"{run.resolve().name}-merged")
     output = arguments.output or beside
     require_new_folder(output)
-    ask_ahead(adapter.base)
+    ask_first(adapter.base, adapter.revision)
     quiet_libraries()
     from .verbs.merge import Request, merge  # imports torch, which takes seconds
 
@@ -121,11 +124,11 @@ def _chat_arguments(parser: ArgumentParser) -> None:
 
 def _chat(arguments: Namespace) -> int:
     from .console import quiet_libraries
-    from .hub import ask_ahead
+    from .hub import ask_first
     from .verbs.adapter_kinds import CHAT, usable_adapter
 
     adapter = usable_adapter(arguments.run, CHAT, arguments.trust_remote_code)
-    ask_ahead(adapter.base)
+    ask_first(adapter.base, adapter.revision)
     quiet_libraries()
     from .verbs.chat import Request, chat  # imports torch, which takes seconds
 
@@ -264,10 +267,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line and returns the exit code: 0 done, 2 wrong input, 3 collapsed, 130/143 interrupted."""
     argv = list(sys.argv[1:] if argv is None else argv)
     argv = argv[1:] if argv[:1] == ["train"] else argv  # as other trainers are called
+    try:
+        return _main(argv)
+    finally:
+        drop_output()
+
+
+def _main(argv: list[str]) -> int:
     verb = VERBS.get(argv[0]) if argv else None
     try:
         if verb is not None:
-            code = verb.run(_parser(argv[0], verb).parse_args(argv[1:]))
+            with ended_in_order():
+                code = verb.run(_parser(argv[0], verb).parse_args(argv[1:]))
             sys.stdout.flush()  # here, where a pipe that was closed is caught
             return code
         _refuse_unknown_verb(argv)
@@ -277,15 +288,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return interruptible(lambda: TRAIN.run(arguments), say("cli.interrupted"))
     except KeyboardInterrupt as error:  # before training, or a second time: what was half written is gone
         return last_word(say("cli.interrupted" if verb is None else "cli.verb_interrupted"), error)
-    except BrokenPipeError:  # `lora-train inspect RUN | head`: Python would complain once more when it closes stdout
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # `lora-train inspect RUN | head`
         return EXIT_BROKEN_PIPE
     except (UserError, LevelError, OSError) as error:
         sentence = in_words(error)
         if sentence is None or "--debug" in argv:
             raise
-        print(sentence, file=sys.stderr)
-        return EXIT_USER_ERROR
+        tell(sentence)
+        return EXIT_DISK if is_output_lost(error) else EXIT_USER_ERROR
 
 
 def _refuse_unknown_verb(argv: Sequence[str]) -> None:

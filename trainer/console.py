@@ -12,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.text import Text
 
 from ..instrument.messages import say
+from .errors import is_output_lost, tell
 
 
 class Console:
@@ -32,16 +33,24 @@ class Console:
         if self.silent:
             return
         if self._plain:
-            print(text, flush=True)
+            self._print(text)
         else:
             self._rich.print(text, markup=False)
+
+    def _print(self, text: str) -> None:
+        """A run does not end because the disk that takes its log is full."""
+        try:
+            print(text, flush=True)
+        except OSError as error:
+            if not is_output_lost(error):
+                raise
 
     def spans(self, pieces: Sequence[tuple[str, bool]]) -> None:
         """Text in pieces, some of them marked: in green on a terminal, where the others are dim, else in ⟦ ⟧."""
         if self.silent:
             return
         if self._plain:
-            print("".join(f"⟦{text}⟧" if marked else text for text, marked in pieces), flush=True)
+            self._print("".join(f"⟦{text}⟧" if marked else text for text, marked in pieces))
         else:
             self._rich.print(Text.assemble(*((text, "green" if marked else "dim") for text, marked in pieces)))
 
@@ -73,7 +82,7 @@ class Console:
 def note(sentence: str) -> None:
     """A sentence on standard error before a run has a console; of several processes one says it."""
     if os.environ.get("RANK", "0") == "0":
-        print(say("note.line", text=sentence), file=sys.stderr)
+        tell(say("note.line", text=sentence))
 
 
 def duration(seconds: float) -> str:

@@ -5,7 +5,10 @@ Raised once, with every problem found; the command line prints them and exits wi
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import os
+import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +17,8 @@ from ..kernels.cpu_level import VARIABLE, LevelError
 
 # What the system says of a path that can be no file's, and how much of it is shown.
 _NO_PATH, _SHOWN = (errno.ENAMETOOLONG, errno.ELOOP), 100
+# What it says of a stream that takes no more, where it names no file.
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 
 @dataclass(frozen=True)
@@ -45,15 +50,43 @@ def in_words(error: Exception) -> str | None:
         return str(error)
     if isinstance(error, LevelError):  # when the kernels are imported
         return str(problem("cli.cpu_level", variable=VARIABLE, asked=error.asked, has=", ".join(error.has)))
+    if is_output_lost(error):
+        return str(problem("cli.output_lost", what=os.strerror(getattr(error, "errno", 0))))
     if isinstance(error, OSError) and error.errno in _NO_PATH:
         return str(problem("cli.no_path", path=str(error.filename)[:_SHOWN], what=error.strerror))
     return None
+
+
+def is_output_lost(error: BaseException) -> bool:
+    """Whether what was printed had no room: a full disk behind `lora-train ... > file`."""
+    return isinstance(error, OSError) and error.errno in _NO_ROOM and error.filename is None
+
+
+def tell(sentence: object) -> None:
+    """Says it on standard error; where that has no room either, nowhere."""
+    with contextlib.suppress(OSError):
+        print(sentence, file=sys.stderr, flush=True)
+
+
+def drop_output() -> None:
+    """Gives up what the standard streams still hold and cannot write: Python would complain of it once more."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def first_line(error: BaseException, typed: bool = False) -> str:
     """The first line of what an error says, its type where it says nothing; `typed`: with the type in any case."""
     name, text = type(error).__name__, str(error).strip()
     return (f"{name}: {text}".strip() if typed else text or name).split("\n")[0]
+
+
+def reason(error: OSError) -> str:
+    """What the system says, and of which file where it names one."""
+    what = error.strerror or first_line(error)
+    return f"{what} ({error.filename})" if error.filename else what
 
 
 def problem(key: str, /, **values: Any) -> Problem:

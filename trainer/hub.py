@@ -3,8 +3,8 @@
 huggingface_hub asks six times with growing pauses before it gives up on a host that never answered, 53 s in all, and
 waits without end where a caller gives no limit. Here a host that has not answered yet gets one try of FIRST_ANSWER
 seconds; if that fails, huggingface_hub is told what it is told in offline mode, so that whatever is cached is still
-found. The limit is on the head of an answer: a body that keeps coming is read as huggingface_hub reads it. The first
-question is asked while torch is imported, so that a silent host costs the longer of the two.
+found. The limit is on the head of an answer: a body that keeps coming is read as huggingface_hub reads it. A command
+asks first for what it will load, before torch is imported: whoever is refused has not waited for it.
 
     no address, refused, silent, proxy, certificate      known from the connection
     an answer of 500 or more, or none of the hub's       known from the first answer
@@ -13,7 +13,6 @@ question is asked while torch is imported, so that a silent host costs the longe
 
 from __future__ import annotations
 
-import contextlib
 import contextvars
 import functools
 import json
@@ -27,8 +26,16 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from huggingface_hub import HfApi, constants, get_session, set_client_factory
+from huggingface_hub import (
+    HfApi,
+    constants,
+    get_hf_file_metadata,
+    hf_hub_url,
+    set_client_factory,
+    try_to_load_from_cache,
+)
 from huggingface_hub.errors import (
+    EntryNotFoundError,
     FileMetadataError,
     GatedRepoError,
     HfHubHTTPError,
@@ -41,7 +48,7 @@ from huggingface_hub.utils._http import default_client_factory
 
 from ..instrument.messages import say
 from .config.names import is_path
-from .errors import Problem, first_line, problem
+from .errors import Problem, UserError, first_line, problem
 
 FIRST_ANSWER = 5.0  # seconds until the head of an answer; the library's own limits are on each read
 MAX_SHOWN = 110  # characters of a library's own sentence
@@ -72,19 +79,47 @@ def limit_first_answer() -> None:
     set_client_factory(_client)
 
 
-def ask_ahead(name: str) -> None:
-    """Asks for a model that is no path in a thread, to know by the time it is needed whether the hub answers."""
-    if constants.HF_HUB_OFFLINE or is_path(name):
+def ask_first(name: str, revision: str | None = None, kind: str = "model") -> None:
+    """Asks for a name that is no path, before torch is imported: a refusal costs the question and no more.
+
+    Nothing is asked for what is cached: it is found there by who loads it, whatever the hub says.
+
+    Args:
+        name: of a model or a data set; a path is left alone.
+        revision: branch, tag or commit; None: main.
+        kind: model or dataset.
+
+    Raises:
+        UserError: the hub does not answer, or does not give it.
+    """
+    if is_path(name) or _is_cached(name, revision, kind):
         return
     limit_first_answer()
-    url = f"{constants.ENDPOINT}/{name}/resolve/main/config.json"
+    try:
+        if kind == "dataset":
+            HfApi().dataset_info(name)
+        elif get_hf_file_metadata(hf_hub_url(name, constants.CONFIG_NAME, revision=revision)).commit_hash is None:
+            raise FileMetadataError("an answer without the commit of the file")
+    except Exception as error:  # of every kind; what is no refusal of the hub is said by who loads it
+        why = None if isinstance(error, EntryNotFoundError) else hub_problem(error, name, kind)
+        if why is None:
+            return
+        sentence = "data.hub" if kind == "dataset" else "model.load"
+        raise UserError(Problem(say(sentence, name=name, source=name, what=why.error), why.hint)) from error
 
-    def ask() -> None:
-        # whatever it is, it is said when the model is asked for
-        with contextlib.suppress(Exception):
-            get_session().request("HEAD", url, follow_redirects=False)
 
-    threading.Thread(target=ask, daemon=True).start()
+def _is_cached(name: str, revision: str | None, kind: str) -> bool:
+    if kind == "model":
+        return isinstance(try_to_load_from_cache(name, constants.CONFIG_NAME, revision=revision), str)
+    raw = os.path.join(constants.HF_HUB_CACHE, f"datasets--{name.replace('/', '--')}")
+    prepared = os.environ.get("HF_DATASETS_CACHE") or os.path.join(constants.HF_HOME, "datasets")
+    found = os.listdir(prepared) if os.path.isdir(prepared) else []
+    # datasets writes owner/MyRows as owner___my_rows
+    return os.path.isdir(raw) or _plain(name) in {_plain(folder.replace("___", "/")) for folder in found}
+
+
+def _plain(name: str) -> str:
+    return name.replace("_", "").casefold()
 
 
 def _client():

@@ -3,17 +3,20 @@
 start-up                 at once: libraries that are being imported do not survive an exception in their midst
 the folder is open       KeyboardInterrupt: what is half written goes (loop/session.py, Stop)
 training                 after the step in flight; a second one as before
+a verb                   KeyboardInterrupt
 the last word is said    nothing more: the interpreter is closing
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
-import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import FrameType
+
+from .errors import tell
 
 NUMBERS = (signal.SIGINT, signal.SIGTERM)
 
@@ -27,7 +30,8 @@ def interruptible(run: Callable[[], int], sentence: str) -> int:
     """
 
     def leave(number: int, _frame: FrameType | None) -> None:
-        os.write(2, f"{sentence}\n".encode())
+        with contextlib.suppress(OSError):
+            os.write(2, f"{sentence}\n".encode())
         os._exit(128 + number)
 
     if threading.current_thread() is not threading.main_thread():
@@ -41,9 +45,30 @@ def interruptible(run: Callable[[], int], sentence: str) -> int:
     return ended_by(code - 128) if code - 128 in NUMBERS else code
 
 
+@contextlib.contextmanager
+def ended_in_order() -> Iterator[None]:
+    """SIGTERM raises KeyboardInterrupt, as SIGINT does: a verb's half-written files go.
+
+    Raises:
+        KeyboardInterrupt: carries the signal's number.
+    """
+
+    def end(number: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt(number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    old = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, old)
+
+
 def last_word(sentence: str, error: KeyboardInterrupt) -> int:
     """Says it; the exit code."""
-    print(sentence, file=sys.stderr)
+    tell(sentence)
     return ended_by(error.args[0] if error.args else signal.SIGINT)
 
 

@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m tests.fuzz", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--seconds", type=float, default=SECONDS, help=f"in all ({SECONDS:.0f})")
+    parser.add_argument("--seconds", type=float, default=SECONDS, help=f"of computing, in all ({SECONDS:.0f})")
     parser.add_argument("--target", choices=TARGETS, action="append", help="only this one; may be given again")
     parser.add_argument("--seed", type=int, default=None, help="default: another one every time, printed")
     parser.add_argument("--input", type=int, help="this input of the target alone")

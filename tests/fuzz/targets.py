@@ -10,6 +10,7 @@ checkpoint   a checkpoint                         what --resume looks at, and wh
 adapter      an adapter                           inspect, and what merge and chat look at first
 merge        an adapter                           merge
 replay       a run that collapsed                 replay of that step
+gguf         a GGUF file                          its conversion
 """
 
 from __future__ import annotations
@@ -292,6 +293,18 @@ def replay(folder: Path) -> Target:
     return Target("replay", place, _below(place), read)
 
 
+def gguf(folder: Path) -> Target:
+    from lora_train.trainer.model.gguf import converted_gguf
+
+    from tests.trainer.model.test_gguf import write_llama
+
+    place = folder / "gguf"
+    place.mkdir()
+    path = write_llama(place / "tiny.gguf")
+    os.environ["XDG_CACHE_HOME"] = str(place / "cache")
+    return Target("gguf", place, (path,), lambda file, _: refused(lambda: converted_gguf(file)))
+
+
 def _trained(folder: Path, name: str) -> Path:
     """A run of eight steps on a tiny model, in the folder that becomes the current one."""
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
@@ -322,5 +335,5 @@ def _below(folder: Path) -> tuple[Path, ...]:
 
 TARGETS: dict[str, Callable[[Path], Target]] = {
     "log": log, "config": config, "import": foreign, "data": data, "run": run, "report": report,
-    "checkpoint": checkpoint, "adapter": adapter, "merge": merge, "replay": replay,
+    "checkpoint": checkpoint, "adapter": adapter, "merge": merge, "replay": replay, "gguf": gguf,
 }  # fmt: skip

@@ -53,7 +53,7 @@ def test_a_crash_put_back_is_found(target: str, tmp_path: Path):
     command = [sys.executable, "-m", "tests.fuzz", "--target", target, "--first", "--seed", "1"]
     environment = {**os.environ, "PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(
-        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=400, check=False
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=900, check=False
     )
     assert done.returncode == 1, done.stdout[-2000:] + done.stderr[-2000:]
     assert re.search(rf"--target {target} --input \d+ .*Error", done.stdout), done.stdout[-2000:]

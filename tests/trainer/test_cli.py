@@ -245,6 +245,7 @@ def wait_for_step(run: Path, step: int, process: Command | subprocess.Popen) -> 
         if (run / "metrics.jsonl").exists() and len((run / "metrics.jsonl").read_text().splitlines()) >= step:
             return
         time.sleep(0.005)
+    process.send_signal(signal.SIGTERM)  # a launcher ends what it started
     raise AssertionError(process.communicate()[1])
 
 

@@ -6,7 +6,9 @@ import json
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from ..conftest import COMMAND_ENVIRONMENT, ROOT
 
@@ -60,13 +62,70 @@ def test_a_host_that_does_not_answer_is_asked_once(scenarios, scenario):
     assert found[f"tokenizer {scenario}"]["asked"] <= 2 * reached
 
 
-def test_the_hub_is_asked_while_libraries_are_imported(scenarios):
-    silent, gated = (scenarios[0][f"ahead {owner}"] for owner in ("silent", "gated"))
-    assert silent["first"] == "HEAD /silent/model/resolve/main/config.json"
-    assert silent["asked"] == 1  # and the model is not asked for again
-    assert "has not answered within" in silent["error"]
-    assert gated["first"] == "HEAD /gated/model/resolve/main/config.json"
-    assert "is gated" in gated["error"]  # which the question ahead does not say
+@pytest.mark.parametrize("kind", ["model", "dataset"])
+@pytest.mark.parametrize(
+    ("owner", "error"),
+    [
+        ("silent", "has not answered within 0.4 seconds"),
+        ("garbage", "answers, but not as the hub does"),
+        ("busy", "answers with error 503"),
+        ("portal", "answers, but not as the hub does"),
+        ("gated", "is gated"),
+        ("missing", "has no missing/name"),
+        ("revision", "has no such revision"),
+        ("expired", "wrong, expired or revoked"),
+        ("forbidden", "the token may not do that"),
+    ],
+)
+def test_a_command_asks_first_and_once(scenarios, kind, owner, error):
+    found = scenarios[0][f"first {kind} {owner}"]
+    assert error in found["error"]
+    assert found["error"].startswith({"model": "model.name_or_path: ", "dataset": "data set "}[kind] + f"{owner}/name")
+    assert (found["asked"], found["first"]) == (
+        1,
+        {"model": f"HEAD /{owner}/name/resolve/main/config.json", "dataset": f"GET /api/datasets/{owner}/name"}[kind],
+    )
+
+
+def test_what_the_hub_gives_or_the_cache_has_is_left_to_who_loads_it(scenarios):
+    assert scenarios[0]["first model slow"]["answer"] is None
+    assert scenarios[0]["first cached"] == {"answer": None, "asked": 0, "first": ""}
+    assert scenarios[0]["imported"] == []  # when all of that had been asked
+
+
+ASKS_FIRST = """
+import json, sys
+from lora_train.trainer.cli import main
+for arguments in json.loads(sys.argv[1]):
+    code = main(arguments)
+    print(arguments[0], code, {"torch", "transformers", "datasets"} & sys.modules.keys())
+"""
+
+
+def test_every_command_that_loads_a_model_asks_before_torch_is_imported(tmp_path):
+    """The hub is switched off: each says so."""
+    run, rows = tmp_path / "run", tmp_path / "rows.jsonl"
+    (run / "adapter").mkdir(parents=True)
+    settings = {"peft_type": "LORA", "r": 1, "lora_alpha": 1, "base_model_name_or_path": "owner/model"}
+    (run / "adapter" / "adapter_config.json").write_text(json.dumps(settings | {"target_modules": ["q_proj"]}))
+    weights = {f"base_model.model.q_proj.lora_{side}.weight": np.ones((1, 1), np.float32) for side in "AB"}
+    save_file(weights, run / "adapter" / "adapter_model.safetensors")
+    rows.write_text('{"text": "a"}\n')
+    (run / "config.yaml").write_text(f"model: {{name_or_path: owner/model}}\ndata: {{train: {rows}}}\n")
+    commands = [
+        ["--config", str(run / "config.yaml")],
+        ["--config", str(run / "config.yaml"), "--dry-run"],
+        ["merge", str(run)],
+        ["merge", str(run / "adapter")],
+        ["chat", str(run)],
+        ["predict", str(run), str(rows), "-o", str(tmp_path / "out.jsonl")],
+        ["evaluate", str(run), str(rows)],
+        ["replay", str(run), "--step", "1"],
+    ]
+    command = [sys.executable, "-c", ASKS_FIRST, json.dumps(commands)]
+    ended = subprocess.run(command, env=COMMAND_ENVIRONMENT, capture_output=True, text=True, timeout=120, check=False)
+    assert ended.stdout.splitlines() == [f"{arguments[0]} 2 set()" for arguments in commands], ended.stderr
+    assert ended.stderr.count("owner/model is not in the cache, and HF_HUB_OFFLINE is set") == len(commands)
 
 
 def test_nothing_of_the_libraries_retries_is_printed(scenarios):

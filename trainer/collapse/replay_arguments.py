@@ -30,11 +30,13 @@ def run(arguments: Namespace) -> int:
     """
     from ..checks.read_config import read_config, read_settings
     from ..console import quiet_libraries
+    from ..hub import ask_first
 
     config_file = arguments.run / "config.yaml"
     if not config_file.is_file():
         raise UserError(problem("replay.no_run", folder=arguments.run))
     resolved, settings = read_config(config_file), read_settings(config_file, arguments.settings)
+    ask_first(resolved.model.name_or_path, resolved.model.revision)
     quiet_libraries()
     from .replay import Request, replay  # imports torch, which takes seconds
 

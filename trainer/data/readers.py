@@ -31,6 +31,8 @@ Where = Callable[[], str]
 CSV_FIELD_LIMIT = 2**31 - 1
 # Encodings that Korean Windows and other systems save text in, in the order in which they are tried.
 OTHER_ENCODINGS = ("cp949", "shift_jis", "gb18030", "cp1252")
+# Of a JSON object that holds them, train is read.
+SPLITS = {"train", "test", "validation", "valid", "val", "dev", "eval"}
 UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
@@ -133,6 +135,8 @@ def _json_rows(name: str, path: Path) -> Iterator[tuple[Where, Any]]:
         what = first_line(error)
         raise UserError(problem("data.not_json_file", source=name, what=what)) from None
     rows = content.get("data", content) if isinstance(content, dict) else content
+    if isinstance(content, dict) and content.keys() <= SPLITS and "train" in content:
+        rows = content["train"]  # as of a folder of save_to_disk
     if isinstance(content, dict) and not isinstance(rows, list):
         rows = [content]  # JSON lines of one line
     if not isinstance(rows, list):

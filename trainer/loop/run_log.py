@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -13,8 +14,8 @@ import torch
 from ...instrument.constants import GIB
 from ...instrument.judge.detect import PATIENCE, Detectors, Trouble
 from ...instrument.messages import say
-from ...instrument.read.schema import StepLine, Summary
-from ...instrument.read.store import METRICS, STATS, MetricsLog, StatsWriter
+from ...instrument.read.schema import StepLine, Summary, kind_of
+from ...instrument.read.store import METRICS, STATS, MetricsLog, StatsWriter, read_metrics
 from ...instrument.record.recorder import Recorder
 from ...instrument.record.ring import Ring
 from ..checks.first_steps import FirstSteps
@@ -83,6 +84,8 @@ class RunLog:
         self._eval_seconds = progress.eval_seconds_total / max(1, len(progress.evaluations))
         self._save_seconds = progress.save_seconds_total / max(1, progress.step // components.schedule.save_every)
         self._lines_lost = self._zero_gradients = 0
+        # where another process writes them: it may be lost between the end of a step and its lines, step and evaluation
+        self._unwritten: deque[dict] = deque(maxlen=2)
         self._layers = LayerSeries(components.recorder.sites) if components.recorder and trackers else None
         # lines for the trackers that wait for the statistics of their step: some trackers take a step only once
         self._untracked: dict[int, dict] = {}
@@ -174,7 +177,7 @@ class RunLog:
         for step, rows, exponents in recorder.drain() if drain else recorder.ready(self.last_step):
             if last is not None and step > last:
                 continue
-            self._write_statistics(step, rows, exponents)
+            self._write_statistics(step, rows, exponents, ends=last is not None)
             self._track(step, rows)
             found, coming = self._detectors.rows(step, rows.numpy())
             trouble = trouble or found
@@ -204,6 +207,7 @@ class RunLog:
     def _write(self, line: dict, ends: bool = False) -> None:
         """One line of metrics.jsonl; training.on_write_error decides what a full disk means, unless the run `ends`."""
         if self._metrics is None:
+            self._unwritten.append(line)
             return
         try:
             self._metrics.write(line)
@@ -214,7 +218,22 @@ class RunLog:
                 self._console.warn(say("log.failed", step=self.last_step, what=error))
             self._lines_lost += 1
 
-    def _write_statistics(self, step: int, rows: torch.Tensor, exponents: torch.Tensor | None) -> None:
+    def write_for_lost(self, run_dir: Path) -> None:
+        """Writes the lines of the last step that the main process had no time to write, where that one is lost."""
+        if self._metrics is not None:
+            return
+        start = self._progress.start
+        try:
+            self._metrics = MetricsLog(run_dir, start)
+            written = {(kind_of(row), row.get("step")) for row in read_metrics(run_dir, start)}
+        except OSError as error:
+            self._console.warn(say("log.failed", step=self.last_step, what=error))
+            return
+        for line in self._unwritten:
+            if (kind_of(line), line["step"]) not in written:
+                self._write(line, ends=True)
+
+    def _write_statistics(self, step: int, rows: torch.Tensor, exponents: torch.Tensor | None, ends: bool) -> None:
         if self._stats is None:
             return
         try:
@@ -222,7 +241,8 @@ class RunLog:
         except OSError as error:
             self._stats.abandon()
             self._stats = None
-            write_failed(self._config, STATS, error)
+            if not ends:
+                write_failed(self._config, STATS, error)
             self._console.warn(say("stats.failed", step=step, what=error))
 
     def close(self) -> None:

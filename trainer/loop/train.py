@@ -127,18 +127,20 @@ def train(session: Session) -> Trouble | None:
         run_step(session, ring, step)
 
         complete = step == components.n_steps
-        cut_short = not complete and engine.any(session.stop.wanted(reserve=log.seconds_to_stop()))
         evaluates = components.eval_data is not None and schedule.evaluates(step)
-        progress.evaluation_due = evaluates and cut_short
-        saves = schedule.saves(step) or cut_short
+        saves = schedule.saves(step)
         # several processes must see a latched step at the same time; they have waited for each other already
         settles = evaluates or saves or complete or engine.world_size > 1
         trouble = log.receive(ring, components.recorder, drain=settles)
+        # a question that a lost process never answers: what is saved then has its line already
+        cut_short = trouble is None and not complete and engine.any(session.stop.wanted(reserve=log.seconds_to_stop()))
+        if cut_short and not settles:
+            trouble = log.receive(ring, components.recorder, drain=True)
         if trouble is not None:
             progress.step = log.last_step - 1 if trouble.latched else step
-            progress.evaluation_due = False
             return trouble
-        if after_step(session, evaluates and not cut_short, saves) or cut_short:
+        progress.evaluation_due = evaluates and cut_short
+        if after_step(session, evaluates and not cut_short, saves or cut_short) or cut_short:
             return None
     return None
 
@@ -178,7 +180,9 @@ def run_step(session: Session, ring: Ring, step: int) -> None:
     try:
         ring.push(step, train_step(session.components, rows))
     except OutOfMemory as error:
-        session.log.receive(ring, None, drain=True)
+        trouble = session.log.receive(ring, None, drain=True)
+        if trouble is not None and trouble.latched:  # the state is that before it: going on runs into it again
+            session.progress.step = session.log.last_step - 1
         raise leave(session, error) from error
     session.progress.step = step
     session.log.expect(host_facts(rows, time.perf_counter() - started))
@@ -189,12 +193,17 @@ def leave(session: Session, error: OutOfMemory | PeerLost) -> UserError | Stoppe
     components, step = session.components, session.progress.step
     components.optimizer.clear()
     checkpoint = session.run_dir / f"checkpoint-{step}"
-    if isinstance(error, PeerLost):
+    lost = isinstance(error, PeerLost)
+    if lost:
         time.sleep(2.0 * components.engine.rank)  # the lowest rank that is left writes
     if not checkpoint.exists() and step:
+        if lost:
+            session.console.silent = False
+            session.log.write_for_lost(session.run_dir)
         session.write_checkpoint(last=True)
     if isinstance(error, PeerLost):
-        return Stopped(str(problem("run.peer_lost", rank=components.engine.rank, step=step, checkpoint=checkpoint)))
+        kind = "run.peer_lost" if checkpoint.exists() else "run.peer_lost_unsaved"
+        return Stopped(str(problem(kind, rank=components.engine.rank, step=step, checkpoint=checkpoint)))
     examples = error.examples
     recomputes = components.config.training.gradient_checkpointing
     kind = "run.out_of_memory_checkpointed" if recomputes else "run.out_of_memory"

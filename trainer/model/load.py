@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import difflib
-import hashlib
 import os
-import shutil
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -31,9 +29,10 @@ from ...instrument.record.four_bit import is_4bit_linear
 from ..config.names import is_installed
 from ..config.schema import Config
 from ..config.settings import with_settings
-from ..errors import Problem, UserError, first_line, problem
+from ..errors import Problem, UserError, problem
 from ..hub import limit_first_answer, refusal
 from ..patterns import require_quick
+from .gguf import converted_gguf
 from .heads import HEAD_MODULES, linears_in, mark_new, n_places, new_modules
 
 # task_type -> the class that has its head
@@ -88,35 +87,6 @@ def resolve(name: str) -> str:
         return path
     limit_first_answer()
     return name
-
-
-def converted_gguf(path: Path) -> Path:
-    """The float32 safetensors folder of a GGUF file, made on first use and reused by content.
-
-    Kept under $XDG_CACHE_HOME/lora-train (~/.cache/lora-train).
-    """
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lora-train" / "gguf"
-    folder = cache / f"{path.stem}-{_sha256(path)[:16]}"
-    if folder.is_dir():
-        return folder
-    partial = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
-    transformers_logging.disable_progress_bar()
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
-        model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
-    except (ImportError, OSError, ValueError, KeyError) as error:
-        raise UserError(problem("model.gguf", path=path, what=first_line(error))) from error
-    # transformers marks the dequantized model as quantized and then refuses to save it
-    model.hf_quantizer = None  # pyright: ignore[reportArgumentType]
-    del model.config.quantization_config  # pyright: ignore[reportAttributeAccessIssue]
-    model.config.name_or_path = path.stem
-    model.save_pretrained(partial)
-    tokenizer.save_pretrained(partial)
-    try:
-        partial.rename(folder)
-    except OSError:  # another process was faster
-        shutil.rmtree(partial)
-    return folder
 
 
 def load_tokenizer(config: Config) -> Any:
@@ -308,7 +278,7 @@ def require_modules(base: PreTrainedModel, key: str, wanted: Sequence[str] | str
     """
     if wanted is None or isinstance(wanted, str):
         return
-    names = [name for name, _ in base.named_modules()]
+    names = [name for name, _ in base.named_modules() if name]  # the model itself has none: "" would match it
     missing = [name for name in wanted if not any(f".{own}".endswith(f".{name}") for own in names)]
     if not missing or (key == "lora.target_modules" and len(missing) == len(wanted)):
         return  # none matches: peft says so
@@ -334,11 +304,3 @@ def linear_names(base: PreTrainedModel) -> list[str]:
 def trainable(model: PeftModel) -> dict[str, torch.nn.Parameter]:
     """The parameters that are trained, by name."""
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()

@@ -43,8 +43,10 @@ def find_checkpoint(resume: str, output_dir: str, console: Console) -> Path | No
         None if `resume` is "auto" and there is nothing to resume.
 
     Raises:
-        UserError: a named folder holds no checkpoint, or none that is whole.
+        UserError: no folder is named, or it holds no checkpoint, or none that is whole.
     """
+    if not resume.strip():  # of a variable that is not set: a run from the beginning is not what is meant
+        raise UserError(problem("resume.unnamed"))
     if resume == "auto":
         runs = [run for run in reversed(family(output_dir)) if checkpoints(run)]
         return newest_whole(runs[0], console) if runs else None

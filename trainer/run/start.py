@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import signal
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -26,7 +25,7 @@ from ..data.examples import Dataset
 from ..data.load import load_data, with_format
 from ..dry_run.outlook import outlook_of
 from ..dry_run.preview import unit_name
-from ..errors import Stopped, UserError, problem
+from ..errors import Stopped, UserError, problem, reason, tell
 from ..log.trackers import Trackers
 from ..loop.checkpoint import checkpoints, drop_partial, restore, set_aside_after, step_of
 from ..loop.components import Components, build
@@ -113,7 +112,7 @@ def _run(
     check_login(config)
     resume = resume_from(resume, config)
     warn_before(config, resume, engine, console)
-    checkpoint = find_checkpoint(resume, config.training.output_dir, console) if resume else None
+    checkpoint = find_checkpoint(resume, config.training.output_dir, console) if resume is not None else None
     if engine.is_main:
         refuse_if_running([*family(config.training.output_dir), *([checkpoint.parent] if checkpoint else [])])
     if checkpoint is not None:
@@ -133,7 +132,7 @@ def _run(
                 break
             outcome = start(launch, outcome.config, outcome.checkpoint, healing=True)
     except Stopped as error:
-        print(error, file=sys.stderr)
+        tell(error)
         return 1
     finally:
         launch.lock.release()
@@ -263,7 +262,7 @@ def open_folder(run_dir: Path, components: Components, progress: Progress) -> Me
         write_env(run_dir, facts)
         return MetricsLog(run_dir, progress.start)
     except OSError as error:
-        raise UserError(problem("run.cannot_write", folder=run_dir, what=error.strerror or error)) from error
+        raise UserError(problem("run.cannot_write", folder=run_dir, what=reason(error))) from error
 
 
 def _overlap_of(components: Components) -> dict[str, Any] | None:
@@ -280,7 +279,7 @@ def open_stats(run_dir: Path, components: Components, progress: Progress) -> Sta
         write_sites(run_dir, components.recorder.sites)
         return StatsWriter(run_dir, progress.start, len(components.recorder.sites))
     except OSError as error:
-        raise UserError(problem("run.cannot_write", folder=run_dir, what=error.strerror or error)) from error
+        raise UserError(problem("run.cannot_write", folder=run_dir, what=reason(error))) from error
 
 
 def greet(launch: Launch, components: Components, progress: Progress, run_dir: Path, checkpoint: Path | None) -> None:

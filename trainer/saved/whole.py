@@ -26,7 +26,7 @@ _LINE = re.compile(r"([0-9a-f]{64})  ([^/\n]+)")
 def write_sums(folder: Path) -> None:
     """Writes SHA256SUMS of the files of a folder."""
     files = sorted(path for path in folder.iterdir() if path.is_file() and path.name != SUMS)
-    (folder / SUMS).write_text("".join(f"{_sha256(path)}  {path.name}\n" for path in files), encoding="utf-8")
+    (folder / SUMS).write_text("".join(f"{sha256_of(path)}  {path.name}\n" for path in files), encoding="utf-8")
 
 
 def what_is_torn(folder: Path) -> str:
@@ -42,7 +42,8 @@ def what_is_torn(folder: Path) -> str:
         return error.strerror or str(error)
 
 
-def _sha256(path: Path) -> str:
+def sha256_of(path: Path) -> str:
+    """64 hex digits of a file's bytes."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 20):
@@ -62,7 +63,7 @@ def _wrong_sum(folder: Path) -> str:
     for name, digest in noted.items():
         if not (folder / name).is_file():
             return say("saved.missing", file=name)
-        if _sha256(folder / name) != digest:
+        if sha256_of(folder / name) != digest:
             return say("saved.damaged", file=name)
     return ""
 

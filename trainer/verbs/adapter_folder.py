@@ -58,6 +58,14 @@ class Adapter:
         """The base model: as the run's configuration names it, else as peft noted it."""
         return self.config.model.name_or_path if self.config else str(self.settings["base_model_name_or_path"])
 
+    @property
+    def revision(self) -> str | None:
+        """Branch, tag or commit of the base model; None: main."""
+        if self.config:
+            return self.config.model.revision
+        revision = self.settings.get("revision")
+        return str(revision) if revision else None
+
 
 def find_weights(path: Path) -> Path:
     """The adapter_model.safetensors that a run, checkpoint or adapter folder stands for.

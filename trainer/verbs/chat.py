@@ -207,7 +207,9 @@ def converse(talker: Talker) -> None:
             except UserError as error:
                 console.line(str(error))
                 messages = []  # a conversation that has become too long starts anew
-    except (EOFError, KeyboardInterrupt):
+    except (EOFError, KeyboardInterrupt) as error:
+        if isinstance(error, KeyboardInterrupt) and error.args:  # SIGTERM: not the user at the keyboard
+            raise
         print()
 
 

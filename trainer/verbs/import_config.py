@@ -11,7 +11,7 @@ from pathlib import Path
 from ...instrument.messages import say
 from ...instrument.read.store import write_text
 from ..checks.read_config import problems_of
-from ..errors import UserError, problem
+from ..errors import UserError, problem, tell
 from ..importer.recognize import read_foreign
 from ..importer.write import as_yaml, nested
 
@@ -37,11 +37,11 @@ def import_config(path: Path, output: Path | None, force: bool) -> int:
         _write(text, output, force)
     matter = [left.key for left in draft.left if left.matters]
     if matter:
-        print(say("import.told_matters", count=len(matter), keys=", ".join(matter)), file=sys.stderr)
+        tell(say("import.told_matters", count=len(matter), keys=", ".join(matter)))
     for found in problems_of(nested(draft), str(output or path.name)):
-        print(found, file=sys.stderr)
+        tell(found)
     if output is not None:
-        print(say("import.written", output=output), file=sys.stderr)
+        tell(say("import.written", output=output))
     return 0
 
 

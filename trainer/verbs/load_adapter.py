@@ -94,8 +94,7 @@ def base_config(adapter: Adapter) -> Config:
     """The run's configuration, or the least that names the base model of an adapter made elsewhere."""
     config = adapter.config
     if config is None:
-        revision = adapter.settings.get("revision")
-        model = {"name_or_path": adapter.base, "revision": str(revision) if revision else None}
+        model = {"name_or_path": adapter.base, "revision": adapter.revision}
         config = Config.model_validate({"model": model, "data": {"train": "unknown", "format": "text"}})
     return with_settings(config, {"model.trust_remote_code": adapter.trust_remote_code})
 

@@ -6,7 +6,6 @@ import contextlib
 import errno
 import json
 import os
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from ...instrument.constants import MIB
 from ...instrument.judge.explain import SourceError, advised, exit_code, glossary, lines, read_history
 from ...instrument.judge.explain import explain as judge
 from ...instrument.messages import say
-from ..errors import UserError, problem
+from ..errors import UserError, is_output_lost, problem, tell
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,7 @@ def explain(question: Question) -> int:
     except UserError as error:
         if not question.exit_code:
             raise
-        print(error, file=sys.stderr)
+        tell(error)
         return UNREADABLE
 
 
@@ -137,6 +136,8 @@ def as_user_errors() -> Iterator[None]:
     except BrokenPipeError:  # whoever read the output has seen enough
         raise
     except OSError as error:
+        if is_output_lost(error):
+            raise
         what = error.strerror or str(error)
         path = str(error.filename or "").removesuffix(".tmp")
         raise UserError(problem("report.cannot_write", path=path, what=what)) from error

@@ -36,6 +36,8 @@ FILES = {
     "utf16.jsonl": JSONL.encode("utf-16"),
     "big.jsonl": b"\xfe\xff" + JSONL.encode("utf-16-be"),
     "rows.json": json.dumps(ROWS).encode("utf-16"),
+    "data.json": json.dumps({"data": ROWS}).encode(),
+    "splits.json": json.dumps({"train": ROWS, "test": ROWS[:1]}).encode(),
     "rows.csv": csv_text(",").encode(),
     "bom.csv": csv_text(",").encode("utf-8-sig"),
     "crlf.csv": csv_text(",", "\r\n").encode(),

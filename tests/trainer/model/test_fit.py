@@ -95,6 +95,7 @@ def test_rows_past_the_last_position_are_an_error_where_positions_are_a_table_an
     ("key", "wanted", "said"),
     [
         ("target_modules", "[q_proj,query_key_value]", "nothing in the model is called query_key_value"),
+        ("target_modules", "[q_proj,'']", "nothing in the model is called"),
         ("target_modules", "[q_proj,vproj]", "did you mean v_proj"),
         ("modules_to_save", "[lm_head,embed_token]", "did you mean embed_tokens"),
         ("modules_to_save", "[score]", "nothing in the model is called score"),

@@ -232,6 +232,58 @@ def test_a_lost_process_ends_the_other_with_a_checkpoint(cli, tiny_models, tmp_p
     assert [row["step"] for row in steps_of(run)] == list(range(1, step + 4))
 
 
+# A process of two that is killed before the call of a function that comes at a certain step.
+KILLED = """
+import importlib, os, signal, sys
+victim, where, step = sys.argv.pop(), sys.argv.pop(), int(sys.argv.pop())
+owner, name = where.rsplit(".", 1)
+module, _, kind = owner.partition(":")
+owner = importlib.import_module("lora_train." + module)
+owner = getattr(owner, kind) if kind else owner
+inner, called = getattr(owner, name), 0
+def killed(*arguments, **keywords):
+    global called
+    called += 1
+    if called == step and os.environ["RANK"] == victim:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return inner(*arguments, **keywords)
+setattr(owner, name, killed)
+from lora_train.trainer.cli import main
+sys.exit(main())
+"""
+
+
+@pytest.mark.parametrize(
+    ("where", "calls", "step", "victim"),
+    [
+        # the state is that after the step, and its line was not written
+        ("trainer.loop.engine:Engine.any", 4, 4, 0),
+        ("trainer.loop.engine:Engine.any", 4, 4, 1),
+        ("trainer.loop.run_log:RunLog.evaluation", 1, 3, 0),
+    ],
+)
+def test_a_checkpoint_of_a_step_has_its_lines(tiny_models, tmp_path, where, calls, step, victim):
+    """Whichever process is lost, and whoever writes the checkpoint."""
+    config = write_config(
+        tmp_path, tiny_models["llama"], max_steps=9, save_strategy="no", eval_strategy="steps", eval_steps=3
+    )
+    config.write_text(config.read_text().replace("limit: 40", "limit: 40\n  eval_fraction: 0.2"))
+    script = tmp_path / "killed.py"
+    script.write_text(KILLED)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command += [str(script), "--config", str(config), str(calls), where, str(victim)]
+    ended = subprocess.run(command, capture_output=True, text=True, env=COMMAND_ENVIRONMENT, timeout=120, check=False)
+    run = tmp_path / "run"
+    told = re.search(rf"\(rank {1 - victim}\) stops after step (\d+), checkpoint ", ended.stderr)
+    assert told is not None, ended.stderr
+    assert int(told[1]) == step
+    assert what_is_torn(run / f"checkpoint-{step}") == ""
+    assert [row["step"] for row in steps_of(run)] == list(range(1, step + 1))
+    state = json.loads((run / f"checkpoint-{step}" / "trainer_state.json").read_text())
+    evaluated = [row["step"] for row in read_metrics(run) if "eval_loss" in row]
+    assert evaluated == [at for at, _ in state["evaluations"]] == [3]
+
+
 def test_a_launcher_that_starts_one_process_of_two_is_told(tiny_models, tmp_path):
     """`accelerate launch --cpu --num_processes 2` sets the address of a group and starts one process."""
     config = write_config(tmp_path, tiny_models["llama"], max_steps=1)

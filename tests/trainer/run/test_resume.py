@@ -86,6 +86,16 @@ def test_a_damaged_file_in_the_newest_checkpoint_costs_that_checkpoint(tmp_path,
         find("auto", tmp_path / "run")
 
 
+@pytest.mark.parametrize("empty", ["", " "])
+def test_a_name_that_is_empty_does_not_begin_anew(tmp_path, monkeypatch, empty):
+    """`--resume "$CHECKPOINT"` in a script that does not set it."""
+    make_run(tmp_path / "run", 2)
+    monkeypatch.chdir(tmp_path / "run")
+    with pytest.raises(UserError, match="--resume: no folder is named"):
+        find(empty, tmp_path / "run")
+    assert resume_from(None, make_config(resume_from_checkpoint=empty)) == empty
+
+
 def test_the_command_line_wins_over_the_configuration():
     assert resume_from(None, make_config()) is None
     assert resume_from(None, make_config(resume_from_checkpoint=True)) == "auto"

@@ -35,9 +35,11 @@ def evaluate_arguments(parser: ArgumentParser) -> None:
 
 
 def run_evaluate(arguments: Namespace) -> int:
+    from ...hub import ask_first
     from ..adapter_kinds import PREDICT, usable_adapter
 
     adapter = usable_adapter(arguments.run, PREDICT, arguments.trust_remote_code)
+    ask_first(adapter.base, adapter.revision)
     return evaluate(Request(adapter, arguments.file, arguments.json))
 
 

@@ -44,6 +44,7 @@ def predict_arguments(parser: ArgumentParser) -> None:
 
 
 def run_predict(arguments: Namespace) -> int:
+    from ...hub import ask_first
     from ..adapter_kinds import PREDICT, usable_adapter
 
     output: Path = arguments.output
@@ -52,6 +53,7 @@ def run_predict(arguments: Namespace) -> int:
     if not output.absolute().parent.is_dir():
         raise UserError(problem("predict.no_folder", path=output.absolute().parent))
     adapter = usable_adapter(arguments.run, PREDICT, arguments.trust_remote_code)
+    ask_first(adapter.base, adapter.revision)
     return predict(Request(adapter, arguments.file, output, max(1, arguments.max_new_tokens)))
 
 

@@ -1,0 +1,49 @@
+"""What is printed has no room: a full disk behind `lora-train ... > file`."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+from lora_train.trainer.cli import main
+
+from ..conftest import COMMAND_ENVIRONMENT, ROOT
+
+STOCK, HEALTHY = ROOT / "tests" / "runs" / "stock", ROOT / "tests" / "runs" / "v0_1_0" / "healthy"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["explain", STOCK],
+        ["explain", STOCK, "--json"],
+        ["explain", "--what", "loss"],
+        ["compare", STOCK, HEALTHY],
+        ["inspect", HEALTHY / "checkpoint-4"],
+        ["inspect", HEALTHY / "checkpoint-4", "--json"],
+        ["advise", HEALTHY],
+        ["schema"],
+        ["import", HEALTHY / "checkpoint-4" / "adapter_config.json"],
+        ["report", STOCK],
+    ],
+    ids=lambda arguments: " ".join(str(one).rpartition("/")[2] for one in arguments),
+)
+def test_every_verb_says_so_in_words(arguments, monkeypatch, capsys, tmp_path):
+    arguments = [*arguments, "-o", tmp_path / "page.html"] if arguments[0] == "report" else arguments
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        assert main([str(one) for one in arguments]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("error: what is printed could not be written: No space left on device\nhint: ")
+
+
+@pytest.mark.parametrize(("stream", "code"), [("stdout", 1), ("stderr", 2)])
+def test_the_interpreter_does_not_complain_once_more(stream, code):
+    source = STOCK if stream == "stdout" else "nowhere"
+    command = [sys.executable, "-m", "lora_train.trainer.cli", "explain", str(source)]
+    with open("/dev/full", "w") as full:
+        out, err = (full if stream == name else subprocess.PIPE for name in ("stdout", "stderr"))
+        ended = subprocess.run(command, env=COMMAND_ENVIRONMENT, stdout=out, stderr=err, text=True, check=False)
+    assert ended.returncode == code
+    assert "Exception ignored" not in (ended.stderr or "")
