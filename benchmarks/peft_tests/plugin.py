@@ -3,8 +3,8 @@
 Tests of another tuner are left out: they are named by a configuration that is not a LoraConfig.
 
 python -m pytest -p benchmarks.peft_tests.plugin ...     with two variables of the environment:
-PEFT_TESTS_LINES    a folder for lines of {"test", "outcome", "reason", "fused", "made", "why"}, a file for each process:
-                    `why` the layers that were called and not fused computed on PEFT's path, and how many for each
+PEFT_TESTS_LINES    a folder for lines of {"test", "outcome", "reason", "fused", "made", "why"}, a file for each
+                    process; `why` calls were PEFT's, and the number of layers of each reason
 PEFT_TESTS_FUSED    1: the fused forward; 0: PEFT's
 """
 
@@ -23,6 +23,7 @@ from typing import Any
 
 import peft.tuners.lora.layer as peft_layer
 import pytest
+from lora_train.instrument.messages import say
 from lora_train.instrument.record import patch
 from peft import LoraConfig, PeftConfig
 
@@ -107,7 +108,13 @@ def _why(layer: Any, x: Any, has_more: bool) -> str:
         return "adapter_names or other arguments"
     if layer.disable_adapters or layer.merged:
         return "adapter off" if layer.disable_adapters else "merged"
-    return patch.why_not(layer) or ("" if patch.serves(layer, x) else "torch.func or another device")
+    return (
+        say(word)
+        if (word := patch.why_not(layer))
+        else ""
+        if patch.serves(layer, x)
+        else "torch.func or another device"
+    )
 
 
 @pytest.hookimpl(wrapper=True)

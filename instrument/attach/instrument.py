@@ -49,6 +49,7 @@ from ..record.sites import Watching
 from ..record.trace import Tracer, bad_weights
 from .gradients import dense_gradients, gradient_rows
 from .step import Step, StepResult
+from .trained import Trained, trains
 
 # A loop that goes on after a collapse shows nothing new afterwards.
 MAX_DIAGNOSES = 5
@@ -119,8 +120,9 @@ class Instrument:
         """
         self._model, self._warn = model, warn
         self._options, self.is_last = Options(fuse, fp16, stops), is_last
-        self._parameters = [p for p in model.parameters() if p.requires_grad]
-        self._device = device = self._parameters[0].device if self._parameters else torch.device("cpu")
+        self._trained = Trained(model)
+        parameters = self._trained.parameters
+        self._device = device = parameters[0].device if parameters else torch.device("cpu")
         once = Tried(run_once or (lambda: four_tokens(model, device)), warn)
         self._patched: Patched = patch(model, once) if fuse else on_hooks(model, once)
         self.n_micro_batches = gradient_accumulation_steps
@@ -130,7 +132,7 @@ class Instrument:
             self.n_micro_batches, histogram_every, probe_every, model=model, patterns=sites, guarded=Guard(warn).around
         )
         with in_mode(model, training=False):
-            self.recorder = Recorder(self._patched, self._parameters, once, device, watching)
+            self.recorder = Recorder(self._patched, parameters, once, device, watching)
         _compile_ahead(self.recorder.sites, device)
         self.run_dir = _free_folder(Path(run_dir))
         self._begin_folder(settings or {})
@@ -138,6 +140,7 @@ class Instrument:
         self._detectors = Detectors(self.recorder.sites, fp16)
         self._n_steps = self._updates = n_steps
         self._skips = self._n_diagnosed = self._eval_seconds = 0
+        self._said_changed = False
         self._stack = contextlib.ExitStack()
 
     def _begin_folder(self, settings: Mapping[str, Mapping[str, Any]]) -> None:
@@ -177,12 +180,20 @@ class Instrument:
     ) -> Step:
         """Begins a step; `end_step` must follow."""
         self._n_steps += 1
+        if self._trained.changed():
+            self._pair_again()
         self.recorder.begin_step(self._n_steps)
         return Step(self._n_steps, learning_rate, loss_scale, epoch, self)
 
+    def _pair_again(self) -> None:
+        have_sites = self.recorder.pair_gradients(self._trained.parameters)
+        if not have_sites and not self._said_changed:
+            self._said_changed = True
+            self._warn(say("attach.trained_changed", step=self._n_steps))
+
     def gradient_rows(self) -> torch.Tensor:
         """Statistics of the accumulated gradients as they are in memory, float64 [parameters, 9]."""
-        return gradient_rows(self._parameters, self._device)
+        return gradient_rows(self._trained.parameters, self._device)
 
     def end_step(self, step: Step) -> Trouble | None:
         """Records a step after its last backward pass and before anything is applied; waits for the device once.
@@ -191,7 +202,9 @@ class Instrument:
             what is wrong, if anything is; then incidents/ has a diagnosis.
         """
         rows = step.gradient_rows()
-        self.recorder.finish_step(rows, dense_gradients(self._parameters) if self.recorder.counts_exponents else ())
+        self.recorder.finish_step(
+            rows, dense_gradients(self._trained.parameters) if self.recorder.counts_exponents else ()
+        )
         result = step.result(rows)
         self._skips = 0 if result.finite else self._skips + 1
         self._updates += result.finite
@@ -310,14 +323,6 @@ class Instrument:
             yield
         finally:
             self._stack.enter_context(self.recorder.active())
-
-
-def trains(model: nn.Module) -> list[str]:
-    """What is trained: PEFT's kinds of adapters, as PEFT calls them, or `weights` of the model itself."""
-    configs: Any = getattr(model, "peft_config", None)
-    if not isinstance(configs, dict) or not configs:
-        return ["weights"]
-    return sorted({str(getattr(config.peft_type, "value", config.peft_type)) for config in configs.values()})
 
 
 def _host_memory() -> float:
