@@ -62,7 +62,10 @@ MODELS: dict[str, tuple[str, PretrainedConfig]] = {
     ),
     "peft-internal-testing/tiny-random-BertModel": ("BertModel", of.BertConfig(**_WIDE)),
     "peft-internal-testing/tiny-random-RobertaModel": ("RobertaModel", of.RobertaConfig(**_WIDE)),
-    "peft-internal-testing/tiny-random-DebertaModel": ("DebertaModel", of.DebertaConfig(**{**_WIDE, "hidden_size": 32})),
+    "peft-internal-testing/tiny-random-DebertaModel": (
+        "DebertaModel",
+        of.DebertaConfig(**{**_WIDE, "hidden_size": 32}),
+    ),
     "peft-internal-testing/tiny-random-DebertaV2Model": ("DebertaV2Model", of.DebertaV2Config(**_WIDE)),
     "peft-internal-testing/tiny-random-BertForSequenceClassification": (
         "BertForSequenceClassification",
