@@ -18,7 +18,10 @@ _WIDE: dict[str, Any] = {**_SIZES, "intermediate_size": 64}
 _GROUPED: dict[str, Any] = {**_WIDE, "num_key_value_heads": 2}
 _GPT: dict[str, Any] = {"vocab_size": 1000, "n_embd": 32, "n_layer": 2, "n_head": 4}
 _OPT: dict[str, Any] = {**_SIZES, "word_embed_proj_dim": 16, "ffn_dim": 32}
-_T5: dict[str, Any] = {"vocab_size": 1000, "d_model": 32, "d_kv": 8, "d_ff": 37, "num_layers": 2, "num_heads": 4}
+_T5: dict[str, Any] = {
+    "vocab_size": 1000, "d_model": 32, "d_kv": 8, "d_ff": 37, "num_layers": 2, "num_heads": 4,
+    "decoder_start_token_id": 0,
+}  # fmt: skip
 _BART: dict[str, Any] = {
     "vocab_size": 1000, "d_model": 16, "encoder_layers": 2, "decoder_layers": 2, "encoder_ffn_dim": 32,
     "decoder_ffn_dim": 32, "encoder_attention_heads": 4, "decoder_attention_heads": 4,
@@ -50,11 +53,11 @@ MODELS: dict[str, tuple[str, PretrainedConfig]] = {
     ),
     "peft-internal-testing/tiny-random-T5ForConditionalGeneration-calibrated": (
         "T5ForConditionalGeneration",
-        of.T5Config(decoder_start_token_id=0, **_T5),
+        of.T5Config(**_T5),
     ),
     "peft-internal-testing/tiny-random-t5": (
         "T5ForConditionalGeneration",
-        of.T5Config(decoder_start_token_id=0, **_T5),
+        of.T5Config(**_T5),
     ),
     "peft-internal-testing/tiny-random-BartForConditionalGeneration": (
         "BartForConditionalGeneration",
@@ -77,7 +80,7 @@ MODELS: dict[str, tuple[str, PretrainedConfig]] = {
     ),
     "trl-internal-testing/tiny-LlamaForSequenceClassification-3.2": (
         "LlamaForSequenceClassification",
-        of.LlamaConfig(num_labels=1, pad_token_id=0, **_GROUPED),
+        of.LlamaConfig(**{**_GROUPED, "num_labels": 1, "pad_token_id": 0}),
     ),
 }  # fmt: skip
 

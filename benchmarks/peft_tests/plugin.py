@@ -90,7 +90,8 @@ def _watch_new_layers(fuse: bool) -> None:
         _fused_layers.update(map(id, layers))
         return compute(x, layers, *args)
 
-    forward = patch.FusedForward.forward
+    kind: Any = patch.FusedForward
+    forward = kind.forward
 
     def watched(replaced: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
         if reason := _why(replaced._module, x, bool(args or kwargs)):
@@ -99,7 +100,7 @@ def _watch_new_layers(fuse: bool) -> None:
 
     linear.__init__ = made
     patch._fused = counted
-    patch.FusedForward.forward = watched
+    kind.forward = watched
 
 
 def _why(layer: Any, x: Any, has_more: bool) -> str:

@@ -121,8 +121,7 @@ class Instrument:
         self._model, self._warn = model, warn
         self._options, self.is_last = Options(fuse, fp16, stops), is_last
         self._trained = Trained(model)
-        parameters = self._trained.parameters
-        self._device = device = parameters[0].device if parameters else torch.device("cpu")
+        self._device = device = self._trained.device()
         once = Tried(run_once or (lambda: four_tokens(model, device)), warn)
         self._patched: Patched = patch(model, once) if fuse else on_hooks(model, once)
         self.n_micro_batches = gradient_accumulation_steps
@@ -132,7 +131,7 @@ class Instrument:
         try:
             self._patched = replace(self._patched, others=other_layers(model, self._patched, once))
             with in_mode(model, training=False):
-                self.recorder = Recorder(self._patched, parameters, once, device, watching)
+                self.recorder = Recorder(self._patched, self._trained.parameters, once, device, watching)
             _compile_ahead(self.recorder.sites, device)
             self._files = RunFiles(Path(run_dir), self.recorder.sites, self._facts(settings or {}), warn)
         except BaseException:
@@ -142,8 +141,7 @@ class Instrument:
         self._detectors = Detectors(self.recorder.sites, fp16)
         self._n_steps = self._updates = n_steps
         self._skips = self._n_diagnosed = self._eval_seconds = 0
-        self._said_changed = False
-        self._stack = contextlib.ExitStack()
+        self._stack, self._said_changed = contextlib.ExitStack(), False
 
     def _facts(self, settings: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
         versions = {name: importlib.metadata.version(name) for name in ("lora-vitals", "torch", "transformers", "peft")}

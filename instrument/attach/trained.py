@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
@@ -24,6 +25,10 @@ class Trained:
         self._all = list(self._model.parameters())
         self.parameters = [parameter for parameter in self._all if parameter.requires_grad]
         self._seen = self._signs()
+
+    def device(self) -> torch.device:
+        """Of the first of them."""
+        return self.parameters[0].device if self.parameters else torch.device("cpu")
 
     def _signs(self) -> tuple[Any, ...]:
         """What changes with them; microseconds, where a walk through the modules takes milliseconds."""
