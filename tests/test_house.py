@@ -165,7 +165,6 @@ TESTED_ELSEWHERE = {
         "console exports log pairs run_folder state table values",
     ): "instrument/read/logs/test_corpus.py",
     ("instrument/record", "once probe sites"): "instrument/record/test_recorder.py",
-    ("instrument/record", "served"): "instrument/record/test_patch.py instrument/attach/test_peers.py",
     (
         "instrument/record/hooks",
         "hook passes unfused",

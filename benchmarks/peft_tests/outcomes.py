@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 RAN = ("passed", "failed")
@@ -19,12 +20,14 @@ class Outcome:
         reason: what went wrong, or why it was skipped; empty if it passed.
         fused: LoRA linears that the fused operator computed in it.
         made: LoRA linears that were made in it.
+        why: why LoRA linears were called and not fused, and how many.
     """
 
     outcome: str
     reason: str
     fused: int
     made: int
+    why: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,7 @@ def read_outcomes(folder: Path) -> dict[str, Outcome]:
                 line = json.loads(text)
             except json.JSONDecodeError:
                 continue
-            found[line["test"]] = Outcome(line["outcome"], line["reason"], line["fused"], line["made"])
+            found[line["test"]] = Outcome(line["outcome"], line["reason"], line["fused"], line["made"], line["why"])
     return found
 
 
@@ -73,6 +76,8 @@ def summary(plain: dict[str, Outcome], fused: dict[str, Outcome]) -> list[str]:
         f"{sum(fused[test].made > 0 for test in ran)} of them made LoRA linears",
         f"{n_fused(fused)} passed and computed LoRA linears with the fused operator, {n_layers} layers",
     ]
+    reasons = Counter(_reason(fused[test]) for test in ran if fused[test].made and not fused[test].fused)
+    lines += [f"    {n} made some and fused none: {reason}" for reason, n in reasons.most_common()]
     found = differences(plain, fused)
     return [*lines, f"{len(found)} differences", *map(str, found)]
 
@@ -80,6 +85,11 @@ def summary(plain: dict[str, Outcome], fused: dict[str, Outcome]) -> list[str]:
 def n_fused(outcomes: dict[str, Outcome]) -> int:
     """Tests that passed with a LoRA linear that the fused operator computed."""
     return sum(one.outcome == "passed" and one.fused > 0 for one in outcomes.values())
+
+
+def _reason(one: Outcome) -> str:
+    """Why most of a test's LoRA linears were not fused."""
+    return max(one.why, key=lambda reason: one.why[reason]) if one.why else "saved, loaded or looked at, never called"
 
 
 def _count(outcomes: Iterable[Outcome]) -> str:

@@ -3,7 +3,8 @@
 Tests of another tuner are left out: they are named by a configuration that is not a LoraConfig.
 
 python -m pytest -p benchmarks.peft_tests.plugin ...     with two variables of the environment:
-PEFT_TESTS_LINES    a folder for lines of {"test", "outcome", "reason", "fused", "made"}, a file for each process
+PEFT_TESTS_LINES    a folder for lines of {"test", "outcome", "reason", "fused", "made", "why"}, a file for each
+                    process; `why` calls were PEFT's, and the number of layers of each reason
 PEFT_TESTS_FUSED    1: the fused forward; 0: PEFT's
 """
 
@@ -22,11 +23,13 @@ from typing import Any
 
 import peft.tuners.lora.layer as peft_layer
 import pytest
+from lora_train.instrument.messages import say
 from lora_train.instrument.record import patch
 from peft import LoraConfig, PeftConfig
 
 _fused_layers: set[int] = set()
 _made: list[str] = []
+_unfused: dict[str, set[int]] = defaultdict(set)
 _outcomes: dict[str, tuple[str, str]] = {}
 
 
@@ -87,8 +90,32 @@ def _watch_new_layers(fuse: bool) -> None:
         _fused_layers.update(map(id, layers))
         return compute(x, layers, *args)
 
+    kind: Any = patch.FusedForward
+    forward = kind.forward
+
+    def watched(replaced: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
+        if reason := _why(replaced._module, x, bool(args or kwargs)):
+            _unfused[reason].add(id(replaced._module))
+        return forward(replaced, x, *args, **kwargs)
+
     linear.__init__ = made
     patch._fused = counted
+    kind.forward = watched
+
+
+def _why(layer: Any, x: Any, has_more: bool) -> str:
+    """Why this call is PEFT's; empty if it is fused."""
+    if has_more:
+        return "adapter_names or other arguments"
+    if layer.disable_adapters or layer.merged:
+        return "adapter off" if layer.disable_adapters else "merged"
+    return (
+        say(word)
+        if (word := patch.why_not(layer))
+        else ""
+        if patch.serves(layer, x)
+        else "torch.func or another device"
+    )
 
 
 @pytest.hookimpl(wrapper=True)
@@ -97,13 +124,14 @@ def pytest_runtest_makereport(item: Any, call: Any) -> Iterator[None]:
     if call.when == "setup":
         _fused_layers.clear()
         _made.clear()
+        _unfused.clear()
         _outcomes[item.nodeid] = (report.outcome, _reason(report))
     elif report.outcome != "passed" or call.when == "call":
         _outcomes[item.nodeid] = (report.outcome, _reason(report))
     if call.when == "teardown":
         outcome, reason = _outcomes.pop(item.nodeid)
         line = {"test": item.nodeid, "outcome": outcome, "reason": reason, "fused": len(_fused_layers)}
-        line["made"] = len(_made)
+        line |= {"made": len(_made), "why": {reason: len(layers) for reason, layers in _unfused.items()}}
         with (Path(os.environ["PEFT_TESTS_LINES"]) / f"{os.getpid()}.jsonl").open("a") as file:
             file.write(json.dumps(line) + "\n")
     return report

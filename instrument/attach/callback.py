@@ -9,9 +9,10 @@ with stop=False goes on and every such step is recorded as what it is.
 
 The loss is the one that accelerate is given for the backward pass, whoever computed it.
 
-It only watches: a model of a kind that nobody thought of, or a folder that cannot be made, ends no training; a disk
-that fills meanwhile raises. What it put on the model and on this Trainer is taken off when the training ends, by an
-error or the stop button of a notebook too, or when the callback is collected.
+It only watches: a model of a kind that nobody thought of, a folder that cannot be made, or a disk that fills meanwhile
+ends no training; then it says once that nothing more is recorded, and why. What it put on the model and on this Trainer
+is taken off when the training ends, by an error or the stop button of a notebook too, or when the callback is
+collected.
 
 What is less than in lora-train: rows have no numbers, nothing is replayed or healed, and the host waits for the device
 once a step. Of several processes the first one's micro-batches and its share of the gradients are recorded, and nothing
@@ -133,11 +134,9 @@ class InstrumentCallback(TrainerCallback):
 
     @contextlib.contextmanager
     def _watching(self) -> Iterator[None]:
-        """An error of the recording ends the recording and not the training; but a full disk is the user's to see."""
+        """An error of the recording ends the recording and not the training."""
         try:
             yield
-        except OSError:
-            raise
         except Exception as error:
             print(say("attach.broke_off", run=self._run_dir, what=f"{type(error).__name__}: {error}"))
             self._end()
@@ -196,7 +195,8 @@ class InstrumentCallback(TrainerCallback):
         """Records an evaluation."""
         values = {k: float(v) for k, v in kwargs.get("metrics", {}).items() if isinstance(v, (int, float))}
         if self.instrument is not None and any(key.startswith("eval_") for key in values):
-            self.instrument.evaluation(values)
+            with self._watching():
+                self.instrument.evaluation(values)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

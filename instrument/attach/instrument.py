@@ -36,8 +36,7 @@ from ..constants import GIB
 from ..judge.detect import Detectors, Diagnosis, Kind, Trouble
 from ..messages import say
 from ..read.schema import StepLine, Summary
-from ..read.store import METRICS, SCHEMA_VERSION, MetricsLog, Site, StatsWriter, write_sites, write_text
-from ..record.capsule import incident_folder, write_diagnosis
+from ..read.store import SCHEMA_VERSION, Site
 from ..record.hooks.hook import Guard
 from ..record.hooks.layers import other_layers
 from ..record.latch import MAX_SKIPS
@@ -47,8 +46,10 @@ from ..record.patch import Patched, on_hooks, patch, unpatch
 from ..record.recorder import Recorder
 from ..record.sites import Watching
 from ..record.trace import Tracer, bad_weights
+from .files import RunFiles
 from .gradients import dense_gradients, gradient_rows
 from .step import Step, StepResult
+from .trained import Trained, trains
 
 # A loop that goes on after a collapse shows nothing new afterwards.
 MAX_DIAGNOSES = 5
@@ -119,34 +120,35 @@ class Instrument:
         """
         self._model, self._warn = model, warn
         self._options, self.is_last = Options(fuse, fp16, stops), is_last
-        self._parameters = [p for p in model.parameters() if p.requires_grad]
-        self._device = device = self._parameters[0].device if self._parameters else torch.device("cpu")
+        self._trained = Trained(model)
+        self._device = device = self._trained.device()
         once = Tried(run_once or (lambda: four_tokens(model, device)), warn)
         self._patched: Patched = patch(model, once) if fuse else on_hooks(model, once)
         self.n_micro_batches = gradient_accumulation_steps
-        others = other_layers(model, self._patched, once)
-        self._patched = replace(self._patched, others=others)
         watching = Watching(
             self.n_micro_batches, histogram_every, probe_every, model=model, patterns=sites, guarded=Guard(warn).around
         )
-        with in_mode(model, training=False):
-            self.recorder = Recorder(self._patched, self._parameters, once, device, watching)
-        _compile_ahead(self.recorder.sites, device)
-        self.run_dir = _free_folder(Path(run_dir))
-        self._begin_folder(settings or {})
-        self._metrics, self._stats = MetricsLog(self.run_dir, 0), StatsWriter(self.run_dir, 0, len(self.recorder.sites))
+        try:
+            self._patched = replace(self._patched, others=other_layers(model, self._patched, once))
+            with in_mode(model, training=False):
+                self.recorder = Recorder(self._patched, self._trained.parameters, once, device, watching)
+            _compile_ahead(self.recorder.sites, device)
+            self._files = RunFiles(Path(run_dir), self.recorder.sites, self._facts(settings or {}), warn)
+        except BaseException:
+            unpatch(self._patched)
+            raise
+        self.run_dir = self._files.folder
         self._detectors = Detectors(self.recorder.sites, fp16)
         self._n_steps = self._updates = n_steps
         self._skips = self._n_diagnosed = self._eval_seconds = 0
-        self._stack = contextlib.ExitStack()
+        self._stack, self._said_changed = contextlib.ExitStack(), False
 
-    def _begin_folder(self, settings: Mapping[str, Mapping[str, Any]]) -> None:
-        write_sites(self.run_dir, self.recorder.sites)
-        write_text(self.run_dir / "config.yaml", yaml.safe_dump({k: dict(v) for k, v in settings.items()}))
+    def _facts(self, settings: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
         versions = {name: importlib.metadata.version(name) for name in ("lora-vitals", "torch", "transformers", "peft")}
         env = {"schema_version": SCHEMA_VERSION, "started": datetime.now(timezone.utc).isoformat(timespec="seconds")}
         env |= {"versions": versions, "device": str(self._device), "attached": True, "trains": trains(self._model)}
-        write_text(self.run_dir / "env.json", json.dumps(env, indent=1) + "\n")
+        config = yaml.safe_dump({section: dict(values) for section, values in settings.items()})
+        return {"config.yaml": config, "env.json": json.dumps(env, indent=1) + "\n"}
 
     def __enter__(self) -> Instrument:
         self._stack.enter_context(self.recorder.active())
@@ -156,14 +158,12 @@ class Instrument:
         self.close()
 
     def close(self) -> None:
-        """Writes what is on its way, ends the files and takes the hooks off the model."""
-        for step, rows, exponents in self.recorder.drain():
-            self._write_statistics(step, rows, exponents)
+        """Takes the hooks off the model, writes what is on its way and ends the files; a second time nothing."""
         self._stack.close()
-        self._metrics.close()
-        self._stats.close()
-        if self._options.fuse:
-            unpatch(self._patched)
+        unpatch(self._patched)
+        for step, rows, exponents in self.recorder.drain():
+            self._files.statistics(step, rows, exponents)
+        self._files.close()
 
     @contextlib.contextmanager
     def step(self, learning_rate: float | None = None, loss_scale: float = 1.0) -> Iterator[Step]:
@@ -177,12 +177,20 @@ class Instrument:
     ) -> Step:
         """Begins a step; `end_step` must follow."""
         self._n_steps += 1
+        if self._trained.changed():
+            self._pair_again()
         self.recorder.begin_step(self._n_steps)
         return Step(self._n_steps, learning_rate, loss_scale, epoch, self)
 
+    def _pair_again(self) -> None:
+        have_sites = self.recorder.pair_gradients(self._trained.parameters)
+        if not have_sites and not self._said_changed:
+            self._said_changed = True
+            self._warn(say("attach.trained_changed", step=self._n_steps))
+
     def gradient_rows(self) -> torch.Tensor:
         """Statistics of the accumulated gradients as they are in memory, float64 [parameters, 9]."""
-        return gradient_rows(self._parameters, self._device)
+        return gradient_rows(self._trained.parameters, self._device)
 
     def end_step(self, step: Step) -> Trouble | None:
         """Records a step after its last backward pass and before anything is applied; waits for the device once.
@@ -191,7 +199,9 @@ class Instrument:
             what is wrong, if anything is; then incidents/ has a diagnosis.
         """
         rows = step.gradient_rows()
-        self.recorder.finish_step(rows, dense_gradients(self._parameters) if self.recorder.counts_exponents else ())
+        self.recorder.finish_step(
+            rows, dense_gradients(self._trained.parameters) if self.recorder.counts_exponents else ()
+        )
         result = step.result(rows)
         self._skips = 0 if result.finite else self._skips + 1
         self._updates += result.finite
@@ -227,32 +237,29 @@ class Instrument:
             eval_seconds_total=self._eval_seconds,
             save_seconds_total=None,
         )
-        self._metrics.write(vars(line))
+        self._files.line(vars(line))
 
     def evaluation(self, values: Mapping[str, float]) -> None:
         """Records an evaluation under the names of metrics.jsonl: eval_loss, where there is one, eval_accuracy."""
         self._eval_seconds += float(values.get("eval_runtime", 0.0))
-        self._metrics.write({"step": self._n_steps, **values})
+        self._files.line({"step": self._n_steps, **values})
 
     def finished(self, seconds: float) -> None:
         """Records that the run came to its end."""
         rate = self._n_steps / max(seconds, 1e-9)
         line = Summary(train_runtime=seconds, train_samples_per_second=None, train_steps_per_second=rate)
-        self._metrics.write(vars(line))
+        self._files.line(vars(line))
 
     def _statistics(self) -> Trouble | None:
         trouble = None
         for step, rows, exponents in self.recorder.ready():
-            self._write_statistics(step, rows, exponents)
+            self._files.statistics(step, rows, exponents)
             found, coming = self._detectors.rows(step, rows.numpy())
             trouble = trouble or found
             for site, forecast in coming:
                 values = {"peak": forecast.peak, "limit": forecast.limit, "rate": forecast.per_step}
                 self._warn(say("warn.forecast", module=site.module, step=forecast.predicted_step, **values))
         return trouble
-
-    def _write_statistics(self, step: int, rows: torch.Tensor, exponents: torch.Tensor | None) -> None:
-        self._stats.write(step, rows.numpy(), None if exponents is None else exponents.long().numpy())
 
     def _diagnosed(self, result: StepResult, trouble: Trouble) -> Trouble:
         """Names kind and module, writes diagnosis.json and says it."""
@@ -266,7 +273,7 @@ class Instrument:
         kind, module, evidence = blame.kind, blame.module, blame.evidence
         action = "stop" if self._options.stops else "none"
         diagnosis = Diagnosis(kind, trouble.step, module, blame.phase, [], evidence, action=action)
-        write_diagnosis(incident_folder(self.run_dir, trouble.step, 0), diagnosis.as_json())
+        self._files.diagnosis(trouble.step, diagnosis.as_json())
         self._warn(say("attach.trouble", step=trouble.step, kind=kind, module=module or "-", run=self.run_dir))
         return Trouble(trouble.step, kind, module, evidence)
 
@@ -312,14 +319,6 @@ class Instrument:
             self._stack.enter_context(self.recorder.active())
 
 
-def trains(model: nn.Module) -> list[str]:
-    """What is trained: PEFT's kinds of adapters, as PEFT calls them, or `weights` of the model itself."""
-    configs: Any = getattr(model, "peft_config", None)
-    if not isinstance(configs, dict) or not configs:
-        return ["weights"]
-    return sorted({str(getattr(config.peft_type, "value", config.peft_type)) for config in configs.values()})
-
-
 def _host_memory() -> float:
     import psutil
 
@@ -336,13 +335,3 @@ def _compile_ahead(sites: Sequence[Site], device: torch.device) -> None:
             exponent_histogram(values)
             for full in (False, True):
                 tensor_stats(values, full=full)
-
-
-def _free_folder(wanted: Path) -> Path:
-    """`wanted`, or the first `wanted-2`, ... that holds no run; made."""
-    folder, number = wanted, 1
-    while (folder / METRICS).exists():
-        number += 1
-        folder = wanted.with_name(f"{wanted.name}-{number}")
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder

@@ -275,8 +275,9 @@ def _fused(
     return lora_linear(
         x,
         [_weight(layer.get_base_layer()) for layer in layers],
-        [layer.lora_A[adapter].weight for layer, adapter in zip(layers, adapters, strict=True)],
-        [layer.lora_B[adapter].weight for layer, adapter in zip(layers, adapters, strict=True)],
+        # 16-bit adapters are computed in float32, and autograd rounds their gradients
+        [layer.lora_A[adapter].weight.float() for layer, adapter in zip(layers, adapters, strict=True)],
+        [layer.lora_B[adapter].weight.float() for layer, adapter in zip(layers, adapters, strict=True)],
         [layer.scaling[adapter] for layer, adapter in zip(layers, adapters, strict=True)],
         biases=[layer.get_base_layer().bias for layer in layers],
         dropout_p=p,

@@ -75,7 +75,7 @@ class Recorder:
             [self.passes.buffer[micro, first : first + 2 + 4 * len(group.names)] for group, first in self._groups]
             for micro in range(watching.n_micro_batches)
         ]
-        self._gradient_sites(parameters)
+        self.pair_gradients(parameters)
         keep = [index for index, kept in enumerate(self._kept) if kept]
         self._keep = torch.tensor(keep, dtype=torch.int64, device=device)
         self.sites = [replace(self._all_sites[index], id=row) for row, index in enumerate(keep)]
@@ -116,8 +116,12 @@ class Recorder:
         for unfused in self._unfused:
             unfused.keep(self._kept)
 
-    def _gradient_sites(self, parameters: Sequence[nn.Parameter]) -> None:
-        """Pairs the sites of gradients with the positions of their parameters."""
+    def pair_gradients(self, parameters: Sequence[nn.Parameter]) -> bool:
+        """Pairs the sites of gradients with the positions of their parameters; those of the adapters active now.
+
+        Returns:
+            whether every parameter has a site.
+        """
         position = {id(parameter): index for index, parameter in enumerate(parameters)}
         sites, wanted = [], []
         modules = {name: m for group, _ in self._groups for name, m in zip(group.names, group.modules, strict=True)}
@@ -136,6 +140,7 @@ class Recorder:
         self._gradient_pairs = list(zip(sites, wanted, strict=True))
         self._gradient_rows = torch.tensor(sites, dtype=torch.int64, device=self._device)
         self._gradient_parameters = torch.tensor(wanted, dtype=torch.int64, device=self._device)
+        return set(wanted) == set(range(len(parameters)))
 
     @contextmanager
     def active(self) -> Iterator[None]:

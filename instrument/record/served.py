@@ -44,8 +44,8 @@ def why_not(layer: Any) -> str:
         return "patch.lora_bias"
     if not (_is_plain_linear(a) and _is_plain_linear(b)) or _dropout_of(layer, adapter) is None:
         return "patch.other_layer"
-    if a.weight.dtype != torch.float32 or b.weight.dtype != torch.float32:
-        return "patch.not_float32"
+    if a.weight.dtype not in DTYPES or b.weight.dtype not in DTYPES:
+        return "patch.adapter_dtype"
     if getattr(layer, "fan_in_fan_out", False):
         return "patch.transposed"
     if _is_hooked(holder):

@@ -101,7 +101,7 @@ def _shape(layer, tensor: str) -> tuple[tuple[int, ...] | None, str]:
     if tensor in GRADIENTS:
         sides = [lora_parameter(layer, tensor.removesuffix(".grad"), adapter) for adapter in layer.active_adapters]
         weight = next((parameter for parameter in sides if parameter is not None), None)
-        return (tuple(weight.shape), "float32") if weight is not None else (None, "float32")
+        return (None, "float32") if weight is None else (tuple(weight.shape), str(weight.dtype).removeprefix("torch."))
     last = isinstance(_base(layer), (nn.Linear, nn.Embedding, Conv1D))  # a convolution's last dimension is a place
     width = _width(layer, "in" if tensor in ("in", "grad_in") else "out")
     weight = next(_base(layer).parameters(), None)

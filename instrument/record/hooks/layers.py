@@ -83,13 +83,15 @@ def _named(model: nn.Module) -> Iterator[tuple[str, Any]]:
 def _trained(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     """The trained parameters of a module itself, of an adapter's layer all in it, by the tensor of their site.
 
-    Left out: lora_A and lora_B of the active adapters, which have sites already.
+    Left out: lora_A and lora_B of the first adapter that is active and trained, which have sites already.
     """
     layer: Any = module if isinstance(module, BaseTunerLayer) else None
     adapters = [] if layer is None else list(layer.active_adapters)
     known, taken = set[int](), set[str]()
     if isinstance(module, LoraLayer):
-        known = {id(lora_parameter(module, side, adapter)) for side in ("lora_A", "lora_B") for adapter in adapters}
+        for side in ("lora_A", "lora_B"):
+            held = [lora_parameter(module, side, adapter) for adapter in adapters]
+            known |= {id(p) for p in [p for p in held if p is not None and p.requires_grad][:1]}
         taken = {"lora_A.grad", "lora_B.grad"}
     for name, parameter in module.named_parameters(recurse=layer is not None):
         if parameter.requires_grad and id(parameter) not in known:

@@ -78,6 +78,31 @@ def test_logits_and_every_lora_gradient_agree_with_peft(family):
         assert error < 1e-5, name
 
 
+@pytest.mark.parametrize("base", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("adapter", [torch.float16, torch.bfloat16])
+def test_a_16_bit_adapter_is_fused_and_nearer_to_the_exact_model_than_pefts_forward(base, adapter):
+    """PEFT rounds every product of the branch, ours the weights alone, which are the same: errors beside float64."""
+    model = make("llama").to(base)
+    for module in lora_modules(model).values():
+        module.lora_A.to(adapter), module.lora_B.to(adapter)
+    exact = copy.deepcopy(model).double()
+    fused, patched = patched_copy(model)
+    assert patched.unfused == []
+    expected = gradients(exact)
+    errors = []
+    for each in (model, fused):
+        logits = (each(input_ids=IDS).logits - exact(input_ids=IDS).logits).norm()
+        ours = {name: g for name, g in gradients(each).items() if "lora_" in name}
+        assert {g.dtype for g in ours.values()} == {adapter}
+        off = torch.stack([(g - expected[name]).norm() / expected[name].norm() for name, g in ours.items()])
+        errors.append((float(logits.detach()), float(off.mean())))
+    (logits, off), (own_logits, own_off) = errors
+    # the base model rounds as much as the branch does where it is 16-bit itself
+    room = 1.0 if base == torch.float32 else 1.5
+    assert own_logits < room * logits
+    assert own_off < room * off
+
+
 @pytest.mark.parametrize("double", [False, True])
 @pytest.mark.parametrize("family", ["gpt_neox", "llama"])
 def test_nf4_agrees_with_peft(tmp_path, family, double):
