@@ -1,6 +1,6 @@
 """One file of rules a topic. A rule is a function of the history that returns a finding or None."""
 
-from . import evaluation, gradients, kinds, loss, metric, outcome, resources, rows, schedule, speed, stock
+from . import evaluation, gradients, kinds, loss, metric, norms, outcome, resources, rows, schedule, speed, stock
 
 RULES = (
     *outcome.RULES,
@@ -10,6 +10,7 @@ RULES = (
     *metric.RULES,
     *rows.RULES,
     *gradients.RULES,
+    *norms.RULES,
     *schedule.RULES,
     *resources.RULES,
     *speed.RULES,
