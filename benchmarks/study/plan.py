@@ -27,8 +27,8 @@ CHANGED: dict[str, dict[str, dict[str, Any]]] = {
     "log": {"training": {"logging_steps": 10}},
 }
 STILL: dict[str, dict[str, Any]] = {
-    "one": {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 8, "max_steps": 32},
-    "64": {"per_device_train_batch_size": 64, "max_steps": 16},
+    "one": {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 8, "max_steps": 60},
+    "64": {"per_device_train_batch_size": 64, "max_steps": 30},
 }
 # Evaluations of a run.
 EVALUATIONS = 10

@@ -3,7 +3,8 @@
     write_rows(folder, step, start, rows)      evaluations/step-000500.parquet
     read_rows(folder, 500)                     EvaluationRows, or None where there is none
 
-EVALUATION_ROWS has the columns. The sum of loss_sum over the sum of n_tokens is eval_loss. The schema's metadata has
+EVALUATION_ROWS has the columns. The sum of loss_sum over the sum of n_tokens, or of weight where there is that column,
+is eval_loss. The schema's metadata has
 `step`, `start` and `digest`, a SHA-256 of the hashes in order: evaluations with the same digest are of the same rows,
 whatever the run.
 """
@@ -35,6 +36,9 @@ EVALUATION_ROWS = {
                    "토큰과 마스크의 64비트 해시. 해시가 같으면 같은 행입니다.", writers=(LOOP,), type="int"),
     "n_correct": Column("", "Of a classifier: how many of its labels were answered right; else the column is missing.",
                         "분류 모델: 맞힌 라벨 수. 다른 과제에는 이 열이 없습니다.", writers=(LOOP,), type="int"),
+    "weight": Column("", "With class weights: what the row counts in eval_loss; else the column is missing.",
+                     "클래스 가중치를 쓸 때 그 행이 eval_loss에서 차지하는 무게. 쓰지 않으면 이 열이 없습니다.",
+                     writers=(LOOP,), type="float"),
 }  # fmt: skip
 """The columns of a file, in their order there."""
 COLUMNS = tuple(EVALUATION_ROWS)
@@ -50,6 +54,7 @@ class EvaluationRows:
         n_tokens: int32 [rows], supervised tokens.
         hash: uint64 [rows], of token ids and mask.
         n_correct: int32 [rows], right answers of a classifier; None of other tasks.
+        weight: float64 [rows], what they count where classes have weights; None: as many as their tokens.
     """
 
     row: np.ndarray
@@ -57,6 +62,12 @@ class EvaluationRows:
     n_tokens: np.ndarray
     hash: np.ndarray
     n_correct: np.ndarray | None = None
+    weight: np.ndarray | None = None
+
+    @property
+    def weights(self) -> np.ndarray:
+        """float64 [rows]: what each row counts in a mean."""
+        return self.n_tokens.astype("float64") if self.weight is None else self.weight
 
     @property
     def digest(self) -> str:

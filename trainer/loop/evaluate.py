@@ -189,4 +189,7 @@ def _in_source_order(dataset: Dataset, evaluated: Sequence[Example], sums: Seque
     order = np.argsort([example.row for example in evaluated], kind="stable")
     tokens = np.array([example.n_supervised for example in evaluated], "int32")
     row = np.array([example.row for example in evaluated], "int32")
-    return EvaluationRows(row[order], np.array(sums)[order], tokens[order], dataset.row_hashes)
+    weight = None
+    if any(example.weight is not None for example in evaluated):
+        weight = np.array([example.counts for example in evaluated], "float64")[order]
+    return EvaluationRows(row[order], np.array(sums)[order], tokens[order], dataset.row_hashes, weight=weight)

@@ -60,7 +60,7 @@ def wobble(histories: Sequence[History], names: Sequence[str]) -> Finding | None
     factor = wobbles[widest] / wobbles[calmest]
     sizes = [len(evaluations(histories[at])[1]) for at in (calmest, widest)]
     chance = math.exp(2 * math.sqrt(sum(1 / n for n in sizes)))
-    values = {"listed": listed(names, [f"{value:.1f}%" for value in wobbles]), "factor": factor, "chance": chance}
+    values = {"listed": listed(names, [f"{value:.2g}%" for value in wobbles]), "factor": factor, "chance": chance}
     values |= {"widest": names[widest], "calmest": names[calmest]}
     return _remark("compare.wobble" if factor > chance else "compare.wobble_alike", **values)
 
@@ -94,13 +94,14 @@ def foretold(histories: Sequence[History], names: Sequence[str]) -> list[Finding
             rows, (_, norm) = other.rows_per_step, other.finite("grad_norm")
             if micro is None or not rows.isdigit() or int(rows) == micro.rows or not len(norm):
                 continue
-            there = float(np.sqrt(np.mean(norm**2)))
+            there, error = float(np.mean(norm**2)), 2 * float(np.std(norm**2)) / math.sqrt(len(norm))
             low, high = micro.reach(int(rows))
             values = {"one": name, "rows": micro.rows, "other": its, "n": int(rows), "foretold": micro.norm(int(rows))}
-            values |= {"low": low, "high": high}
+            values |= {"low": low, "high": high, "measured": math.sqrt(there)}
+            values |= {"from_": math.sqrt(max(there - error, 0.0)), "to": math.sqrt(there + error)}
             still = not any(history.number("training.learning_rate") for history in (one, other))
             key = "compare.norm_foretold_still" if still else "compare.norm_foretold"
-            found.append(_remark(key, measured=there, own=micro.norm(micro.rows), **values))
+            found.append(_remark(key, own=micro.norm(micro.rows), **values))
     return found
 
 

@@ -44,12 +44,14 @@ class Micro:
 
     Attributes:
         rows: of a step.
+        there_are: rows of an epoch; None where the log does not say.
         of_one: rows of a micro-batch.
         row, shared: R and C of each step that was read.
         steps: their numbers.
     """
 
     rows: int
+    there_are: int | None
     of_one: int
     row: np.ndarray
     shared: np.ndarray
@@ -57,17 +59,29 @@ class Micro:
 
     def norm(self, rows: int) -> float:
         """Root of the mean square of the gradient norm of so many rows a step, at the same weights."""
-        return math.sqrt(max(float(self._squares(rows).mean()), 0.0))
+        square = float(self._squares(rows).mean())
+        return math.sqrt(square if rows == self.rows else max(square, self._least(rows)))
 
     def reach(self, rows: int) -> tuple[float, float]:
         """Between what that lies with 95% confidence, as the steps scatter."""
         squares = self._squares(rows)
+        share = 2 * float(self.row.std(ddof=1)) / float(self.row.mean()) / math.sqrt(len(self.row))
         error = 2 * float(squares.std(ddof=1)) / math.sqrt(len(squares))
-        low, high = (max(float(squares.mean()) + sign * error, 0.0) for sign in (-1, 1))
+        low, high = (
+            max(float(squares.mean()) + sign * error, self._least(rows) * max(1 + sign * share, 0.0))
+            for sign in (-1, 1)
+        )
         return math.sqrt(low), math.sqrt(high)
 
     def _squares(self, rows: int) -> np.ndarray:
-        return self.row / rows + (1 - 1 / rows) * self.shared
+        n = min(rows, self.there_are or rows)
+        return self.row / n + (1 - 1 / n) * self.shared
+
+    def _least(self, rows: int) -> float:
+        """Where all rows together have no gradient at all: C = -R / (N - 1) of N rows, 0 of endless ones."""
+        n = min(rows, self.there_are or rows)
+        left = 0.0 if self.there_are is None else (n - 1) / max(self.there_are - 1, 1)
+        return max(float(self.row.mean()) / n * (1 - left), 0.0)
 
     def noise(self, part: slice = slice(None)) -> float:
         """Share of a step's squared norm that is noise, over a part of the steps."""
@@ -111,7 +125,16 @@ def micro_batches(history: History) -> Micro | None:
     shared = k * (q - s) / (k - 1)
     processes = history.env.get("processes")
     rows = int(k * m) * (processes if isinstance(processes, int) else 1)
-    return Micro(rows, int(m), m * k * s - (m - 1) * shared, shared, step[usable]) if rows == int(k * m) else None
+    if rows != int(k * m):
+        return None
+    return Micro(rows, _rows_of_epoch(history, rows), int(m), m * k * s - (m - 1) * shared, shared, step[usable])
+
+
+def _rows_of_epoch(history: History, rows: int) -> int | None:
+    step, epoch = history.finite("epoch")
+    if len(epoch) < 2 or not epoch[-1] > epoch[0]:
+        return None
+    return max(round(rows * (step[-1] - step[0]) / (epoch[-1] - epoch[0])), rows)
 
 
 def _by_step(frame: pd.DataFrame, name: str, step: np.ndarray) -> np.ndarray:
@@ -153,7 +176,7 @@ def other_batches(history: History) -> Finding | None:
     micro = micro_batches(history)
     if micro is None:
         return None
-    fewer, more = micro.of_one, LARGER * micro.rows
+    fewer, more = micro.of_one, min(LARGER * micro.rows, micro.there_are or LARGER * micro.rows)
     values = {"rows": micro.rows, "now": micro.norm(micro.rows), "fewer": fewer, "small": micro.norm(fewer)}
     return Finding("grad_norm", "note", "explain.norm_by_batch", values | {"more": more, "large": micro.norm(more)})
 
