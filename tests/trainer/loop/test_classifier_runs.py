@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from lora_train import Stopped, train
+from lora_train import train
 from lora_train.instrument.read.store import read_metrics
 from lora_train.trainer.cli import main
 from safetensors.torch import load_file, save_file
@@ -161,5 +161,8 @@ def test_a_planted_collapse_of_a_classifier_is_named_and_healed(brittle, tmp_pat
 def test_the_same_collapse_stops_where_it_is_asked_to(brittle, tmp_path):
     given = settings_of(brittle, tmp_path, fp16=True)
     with_one_rare_word(given)
-    with pytest.raises(Stopped):
-        train({**given, "precision": {"on_collapse": "stop"}})
+    run = train({**given, "precision": {"on_collapse": "stop"}})
+    (file,) = run.path.glob("incidents/*/diagnosis.json")
+    diagnosis = json.loads(file.read_text())
+    assert (diagnosis["module"], diagnosis["action"]) == (MODULE, "stop")
+    assert any(finding.key.startswith("explain.stopped") for finding in run.explain())
