@@ -115,10 +115,10 @@ def _texts(request: Request) -> Iterator[dict[str, Any]]:
     import torch
 
     from ...data.examples import load_examples
-    from ...data.questions import question_settings, questions
     from ...model.load import autocast
     from ..chat import Request as Question
     from ..chat import generation_of, load
+    from .questions import question_settings, questions
 
     if request.adapter.config is None:
         raise UserError(problem("predict.no_format", folder=request.adapter.folder))

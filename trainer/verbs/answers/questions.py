@@ -14,10 +14,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..config.schema import DataSection
-from .fields import renamed
-from .formats import CHATS, template_fields
-from .sources import Source, Where, open_source
+from ...config.schema import DataSection
+from ...data.fields import renamed
+from ...data.formats import CHATS, template_fields
+from ...data.sources import Source, Where, open_source
 
 PLACEHOLDER = "."
 ANSWERS = {"instruction": "output", "prompt": "completion", "question": "answer", "query": "response"}

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from lora_train.trainer.config.schema import DataSection
 from lora_train.trainer.data.examples import load_examples
-from lora_train.trainer.data.questions import PLACEHOLDER, asked, question_settings, questions
 from lora_train.trainer.verbs.answers.predict import begin_of_answer
+from lora_train.trainer.verbs.answers.questions import PLACEHOLDER, asked, question_settings, questions
 from transformers import AutoTokenizer
 
 CHAT = "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}"
