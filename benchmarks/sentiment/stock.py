@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from lora_train.trainer.config.schema import Config
+from lora_train.trainer.console import Console
+from lora_train.trainer.data.load import load_data, with_format
+from lora_train.trainer.loop.components import build
+from lora_train.trainer.loop.engine import Engine
+from lora_train.trainer.loop.train import micro_batch_seed
+from lora_train.trainer.model.classify import own_names
+from lora_train.trainer.model.load import load_tokenizer, pad_token_id, trainable
 from peft import LoraConfig, get_peft_model
 from transformers import (
     AutoModel,
@@ -16,10 +25,37 @@ from transformers import (
     DataCollatorWithPadding,
     PrinterCallback,
     Trainer,
+    TrainerCallback,
     TrainingArguments,
     logging,
-    set_seed,
 )
+
+
+@dataclass(frozen=True)
+class Draws:
+    """What lora-train draws at random from a seed, for another trainer to have the same.
+
+    Attributes:
+        weights: head and adapter before the first step, by name.
+        order: row indices of each epoch in the order of its steps.
+        seed: of the run, from which that of each step's dropout follows.
+    """
+
+    weights: dict[str, torch.Tensor]
+    order: list[list[int]]
+    seed: int
+
+    @classmethod
+    def of(cls, config: Config) -> Draws:
+        """Those of a configuration."""
+        tokenizer, console = load_tokenizer(config), Console(silent=True)
+        data, _ = load_data(config, tokenizer, console, own_names(config))
+        parts = build(with_format(config, data), Engine(), data, None, pad_token_id(tokenizer), console)
+        epochs: list[list[int]] = [[] for _ in range(-(-parts.n_steps // parts.plan.steps_per_epoch))]
+        for step in range(1, parts.n_steps + 1):
+            epochs[(step - 1) // parts.plan.steps_per_epoch] += parts.plan.rows(step).numbers
+        weights = {name: weight.detach().clone() for name, weight in trainable(parts.model).items()}
+        return cls(weights, epochs, config.training.seed)
 
 
 def rows_of(file: str, limit: int | None, names: dict[str, int]) -> tuple[list[str], list[int]]:
@@ -29,11 +65,10 @@ def rows_of(file: str, limit: int | None, names: dict[str, int]) -> tuple[list[s
     return [row["text"] for row in rows], [names[str(row["label"])] for row in rows]
 
 
-def train_stock(config: Config, names: dict[str, int], folder: str) -> float:
-    """Accuracy on the evaluation rows after training with the seed of the configuration."""
+def train_stock(config: Config, names: dict[str, int], folder: str, draws: Draws) -> float:
+    """Accuracy on the evaluation rows after training from the same draws."""
     logging.set_verbosity_error()
     training, lora, data = config.training, config.lora, config.data
-    set_seed(training.seed)
     model_name = config.model.name_or_path
     tokenizer = AutoTokenizer.from_pretrained(model_name)
     base = AutoModelForSequenceClassification.from_pretrained(model_name, num_labels=len(names))
@@ -62,8 +97,12 @@ def train_stock(config: Config, names: dict[str, int], folder: str) -> float:
         use_cpu=not torch.cuda.is_available(),
         disable_tqdm=True,
     )
-    trainer = Trainer(
-        get_peft_model(base, settings),
+    model = get_peft_model(base, settings)
+    unknown = model.load_state_dict(draws.weights, strict=False).unexpected_keys
+    assert not unknown, unknown
+    trainer = InThatOrder(
+        draws,
+        model,
         arguments,
         train_dataset=sets[0],
         eval_dataset=sets[1],
@@ -73,6 +112,41 @@ def train_stock(config: Config, names: dict[str, int], folder: str) -> float:
     trainer.remove_callback(PrinterCallback)
     trainer.train()
     return trainer.evaluate()["eval_accuracy"]
+
+
+class InThatOrder(Trainer):
+    """The stock Trainer on rows in a given order."""
+
+    def __init__(self, draws: Draws, *positional: Any, **named: Any):
+        self._draws = draws
+        super().__init__(*positional, **named, callbacks=[Reseed(draws.seed)])
+
+    def _get_train_sampler(self, *_: Any) -> Any:
+        return Order(self._draws.order)
+
+
+class Order(torch.utils.data.Sampler[int]):
+    """Row indices of one epoch after the other."""
+
+    def __init__(self, epochs: list[list[int]]):
+        self._epochs, self._next = epochs, 0
+
+    def __len__(self) -> int:
+        return len(self._epochs[0])
+
+    def __iter__(self) -> Iterator[int]:
+        self._next += 1
+        return iter(self._epochs[self._next - 1])
+
+
+class Reseed(TrainerCallback):
+    """Dropout drops in every step what it drops in lora-train's."""
+
+    def __init__(self, seed: int):
+        self._seed = seed
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        torch.manual_seed(micro_batch_seed(self._seed, state.global_step + 1, 0, 0))
 
 
 def accuracy(said: Any) -> dict[str, float]:

@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -148,6 +149,8 @@ class Recorder:
         global _active
         before, _active = _active, self
         handles = [handle for unfused in self._unfused for handle in unfused.hook()]
+        if self.watching.micro_gradients:
+            handles += [p.register_hook(partial(self._added, site)) for site, p in self._other_parameters.items()]
         for group, _ in self._groups:
             group.recorded = self._slot
         try:
@@ -279,6 +282,11 @@ class Recorder:
         self._assign(found[1], row, tensor.detach())
         if tensor.requires_grad and gradient_row is not None:
             tensor.register_hook(lambda grad: self._assign(found[1], gradient_row, grad))
+
+    def _added(self, row: int, gradient: torch.Tensor) -> None:
+        """What the backward pass of a micro-batch adds to a parameter's gradient."""
+        if (rows := self.passes.of_micro_batch()) is not None:
+            self._assign(rows, row, gradient)
 
     def _probed_output(self, row: int, tensor: torch.Tensor) -> None:
         self._record(row, tensor, None)

@@ -39,6 +39,8 @@ class Watching:
         float32: names of modules that compute in float32 whatever autocast says, with all that is in them.
         guarded: wraps what reads a tensor of a pass.
         gather: stacks a tensor of every process, [W, ...]; None for one process.
+        micro_gradients: whether what each micro-batch adds to a trained parameter without LoRA is read too: one more
+            pass over its gradient.
     """
 
     n_micro_batches: int
@@ -49,6 +51,7 @@ class Watching:
     float32: Collection[str] = ()
     guarded: Callable[[Callable[..., None]], Callable[..., None]] = lambda reads: reads
     gather: Callable[[torch.Tensor], torch.Tensor] | None = None
+    micro_gradients: bool = False
 
 
 def joined_name(names: Sequence[str]) -> str:

@@ -35,11 +35,13 @@ CHUNK = 1000
 CUSTOM = "prompt_template"
 
 
-def load_examples(source: str | Sequence[str], data: DataSection, tokenizer: Any, limit: int | None = None) -> Dataset:
+def load_examples(
+    source: str | Sequence[str] | Source, data: DataSection, tokenizer: Any, limit: int | None = None
+) -> Dataset:
     """Reads, checks, tokenizes and masks a source, or takes what an earlier start has kept of it.
 
     Args:
-        source: data.train or data.eval.
+        source: data.train or data.eval, or what was opened of it.
         data: format, cutoff_len, mask rule, what to do with bad rows, whether to keep the tokens.
         tokenizer: a fast transformers tokenizer.
         limit: use only the first rows.
@@ -47,7 +49,7 @@ def load_examples(source: str | Sequence[str], data: DataSection, tokenizer: Any
     Raises:
         UserError: rows that cannot be used, by file and line; or no row with a supervised token.
     """
-    origin = open_source(source)
+    origin = source if isinstance(source, Source) else open_source(source)
     key = _cache_key(origin, data, tokenizer, limit) if data.cache else None
     packed = load_packed(key) if key is not None else None
     if packed is None:
@@ -60,7 +62,8 @@ def load_examples(source: str | Sequence[str], data: DataSection, tokenizer: Any
         for row, start, end in zip(packed.rows, ends[:-1], ends[1:], strict=True)
     ]
     dropped = packed.dropped.tolist()
-    name, notes = source_name(source), [(as_note(key, values), count) for key, values, count in packed.notes]
+    name = origin.name if isinstance(source, Source) else source_name(source)
+    notes = [(as_note(key, values), count) for key, values, count in packed.notes]
     found = (packed.truncated, packed.format, packed.n_skipped, packed.skipped, packed.n_rows)
     return Dataset(name, examples, dropped, *found, notes)
 

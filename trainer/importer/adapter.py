@@ -31,7 +31,7 @@ def adapter(raw: dict[str, Any]) -> Draft:
 def take_adapter(draft: Draft) -> None:
     """Takes LoraConfig's keys out of a draft."""
     task = draft.take("task_type")
-    if task is not None and str(task).rpartition(".")[2] != "CAUSAL_LM":
-        draft.refuse("import.refused.other_task", value=task)
+    if task is not None:
+        draft.task(task, "task_type")
     draft.copy_all(SAME)
     draft.targets(draft.take("target_modules"), "target_modules")

@@ -69,7 +69,9 @@ def take_arguments(draft: Draft) -> None:
         draft.put("model.attn_implementation", "eager", "attn_implementation")
     _data(draft)
     _evaluation(draft)
-    draft.take("resume_from_checkpoint", "report_to", "save_safetensors", "task_type", "padding_free")
+    draft.take("resume_from_checkpoint", "report_to", "save_safetensors", "padding_free")
+    if (task := draft.take("task_type")) is not None and draft.tool != "TRL":
+        draft.task(task, "task_type")
     if raw.get("do_train") is False:
         draft.refuse("import.refused.no_training")
 

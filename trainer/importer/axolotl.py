@@ -77,9 +77,15 @@ def _refusals(draft: Draft) -> None:
         draft.refuse("import.refused.no_lora", value=adapter)
     if not is_off(draft.take("rl")):
         draft.refuse("import.refused.not_sft", value=draft.raw["rl"])
-    for key in ("reward_model", "process_reward_model", "num_labels"):
-        if not is_off(draft.take(key)):
-            draft.refuse("import.refused.not_sft", value=key)
+    pairs = [key for key in ("reward_model", "process_reward_model") if not is_off(draft.take(key))]
+    for key in pairs:
+        draft.refuse("import.refused.not_sft", value=key)
+    kind = str(draft.raw.get("model_type"))
+    if not pairs and "Classification" in kind:
+        draft.task(draft.take("model_type"), "model_type")
+    elif not pairs and not is_off(draft.take("num_labels")):
+        draft.refuse("import.refused.not_sft", value="num_labels")
+    draft.labels()
     datasets = draft.raw.get("datasets")
     rows = datasets if isinstance(datasets, list) else []
     if not is_off(draft.take("processor_type")) or any("image" in str(_of(row, "type")) for row in rows):

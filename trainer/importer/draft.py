@@ -12,7 +12,7 @@ from typing import Any
 
 from ...instrument.messages import say
 from ..config.aliases import NEAR_OPTIMIZERS, ours_for
-from ..config.schema import sections
+from ..config.schema import TASKS, sections
 from .left_out import WHY, is_default, is_off, weight
 
 # Keys that name a model and data of the reader's own; said where the other tool's file holds none.
@@ -112,10 +112,49 @@ class Draft:
         """Says why there can be no configuration."""
         self.refused.append(say(sentence, **values))
 
+    def task(self, value: Any, theirs: str) -> None:
+        """model.task, by PEFT's word or the class that a script loads; another task is refused."""
+        word = str(value).rpartition(".")[2]
+        if (ours := _TASKS.get(word.upper()) or _CLASSES.get(word.partition("For")[2])) is None:
+            return self.refuse("import.refused.other_task", value=value)
+        return self.put("model.task", ours, theirs) if ours != "causal_lm" else None
+
+    @property
+    def is_classifier(self) -> bool:
+        """Whether it gives labels to rows or words."""
+        return "model.task" in self.values
+
+    def labels(self) -> None:
+        """Takes what from_pretrained is told of a head; how many labels there are, the rows say."""
+        n, kind = self.take("num_labels"), self.take("problem_type")
+        self.take("id2label", "label2id", "ignore_mismatched_sizes", "classifier_dropout")
+        if kind in choices("model.problem_type"):
+            self.put("model.problem_type", kind, "problem_type")
+        elif n == 1 and self.values.get("model.task") == "seq_cls":
+            self.put("model.problem_type", "regression", "num_labels")
+
+    def _without_text(self) -> None:
+        """Leaves out what only a language model has, and the head, which a classifier saves by itself."""
+        for key in (
+            "data.train_on_inputs",
+            "data.packing",
+            "data.prompt_template",
+            "data.chat_template",
+            "data.format",
+        ):
+            self.values.pop(key, None)
+        saved = self.values.get("lora.modules_to_save")
+        if isinstance(saved, list):
+            self.put("lora.modules_to_save", [name for name in saved if name not in HEAD_MODULES] or None)
+            if not set(saved) - set(HEAD_MODULES):
+                self.values.pop("lora.modules_to_save")
+
     def close(self) -> Draft:
         """Judges the keys that nobody took: what is off asks for nothing, the others are left over."""
         if not is_off(code := self.take("trust_remote_code")):
             self.leave("trust_remote_code", code, "harmless", say("import.why.remote_code"))
+        if self.is_classifier:
+            self._without_text()
         for key, value in self.raw.items():
             if key not in self.taken and not (is_default(key, value) and weight(key) != "harmless"):
                 self.leave(key, value, weight(key))
@@ -165,6 +204,12 @@ class Draft:
             return self.put("lora.target_modules", value if isinstance(value, str) else names(value), theirs)
         except Unreadable:
             return self.leave(theirs, value, "targets", say("import.why.unreadable"))
+
+
+_TASKS = {theirs: ours for ours, theirs in TASKS.items()}
+_CLASSES = {"SequenceClassification": "seq_cls", "TokenClassification": "token_cls", "CausalLM": "causal_lm"}
+# As in model/heads.py, which imports torch.
+HEAD_MODULES = ("classifier", "score", "pre_classifier", "pooler", "head")
 
 
 def choices(key: str) -> tuple[str, ...]:

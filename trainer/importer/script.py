@@ -22,6 +22,7 @@ TRAINERS = ("SFTTrainer", "Trainer", "UnslothTrainer", "Seq2SeqTrainer")
 ARGUMENTS = ("TrainingArguments", "SFTConfig", "UnslothTrainingArguments", "Seq2SeqTrainingArguments")
 OTHER_TRAINERS = ("DPO", "KTO", "ORPO", "CPO", "PPO", "GRPO", "RLOO", "Reward", "PRM", "OnlineDPO", "GKD", "BCO")
 ANSWERS_ONLY = {"train_on_responses_only", "DataCollatorForCompletionOnlyLM"}
+TRAINED = ("ForCausalLM", "ForSequenceClassification", "ForTokenClassification")
 UNSLOTH = ("FastLanguageModel", "FastModel")
 READ = {*ARGUMENTS, *ADAPTERS, *TRAINERS, *ANSWERS_ONLY, "BitsAndBytesConfig", "DataCollatorForLanguageModeling"}
 # Arguments that are objects of the script: nothing of a configuration.
@@ -57,6 +58,7 @@ class Script:
         given: argument -> value, over all the calls that are read; the first call of a kind wins.
         unknown: argument -> its text, where the value is no literal.
         calls: names of the functions called.
+        loaded: class of the model.
     """
 
     def __init__(self, tree: ast.AST):
@@ -64,6 +66,7 @@ class Script:
         self.given: dict[str, Any] = {}
         self.unknown: dict[str, str] = {}
         self.calls: set[str] = set()
+        self.loaded = ""
         for node in ast.walk(tree):
             if isinstance(node, ast.Call):
                 self._read(node)
@@ -72,8 +75,9 @@ class Script:
         owner, name = _called(call)
         self.calls.update((name, owner) if owner else (name,))
         if name == "from_pretrained":
-            if "ForCausalLM" in owner or owner in UNSLOTH:
+            if owner.endswith(TRAINED) or owner in UNSLOTH:
                 self._take(call, ("model_name_or_path",), {"model_name": "model_name_or_path"})
+                self.loaded = self.loaded or owner
         elif name == "load_dataset":
             self._dataset(call)
         elif name in READ:
@@ -172,6 +176,9 @@ def script(tree: ast.AST) -> Draft | None:
         draft.refuse("import.refused.multimodal", key="FastVisionModel")
     if not read.calls & set(ADAPTERS):
         draft.refuse("import.refused.no_lora", value=None)
+    if read.loaded.endswith(TRAINED):
+        draft.task(read.loaded, "from_pretrained")
+    draft.labels()
     draft.copy_all(_QUANTIZATION)
     take_arguments(draft)
     if "SFTConfig" in read.calls and not unsloth:

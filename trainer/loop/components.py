@@ -160,6 +160,7 @@ def make_recorder(config: Config, engine: Engine, built: Built) -> Recorder:
         patterns=["*"] if sites == "all" else sites,
         float32=matching(model, config.precision.fp32_modules),
         gather=engine.gather if engine.world_size > 1 else None,
+        micro_gradients=config.is_classifier,
     )
     with autocast(config, engine.device):
         recorder = Recorder(

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from ...instrument.read.eval_rows import EvaluationRows
+from ...instrument.read.eval_rows import Confusion, EvaluationRows
 from ...instrument.read.schema import Evaluation
 from ...instrument.record.once import in_mode
 from ...kernels.backend import is_gpu
 from ..data.batches import Batch, collate, in_batches
 from ..data.examples import Dataset, Example
-from ..data.labels.labels import SEVERAL, VALUE, Labels
+from ..data.labels.labels import SEVERAL, SINGLE, VALUE, Labels
 from ..model.classify import ClassifierLoss
 from ..model.load import autocast
 from .components import Components
@@ -94,8 +94,8 @@ def evaluate(
     counts = sum(example.counts for example in dataset.examples)
     found = None
     if isinstance(loss, ClassifierLoss):
-        found, right = _scores(components, kept, batches)
-        rows = replace(rows, n_correct=right)
+        found, right, matrix = _scores(components, kept, batches)
+        rows = replace(rows, n_correct=right, confusion=matrix)
     seconds = time.perf_counter() - started
     speed = {
         "eval_runtime": seconds,
@@ -118,10 +118,12 @@ def _judged(loss: Any, batch: Batch, kept: dict[int, torch.Tensor], number: int)
 
 def _scores(
     components: Components, kept: dict[int, torch.Tensor], batches: Sequence[Sequence[Example]]
-) -> tuple[dict[str, float | None], np.ndarray | None]:
-    """eval_accuracy and the like, over all processes; int32 [rows] right answers of each row, None of values."""
+) -> tuple[dict[str, float | None], np.ndarray | None, Confusion | None]:
+    """eval_accuracy and the like, over all processes; int32 [rows] right answers of each row, None of values; how often
+    a class was taken for another, where a row or word has one.
+    """
     from ..metrics.own import own_scores
-    from ..metrics.scores import scores  # imports torchmetrics, which only classifiers need
+    from ..metrics.scores import confusion, scores  # imports torchmetrics, which only classifiers need
 
     everything: dict[int, np.ndarray] = {}
     for part in components.engine.gather_objects({number: t.cpu().numpy() for number, t in kept.items()}):
@@ -134,7 +136,10 @@ def _scores(
     if components.own_metrics is not None:
         named = str(config.training.compute_metrics)
         found |= own_scores(components.own_metrics, named, answers, config.model.task == "token_cls")
-    return {f"eval_{name}": value for name, value in found.items()}, right_answers(answers, dataset.labels)
+    matrix = None
+    if dataset.labels.problem_type == SINGLE:
+        matrix = Confusion(list(dataset.labels.names), confusion(answers, dataset.labels).tolist())
+    return {f"eval_{name}": value for name, value in found.items()}, right_answers(answers, dataset.labels), matrix
 
 
 def right_answers(answers: Answers, labels: Labels) -> np.ndarray | None:
@@ -189,4 +194,7 @@ def _in_source_order(dataset: Dataset, evaluated: Sequence[Example], sums: Seque
     order = np.argsort([example.row for example in evaluated], kind="stable")
     tokens = np.array([example.n_supervised for example in evaluated], "int32")
     row = np.array([example.row for example in evaluated], "int32")
-    return EvaluationRows(row[order], np.array(sums)[order], tokens[order], dataset.row_hashes)
+    weight = None
+    if any(example.weight is not None for example in evaluated):
+        weight = np.array([example.counts for example in evaluated], "float64")[order]
+    return EvaluationRows(row[order], np.array(sums)[order], tokens[order], dataset.row_hashes, weight=weight)

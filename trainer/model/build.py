@@ -7,13 +7,14 @@ What is real about it is the loader's: the trainer's own reads weights, that of 
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
 from peft import PeftModel
 from transformers import PreTrainedModel
 
+from ...instrument.record.hooks.layers import other_layers
 from ...instrument.record.once import run_once
 from ...instrument.record.patch import Patched, patch
 from ..config.schema import Config
@@ -77,6 +78,7 @@ def build_model(config: Config, device: torch.device, loader: Loader) -> Built:
         patched = patch(model, lambda: run_once(model), alone=wide)
         widen(model, wide)
         if config.is_classifier:
+            patched = replace(patched, others=other_layers(model, patched, lambda: run_once(model)))
             return Built(model, ClassifierLoss(model, config), patched)
         loss = SupervisedLoss(model, getattr(torch, config.compute_dtype), loader.transforms_logits())
         if config.data.padding_free:

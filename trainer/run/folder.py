@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import itertools
 import json
@@ -11,13 +12,17 @@ import shutil
 import sys
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from ...instrument.read.store import METRICS, SCHEMA_VERSION, file_order, read_metrics, stats_files, write_text
 from ..config.schema import Config
+from ..model.load import trainable
 from ..saved.state import LARGEST
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 RECORDED_PACKAGES = (
     "lora-vitals", "torch", "triton", "transformers", "peft", "accelerate", "bitsandbytes", "safetensors",
@@ -68,6 +73,15 @@ def write_config(folder: Path, config: Config) -> None:
         names = (folder / f"config.{n}.yaml" for n in itertools.count())
         shutil.copy2(path, next(free for free in names if not free.exists()))
     write_text(path, text)
+
+
+def weights_fingerprint(model: PeftModel) -> str:
+    """16 hex digits of the trained weights as they are now: runs whose digits are the same begin as the same model."""
+    digest = hashlib.sha256()
+    for name, weight in sorted(trainable(model).items()):
+        digest.update(name.encode())
+        digest.update(weight.detach().float().cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def write_env(folder: Path, facts: dict[str, Any]) -> None:

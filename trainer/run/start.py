@@ -40,7 +40,7 @@ from ..model.load import load_tokenizer, pad_token_id
 from ..saved.state import Progress
 from ..saved.whole import what_is_torn
 from .finish import finish, is_complete
-from .folder import family, fresh_folder, next_start, write_config, write_env
+from .folder import family, fresh_folder, next_start, weights_fingerprint, write_config, write_env
 from .hub import check_login
 from .lock import Lock, refuse_if_running
 from .resume import changed_settings, find_checkpoint, moved_lengths, resume_from, with_heals
@@ -257,6 +257,7 @@ def open_folder(run_dir: Path, components: Components, progress: Progress) -> Me
             "model": components.config.model.name_or_path,
             "revision": getattr(base.config, "_commit_hash", None) or components.config.model.revision,
             "data_fingerprint": components.plan.fingerprint(),
+            "weights_fingerprint": weights_fingerprint(components.model),
             "eval_overlap": _overlap_of(components),
         }
         write_env(run_dir, facts)

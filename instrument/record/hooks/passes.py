@@ -143,6 +143,10 @@ class Passes:
             rows.append(rows[0].another())
         return k, rows[k]
 
+    def of_micro_batch(self) -> Rows | None:
+        """The rows of this micro-batch's first pass, for what is read once in it; None between steps."""
+        return self._rows[self.micro][0] if self.micro >= 0 else None
+
     def add_up(self) -> int:
         """Adds the further passes of every micro-batch to its first one.
 

@@ -26,6 +26,7 @@ from .differences import Difference, consequences, differences
 from .parting import parting
 from .ranking import MANY, SEED, rank
 from .rates import rates
+from .steadiness import steadiness
 from .table import FROM, table
 from .words import listed
 
@@ -64,6 +65,8 @@ def compare_runs(histories: Sequence[History]) -> Comparison:
             found.append(last)
         if spread := norm_spread(histories, names):
             found.append(spread)
+        if len(histories) < MANY:
+            found += steadiness(histories, names)
         found += rates(histories, names)
     return Comparison(list(histories), names, differing, found)
 

@@ -31,6 +31,7 @@ ORDER = ("training.seed", "training.data_seed", "data.limit", "data.train", "tra
 # Of env.json: what a run ran on.
 EVALUATED = ("data.eval", "data.eval_limit", "training.metric_for_best_model", "training.greater_is_better")
 """They change no weight, but what the evaluations mean."""
+SEEDS = ("training.seed", "training.data_seed")
 SURROUNDINGS = ("versions", "python", "platform", "cpu", "threads", "gpus", "cuda", "processes", "data_fingerprint")
 
 
@@ -82,10 +83,25 @@ def weighty(differing: Sequence[Difference]) -> list[Difference]:
     return changing + [d for d in differing if d.key == "environment.data_fingerprint"]
 
 
+def repeated(histories: Sequence[History]) -> list[list[int]]:
+    """Indices of the runs of each setting, where all settings have repeats that differ in the seed; else nothing."""
+    if not told(histories):
+        return []
+    groups: dict[str, list[int]] = {}
+    for at, history in enumerate(histories):
+        flat = {f"{section}.{key}": value for section, own in history.config.items() for key, value in own.items()}
+        weighs = [key for key in flat if key not in (*SEEDS, *HARMLESS) and not key.startswith(HARMLESS_SECTIONS)]
+        groups.setdefault(repr(sorted((key, repr(flat[key])) for key in weighs)), []).append(at)
+    found = list(groups.values())
+    return found if all(len(own) > 1 for own in found) else []
+
+
 def consequences(histories: Sequence[History], names: Sequence[str], differing: Sequence[Difference]) -> list[Finding]:
     """What follows: several changes at once, another slope of the learning rate, other batches, another order."""
     changed = {difference.key for difference in weighty(differing)}
     settings = sorted(changed - {"environment.data_fingerprint"})
+    if repeated(histories):
+        settings = [key for key in settings if key not in SEEDS]
     found = []
     if len(settings) > 1:
         found.append(_note("compare.several", "watch", n=len(settings), keys=", ".join(settings)))

@@ -123,7 +123,7 @@ def _decided(
     rows: list[EvaluationRows] = []
     if known.rows and metric == "eval_loss":
         rows = [_on(stored, best.step, known.common) for stored, best in zip(known.rows, bests, strict=True)]
-        bests = [replace(b, level=float(r.loss_sum.sum() / r.n_tokens.sum())) for b, r in zip(bests, rows, strict=True)]
+        bests = [replace(b, level=float(r.loss_sum.sum() / r.weights.sum())) for b, r in zip(bests, rows, strict=True)]
     order = sorted(range(len(bests)), key=lambda i: sign * bests[i].level)
     first, second = order[0], order[1]
     gap, level = sign * (bests[second].level - bests[first].level), abs(bests[second].level)
@@ -174,4 +174,5 @@ def _on(stored: dict[int, EvaluationRows], step: int, hashes: np.ndarray) -> Eva
     rows = stored[min(stored, key=lambda at: abs(at - step))]
     _, first = np.unique(rows.hash, return_index=True)
     at = first[np.isin(rows.hash[first], hashes)]
-    return EvaluationRows(rows.row[at], rows.loss_sum[at], rows.n_tokens[at], rows.hash[at])
+    weight = None if rows.weight is None else rows.weight[at]
+    return EvaluationRows(rows.row[at], rows.loss_sum[at], rows.n_tokens[at], rows.hash[at], weight=weight)

@@ -31,8 +31,10 @@ function build(again) {
     ["evals", "report.evals"],
     ["other", "report.other"],
     ["schedule", "report.schedule"],
-  ])
+  ]) {
     if (charts(name).length) chartSection(name, t(title), charts(name));
+    if (name === "evals" && DATA.classes) classes(DATA.classes);
+  }
   if (STEPS.length) layerSection();
   if (charts("resources").length) chartSection("resources", t("report.resources"), charts("resources"));
   section(
@@ -113,6 +115,56 @@ function overview() {
       el("h2", {}, n ? t("report.problems", { n }) : t("report.no_problems")),
       ...problems.flatMap((group) => group.findings.map((found) => finding(found, group.topic))),
       words(),
+    ),
+  );
+}
+
+// What was taken for what at the last evaluation, and each class's scores; a cell is as dark as its share of its row.
+function classes(found) {
+  const head = (names) => el("thead", {}, el("tr", {}, ...names.map((name) => el("th", { scope: "col" }, name)))),
+    share = (value) => (value === null ? "–" : (100 * value).toFixed(1) + "%"),
+    matrix = found.counts.map((row, i) => {
+      const all = row.reduce((sum, n) => sum + n, 0),
+        cells = row.map((n, j) => {
+          const dark = all ? Math.round((60 * n) / all) : 0,
+            cell = el("td", {}, n.toLocaleString("en"));
+          // the page's policy allows no style attribute
+          cell.style.background = `color-mix(in srgb, var(${i === j ? "--good" : "--wrong"}) ${dark}%, transparent)`;
+          return cell;
+        });
+      return el("tr", {}, el("th", { scope: "row" }, found.labels[i]), ...cells);
+    }),
+    scores = found.scores.map(([name, precision, recall, f1, n]) =>
+      el(
+        "tr",
+        {},
+        el("th", { scope: "row" }, name),
+        ...[share(precision), share(recall), share(f1), n.toLocaleString("en")].map((text) => el("td", {}, text)),
+      ),
+    ),
+    some = found.of > found.labels.length ? t("report.classes_some", { n: found.labels.length, of: found.of }) : "";
+  section(
+    "at-classes",
+    t("report.classes"),
+    el("p", { class: "dim" }, [t("report.classes_at", { step: found.step }), some].filter(Boolean).join(" ")),
+    el(
+      "div",
+      { class: "two" },
+      el(
+        "div",
+        { class: "scroll" },
+        el("table", { class: "values", id: "confusion" }, head([t("report.class"), ...found.labels]), el("tbody", {}, ...matrix)),
+      ),
+      el(
+        "div",
+        { class: "scroll" },
+        el(
+          "table",
+          { class: "values", id: "of-classes" },
+          head([t("report.class"), t("report.precision"), t("report.recall"), "F1", t("report.support")]),
+          el("tbody", {}, ...scores),
+        ),
+      ),
     ),
   );
 }

@@ -34,6 +34,7 @@ from .charts import (
     stacked_time,
     training_charts,
 )
+from .classes import classes
 from .overview import PROBLEMS, state, status, tiles
 
 _LAYER = re.compile(r"^(.*?)\.(\d+)\.(.+)$")
@@ -67,6 +68,7 @@ def report_data(history: History, following: bool = False) -> dict[str, Any]:
         "text": texts("report."),
         **drawing,
         "layers": layers(history),
+        "classes": classes(history),
     }
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from lora_train.instrument.read.eval_rows import COLUMNS, EvaluationRows, read_rows, stored_steps, write_rows
+from lora_train.instrument.read.eval_rows import COLUMNS, Confusion, EvaluationRows, read_rows, stored_steps, write_rows
 
 ROWS = EvaluationRows(
     np.array([3, 5, 2**20], "int32"),
@@ -24,10 +24,29 @@ def test_rows_are_read_back_as_they_were_written(tmp_path: Path):
     read = read_rows(tmp_path, 500)
     assert read is not None
     assert read.n_correct is None
-    for name in COLUMNS[:-1]:
+    for name in COLUMNS[:4]:
         assert getattr(read, name).dtype == getattr(ROWS, name).dtype
         assert np.array_equal(getattr(read, name), getattr(ROWS, name), equal_nan=name == "loss_sum"), name
     assert read.digest == ROWS.digest
+
+
+def test_weights_and_what_was_taken_for_what_are_kept(tmp_path: Path):
+    confusion = Confusion(["bad", "</b>"], [[3, 1], [0, 2]])
+    write_rows(tmp_path, 5, 0, replace(ROWS, weight=np.array([0.5, 1.0, 2.0]), confusion=confusion))
+    read = read_rows(tmp_path, 5)
+    assert read is not None
+    assert read.weights.tolist() == [0.5, 1.0, 2.0]
+    assert read.confusion == confusion
+    assert ROWS.weights.tolist() == [1.0, 2.0, 400.0]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "[]", "{}", '{"labels": ["a"], "counts": [[1, 2]]}', '{"labels": ["a"], "counts": [[-1]]}',
+     '{"labels": [], "counts": []}', '{"labels": ["a"], "counts": [["1"]]}', '{"labels": ["a"], "counts": 5}'],
+)  # fmt: skip
+def test_a_damaged_matrix_is_none(text):
+    assert Confusion.of(text.encode()) is None
 
 
 def test_right_answers_of_a_classifier_are_kept(tmp_path: Path):

@@ -6,7 +6,9 @@ import peft
 import pytest
 from lora_train.trainer.config.schema import sections
 from lora_train.trainer.importer.adapter import SAME, adapter
+from lora_train.trainer.importer.draft import HEAD_MODULES
 from lora_train.trainer.importer.left_out import weight
+from lora_train.trainer.model import heads
 
 SAVED = peft.LoraConfig(
     r=16, lora_alpha=32, lora_dropout=0.05, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM"
@@ -43,7 +45,7 @@ def test_another_adapter_is_told(key, value, weight):
     assert [(left.key, left.weight) for left in adapter(saved(**{key: value})).left if left.matters] == [(key, weight)]
 
 
-@pytest.mark.parametrize(("key", "value"), [("peft_type", "IA3"), ("task_type", "SEQ_CLS")])
+@pytest.mark.parametrize(("key", "value"), [("peft_type", "IA3"), ("task_type", "SEQ_2_SEQ_LM")])
 def test_what_it_cannot_do_it_names(key, value):
     (reason,) = adapter(saved(**{key: value})).refused
     assert value in reason
@@ -53,3 +55,18 @@ def test_every_argument_is_ours_or_weighed():
     ours = {key for schema in sections().values() for key in schema.model_fields} | SAME.keys() | {"peft_type"}
     fields = {field.name for field in dataclasses.fields(peft.LoraConfig)} - ours
     assert sorted(name for name in fields if weight(name) == "unknown") == []
+
+
+@pytest.mark.parametrize(
+    ("task", "ours"), [("SEQ_CLS", "seq_cls"), ("TOKEN_CLS", "token_cls"), ("TaskType.SEQ_CLS", "seq_cls")]
+)
+def test_a_classifier_is_one_here_too(task, ours):
+    draft = adapter(saved(task_type=task, modules_to_save=["classifier", "score", "embed_tokens"]))
+    assert draft.refused == []
+    assert draft.values["model.task"] == ours
+    assert draft.values["lora.modules_to_save"] == ["embed_tokens"]  # the head is saved by itself
+    assert "lora.modules_to_save" not in adapter(saved(task_type=task, modules_to_save=["classifier"])).values
+
+
+def test_the_heads_are_those_of_the_trainer():
+    assert HEAD_MODULES == heads.HEAD_MODULES

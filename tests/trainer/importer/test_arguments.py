@@ -62,3 +62,8 @@ def test_default_arguments_leave_nothing_that_matters(tmp_path):
     draft = arguments(transformers.TrainingArguments(str(tmp_path), use_cpu=True).to_dict())
     assert [(left.key, left.value) for left in draft.left if left.weight != "harmless"] == []
     assert (draft.values["training.learning_rate"], draft.values["training.optim"]) == (5e-5, "adamw_torch_fused")
+
+
+@pytest.mark.parametrize(("task", "ours"), [("SEQ_CLS", "seq_cls"), ("TOKEN_CLS", "token_cls"), ("CAUSAL_LM", None)])
+def test_a_task_beside_the_arguments(task, ours):
+    assert arguments({"output_dir": "o", "learning_rate": 1e-4, "task_type": task}).values.get("model.task") == ours

@@ -202,6 +202,8 @@ def test_precision(keys, bf16, fp16):
         ({"adapter": None}, "no LoRA adapter"),
         ({"rl": "dpo"}, "no supervised fine-tuning"),
         ({"reward_model": True}, "no supervised fine-tuning"),
+        ({"reward_model": True, "num_labels": 1, "model_type": "AutoModelForSequenceClassification"}, "supervised"),
+        ({"num_labels": 3}, "no supervised fine-tuning"),
         ({"processor_type": "AutoProcessor"}, "pictures"),
         ({"gptq": True}, "quantized"),
         ({"lora_target_linear": None, "lora_target_parameters": ["experts.down_proj"]}, "bare parameters"),
@@ -210,3 +212,11 @@ def test_precision(keys, bf16, fp16):
 def test_what_it_cannot_do_it_names(keys, word):
     (reason,) = axolotl({**MINIMAL, **keys}).refused
     assert word in reason
+
+
+def test_a_classifier_by_the_class_of_its_model():
+    found = axolotl({**MINIMAL, "model_type": "AutoModelForSequenceClassification", "num_labels": 3})
+    assert found.refused == []
+    assert found.values["model.task"] == "seq_cls"
+    assert not found.values.keys() & {"data.train_on_inputs", "data.packing", "data.format", "model.problem_type"}
+    assert [left.key for left in found.left if left.matters] == []

@@ -160,3 +160,39 @@ def test_sft_config_has_defaults_of_its_own_and_unsloths_has_not():
     assert drafted(text).values["training.learning_rate"] == 2e-5
     assert "training.learning_rate" not in drafted(text + "FastModel.from_pretrained('m')\n").values
     assert "training.learning_rate" not in drafted(text.replace("SFTConfig", "TrainingArguments")).values
+
+
+IMDB = """
+model = AutoModelForSequenceClassification.from_pretrained("google-bert/bert-base-uncased", num_labels={n}{more})
+dataset = load_dataset("imdb")
+model = get_peft_model(model, LoraConfig(task_type=TaskType.{task}, r=8, lora_alpha=16, target_modules=["query"]))
+trainer = Trainer(model=model, args=TrainingArguments("out", per_device_train_batch_size=8, logging_steps=200))
+"""
+
+
+@pytest.mark.parametrize(
+    ("task", "n", "more", "ours", "kind"),
+    [
+        ("SEQ_CLS", 2, "", "seq_cls", None),
+        ("SEQ_CLS", 1, "", "seq_cls", "regression"),
+        (
+            "SEQ_CLS", 6, ', problem_type="multi_label_classification", id2label={0: "a"}',
+            "seq_cls", "multi_label_classification",
+        ),
+    ],
+)  # fmt: skip
+def test_a_script_that_trains_a_classifier(task, n, more, ours, kind):
+    draft = script(ast.parse(IMDB.format(n=n, more=more, task=task)))
+    assert draft is not None
+    assert draft.refused == []
+    assert draft.values["model.name_or_path"] == "google-bert/bert-base-uncased"
+    assert (draft.values["model.task"], draft.values.get("model.problem_type")) == (ours, kind)
+    assert draft.values["data.train"] == "imdb"
+    assert [left.key for left in draft.left if left.matters] == []
+
+
+def test_a_class_says_the_task_where_the_adapter_does_not():
+    text = IMDB.replace("task_type=TaskType.{task}, ", "").replace("Sequence", "Token").format(n=9, more="")
+    draft = script(ast.parse(text))
+    assert draft is not None
+    assert draft.values["model.task"] == "token_cls"

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
+import random
+import warnings
+
 import pytest
 from lora_train.trainer.metrics.entities import entities, entity_scores, is_iob
 
+HAS_SEQEVAL = all(importlib.util.find_spec(name) is not None for name in ("seqeval", "sklearn"))
 README = (
     [["O", "O", "O", "B-MISC", "I-MISC", "I-MISC", "O"], ["B-PER", "I-PER", "O"]],
     [["O", "O", "B-MISC", "I-MISC", "I-MISC", "I-MISC", "O"], ["B-PER", "I-PER", "O"]],
@@ -50,3 +55,21 @@ def test_nothing_said_or_nothing_there_is_zero():
 )  # fmt: skip
 def test_which_labels_are_iob(names, iob):
     assert is_iob(names) is iob
+
+
+@pytest.mark.skipif(not HAS_SEQEVAL, reason="seqeval is not installed (pip install seqeval)")
+def test_scores_are_those_of_seqeval():
+    from seqeval.metrics import f1_score, precision_score, recall_score  # pyright: ignore[reportMissingImports]
+    from seqeval.metrics.sequence_labeling import get_entities  # pyright: ignore[reportMissingImports]
+
+    draw = random.Random(0)
+    names = ["O", "O", "B-PER", "I-PER", "B-LOC", "I-LOC", "B-X-Y", "I-X-Y"]
+    theirs = {"f1": f1_score, "precision": precision_score, "recall": recall_score}
+    for _ in range(300):
+        wanted = [[draw.choice(names) for _ in range(draw.randint(1, 12))] for _ in range(draw.randint(1, 4))]
+        said = [[tag if draw.random() < 0.7 else draw.choice(names) for tag in row] for row in wanted]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what is undefined is 0 there too
+            expected = {name: float(score(wanted, said)) for name, score in theirs.items()}
+        assert entity_scores(said, wanted) == pytest.approx(expected, abs=1e-12)
+        assert all(entities(row) == set(get_entities(row)) for row in [*wanted, *said])

@@ -6,8 +6,9 @@
     words             {"row": 0, "labels": ["O", "B-PER"], "probabilities": [0.99, 0.8]}, of the words that were not cut
     a language model  {"row": 0, "answer": "..."}
 
-A row needs no label; a language model's rows are read as the run read them, and an answer that stands there is not
-looked at. A row that cannot be read ends the command before anything is written.
+A row needs no label and no answer; a language model's rows are read as the run read them, and an answer that stands
+there is not looked at. A conversation is answered where it ends, or where its last answer stands. A row that cannot be
+read ends the command before anything is written.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from ....instrument.messages import say
 from ...errors import UserError, problem
@@ -110,20 +113,23 @@ def _labels(request: Request) -> Iterator[dict[str, Any]]:
 
 
 def _texts(request: Request) -> Iterator[dict[str, Any]]:
-    """A language model's answers, greedy: what it writes after the tokens before the first that is trained on."""
+    """A language model's answers, greedy: what it writes after the tokens before the row's last answer."""
     import torch
 
     from ...data.examples import load_examples
     from ...model.load import autocast
     from ..chat import Request as Question
     from ..chat import generation_of, load
+    from .questions import question_settings, questions
 
     if request.adapter.config is None:
         raise UserError(problem("predict.no_format", folder=request.adapter.folder))
     talker = load(Question(request.adapter, None, request.max_new_tokens, 0.0, 0))
-    data = load_examples(request.file, talker.config.data, talker.tokenizer)
-    for example in data.examples:
-        prompt = torch.from_numpy(example.input_ids[: int(example.supervised.argmax())]).long()[None]
+    settings = question_settings(talker.config.data)
+    data = load_examples(questions(request.file, settings), settings, talker.tokenizer)
+    last = {example.row: example for example in data.examples}  # a row of several answers: the one with all its turns
+    for example in last.values():
+        prompt = torch.from_numpy(example.input_ids[: begin_of_answer(example.supervised)]).long()[None]
         prompt = prompt.to(talker.model.device)
         with torch.inference_mode(), autocast(talker.config, talker.model.device):
             written = talker.model.generate(
@@ -133,3 +139,10 @@ def _texts(request: Request) -> Iterator[dict[str, Any]]:
             )
         text = talker.tokenizer.decode(written[0, prompt.shape[1] :], skip_special_tokens=True).strip()
         yield {"row": example.row, "answer": text}
+
+
+def begin_of_answer(supervised: np.ndarray) -> int:
+    """The first token of the last stretch that is trained on."""
+    last = int(np.flatnonzero(supervised)[-1])
+    before = np.flatnonzero(~supervised[:last].astype(bool))
+    return int(before[-1]) + 1 if len(before) else 0

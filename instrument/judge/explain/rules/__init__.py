@@ -1,6 +1,20 @@
 """One file of rules a topic. A rule is a function of the history that returns a finding or None."""
 
-from . import evaluation, gradients, kinds, loss, metric, outcome, policy, resources, rows, schedule, speed, stock
+from . import (
+    evaluation,
+    gradients,
+    kinds,
+    loss,
+    metric,
+    norms,
+    outcome,
+    policy,
+    resources,
+    rows,
+    schedule,
+    speed,
+    stock,
+)  # fmt: skip
 
 RULES = (
     *outcome.RULES,
@@ -10,6 +24,7 @@ RULES = (
     *metric.RULES,
     *rows.RULES,
     *gradients.RULES,
+    *norms.RULES,
     *schedule.RULES,
     *resources.RULES,
     *speed.RULES,

@@ -36,7 +36,7 @@ def paired_evaluations(history: History) -> Finding | None:
 
 def decided(history: History, steps: Sequence[int], rows: Sequence[EvaluationRows]) -> Finding:
     """What evaluations of the same rows at these steps say, held against each other row by row."""
-    means = [float(own.loss_sum.sum() / own.n_tokens.sum()) for own in rows]
+    means = [float(own.loss_sum.sum() / own.weights.sum()) for own in rows]
     best = int(np.argmin(means[:-1])) if np.isfinite(means[:-1]).any() else 0
     # the best of some evaluations lies low by chance
     tried = len(steps) - 1

@@ -1,0 +1,184 @@
+"""The gradient norm of a whole run in one sentence, and how much of a step is noise of its batch.
+
+    c_i                                  what micro-batch i of k adds to the gradient of a step, m rows each
+    S = sum |c_i|^2, Q = |sum c_i|^2     micro_sumsq and sumsq of the statistics
+    C = k (Q - S) / (k - 1)              the product of the gradients of two rows: the direction they share
+    R = m k S - (m - 1) C                the square of the gradient of one row
+    |g_n|^2 = R / n + (1 - 1 / n) C      of n rows, drawn with replacement or without
+
+all of them expectations, estimated by means over steps. Noise and direction are equal at n = (R - C) / C rows
+(McCandlish et al., An Empirical Model of Large-Batch Training, 2018). It holds exactly where the micro-batches weigh
+the same, as those of a classifier's rows do; those of a language model weigh what their tokens do.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ....read.history import TRAINED, History
+from ..finding import WINDOW, Finding, median
+from .gradients import exploding, none_since, vanishing
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+# Steps whose statistics are read, spread over the run.
+MOST_STEPS = 200
+# Of the squared norm, what the sites with micro-batches must cover for the whole to be judged by them.
+COVERED = 0.9
+# A direction that is not so many standard errors from 0 cannot be seen.
+SEEN = 2.0
+# Shares of noise from which on, and below which, one of the two decides.
+NOISY, CLEAR = 0.8, 0.5
+# A batch so many times as large is foretold.
+LARGER = 8
+
+
+@dataclass(frozen=True)
+class Micro:
+    """What the micro-batches of steps say, in units of grad_norm^2.
+
+    Attributes:
+        rows: of a step.
+        there_are: rows of an epoch; None where the log does not say.
+        of_one: rows of a micro-batch.
+        row, shared: R and C of each step that was read.
+        steps: their numbers.
+    """
+
+    rows: int
+    there_are: int | None
+    of_one: int
+    row: np.ndarray
+    shared: np.ndarray
+    steps: np.ndarray
+
+    def norm(self, rows: int) -> float:
+        """Root of the mean square of the gradient norm of so many rows a step, at the same weights."""
+        square = float(self._squares(rows).mean())
+        return math.sqrt(square if rows == self.rows else max(square, self._least(rows)))
+
+    def reach(self, rows: int) -> tuple[float, float]:
+        """Between what that lies with 95% confidence, as the steps scatter."""
+        squares = self._squares(rows)
+        share = 2 * float(self.row.std(ddof=1)) / float(self.row.mean()) / math.sqrt(len(self.row))
+        error = 2 * float(squares.std(ddof=1)) / math.sqrt(len(squares))
+        low, high = (
+            max(float(squares.mean()) + sign * error, self._least(rows) * max(1 + sign * share, 0.0))
+            for sign in (-1, 1)
+        )
+        return math.sqrt(low), math.sqrt(high)
+
+    def _squares(self, rows: int) -> np.ndarray:
+        n = min(rows, self.there_are or rows)
+        return self.row / n + (1 - 1 / n) * self.shared
+
+    def _least(self, rows: int) -> float:
+        """Where all rows together have no gradient at all: C = -R / (N - 1) of N rows, 0 of endless ones."""
+        n = min(rows, self.there_are or rows)
+        left = 0.0 if self.there_are is None else (n - 1) / max(self.there_are - 1, 1)
+        return max(float(self.row.mean()) / n * (1 - left), 0.0)
+
+    def noise(self, part: slice = slice(None)) -> float:
+        """Share of a step's squared norm that is noise, over a part of the steps."""
+        row, shared = self.row[part].mean(), self.shared[part].mean()
+        own = row / self.rows
+        whole = own + (1 - 1 / self.rows) * shared
+        return float(min(max((own - shared / self.rows) / whole, 0.0), 1.0)) if whole > 0 else 1.0
+
+    @property
+    def is_seen(self) -> bool:
+        """Whether a direction that the rows share is told from chance."""
+        error = self.shared.std(ddof=1) / math.sqrt(len(self.shared))
+        return bool(self.shared.mean() > SEEN * error)
+
+
+def micro_batches(history: History) -> Micro | None:
+    """None where a step has one micro-batch, or where its parts were not recorded."""
+    size = history.number("training.per_device_train_batch_size")
+    parts = history.number("training.gradient_accumulation_steps")
+    if history.run is None or not size or not parts or parts < 2 or history.number("data.packing"):
+        return None
+    step, norm = history.finite("grad_norm")
+    if history.task in ("seq_cls", "regression"):  # the last step of an epoch may have fewer rows
+        finite = np.isfinite(history.column("grad_norm"))
+        count = history.column("supervised_tokens")[finite]
+        kept = count == np.nanmax(count, initial=0)
+        step, norm = step[kept], norm[kept]
+    if len(step) < WINDOW:
+        return None
+    at = np.unique(np.linspace(0, len(step) - 1, MOST_STEPS).round().astype(int))
+    step, square = step[at].astype(int), norm[at] ** 2
+    frame = history.stats(TRAINED, ["sumsq", "micro_sumsq"], step.tolist())
+    if frame is None or not len(frame):
+        return None
+    q, s, total = (_by_step(frame, name, step) for name in ("sumsq", "micro_sumsq", ""))
+    usable = (q > 0) & (s > 0)
+    if usable.sum() < WINDOW or q[usable].sum() < COVERED * total[usable].sum():
+        return None
+    unit = square[usable] / q[usable]  # of the loss scale, and of what has no site
+    q, s, k, m = q[usable] * unit, s[usable] * unit, parts, size
+    shared = k * (q - s) / (k - 1)
+    processes = history.env.get("processes")
+    rows = int(k * m) * (processes if isinstance(processes, int) else 1)
+    if rows != int(k * m):
+        return None
+    return Micro(rows, _rows_of_epoch(history, rows), int(m), m * k * s - (m - 1) * shared, shared, step[usable])
+
+
+def _rows_of_epoch(history: History, rows: int) -> int | None:
+    step, epoch = history.finite("epoch")
+    if len(epoch) < 2 or not epoch[-1] > epoch[0]:
+        return None
+    return max(round(rows * (step[-1] - step[0]) / (epoch[-1] - epoch[0])), rows)
+
+
+def _by_step(frame: pd.DataFrame, name: str, step: np.ndarray) -> np.ndarray:
+    """Sums over the sites that have micro-batches at these steps; without a name those of sumsq over all sites."""
+    values, at = frame[name or "sumsq"].to_numpy("float64"), frame["step"].to_numpy("int64")
+    kept = np.isfinite(frame["micro_sumsq"].to_numpy("float64")) if name else np.isfinite(values)
+    sums = np.bincount(np.searchsorted(step, at[kept]), values[kept], minlength=len(step))
+    return sums[: len(step)]
+
+
+def neither(history: History) -> Finding | None:
+    """Vanishing and exploding are what people fear of a norm: where neither happened, that is said."""
+    _, norm = history.finite("grad_norm")
+    if len(norm) < 3 * WINDOW or any(rule(history) is not None for rule in (none_since, exploding, vanishing)):
+        return None
+    early, last = median(norm[1 : 1 + WINDOW]), median(norm[-WINDOW:])
+    if not early > 0 or not last > 0:
+        return None
+    return Finding("grad_norm", "healthy", "explain.norm_neither", {"early": early, "last": last, "n": WINDOW})
+
+
+def noise(history: History) -> Finding | None:
+    """Whether the updates follow a direction that the rows share, or the noise of the batch."""
+    micro = micro_batches(history)
+    if micro is None:
+        return None
+    half = len(micro.row) // 2
+    early, late = micro.noise(slice(None, half)), micro.noise(slice(half, None))
+    values = {"rows": micro.rows, "k": micro.rows // micro.of_one, "early": 100 * early, "late": 100 * late}
+    if not micro.is_seen:
+        return Finding("grad_norm", "note", "explain.noise_only", values)
+    values["equal"] = max((micro.row.mean() - micro.shared.mean()) / micro.shared.mean(), 0.0)
+    key = "explain.noise_most" if late > NOISY else "explain.noise_little" if late < CLEAR else "explain.noise_half"
+    return Finding("grad_norm", "note", key, values)
+
+
+def other_batches(history: History) -> Finding | None:
+    """The norm that a smaller and a larger batch would have had at the same weights."""
+    micro = micro_batches(history)
+    if micro is None:
+        return None
+    fewer, more = micro.of_one, min(LARGER * micro.rows, micro.there_are or LARGER * micro.rows)
+    values = {"rows": micro.rows, "now": micro.norm(micro.rows), "fewer": fewer, "small": micro.norm(fewer)}
+    return Finding("grad_norm", "note", "explain.norm_by_batch", values | {"more": more, "large": micro.norm(more)})
+
+
+RULES = (neither, noise, other_batches)

@@ -1,0 +1,101 @@
+"""What micro-batches say of a gradient: direction and noise of known sizes are found, other batches are foretold."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from lora_train.instrument.judge.explain import History
+from lora_train.instrument.judge.explain.rules.norms import micro_batches, neither, noise, other_batches
+
+from ..build import history
+
+STEPS, PARAMETERS = 400, 50
+
+
+class FakeRun:
+    """Statistics of one site as a run folder has them."""
+
+    def __init__(self, frame: pd.DataFrame):
+        self.frame = frame
+
+    def stats(self, _sites: str, columns: list[str], steps: Any) -> pd.DataFrame:
+        return self.frame[self.frame["step"].isin(list(steps))]
+
+
+def made(direction: float, spread: float, k: int, m: int, seed: int = 0, population: int | None = None) -> History:
+    """Steps of k micro-batches of m rows, a row's gradient being a direction and noise; both are norms."""
+    draw = np.random.default_rng(seed)
+    shared = np.full(PARAMETERS, direction / np.sqrt(PARAMETERS))
+    rows = []
+    for step in range(1, STEPS + 1):
+        gradients = shared + draw.normal(0, spread / np.sqrt(PARAMETERS), (k, m, PARAMETERS))
+        parts = gradients.mean(1) / k
+        norm = float(np.square(parts.sum(0)).sum())
+        rows.append((step, "w.grad", norm, float(np.square(parts).sum())))
+    frame = pd.DataFrame(rows, columns=["step", "site", "sumsq", "micro_sumsq"])
+    found = history(loss=np.linspace(1, 0.5, STEPS), grad_norm=np.sqrt(frame["sumsq"].to_numpy()))
+    found.config = {"training": {"per_device_train_batch_size": m, "gradient_accumulation_steps": k}}
+    found.run = FakeRun(frame)  # pyright: ignore[reportAttributeAccessIssue]
+    return found
+
+
+@pytest.mark.parametrize(("k", "m"), [(8, 1), (4, 2), (2, 8)])
+def test_direction_and_noise_of_known_sizes_are_found(k, m):
+    micro = micro_batches(made(1.0, 4.0, k, m))
+    assert micro is not None
+    # means of 200 steps, each of PARAMETERS values: relative errors of about 1 / sqrt(200 k) and a few hundredths
+    assert micro.shared.mean() == pytest.approx(1.0, abs=0.2)
+    assert micro.row.mean() == pytest.approx(1.0 + 16.0, rel=0.05)
+    assert micro.norm(k * m) == pytest.approx(np.sqrt(1 + 16 / (k * m)), rel=0.05)
+    assert micro.norm(64) == pytest.approx(np.sqrt(1 + 16 / 64), rel=0.1)
+    low, high = micro.reach(64)
+    assert low < np.sqrt(1 + 16 / 64) < high
+
+
+@pytest.mark.parametrize(
+    ("direction", "spread", "key"),
+    [(0.0, 4.0, "explain.noise_only"), (0.8, 8.0, "explain.noise_most"), (1.0, 3.2, "explain.noise_half"),
+     (1.0, 1.0, "explain.noise_little")],
+)  # fmt: skip
+def test_what_a_step_follows(direction, spread, key):
+    found = noise(made(direction, spread, 8, 1))
+    assert found is not None
+    assert found.key == key
+    if key == "explain.noise_half":
+        assert found.values["equal"] == pytest.approx(3.2**2, rel=0.3)
+        assert found.values["late"] == pytest.approx(100 * 1.28 / 2.28, abs=10)
+
+
+def test_noise_alone_shrinks_with_the_root_of_the_rows_and_never_below():
+    micro = micro_batches(made(0.0, 4.0, 8, 1))
+    assert micro is not None
+    assert micro.norm(128) >= 4 / np.sqrt(128) * 0.9
+
+
+def test_other_batches_are_said_in_both_directions():
+    found = other_batches(made(1.0, 4.0, 4, 2))
+    assert found is not None
+    assert (found.values["fewer"], found.values["rows"], found.values["more"]) == (2, 8, 64)
+    assert found.values["small"] > found.values["now"] > found.values["large"]
+
+
+def test_without_micro_batches_nothing_is_said():
+    one = made(1.0, 4.0, 8, 1)
+    one.config["training"]["gradient_accumulation_steps"] = 1
+    assert micro_batches(one) is None
+    other = made(1.0, 4.0, 8, 1)
+    other.run.frame["micro_sumsq"] = np.nan  # pyright: ignore[reportOptionalMemberAccess, reportAttributeAccessIssue]
+    assert micro_batches(other) is None
+    assert noise(history(loss=np.ones(50), grad_norm=np.ones(50))) is None
+
+
+def test_a_norm_that_stays_neither_vanished_nor_exploded():
+    steady = history(loss=np.linspace(1, 0.5, 60), grad_norm=np.linspace(1, 0.8, 60))
+    found = neither(steady)
+    assert found is not None
+    assert (found.verdict, found.key) == ("healthy", "explain.norm_neither")
+    gone = history(loss=np.linspace(1, 0.9, 60), grad_norm=np.geomspace(1, 1e-6, 60))
+    assert neither(gone) is None
