@@ -23,7 +23,7 @@ from ..kernels.cpu_level import LevelError
 from .collapse import replay_arguments
 from .errors import UserError, in_words, problem
 from .signals import interruptible, last_word
-from .verbs import advise, lengthen
+from .verbs import advise, lengthen, sweep
 from .verbs.answers.evaluate import evaluate_arguments, run_evaluate
 from .verbs.answers.predict import predict_arguments, run_predict
 
@@ -224,6 +224,7 @@ VERBS = {
     "compare": Verb("cli.compare", _compare_arguments, _compare),
     "advise": Verb("cli.advise", advise.add_arguments, advise.run),
     "lengthen": Verb("cli.lengthen", lengthen.add_arguments, lengthen.run),
+    "sweep": Verb("cli.sweep", sweep.add_arguments, sweep.run),
     "replay": Verb("cli.replay", replay_arguments.add_arguments, replay_arguments.run),
     "inspect": Verb("cli.inspect", _inspect_arguments, _inspect),
     "merge": Verb("cli.merge", _merge_arguments, _merge),
