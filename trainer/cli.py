@@ -23,7 +23,8 @@ from ..kernels.cpu_level import LevelError
 from .collapse import replay_arguments
 from .errors import UserError, in_words, problem
 from .signals import interruptible, last_word
-from .verbs import advise, lengthen, sweep
+from .sweep import command as sweep
+from .verbs import advise, lengthen
 from .verbs.answers.evaluate import evaluate_arguments, run_evaluate
 from .verbs.answers.predict import predict_arguments, run_predict
 

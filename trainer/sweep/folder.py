@@ -26,6 +26,7 @@ from ..errors import UserError, problem
 
 STUDY, CLAIMS, TRIALS = "study.yaml", "claims", "trials"
 BEAT, OUTCOME, RELEASED, SETTINGS = "beat", "outcome.json", "released", "settings.json"
+CONFIG, OUTPUT = "trial.yaml", "output.txt"
 NAME = re.compile(r"(\d{3,})(?:\.(\d+))?")
 TRIES = 3
 NOT_COPIED = shutil.ignore_patterns(".lock", "*.tmp", "report.html")
@@ -127,12 +128,19 @@ def attempts(root: Path) -> dict[int, Attempt]:
     return found
 
 
-def inherit(attempt: Attempt) -> None:
-    """Makes its run folder a copy of the earlier attempt's that has the newest whole checkpoint, if one has any."""
+def inherit(attempt: Attempt, whole: Attempt | None = None) -> None:
+    """Makes its run folder a copy of the earlier attempt's that has the newest whole checkpoint, if one has any.
+
+    Args:
+        whole: the attempt to copy in any case.
+    """
     best = max(((newest(one.run), one.number) for one in attempt.earlier()), default=(-1, 0))
-    if best[0] < 0:
+    if best[0] < 0 and whole is None:
         return
-    source = Attempt(attempt.root, attempt.trial, best[1]).run
+    source = (whole or Attempt(attempt.root, attempt.trial, best[1])).run
+    if not source.is_dir():
+        return
+    attempt.run.parent.mkdir(exist_ok=True)
     partial = attempt.run.with_name(f"{attempt.name}.tmp")
     for _ in range(TRIES):  # whoever was thought lost may be pruning its checkpoints meanwhile
         shutil.rmtree(partial, ignore_errors=True)

@@ -19,9 +19,9 @@ from ..errors import UserError, problem
 from . import folder
 from .folder import STUDY
 from .space import Choices, Range, grid, sobol
-from .study_file import Round, StudyFile
+from .study_file import LOSS, Round, StudyFile
 
-SEED = 42
+SEED_KEY, SEED = "training.seed", 42
 """training.seed where the base configuration names none; its own default."""
 EVALUATIONS, CHECKPOINTS = 10, 4
 """Of a trial, where the base configuration does not say how many."""
@@ -40,7 +40,7 @@ def seeds(study: StudyFile) -> list[dict[str, Any]]:
     if study.seeds == 1:
         return [{}]
     first = _section(study.base, "training").get("seed", SEED)
-    return [{"training.seed": int(first) + i} for i in range(study.seeds)]
+    return [{SEED_KEY: int(first) + i} for i in range(study.seeds)]
 
 
 def _section(sections: dict[str, Any], name: str) -> dict[str, Any]:
@@ -53,7 +53,7 @@ def configuration(study: StudyFile, settings: dict[str, Any], steps: int) -> dic
     sections = {name: dict(own) if isinstance(own, dict) else own for name, own in study.base.items()}
     training = _section(sections, "training")
     defaults: dict[str, Any] = {}
-    if "eval_strategy" not in training and "evaluation_strategy" not in training:
+    if "eval_strategy" not in training and "evaluation_strategy" not in training and study.metric != LOSS:
         defaults |= {"eval_strategy": "steps"}
     if "eval_steps" not in training:
         defaults |= {"eval_steps": max(1, steps // EVALUATIONS)}
@@ -70,11 +70,8 @@ def configuration(study: StudyFile, settings: dict[str, Any], steps: int) -> dic
     return sections
 
 
-def write_study(study: StudyFile, seconds: float | None) -> dict[str, Any]:
+def write_study(study: StudyFile) -> dict[str, Any]:
     """Writes study.yaml, where nobody has written it yet.
-
-    Args:
-        seconds: of a trial, as measured.
 
     Returns:
         what stands there now: of another worker that was first, its.
@@ -82,7 +79,7 @@ def write_study(study: StudyFile, seconds: float | None) -> dict[str, Any]:
     Raises:
         UserError: another study lies there, or it cannot be written.
     """
-    values = as_dict(study) | {"seconds_of_a_trial": seconds, "plan": drawn(study)}
+    values = as_dict(study) | {"plan": drawn(study)}
     path = study.folder / STUDY
     partial = study.folder / f"{STUDY}.{os.getpid()}.tmp"
     try:

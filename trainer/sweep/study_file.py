@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +25,14 @@ from ..config.names import is_installed
 from ..errors import Problem, UserError, problem
 from .space import Choices, Range, Space, grid
 
+RATE, LOSS = "training.learning_rate", "loss"
+"""The key of the learning rate; the metric of a study that looks at the training loss."""
 ROLES = ("scientific", "nuisance")
 SAMPLERS = ("grid", "sobol", "tpe")
 SCALES = ("linear", "log")
 MOST_TRIALS = 10_000
+POINTS, LIMITS = 5, (1e-5, 1e-3)
+"""The grid of rates where a study does not give one: the range that LoRA with Adam usually bears."""
 CHECKED = 200
 """Trials whose configurations are checked; of a larger grid the first, the last and some between."""
 SEARCHED_ELSEWHERE = {
@@ -76,6 +80,7 @@ class StudyFile:
         rounds: after the first.
         threads: of a trial; None: as many as the machine has.
         lost_after_seconds: without a beat.
+        find: "max_steps" where that is what is looked for.
     """
 
     name: str
@@ -94,6 +99,7 @@ class StudyFile:
     rounds: tuple[Round, ...] = ()
     threads: int | None = None
     lost_after_seconds: float = 60.0
+    find: str | None = None
 
 
 KEYS = (
@@ -131,8 +137,11 @@ class _Reader:
         return value
 
 
-def read_study_file(path: Path) -> StudyFile:
+def read_study_file(path: Path, find: str | None = None) -> StudyFile:
     """The study that a file describes.
+
+    Args:
+        find: what is looked for; then nothing else need be searched.
 
     Raises:
         UserError: carries every mistake found.
@@ -144,7 +153,7 @@ def read_study_file(path: Path) -> StudyFile:
             close = difflib.get_close_matches(key, KEYS, n=1)
             reader.wrong("sweep.unknown_key", key, guess=close[0] if close else "-", known=", ".join(KEYS))
     base = _base(reader)
-    space, roles = _searched(reader)
+    space, roles = _searched(reader, needed=find is None)
     fixed = _fixed(reader, roles)
     sampler = reader.word("sampler", SAMPLERS, "sobol")
     study = StudyFile(
@@ -165,11 +174,37 @@ def read_study_file(path: Path) -> StudyFile:
         threads=reader.whole("threads", None),
         lost_after_seconds=float(reader.whole("lost_after_seconds", 60)),
     )
+    if find is not None:
+        study = constant_rates(study, find)
     if base is not None:
         reader.problems += configuration_problems(study, path, {p.error for p in reader.problems})
     if reader.problems:
         raise UserError(*reader.problems)
     return study
+
+
+def constant_rates(study: StudyFile, find: str) -> StudyFile:
+    """The study that finds how many steps are needed: constant rates on a grid, without regularisation.
+
+    Source: the tuning playbook, "Determining the number of steps for each training run", its algorithm for the first
+    guess of max_train_steps. A range of the study's own for the rate is kept; nothing else is varied.
+    """
+    own = study.space.get(RATE)
+    rates = (
+        replace(own, points=own.points or POINTS) if isinstance(own, Range) else own or Range(*LIMITS, "log", POINTS)
+    )
+    fixed = {
+        **{key: value for key, value in study.fixed.items() if key != RATE},
+        "training.lr_scheduler_type": "constant", "training.lr_scheduler_kwargs": {}, "training.weight_decay": 0.0,
+        "lora.lora_dropout": 0.0, "training.load_best_model_at_end": False, "training.early_stopping_patience": None,
+    }  # fmt: skip
+    roles = {"scientific": [], "nuisance": [RATE], "fixed": list(fixed)}
+    found = {"folder": study.folder.with_name(f"{study.folder.name}-max-steps"), "metric": LOSS, "sampler": "grid"}
+    cells = len(rates.grid())
+    return replace(
+        study, **found, space={RATE: rates}, roles=roles, fixed=fixed, find=find, seeds=1, rounds=(), trials=cells,
+        early_stop=None,
+    )  # fmt: skip
 
 
 def _missing(reader: _Reader, key: str) -> int:
@@ -215,6 +250,8 @@ def _metric(reader: _Reader) -> str:
 
 def _trials(reader: _Reader, sampler: str, space: Space) -> int:
     n = reader.whole("trials", None)
+    if not space:
+        return 1
     if sampler != "grid":
         return _missing(reader, "trials") if n is None else n
     cells = 1
@@ -228,7 +265,7 @@ def _trials(reader: _Reader, sampler: str, space: Space) -> int:
     return cells
 
 
-def _searched(reader: _Reader) -> tuple[dict[str, Range | Choices], dict[str, list[str]]]:
+def _searched(reader: _Reader, needed: bool) -> tuple[dict[str, Range | Choices], dict[str, list[str]]]:
     space: dict[str, Range | Choices] = {}
     roles: dict[str, list[str]] = {}
     for role in ROLES:
@@ -242,7 +279,7 @@ def _searched(reader: _Reader) -> tuple[dict[str, Range | Choices], dict[str, li
                 reader.wrong("sweep.twice", where, other=next(r for r in ROLES if key in roles[r]))
             elif one := _values(reader, where, value):
                 space[key] = one
-    if not any(reader.raw.get(role) for role in ROLES):
+    if needed and not any(reader.raw.get(role) for role in ROLES):
         reader.wrong("sweep.nothing_searched", "scientific")
     return space, roles
 
@@ -358,7 +395,7 @@ def configuration_problems(study: StudyFile, file: Path, known: set[str]) -> lis
         except UserError as error:
             found |= {one.error: one for one in error.problems}
             continue
-        if study.metric and config.training.eval_strategy == "no":
+        if study.metric != LOSS and config.training.eval_strategy == "no":
             one = problem("sweep.no_evaluation", file=file, metric=study.metric)
             found[one.error] = one
     return [one for error, one in found.items() if error not in known]

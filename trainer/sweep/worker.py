@@ -22,17 +22,24 @@ from typing import Any
 
 import yaml
 
-from ...instrument.read.store import write_text
-from .folder import SETTINGS, Attempt, attempts, inherit
-from .outcome import outcome_of
+from ...instrument.judge.metrics import LOWER
+from ...instrument.read.store import METRICS, write_text
+from .folder import CONFIG, OUTPUT, SETTINGS, Attempt, attempts, inherit
+from .outcome import history_of, hopeless, outcome_of, reached
 from .plan import configuration
+from .rounds import Planned, Planner
 from .study_file import StudyFile
 
 POLL = 0.5
-BEATS = 12
-"""Beats within the time after which a worker is lost."""
+"""Seconds between two looks, and two beats."""
+EARLY, TAKEN = "early", "taken"
+BY_SIGNAL = (128 + signal.SIGINT, 128 + signal.SIGTERM, -signal.SIGINT, -signal.SIGTERM, -signal.SIGKILL)
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-CONFIG, OUTPUT = "trial.yaml", "output.txt"
+
+
+def environment(study: StudyFile) -> dict[str, str]:
+    """Of the processes of a study: as many threads in all of them, so that they compute the same bits."""
+    return {**os.environ, **dict.fromkeys(THREADS, str(study.threads or len(os.sched_getaffinity(0))))}
 
 
 class Interrupted(Exception):
@@ -80,14 +87,18 @@ class Worker:
 
     Attributes:
         study: what is asked.
-        plan: gives the settings and steps of every trial that is known by now.
+        planner: knows the trials.
         told: hears of every trial that has ended, whoever ran it, once.
+        waits: hears once of trials that others have, when nothing else is left.
     """
 
     study: StudyFile
-    plan: Callable[[dict[int, Attempt]], list[tuple[dict[str, Any] | None, int]]]
+    planner: Planner
     told: Callable[[Attempt, dict[str, Any]], None]
+    waits: Callable[[list[Attempt]], None]
     _stop: int = 0
+    _ended: dict[int, dict[str, Any]] = field(default_factory=dict)
+    _waiting: bool = False
 
     def work(self) -> None:
         """Until every trial has ended.
@@ -95,48 +106,54 @@ class Worker:
         Raises:
             Interrupted: by a signal.
         """
-        watch, ended = Watch(self.study.lost_after_seconds), set()
+        watch = Watch(self.study.lost_after_seconds)
         with self._listening():
             while True:
                 found = attempts(self.study.folder)
-                planned = self.plan(found)
                 for trial, attempt in sorted(found.items()):
-                    if trial not in ended and (outcome := attempt.outcome()) is not None:
-                        ended.add(trial)
+                    if trial not in self._ended and (outcome := attempt.outcome()) is not None:
+                        self._ended[trial] = outcome
                         self.told(attempt, outcome)
-                if all(trial in ended for trial in range(len(planned))):
-                    if len(self.plan(attempts(self.study.folder))) == len(planned):
-                        return
-                    continue
-                if (attempt := self._take(found, planned, watch)) is not None:
-                    settings, steps = planned[attempt.trial]
-                    self._run(attempt, settings, steps)
-                    continue
+                planned = self.planner.known(self._ended)
+                if all(trial in self._ended for trial in range(len(planned))):
+                    return
                 if self._stop:
                     raise Interrupted(self._stop)
-                time.sleep(POLL)
+                if (attempt := self._take(found, len(planned), watch)) is not None:
+                    self._run(attempt, planned[attempt.trial])
+                else:
+                    time.sleep(POLL)
 
-    def _take(self, found: dict[int, Attempt], planned: list, watch: Watch) -> Attempt | None:
+    def _take(self, found: dict[int, Attempt], n: int, watch: Watch) -> Attempt | None:
         """The next trial, claimed; None where there is none to be had now."""
-        if self._stop:
-            raise Interrupted(self._stop)
-        for trial in range(len(planned)):
-            if trial not in found and (attempt := Attempt(self.study.folder, trial)).take():
-                return attempt
-        running = [attempt for attempt in found.values() if attempt.outcome() is None]
+        running = [attempt for trial, attempt in found.items() if trial not in self._ended]
         lost = watch.look(running, POLL)
         for attempt in running:
             if (attempt.released or attempt in lost) and attempt.following.take():
                 return attempt.following
+        for trial in range(n):
+            if trial not in found and (attempt := Attempt(self.study.folder, trial)).take():
+                return attempt
+        if running and not self._waiting:
+            self._waiting = True
+            self.waits(running)
         return None
 
-    def _run(self, attempt: Attempt, settings: dict[str, Any] | None, steps: int) -> None:
+    def _run(self, attempt: Attempt, planned: Planned) -> None:
+        """Runs a trial in a process of its own, and says how it ended; gives it back where this worker is to stop.
+
+        Raises:
+            Interrupted: it is.
+        """
         attempt.beat(0)
-        settings = settings or {}
+        self._waiting = False
+        if self._was_over(attempt):
+            return
+        settings = self._settings(attempt, planned)
         write_text(attempt.claim / SETTINGS, json.dumps(settings, ensure_ascii=False) + "\n")
         attempt.run.parent.mkdir(exist_ok=True)
         inherit(attempt)
-        sections = configuration(self.study, settings, steps)
+        sections = configuration(self.study, settings, planned.steps)
         sections["training"]["output_dir"] = str(attempt.run)
         write_text(attempt.claim / CONFIG, yaml.safe_dump(sections, sort_keys=False, allow_unicode=True))
         started = time.monotonic()
@@ -144,34 +161,73 @@ class Worker:
             child = subprocess.Popen(
                 [sys.executable, "-m", "lora_train.trainer.sweep.trial", str(attempt.claim / CONFIG)],
                 stdin=subprocess.PIPE, stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
-                env={**os.environ, **dict.fromkeys(THREADS, str(self.study.threads))},
+                env=environment(self.study),
             )  # fmt: skip
             try:
-                code = self._attend(attempt, child)
+                code, ended = self._attend(attempt, child, planned)
             finally:
                 if child.poll() is None:
                     child.kill()
                     child.wait()
-        if code is None:  # another has taken it
+        if ended == TAKEN:
             return
-        if self._stop and code in (128 + signal.SIGINT, 128 + signal.SIGTERM, -signal.SIGKILL):
+        if self._stop and code in BY_SIGNAL:
             attempt.release()
             raise Interrupted(self._stop)
-        attempt.end(outcome_of(attempt, code, self.study, time.monotonic() - started))
+        outcome = outcome_of(attempt, 0 if ended == EARLY else code, self.study, time.monotonic() - started)
+        outcome |= {"settings": settings, "round": planned.round}
+        attempt.end(outcome | {"ended": ended} if ended == EARLY else outcome)
 
-    def _attend(self, attempt: Attempt, child: subprocess.Popen) -> int | None:
-        """Beats until the process has ended; its exit code, or None where the trial is another's by now."""
-        count, told = 0, 0
+    def _was_over(self, attempt: Attempt) -> bool:
+        """Whether an earlier attempt ended while this one was being taken; then it is this one's end too."""
+        for one in attempt.earlier():
+            if (outcome := one.outcome()) is not None:
+                inherit(attempt, one)
+                attempt.end(outcome)
+                return True
+        return False
+
+    def _settings(self, attempt: Attempt, planned: Planned) -> dict[str, Any]:
+        """What the trial varies: as planned, as an earlier attempt had it, or drawn now."""
+        if planned.settings is not None:
+            return planned.settings
+        earlier = next((found for one in attempt.earlier() if (found := one.settings()) is not None), None)
+        if earlier is not None:
+            return earlier
+        from .tune import draw  # Optuna is an extra
+
+        return draw(self.study, attempt, lower=self.study.metric.endswith(LOWER))
+
+    def _attend(self, attempt: Attempt, child: subprocess.Popen, planned: Planned) -> tuple[int, str]:
+        """Beats until the process has ended.
+
+        Returns:
+            its exit code, and EARLY where it was ended as hopeless, TAKEN where the trial is another's by now.
+        """
+        count, told, size = 0, 0, 0
         while True:
             with contextlib.suppress(subprocess.TimeoutExpired):
-                return child.wait(POLL)
+                return child.wait(POLL), ""
             count += 1
             attempt.beat(count)
             if attempt.following.claim.exists():
-                return None
+                return 0, TAKEN
             if self._stop and not told:
                 told = self._stop
                 child.send_signal(told)
+            if self.study.early_stop is None or told:
+                continue
+            grown = _size(attempt.run / METRICS)
+            if grown != size and self._is_hopeless(attempt, planned):
+                child.kill()
+                child.wait()
+                return 0, EARLY
+            size = grown
+
+    def _is_hopeless(self, attempt: Attempt, planned: Planned) -> bool:
+        own = reached(history_of(attempt), self.study.metric)
+        others = [one for one in self._ended.values() if one["ended"] == "done" and one.get("round") == planned.round]
+        return hopeless(own, others)
 
     @contextlib.contextmanager
     def _listening(self) -> Iterator[None]:
@@ -188,3 +244,7 @@ class Worker:
         finally:
             for number, handler in old.items():
                 signal.signal(number, handler)
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0

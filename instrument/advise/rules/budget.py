@@ -42,7 +42,7 @@ def constant_sweep(study: Study) -> Iterator[Advice]:
             "P1", "not answered", "advise.p1_no_sweep", values, names(trials), step_with(trial, settings, runs=3)
         )
         return
-    crossed = {rate: _crossing([t for t in trials if t.number(RATE) == rate]) for rate in sorted(r for r in rates if r)}
+    crossed = {rate: crossing([t for t in trials if t.number(RATE) == rate]) for rate in sorted(r for r in rates if r)}
     fitted = {rate: steps for rate, steps in crossed.items() if math.isfinite(steps)}
     if not fitted:
         lowest = min(
@@ -73,7 +73,7 @@ def _constant(trial: Trial) -> bool:
     return trial.schedule in CONSTANT and not regular
 
 
-def _crossing(trials: list[Trial]) -> float:
+def crossing(trials: list[Trial]) -> float:
     """Steps after which the median training loss of a dozen steps is fitted, of the median trial; inf where none is."""
     found = []
     for trial in trials:

@@ -1,0 +1,79 @@
+"""What a trial would take, in a process of its own, so that a worker imports no torch and keeps no memory of a device.
+
+    python -m lora_train.trainer.sweep.measure CONFIG      prints {"load": ..., "step": ..., "device": ...}
+
+The device is what the driver calls the first one that is visible, by which workers keep apart; null on a CPU.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+
+
+def main(config_file: str | None) -> int:
+    """Measures; without a configuration the device alone is named."""
+    started = time.perf_counter()
+    found: dict[str, object] = {"device": device()}
+    if config_file is not None:
+        found["step"] = seconds_of_a_step(Path(config_file))
+        # what was imported and loaded here a trial imports and loads as well
+        found["load"] = time.perf_counter() - started
+    print(json.dumps(found))
+    return 0
+
+
+def device() -> str | None:
+    """What names the first visible CUDA device, on this machine and no other; None without one."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return None
+    return str(getattr(torch.cuda.get_device_properties(0), "uuid", None) or torch.cuda.get_device_name(0))
+
+
+def seconds_of_a_step(config_file: Path) -> float:
+    """Of the run that a configuration describes, its share of the evaluations with it.
+
+    Raises:
+        UserError: data or model cannot be used.
+    """
+    import transformers
+
+    from ..checks.read_config import read_config
+    from ..collapse.remedy import start_scale
+    from ..console import Console, note, quiet_libraries
+    from ..data.load import load_data, with_format
+    from ..dry_run import headroom
+    from ..dry_run.memory import longest
+    from ..dry_run.outlook import outlook_of
+    from ..dry_run.show import predicted_hours
+    from ..loop.components import build, order_of
+    from ..loop.engine import Engine
+    from ..model.classify import own_names
+    from ..model.fit import require_fit
+    from ..model.load import load_tokenizer, pad_token_id
+
+    config = read_config(config_file, (), note)
+    quiet_libraries()
+    transformers.logging.set_verbosity_error()
+    engine, console = Engine(), Console(silent=True)
+    tokenizer = load_tokenizer(config)
+    train_data, eval_data = load_data(config, tokenizer, console, own_names(config))
+    n_rows = require_fit(config, tokenizer, (train_data, eval_data), console)
+    config = with_format(config, train_data)
+    plan = order_of(config, train_data, engine.world_size)
+    units = [unit for indices in plan.units(0) if (unit := plan.kept(train_data.examples[i] for i in indices))]
+    components = build(config, engine, train_data, eval_data, pad_token_id(tokenizer, n_rows), console)
+    start_scale(components)
+    examples = longest(units, min(config.training.per_device_train_batch_size, len(units)))
+    headroom.measure(components, examples)  # the first pass of its kind is slower than those that follow
+    outlook = outlook_of(config, plan, eval_data, engine.device)
+    predicted = predicted_hours(components, examples, outlook)
+    return 3600 * predicted["hours"] / max(1, predicted["steps"])
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1] if len(sys.argv) > 1 else None))
