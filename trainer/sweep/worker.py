@@ -90,12 +90,14 @@ class Worker:
         planner: knows the trials.
         told: hears of every trial that has ended, whoever ran it, once.
         waits: hears once of trials that others have, when nothing else is left.
+        command: of a trial's process, before its configuration.
     """
 
     study: StudyFile
     planner: Planner
     told: Callable[[Attempt, dict[str, Any]], None]
     waits: Callable[[list[Attempt]], None]
+    command: tuple[str, ...] = (sys.executable, "-m", "lora_train.trainer.sweep.trial")
     _stop: int = 0
     _ended: dict[int, dict[str, Any]] = field(default_factory=dict)
     _waiting: bool = False
@@ -159,9 +161,8 @@ class Worker:
         started = time.monotonic()
         with (attempt.claim / OUTPUT).open("wb") as output:
             child = subprocess.Popen(
-                [sys.executable, "-m", "lora_train.trainer.sweep.trial", str(attempt.claim / CONFIG)],
-                stdin=subprocess.PIPE, stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
-                env=environment(self.study),
+                [*self.command, str(attempt.claim / CONFIG)], stdin=subprocess.PIPE, stdout=output,
+                stderr=subprocess.STDOUT, start_new_session=True, env=environment(self.study),
             )  # fmt: skip
             try:
                 code, ended = self._attend(attempt, child, planned)
