@@ -24,8 +24,8 @@ from .trial import APART, Trial
 
 # Playbook, "What should I do if the best training step is always ...": the first tenth, the last quarter.
 EARLY, LATE = 0.10, 0.75
-# Of sigma: between one, which is worth nothing, and three, which has to be found though sigma is measured on a few pairs
-# and comes out half too large.
+# Of sigma: between one, which is worth nothing, and three, which has to be found though sigma, measured on a few pairs,
+# may come out half too large.
 LEAD = 1.4
 # Before the last quarter, and the end, whose means are held against each other.
 BEFORE, END = (0.60, 0.75), 0.85

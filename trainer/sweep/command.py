@@ -5,6 +5,7 @@ Help comes before pydantic and pandas are imported: functions import what they n
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from argparse import ArgumentParser, Namespace
@@ -56,7 +57,7 @@ def run(arguments: Namespace) -> int:
         print(say("sweep.waits_lost", names=names, seconds=study.lost_after_seconds), file=sys.stderr, flush=True)
 
     try:
-        device = (cost.ask(study)[0] or {}).get("device")
+        device = None if os.environ.get("CUDA_VISIBLE_DEVICES") == "" else (cost.ask(study)[0] or {}).get("device")
         with alone_on(device, lambda name: print(say("sweep.waits_device", device=name), file=sys.stderr, flush=True)):
             print(table.head(), flush=True)
             Worker(study, planner, told, waits).work()

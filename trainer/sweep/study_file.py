@@ -174,6 +174,8 @@ def read_study_file(path: Path, find: str | None = None) -> StudyFile:
         threads=reader.whole("threads", None),
         lost_after_seconds=float(reader.whole("lost_after_seconds", 60)),
     )
+    if study.sampler == "tpe" and study.seeds > 1:
+        reader.wrong("sweep.tpe_seeds", "seeds", value=study.seeds)
     if find is not None:
         study = constant_rates(study, find)
     if base is not None:

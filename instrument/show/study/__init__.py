@@ -1,4 +1,4 @@
-"""lora-train report STUDY: a study as one HTML file: its trials side by side, what each value reached, who died of what.
+"""lora-train report STUDY: a study as one HTML file: its trials side by side, what each value reached, who died.
 
 claims.py reads how trials ended; data.py is what the page holds. Imports no torch.
 """

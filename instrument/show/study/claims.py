@@ -1,6 +1,6 @@
 """How the trials of a sweep ended, as its workers wrote it: claims/003.2/outcome.json of the last attempt at each.
 
-    {"ended": "done", "value": 1.62, "step": 36, "steps": 40, "seconds": 52.1, "settings": {...}, "why": {"en": ..., "ko": ...}}
+    {"ended": "done", "value": 1.62, "step": 36, "steps": 40, "seconds": 52.1, "settings": {...}, "why": {"en": ...}}
 
 Read with suspicion: a file that is torn or says something else is a trial that has not ended.
 """

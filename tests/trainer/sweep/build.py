@@ -20,7 +20,7 @@ BASE = {
 RATES = [0.1, 0.2, 0.3, 0.4]
 
 
-def written(folder: Path, **values: Any) -> Path:
+def written(folder: Path, /, **values: Any) -> Path:
     """A study file; None takes a key out."""
     study = {
         "base": BASE, "folder": str(folder / "study"), "nuisance": {"training.learning_rate": RATES}, "sampler": "grid",
@@ -31,7 +31,7 @@ def written(folder: Path, **values: Any) -> Path:
     return path
 
 
-def begun(folder: Path, **values: Any) -> tuple[StudyFile, list[dict[str, Any]]]:
+def begun(folder: Path, /, **values: Any) -> tuple[StudyFile, list[dict[str, Any]]]:
     """A study on disk, and the settings of its first round."""
     asked = read_study_file(written(folder, **values))
     found = write_study(asked)

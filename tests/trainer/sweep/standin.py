@@ -1,4 +1,4 @@
-"""Stands for a trial's process where what is tested is who runs it: replays a recorded run, and takes no second to load.
+"""Stands for a trial's process where what is tested is who runs it: replays a recorded run, and loads nothing.
 
 python standin.py CONFIG      as lora_train.trainer.sweep.trial; its evaluation loss is a function of the rate
 """
