@@ -41,7 +41,7 @@ def run(arguments: Namespace) -> int:
         UserError: the study file has mistakes, the folder holds another study, or nobody agreed to what it costs.
     """
     from . import cost
-    from .device import alone_on
+    from .measure import alone_on
     from .rounds import Planner
     from .worker import Interrupted, Worker
 

@@ -2,15 +2,22 @@
 
     python -m lora_train.trainer.sweep.measure CONFIG      prints {"load": ..., "step": ..., "device": ...}
 
-The device is what the driver calls the first one that is visible, by which workers keep apart; null on a CPU.
+The device is what the driver calls the first one that is visible; null on a CPU. By it workers keep apart, one a GPU: a
+lock on this machine that the system drops with its worker. A card that CUDA_VISIBLE_DEVICES renumbers keeps its name.
 """
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
 import sys
+import tempfile
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 
 def main(config_file: str | None) -> int:
@@ -32,6 +39,30 @@ def device() -> str | None:
     if not torch.cuda.is_available():
         return None
     return str(getattr(torch.cuda.get_device_properties(0), "uuid", None) or torch.cuda.get_device_name(0))
+
+
+@contextlib.contextmanager
+def alone_on(device: str | None, waits: Callable[[str], None]) -> Iterator[None]:
+    """Holds the device; where another worker does, waits until it is free.
+
+    Args:
+        device: its name; None for the CPU.
+        waits: is told once that another has it.
+    """
+    if device is None:
+        yield
+        return
+    name = hashlib.sha256(device.encode()).hexdigest()[:16]
+    lock = FileLock(Path(tempfile.gettempdir()) / f"lora-train-device-{name}.lock", mode=0o666)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        waits(device)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def seconds_of_a_step(config_file: Path) -> float:

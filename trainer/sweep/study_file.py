@@ -23,13 +23,13 @@ from ...instrument.messages import say
 from ..checks.read_config import check, read_mapping, read_sections
 from ..config.names import is_installed
 from ..errors import Problem, UserError, problem
+from .reading import Reader, mapping_of, missing, short, values_of
 from .space import Choices, Range, Space, grid
 
 RATE, LOSS = "training.learning_rate", "loss"
 """The key of the learning rate; the metric of a study that looks at the training loss."""
 ROLES = ("scientific", "nuisance")
 SAMPLERS = ("grid", "sobol", "tpe")
-SCALES = ("linear", "log")
 MOST_TRIALS = 10_000
 POINTS, LIMITS = 5, (1e-5, 1e-3)
 """The grid of rates where a study does not give one: the range that LoRA with Adam usually bears."""
@@ -108,35 +108,6 @@ KEYS = (
 )  # fmt: skip
 
 
-class _Reader:
-    """Takes values out of a study file and keeps every mistake."""
-
-    def __init__(self, raw: Mapping[str, Any], file: Path):
-        self.raw, self.file = raw, file
-        self.problems: list[Problem] = []
-
-    def wrong(self, sentence: str, key: str, **values: Any) -> None:
-        self.problems.append(problem(sentence, file=self.file, key=key, **values))
-
-    def whole(self, key: str, default: int | None, least: int = 1) -> Any:
-        value = self.raw.get(key)
-        if value is None:
-            return default
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            self.wrong("sweep.not_whole", key, value=_short(value), least=least)
-            return default
-        return value
-
-    def word(self, key: str, allowed: tuple[str, ...], default: str | None) -> Any:
-        value = self.raw.get(key)
-        if value is None or value is False:
-            return default
-        if value not in allowed:
-            self.wrong("sweep.not_one_of", key, value=_short(value), allowed=", ".join(allowed))
-            return default
-        return value
-
-
 def read_study_file(path: Path, find: str | None = None) -> StudyFile:
     """The study that a file describes.
 
@@ -147,7 +118,7 @@ def read_study_file(path: Path, find: str | None = None) -> StudyFile:
         UserError: carries every mistake found.
     """
     raw = read_mapping(path)
-    reader = _Reader(raw, path)
+    reader = Reader(raw, path)
     for key in raw:
         if key not in KEYS:
             close = difflib.get_close_matches(key, KEYS, n=1)
@@ -166,7 +137,7 @@ def read_study_file(path: Path, find: str | None = None) -> StudyFile:
         sampler=sampler,
         seed=reader.whole("seed", 0, least=0),
         trials=_trials(reader, sampler, space),
-        steps=reader.whole("steps", 0) or _missing(reader, "steps"),
+        steps=reader.whole("steps", 0) or missing(reader, "steps"),
         seeds=reader.whole("seeds", 1),
         metric=_metric(reader),
         early_stop=reader.word("early_stop", ("median",), None),
@@ -209,29 +180,23 @@ def constant_rates(study: StudyFile, find: str) -> StudyFile:
     )  # fmt: skip
 
 
-def _missing(reader: _Reader, key: str) -> int:
-    if reader.raw.get(key) is None:
-        reader.wrong("sweep.missing", key)
-    return 1
-
-
-def _folder(reader: _Reader) -> Path:
+def _folder(reader: Reader) -> Path:
     value = reader.raw.get("folder")
     if value is None:
         return Path("runs") / reader.file.stem
     if not isinstance(value, str) or not value.strip():
-        reader.wrong("sweep.not_text", "folder", value=_short(value))
+        reader.wrong("sweep.not_text", "folder", value=short(value))
         return Path("runs") / reader.file.stem
     return Path(value).expanduser()
 
 
-def _base(reader: _Reader) -> dict[str, Any] | None:
+def _base(reader: Reader) -> dict[str, Any] | None:
     """The sections of the base configuration; None where they cannot be had."""
     value = reader.raw.get("base")
     if isinstance(value, dict):
         return {str(key): own for key, own in value.items()}
     if not isinstance(value, str) or not value.strip():
-        reader.wrong("sweep.missing" if value is None else "sweep.base_kind", "base", value=_short(value))
+        reader.wrong("sweep.missing" if value is None else "sweep.base_kind", "base", value=short(value))
         return None
     try:
         return read_sections(reader.file.parent / Path(value).expanduser())
@@ -240,22 +205,22 @@ def _base(reader: _Reader) -> dict[str, Any] | None:
         return None
 
 
-def _metric(reader: _Reader) -> str:
+def _metric(reader: Reader) -> str:
     value = reader.raw.get("metric")
     if value is None:
         return "eval_loss"
     if not isinstance(value, str) or not value.strip():
-        reader.wrong("sweep.not_text", "metric", value=_short(value))
+        reader.wrong("sweep.not_text", "metric", value=short(value))
         return "eval_loss"
     return "eval_" + value.strip().removeprefix("eval_")
 
 
-def _trials(reader: _Reader, sampler: str, space: Space) -> int:
+def _trials(reader: Reader, sampler: str, space: Space) -> int:
     n = reader.whole("trials", None)
     if not space:
         return 1
     if sampler != "grid":
-        return _missing(reader, "trials") if n is None else n
+        return missing(reader, "trials") if n is None else n
     cells = 1
     for one in space.values():
         cells *= max(1, len(one.grid()))
@@ -267,11 +232,11 @@ def _trials(reader: _Reader, sampler: str, space: Space) -> int:
     return cells
 
 
-def _searched(reader: _Reader, needed: bool) -> tuple[dict[str, Range | Choices], dict[str, list[str]]]:
+def _searched(reader: Reader, needed: bool) -> tuple[dict[str, Range | Choices], dict[str, list[str]]]:
     space: dict[str, Range | Choices] = {}
     roles: dict[str, list[str]] = {}
     for role in ROLES:
-        values = _mapping(reader, role)
+        values = mapping_of(reader, role)
         roles[role] = list(values)
         for key, value in values.items():
             where = f"{role}.{key}"
@@ -279,25 +244,15 @@ def _searched(reader: _Reader, needed: bool) -> tuple[dict[str, Range | Choices]
                 reader.wrong("sweep.set_elsewhere", where, own=own)
             elif key in space:
                 reader.wrong("sweep.twice", where, other=next(r for r in ROLES if key in roles[r]))
-            elif one := _values(reader, where, value):
+            elif one := values_of(reader, where, value):
                 space[key] = one
     if needed and not any(reader.raw.get(role) for role in ROLES):
         reader.wrong("sweep.nothing_searched", "scientific")
     return space, roles
 
 
-def _mapping(reader: _Reader, role: str) -> dict[str, Any]:
-    value = reader.raw.get(role)
-    if value is None:
-        return {}
-    if not isinstance(value, dict):
-        reader.wrong("sweep.not_mapping", role, value=_short(value))
-        return {}
-    return {str(key): own for key, own in value.items()}
-
-
-def _fixed(reader: _Reader, roles: dict[str, list[str]]) -> dict[str, Any]:
-    fixed = _mapping(reader, "fixed")
+def _fixed(reader: Reader, roles: dict[str, list[str]]) -> dict[str, Any]:
+    fixed = mapping_of(reader, "fixed")
     roles["fixed"] = list(fixed)
     for key in list(fixed):
         if own := SEARCHED_ELSEWHERE.get(key):
@@ -309,69 +264,19 @@ def _fixed(reader: _Reader, roles: dict[str, list[str]]) -> dict[str, Any]:
     return fixed
 
 
-def _values(reader: _Reader, where: str, value: Any) -> Range | Choices | None:
-    if isinstance(value, list):
-        if len(value) < 2 or any(value.index(one) != i for i, one in enumerate(value)):
-            reader.wrong("sweep.few_choices", where, value=_short(value))
-            return None
-        return Choices(tuple(value))
-    if not isinstance(value, dict):
-        reader.wrong("sweep.no_values", where, value=_short(value))
-        return None
-    return _range(reader, where, value)
-
-
-def _range(reader: _Reader, where: str, value: dict[Any, Any]) -> Range | None:
-    found = len(reader.problems)
-    for key in value:
-        if key not in ("low", "high", "scale", "points"):
-            reader.wrong("sweep.range_key", f"{where}.{key}")
-    ends = [_number(reader, f"{where}.{key}", value.get(key)) for key in ("low", "high")]
-    scale, points = value.get("scale", "linear"), value.get("points")
-    if scale not in SCALES:
-        reader.wrong("sweep.not_one_of", f"{where}.scale", value=_short(scale), allowed=", ".join(SCALES))
-    if points is not None and (isinstance(points, bool) or not isinstance(points, int) or points < 2):
-        reader.wrong("sweep.not_whole", f"{where}.points", value=_short(points), least=2)
-    if points is None and reader.raw.get("sampler") == "grid":
-        reader.wrong("sweep.no_points", where)
-    low, high = ends
-    if low is not None and high is not None:
-        if not low < high:
-            reader.wrong("sweep.empty_range", where, low=low, high=high)
-        elif scale == "log" and low <= 0:
-            reader.wrong("sweep.log_of_zero", where, low=low)
-    if len(reader.problems) > found or low is None or high is None:
-        return None
-    whole = isinstance(value["low"], int) and isinstance(value["high"], int)
-    return Range(low, high, scale, points, whole)
-
-
-def _number(reader: _Reader, where: str, value: Any) -> float | None:
-    try:
-        if isinstance(value, bool):
-            raise ValueError
-        found = float(value)  # YAML takes 1e-5 for text
-        if abs(found) == float("inf") or found != found:
-            raise ValueError
-    except (TypeError, ValueError):
-        reader.wrong("sweep.missing" if value is None else "sweep.not_number", where, value=_short(value))
-        return None
-    return found
-
-
-def _rounds(reader: _Reader) -> Iterator[Round]:
+def _rounds(reader: Reader) -> Iterator[Round]:
     value = reader.raw.get("rounds")
     if value is None:
         return
     if not isinstance(value, list):
-        reader.wrong("sweep.rounds", "rounds", value=_short(value))
+        reader.wrong("sweep.rounds", "rounds", value=short(value))
         return
     before = reader.raw.get("steps")
     for i, one in enumerate(value):
         known = isinstance(one, dict) and set(one) <= {"best", "steps"}
         numbers = [one.get(key) for key in ("best", "steps")] if known else [None]
         if not all(isinstance(n, int) and not isinstance(n, bool) and n >= 1 for n in numbers):
-            reader.wrong("sweep.rounds", f"rounds[{i}]", value=_short(one))
+            reader.wrong("sweep.rounds", f"rounds[{i}]", value=short(one))
             continue
         if isinstance(before, int) and one["steps"] <= before:
             reader.wrong("sweep.round_no_longer", f"rounds[{i}].steps", value=one["steps"], before=before)
@@ -417,8 +322,3 @@ def _samples(space: Space) -> list[dict[str, Any]]:
     for own in sides.values():
         size *= len(own)
     return grid(whole) if size <= CHECKED else diagonal
-
-
-def _short(value: Any) -> str:
-    text = str(value)
-    return text if len(text) <= 60 else text[:57] + "..."

@@ -69,7 +69,8 @@ def _facts(study: Study | None, claims: Sequence[Claim]) -> list[list[Any]]:
     """Label and value, both in every language."""
     ended = [claim for claim in claims if claim.ended is not None]
     dead = [claim for claim in ended if claim.is_dead]
-    rows: list[list[Any]] = [[both("study.page.trials"), both("study.page.counts", n=len(claims), ended=len(ended), dead=len(dead))]]
+    counts = both("study.page.counts", n=len(claims), ended=len(ended), dead=len(dead))
+    rows: list[list[Any]] = [[both("study.page.trials"), counts]]
     if study is None:
         return rows
     steps = sorted({trial.horizon for trial in study.trials})

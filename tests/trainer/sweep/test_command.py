@@ -95,7 +95,7 @@ def test_what_is_no_study_is_said(tmp_path):
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(BASE))
     with pytest.raises(UserError, match="holds no study"):
         run(arguments(tmp_path))
-    with pytest.raises(UserError, match="asked.yaml"):
+    with pytest.raises(UserError, match=r"asked\.yaml"):
         run(arguments(tmp_path / "asked.yaml"))
 
 
@@ -104,7 +104,13 @@ def test_a_row_says_what_a_trial_varied_and_why_it_died(monkeypatch):
     attempt = Attempt(Path(), 3, 2)
     settings = {RATE: 1e-4, "lora.r": 8, "training.seed": 42}
     fine = {"ended": "done", "value": 1.23456, "step": 1200, "seconds": 61.0, "settings": settings}
-    dead = {"ended": "memory", "value": None, "step": None, "settings": settings, "why": {"en": "too large", "ko": "큼"}}
+    dead = {
+        "ended": "memory",
+        "value": None,
+        "step": None,
+        "settings": settings,
+        "why": {"en": "too large", "ko": "큼"},
+    }
     assert table.head().split() == ["trial", "learning_rate", "r", "eval_loss", "at", "step", "time", "end"]
     assert table.row(attempt, fine).split() == ["003.2", "1e-4", "8", "1.235", "1,200", "0:01:01", "done"]
     assert table.row(attempt, dead).endswith("0:00:00    out of memory: too large")

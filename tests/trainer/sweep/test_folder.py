@@ -20,7 +20,9 @@ def checkpoint(run, step: int) -> None:
     folder.mkdir(parents=True)
     for name in ("adapter_model.safetensors", "optimizer.safetensors"):
         save_file({"a": torch.ones(2)}, folder / name)
-    (folder / "trainer_state.json").write_text(state_text(Progress(step=step), Config.model_validate(BASE).model_dump()))
+    (folder / "trainer_state.json").write_text(
+        state_text(Progress(step=step), Config.model_validate(BASE).model_dump())
+    )
     write_sums(folder)
 
 
