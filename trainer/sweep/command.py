@@ -142,11 +142,12 @@ class Table:
 
     def row(self, attempt: Attempt, outcome: dict[str, Any]) -> str:
         """A trial."""
-        ended = outcome.get("ended", "crash")
+        ended = str(outcome.get("ended"))
+        from ...instrument.advise.page.claims import ENDED
         from ...instrument.show.page.people import number, setting
         from ..console import duration
 
-        end = say(f"sweep.ended.{ended}")
+        end = say(ENDED.get(ended, ENDED["crash"]))
         if why := (outcome.get("why") or {}).get(language()):
             end += f": {why}"
         settings = outcome.get("settings") or {}

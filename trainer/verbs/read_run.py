@@ -86,8 +86,8 @@ def report(sources: Sequence[Path], output: Path | None, following: bool) -> int
     Raises:
         UserError: it is no run, or the page cannot be written.
     """
+    from ...instrument.advise.page import is_study, write_study_page
     from ...instrument.show.report import follow, write_report
-    from ...instrument.show.study import is_study, write_study_page
 
     if following and (len(sources) > 1 or sources[0].is_file() or str(sources[0]) == "-"):
         raise UserError(problem("report.follow_needs_run", path=sources[-1]))

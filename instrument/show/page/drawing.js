@@ -38,7 +38,7 @@ function parallel(trials, keys, lit) {
     scale = metricScale(alive.length ? alive.map((trial) => trial.value) : [0, 1], top, bottom - 24),
     across = (i) => left + (i * (width - left - right)) / Math.max(1, keys.length),
     place = (share) => bottom - share * (bottom - top);
-  const svg = shape("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": t("study.page.parallel") });
+  const svg = shape("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": t("sweep.page.parallel") });
   const axis = (x, name, ticks) => {
     svg.append(shape("line", { x1: x, x2: x, y1: top, y2: bottom, stroke: css("--faint") }), written(x, 16, name, "middle", "--text"));
     for (const [y, text] of ticks) svg.append(written(x - 6, y + 4, text, "end"));
@@ -105,7 +105,7 @@ function isolation(one) {
   const svg = shape("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": `${one.key}: ${DATA.metric}` });
   const [y1, y2] = one.band.map(scale.y);
   svg.append(
-    shape("rect", { x: left, width: width - left - right, y: Math.min(y1, y2), height: Math.abs(y2 - y1), fill: css("--band"), "fill-opacity": 0.6 }, titled(t("study.page.band"))),
+    shape("rect", { x: left, width: width - left - right, y: Math.min(y1, y2), height: Math.abs(y2 - y1), fill: css("--band"), "fill-opacity": 0.6 }, titled(t("sweep.page.band"))),
     shape("line", { x1: left, x2: left, y1: top, y2: bottom, stroke: css("--faint") }),
     shape("line", { x1: left, x2: width - right, y1: bottom, y2: bottom, stroke: css("--faint") }),
   );

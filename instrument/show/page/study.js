@@ -1,5 +1,5 @@
 "use strict";
-// The page of a study from DATA (study/data.py): what was searched, what each value reached, how each trial went.
+// The page of a study from DATA (advise/page/data.py): what was searched, what each value reached, how each trial went.
 const LINES = ["--c1", "--c2", "--c3", "--c4", "--c6", "--c7", "--c8", "--c5"];
 const MOST_NAMED = 12;
 
@@ -7,30 +7,30 @@ function build(again) {
   document
     .getElementById("top")
     .append(
-      el("h1", {}, t("study.page.title"), " ", DATA.name),
+      el("h1", {}, t("sweep.page.title"), " ", DATA.name),
       el("span", { class: "dim made" }, when(DATA.made)),
       el("span", { class: "spacer" }),
       languageSwitch(again),
     );
-  section("facts", t("study.page.overview"), pairs(DATA.facts.map(([key, value]) => [said(key), said(value)])));
-  if (DATA.keys.length) section("parallel", t("study.page.parallel"), ...parallels());
+  section("facts", t("sweep.page.overview"), pairs(DATA.facts.map(([key, value]) => [said(key), said(value)])));
+  if (DATA.keys.length) section("parallel", t("sweep.page.parallel"), ...parallels());
   if (DATA.isolation.length)
     section(
       "isolation",
-      t("study.page.isolation"),
-      el("p", { class: "dim" }, t("study.page.isolation_says")),
+      t("sweep.page.isolation"),
+      el("p", { class: "dim" }, t("sweep.page.isolation_says")),
       el("div", { class: "two" }, ...DATA.isolation.map((one) => el("figure", { class: "drawing" }, isolation(one)))),
     );
   if (DATA.trials.some((trial) => trial.curve.x.length)) {
-    const place = section("curves", t("study.page.curves"));
+    const place = section("curves", t("sweep.page.curves"));
     chart(place, "curve", curves, "main");
   }
-  section("trials", t("study.page.trials"), scrolling(`${t("study.page.trials")}: ${t("page.table")}`, table()));
+  section("trials", t("sweep.page.trials"), scrolling(`${t("sweep.page.trials")}: ${t("page.table")}`, table()));
   const advice = DATA.advice[LANGUAGE()];
   if (advice.length)
     section(
       "advice",
-      t("study.page.advice"),
+      t("sweep.page.advice"),
       ...advice.map((one) =>
         el(
           "div",
@@ -49,12 +49,12 @@ function parallels() {
   const paint = () => place.replaceChildren(parallel(DATA.trials, DATA.keys, STATE.lit === "-" ? null : STATE.lit));
   const pick = choice(
     "lit",
-    [["-", t("study.page.all")], ...DATA.trials.map((trial) => [trial.name, named(trial)])],
-    t("study.page.trial"),
+    [["-", t("sweep.page.all")], ...DATA.trials.map((trial) => [trial.name, named(trial)])],
+    t("sweep.page.trial"),
     paint,
   );
   paint();
-  return [el("p", { class: "dim" }, t("study.page.parallel_says")), el("div", { class: "controls" }, pick), place];
+  return [el("p", { class: "dim" }, t("sweep.page.parallel_says")), el("div", { class: "controls" }, pick), place];
 }
 
 const named = (trial) => [trial.name, ...trial.settings].join("  ");
@@ -66,28 +66,28 @@ function curves() {
     const colour = LINES[i % LINES.length];
     lines.push({ label: named(trial), ...trial.curve, colour, dashed: trial.dead, thin: true, quiet: DATA.trials.length > MOST_NAMED });
     if (trial.step !== null && trial.value !== null && !trial.dead)
-      lines.push({ label: `${trial.name}: ${t("study.page.best_step")}`, x: [trial.step], y: [trial.value], colour, points: true, quiet: true });
+      lines.push({ label: `${trial.name}: ${t("sweep.page.best_step")}`, x: [trial.step], y: [trial.value], colour, points: true, quiet: true });
   });
   const every = lines.flatMap((line) => line.x);
   return {
     id: "curve",
     title: DATA.metric,
-    axis: t("study.page.step"),
+    axis: t("sweep.page.step"),
     extent: [Math.min(...every), Math.max(...every)],
     lines,
     log: false,
-    caption: [t("study.page.curves_says")],
+    caption: [t("sweep.page.curves_says")],
   };
 }
 
 function table() {
   const heads = [
-    t("study.page.trial"),
+    t("sweep.page.trial"),
     ...DATA.keys.map((key) => (key.role ? `${key.key} (${said(key.role)})` : key.key)),
-    t("study.page.seed"),
+    t("sweep.page.seed"),
     DATA.metric,
-    t("study.page.step"),
-    t("study.page.end"),
+    t("sweep.page.step"),
+    t("sweep.page.end"),
   ];
   return el(
     "table",

@@ -6,14 +6,17 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
 from lora_train.trainer.errors import UserError
 from lora_train.trainer.sweep.command import Table, own_code, run
+from lora_train.trainer.sweep.cost import measured
 from lora_train.trainer.sweep.folder import Attempt
-from lora_train.trainer.sweep.study_file import RATE
+from lora_train.trainer.sweep.plan import write_study
+from lora_train.trainer.sweep.study_file import RATE, read_study_file
 
 from ...conftest import COMMAND_ENVIRONMENT, DATA, ROOT
 from .build import BASE, begun, written
@@ -39,30 +42,44 @@ def adapters(folder: Path) -> list[bytes]:
     return [(run / "adapter" / "adapter_model.safetensors").read_bytes() for run in runs]
 
 
-def test_a_study_from_its_file_to_its_advice_and_the_same_with_a_killed_worker(cli, tiny_models, tmp_path):
-    whole, killed = (tiny(tmp_path / name, tiny_models["llama"], steps=20) for name in ("whole", "killed"))
-    done = cli("sweep", whole, "--yes")
+def test_what_a_trial_costs_is_measured(tiny_models, tmp_path):
+    study = read_study_file(tiny(tmp_path / "study", tiny_models["llama"], steps=10))
+    seconds = measured(study)
+    assert seconds is not None
+    load, step = seconds
+    assert load > 0 < step
+    assert not study.folder.exists()
+    lost = read_study_file(tiny(tmp_path / "lost", tmp_path / "none", steps=10))
+    with pytest.raises(UserError, match="a trial could not be run"):
+        measured(lost)
+
+
+def test_a_study_from_its_trials_to_its_advice_and_the_same_with_a_killed_worker(cli, tiny_models, tmp_path):
+    roots = []
+    for name in ("whole", "killed"):
+        study = read_study_file(tiny(tmp_path / name, tiny_models["llama"], steps=10))
+        write_study(study)
+        roots.append(study.folder)
+    whole, killed = roots
+    done = cli("sweep", whole)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
-    assert lines[:2] == ["measuring one trial (a dry run of it) ...", "round 1: 2 trials of 20 steps"]
-    assert "with one worker" in lines[2]
-    assert lines[3].split() == ["trial", "learning_rate", "eval_loss", "at", "step", "time", "end"]
-    assert [line.split()[:2] for line in lines[4:6]] == [["000", "0.001"], ["001", "0.01"]]
+    assert lines[0].split() == ["trial", "learning_rate", "eval_loss", "at", "step", "time", "end"]
+    assert [line.split()[:2] for line in lines[1:3]] == [["000", "0.001"], ["001", "0.01"]]
     assert "study: 2 runs, of which 0 died" in lines
     assert any(line.startswith("P3   answered") for line in lines)
 
-    command = [str(Path(sys.executable).with_name("lora-train")), "sweep", str(killed), "--worker", "--yes"]
+    command = [str(Path(sys.executable).with_name("lora-train")), "sweep", str(killed), "--worker"]
     worker = subprocess.Popen(command, cwd=ROOT, env=COMMAND_ENVIRONMENT, stdout=subprocess.DEVNULL)
-    root = tmp_path / "killed" / "study"
-    until(lambda: (Attempt(root, 0).run / "checkpoint-5").is_dir(), "the first checkpoint")
+    until(lambda: (Attempt(killed, 0).run / "checkpoint-5").is_dir(), "the first checkpoint")
     os.kill(worker.pid, signal.SIGKILL)
     worker.wait()
-    after = cli("sweep", root, "--worker")
+    after = cli("sweep", killed, "--worker")
     assert after.returncode == 0, after.stderr
-    assert "advice" not in after.stdout
-    assert sorted(path.name for path in (root / "claims").iterdir()) in (["000", "000.2", "001"], ["000", "001"])
-    assert results(root) == results(tmp_path / "whole" / "study")
-    assert adapters(root) == adapters(tmp_path / "whole" / "study")
+    assert "study:" not in after.stdout  # advice is for who began it
+    assert sorted(path.name for path in (killed / "claims").iterdir()) in (["000", "000.2", "001"], ["000", "001"])
+    assert results(killed) == results(whole)
+    assert adapters(killed) == adapters(whole)
 
 
 def arguments(study: Path, yes: bool = False):
@@ -85,10 +102,9 @@ def test_a_folder_of_anothers_that_lets_code_run_is_refused(tmp_path):
     study, _ = begun(tmp_path, base=base)
     with pytest.raises(UserError, match=r"lets code run .*\(model.trust_remote_code\)"):
         run(arguments(study.folder))
-    (tmp_path / "b").mkdir()
-    assert own_code(begun(tmp_path / "b", fixed={"training.compute_metrics": "m:f"})[0]) == "training.compute_metrics"
-    (tmp_path / "c").mkdir()
-    assert own_code(begun(tmp_path / "c")[0]) == ""
+    calm = replace(study, base=BASE)
+    assert own_code(calm) == ""
+    assert own_code(replace(calm, fixed={"training.compute_metrics": "m:f"})) == "training.compute_metrics"
 
 
 def test_what_is_no_study_is_said(tmp_path):

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 
 import pytest
+from lora_train.instrument.advise.page import write_study_page
+from lora_train.instrument.advise.page.data import shares, study_data
 from lora_train.instrument.read.history import SourceError
-from lora_train.instrument.show.study import write_study_page
-from lora_train.instrument.show.study.data import shares, study_data
 
 from .build import RATE, RATES, SHIFTS, claim, study
 

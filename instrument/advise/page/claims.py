@@ -12,12 +12,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ...advise.sources import LARGEST, last_attempts
 from ...messages import LANGUAGES
+from ..sources import LARGEST, last_attempts
 
 STUDY, CLAIMS, OUTCOME = "study.yaml", "claims", "outcome.json"
 DEAD = ("collapse", "diverged", "memory", "refused", "crash")
-ENDED = ("done", "early", *DEAD)
+ENDED = {
+    "done": "sweep.ended.done", "early": "sweep.ended.early", "collapse": "sweep.ended.collapse",
+    "diverged": "sweep.ended.diverged", "memory": "sweep.ended.memory", "refused": "sweep.ended.refused",
+    "crash": "sweep.ended.crash",
+}  # fmt: skip
+"""How a trial may have ended, with its words."""
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ...read.store import write_text
-from ..page import document
+from ...show.page import document
 from .claims import CLAIMS, STUDY
 
 SCRIPTS = ("drawing.js", "study.js")

@@ -14,19 +14,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ...advise import VERDICTS, Advice, Study, advise, read_study
-from ...advise.rules.search import plain, profile
-from ...advise.trial import Trial
 from ...messages import LANGUAGES, say_in
 from ...read.history import SourceError
-from ..page import texts
-from ..page.people import both, number, setting, without_paths
-from .claims import Claim, read_claims
+from ...show.page import texts
+from ...show.page.people import both, number, setting, without_paths
+from .. import VERDICTS, Advice, Study, advise, read_study
+from ..rules.search import plain, profile
+from ..trial import Trial
+from .claims import ENDED, Claim, read_claims
 
 DECADES = 1.5
 """Powers of ten that numbers have to span to lie on a logarithmic axis."""
 COLOUR_OF = {"answered": "healthy", "against": "wrong", "not answered": "undecided"}
 MOST_KEYS = 12
+ROLES = {"scientific": "sweep.page.scientific", "nuisance": "sweep.page.nuisance"}
 
 
 def study_data(folder: Path) -> dict[str, Any]:
@@ -54,7 +55,7 @@ def study_data(folder: Path) -> dict[str, Any]:
         "isolation": [] if study is None else [one for key in keys if (one := _isolation(study, key)) is not None],
         "advice": _advice(study),
     }
-    return {**without_paths(found), "made": round(time.time() * 1000), "text": texts("study.page.")}
+    return {**without_paths(found), "made": round(time.time() * 1000), "text": texts("sweep.page.")}
 
 
 def _keys(study: Study | None, claims: Sequence[Claim]) -> list[str]:
@@ -69,18 +70,18 @@ def _facts(study: Study | None, claims: Sequence[Claim]) -> list[list[Any]]:
     """Label and value, both in every language."""
     ended = [claim for claim in claims if claim.ended is not None]
     dead = [claim for claim in ended if claim.is_dead]
-    counts = both("study.page.counts", n=len(claims), ended=len(ended), dead=len(dead))
-    rows: list[list[Any]] = [[both("study.page.trials"), counts]]
+    counts = both("sweep.page.counts", n=len(claims), ended=len(ended), dead=len(dead))
+    rows: list[list[Any]] = [[both("sweep.page.trials"), counts]]
     if study is None:
         return rows
     steps = sorted({trial.horizon for trial in study.trials})
-    rows.append([both("study.page.steps"), ", ".join(f"{n:,}" for n in steps)])
+    rows.append([both("sweep.page.steps"), ", ".join(f"{n:,}" for n in steps)])
     if sampler := study.facts.get("sampler"):
-        rows.append([both("study.page.sampler"), str(sampler)])
+        rows.append([both("sweep.page.sampler"), str(sampler)])
     if (best := study.best) is not None:
-        rows.append([both("study.page.best"), f"{best.trials[0].name}: {study.metric} {study.shown(best.mean)}"])
-        key = "study.page.noise_measured" if study.seeds_known else "study.page.noise_assumed"
-        rows.append([both("study.page.noise"), both(key, sigma=number(study.sigma, 3), n=study.repeats)])
+        rows.append([both("sweep.page.best"), f"{best.trials[0].name}: {study.metric} {study.shown(best.mean)}"])
+        key = "sweep.page.noise_measured" if study.seeds_known else "sweep.page.noise_assumed"
+        rows.append([both("sweep.page.noise"), both(key, sigma=number(study.sigma, 3), n=study.repeats)])
     return rows
 
 
@@ -95,14 +96,14 @@ def _key(key: str, study: Study | None, claims: Sequence[Claim], runs: dict[str,
     places = shares(values)
     ticks = sorted({(place, setting(value)) for value, place in zip(values, places, strict=True) if place is not None})
     role = next((name for name, own in _roles(study).items() if key in own), "")
-    return {"key": key, "role": both(f"study.page.{role}") if role else None, "places": places, "ticks": ticks}
+    return {"key": key, "role": both(ROLES[role]) if role else None, "places": places, "ticks": ticks}
 
 
 def _roles(study: Study | None) -> dict[str, list[str]]:
     roles = study.facts.get("roles") if study is not None else None
     if not isinstance(roles, dict):
         return {}
-    return {name: own for name in ("scientific", "nuisance") if isinstance(own := roles.get(name), list)}
+    return {name: own for name in ROLES if isinstance(own := roles.get(name), list)}
 
 
 def shares(values: Sequence[Any]) -> list[float | None]:
@@ -131,7 +132,6 @@ def _trial(claim: Claim, trial: Trial | None, keys: Sequence[str]) -> dict[str, 
         sign = 1 if trial.lower else -1
         curve = {"x": [int(s) for s in trial.evaluations[0]], "y": [sign * float(v) for v in trial.evaluations[1]]}
         best = [trial.best_step, sign * trial.level]
-    word = claim.ended or "running"
     return {
         "name": claim.name,
         "letter": None if trial is None else trial.letter,
@@ -141,7 +141,7 @@ def _trial(claim: Claim, trial: Trial | None, keys: Sequence[str]) -> dict[str, 
         "step": best[0] if best is not None else claim.step,
         "seconds": claim.seconds,
         "dead": claim.is_dead,
-        "end": both(f"sweep.ended.{word}"),
+        "end": both(ENDED[claim.ended] if claim.ended else "sweep.ended.running"),
         "why": claim.why,
         "curve": curve,
     }

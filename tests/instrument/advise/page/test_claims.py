@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from lora_train.instrument.show.study import is_study
-from lora_train.instrument.show.study.claims import read_claims
+from lora_train.instrument.advise.page import is_study
+from lora_train.instrument.advise.page.claims import read_claims
 
 from .build import RATE, claim, study
 
