@@ -199,12 +199,13 @@ def _env(arguments: Namespace) -> int:
 
 def _schema_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("-o", "--output", type=Path, metavar="FILE", help=say("cli.schema.output"))
+    parser.add_argument("--study", action="store_true", help=say("cli.schema.study"))
 
 
 def _schema(arguments: Namespace) -> int:
     from .verbs.print_schema import print_schema
 
-    return print_schema(arguments.output)
+    return print_schema(arguments.output, arguments.study)
 
 
 def _import_arguments(parser: ArgumentParser) -> None:

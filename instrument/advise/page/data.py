@@ -79,7 +79,8 @@ def _facts(study: Study | None, claims: Sequence[Claim]) -> list[list[Any]]:
     if sampler := study.facts.get("sampler"):
         rows.append([both("sweep.page.sampler"), str(sampler)])
     if (best := study.best) is not None:
-        rows.append([both("sweep.page.best"), f"{best.trials[0].name}: {study.metric} {study.shown(best.mean)}"])
+        names = ", ".join(trial.name for trial in best.trials)
+        rows.append([both("sweep.page.best"), f"{names}: {study.metric} {study.shown(best.mean)}"])
         key = "sweep.page.noise_measured" if study.seeds_known else "sweep.page.noise_assumed"
         rows.append([both("sweep.page.noise"), both(key, sigma=number(study.sigma, 3), n=study.repeats)])
     return rows

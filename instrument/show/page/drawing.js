@@ -26,7 +26,7 @@ function metricScale(values, top, bottom) {
     room = (most - least || Math.abs(most) || 1) * 0.06,
     [low, high] = [least - room, most + room];
   const share = (value) => (value - low) / (high - low);
-  return { y: (value) => (DATA.lower ? top + share(value) * (bottom - top) : bottom - share(value) * (bottom - top)), low, high };
+  return { y: (value) => (DATA.lower ? top + share(value) * (bottom - top) : bottom - share(value) * (bottom - top)), least, most };
 }
 
 // One axis a key and one of the metric, one line a trial; who died ends at the foot of the last axis.
@@ -76,7 +76,7 @@ function parallel(trials, keys, lit) {
       thinned(key.ticks).map(([share, text]) => [place(share), text]),
     ),
   );
-  const ends = alive.length ? [scale.low, scale.high] : [];
+  const ends = alive.length ? [scale.least, scale.most] : [];
   axis(
     last,
     DATA.metric,
@@ -109,7 +109,7 @@ function isolation(one) {
     shape("line", { x1: left, x2: left, y1: top, y2: bottom, stroke: css("--faint") }),
     shape("line", { x1: left, x2: width - right, y1: bottom, y2: bottom, stroke: css("--faint") }),
   );
-  for (const value of [scale.low, (scale.low + scale.high) / 2, scale.high])
+  for (const value of [scale.least, (scale.least + scale.most) / 2, scale.most])
     svg.append(written(left - 5, scale.y(value) + 4, number(value, 3), "end"));
   thinned(one.points).forEach((point) => svg.append(written(x(point.at), bottom + 16, point.value)));
   svg.append(written((left + width - right) / 2, height - 6, one.key, "middle", "--text"));
