@@ -12,9 +12,8 @@ from pathlib import Path
 
 from ...instrument.messages import say
 from ...instrument.read.store import write_text
-from ..config.reference import json_schema
+from ..config.reference import json_schema, study_schema
 from ..errors import UserError, problem
-from ..sweep.reading import json_schema as study_schema
 
 
 def schema_text(study: bool = False) -> str:

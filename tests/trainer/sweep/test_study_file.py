@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pytest
 import yaml
+from lora_train.trainer.config.reference import keys, study_schema
 from lora_train.trainer.errors import UserError
 from lora_train.trainer.sweep.space import Choices, Range
-from lora_train.trainer.sweep.study_file import LOSS, RATE, Round, read_study_file
+from lora_train.trainer.sweep.study_file import KEYS, LOSS, RATE, SAMPLERS, Round, read_study_file
 
+from ...conftest import ROOT
 from .build import BASE, RATES, written
 
 LOG = {"low": "1e-5", "high": 1.0e-3, "scale": "log", "points": 3}
@@ -115,3 +117,22 @@ def test_what_looks_for_the_number_of_steps_searches_constant_rates(tmp_path):
     assert (study.fixed["lora.lora_dropout"], study.fixed["training.weight_decay"]) == (0.0, 0.0)
     assert study.folder == tmp_path / "study-max-steps"
     assert read_study_file(written(tmp_path), find="max_steps").space[RATE].grid() == RATES
+
+
+def test_the_schema_has_the_keys_of_a_study():
+    properties = study_schema()["properties"]
+    assert set(properties) == set(KEYS)
+    assert properties["sampler"]["enum"] == list(SAMPLERS)
+    assert properties["nuisance"]["propertyNames"]["enum"] == [key.name for key in keys()]
+
+
+@pytest.mark.parametrize(("name", "trials"), [("study.yaml", 6), ("study-sentiment.yaml", 12)])
+def test_the_examples_are_studies(name, trials, monkeypatch, tmp_path):
+    monkeypatch.chdir(ROOT)
+    values = yaml.safe_load((ROOT / "examples" / name).read_text(encoding="utf-8"))
+    assert set(values) <= set(study_schema()["properties"])
+    base = yaml.safe_load((ROOT / "examples" / values["base"]).read_text(encoding="utf-8"))
+    base["model"]["name_or_path"] = "owner/model"  # the real ones are fetched by whoever runs the examples
+    (tmp_path / name).write_text(yaml.safe_dump(values | {"base": base}))
+    study = read_study_file(tmp_path / name)
+    assert study.trials * study.seeds == trials
