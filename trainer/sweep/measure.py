@@ -19,13 +19,19 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from ..errors import UserError
+
 
 def main(config_file: str | None) -> int:
     """Measures; without a configuration the device alone is named."""
     started = time.perf_counter()
     found: dict[str, object] = {"device": device()}
     if config_file is not None:
-        found["step"] = seconds_of_a_step(Path(config_file))
+        try:
+            found["step"] = seconds_of_a_step(Path(config_file))
+        except UserError as error:
+            print(error, file=sys.stderr)
+            return 2
         # what was imported and loaded here a trial imports and loads as well
         found["load"] = time.perf_counter() - started
     print(json.dumps(found))

@@ -49,9 +49,11 @@ def test_what_a_trial_costs_is_measured(tiny_models, tmp_path):
     load, step = seconds
     assert load > 0 < step
     assert not study.folder.exists()
-    lost = read_study_file(tiny(tmp_path / "lost", tmp_path / "none", steps=10))
-    with pytest.raises(UserError, match="a trial could not be run"):
+    (tmp_path / "empty").mkdir()  # a folder that holds no model
+    lost = read_study_file(tiny(tmp_path / "lost", tmp_path / "empty", steps=10))
+    with pytest.raises(UserError, match="a trial could not be run") as raised:
         measured(lost)
+    assert str(tmp_path / "empty") in str(raised.value)
 
 
 def test_a_study_from_its_trials_to_its_advice_and_the_same_with_a_killed_worker(cli, tiny_models, tmp_path):
