@@ -211,6 +211,9 @@ TESTED_ELSEWHERE = {
     ("trainer/loop", "components"): "trainer/loop/test_train.py",
     ("trainer/model", "loss"): "trainer/loop/test_train.py",
     ("trainer/run", "finish lock start"): "trainer/test_cli.py trainer/run/test_endings.py",
+    ("trainer/sweep", "cost"): "trainer/sweep/test_command.py",
+    ("trainer/sweep", "reading"): "trainer/sweep/test_study_file.py",
+    ("trainer/sweep", "trial"): "trainer/sweep/test_command.py",
     ("trainer/verbs/answers", "classifier evaluate"): "trainer/verbs/answers/test_predict.py",
     ("trainer/verbs", "adapter_folder"): "trainer/verbs/test_merge.py",
 }

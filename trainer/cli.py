@@ -22,6 +22,7 @@ from ..kernels.cpu_level import LevelError
 from .collapse import replay_arguments
 from .errors import UserError, drop_output, in_words, is_output_lost, problem, tell
 from .signals import ended_in_order, interruptible, last_word
+from .sweep import command as sweep
 from .verbs import advise, lengthen
 from .verbs.answers.evaluate import evaluate_arguments, run_evaluate
 from .verbs.answers.predict import predict_arguments, run_predict
@@ -201,12 +202,13 @@ def _env(arguments: Namespace) -> int:
 
 def _schema_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("-o", "--output", type=Path, metavar="FILE", help=say("cli.schema.output"))
+    parser.add_argument("--study", action="store_true", help=say("cli.schema.study"))
 
 
 def _schema(arguments: Namespace) -> int:
     from .verbs.print_schema import print_schema
 
-    return print_schema(arguments.output)
+    return print_schema(arguments.output, arguments.study)
 
 
 def _import_arguments(parser: ArgumentParser) -> None:
@@ -227,6 +229,7 @@ VERBS = {
     "compare": Verb("cli.compare", _compare_arguments, _compare),
     "advise": Verb("cli.advise", advise.add_arguments, advise.run),
     "lengthen": Verb("cli.lengthen", lengthen.add_arguments, lengthen.run),
+    "sweep": Verb("cli.sweep", sweep.add_arguments, sweep.run),
     "replay": Verb("cli.replay", replay_arguments.add_arguments, replay_arguments.run),
     "inspect": Verb("cli.inspect", _inspect_arguments, _inspect),
     "merge": Verb("cli.merge", _merge_arguments, _merge),

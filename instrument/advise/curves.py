@@ -3,10 +3,11 @@
     y_k(s)   smoothed evaluation of trial k at share s of its run, less its mean      (trial.py)
     y(s)     mean over the K trials; its error is sqrt(sum_k e_k^2) / K
     early    the lowest of y at s <= EARLY, middle, late at s >= LATE; one of them is ahead where it leads the others by
-             WORTH sigma and APART errors of a difference
+             LEAD sigma and APART errors of a difference
     gain     mean of y just before the last quarter less that of the end
 
-sigma is what two seeds differ by (study.py): a lead that another seed would undo decides nothing.
+sigma is what two seeds differ by (study.py): a lead of less is worth nothing. A seed moves a course as a whole, and so
+not the lead of one part of it over another: LEAD allows for what is not known of sigma, not for luck.
 """
 
 from __future__ import annotations
@@ -23,6 +24,9 @@ from .trial import APART, Trial
 
 # Playbook, "What should I do if the best training step is always ...": the first tenth, the last quarter.
 EARLY, LATE = 0.10, 0.75
+# Of sigma: between one, which is worth nothing, and three, which has to be found though sigma, measured on a few pairs,
+# may come out half too large.
+LEAD = 1.4
 # Before the last quarter, and the end, whose means are held against each other.
 BEFORE, END = (0.60, 0.75), 0.85
 # The wobble is that of this part: before, the level itself moves.
@@ -101,7 +105,7 @@ def region(trials: list[Trial], sigma: float) -> Region:
     lowest = {name: float(course[part].min()) for name, part in parts.items() if part.any()}
     first = min(lowest, key=lambda name: lowest[name])
     lead = min((value - lowest[first] for name, value in lowest.items() if name != first), default=0.0)
-    clear = lead > WORTH * sigma + apart
+    clear = lead > LEAD * sigma + apart
     best = float(shares[int(np.argmin(course))])
     return Region(first if clear else "unclear", (float(kept[0]), float(kept[-1])), best)
 

@@ -2,7 +2,8 @@
 
     runs/a runs/b            runs, each given by name
     runs/sweep               a folder of run folders
-    runs/sweep               study.yaml or study.json beside trials/NAME, each a run folder
+    runs/sweep               study.yaml or study.json beside trials/NAME, each a run folder; of the attempts at one
+                             trial, 003 and 003.2, the last that has begun
     outputs/lr-1e-4          a folder of the Trainer, or its trainer_state.json: beside.py reads what lies beside it
 
 Nothing is unpickled. A folder that holds no step yet is a trial that says nothing, not an error.
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,6 +35,8 @@ from .trial import Trial
 
 FACTS = ("study.yaml", "study.yml", "study.json")
 TRIALS = "trials"
+ATTEMPT = re.compile(r"(\d{3,})(?:\.(\d+))?")
+"""A trial's number, and which attempt at it."""
 # A page of a study is a few kilobytes; what is larger is none.
 LARGEST = 1 << 20
 
@@ -66,9 +70,25 @@ def is_run(path: Path) -> bool:
 
 def _runs_in(folder: Path) -> Iterator[tuple[str, Path]]:
     inner = folder / TRIALS if (folder / TRIALS).is_dir() else folder
-    for path in sorted(inner.iterdir()):
-        if path.is_dir() and is_run(path):
-            yield path.name, path
+    found = [path for path in sorted(inner.iterdir()) if path.is_dir() and is_run(path)]
+    if inner.name == TRIALS:
+        found = last_attempts(found)
+    for path in found:
+        yield path.name, path
+
+
+def last_attempts(paths: Sequence[Path]) -> list[Path]:
+    """Of each trial of a sweep the last attempt, in the order of the trials; other runs after them."""
+    last: dict[int, tuple[int, Path]] = {}
+    others = []
+    for path in paths:
+        if (match := ATTEMPT.fullmatch(path.name)) is None:
+            others.append(path)
+            continue
+        trial, number = int(match[1]), int(match[2] or 1)
+        if number >= last.get(trial, (0, path))[0]:
+            last[trial] = (number, path)
+    return [*(path for _, (_, path) in sorted(last.items())), *others]
 
 
 def _facts(folder: Path) -> dict[str, Any]:
@@ -102,7 +122,8 @@ def study_of(
     ]
     evaluated = [trial.history for trial in trials if len(trial.history.evals)]
     metrics = metrics_of(evaluated) if evaluated else []
-    metric = metrics[0] if metrics else "eval_loss"
+    asked = str((facts or {}).get("metric"))
+    metric = asked if asked in metrics else metrics[0] if metrics else "eval_loss"
     lower = lower_is_better(metric, evaluated[0]) if evaluated else True
     for trial in trials:
         trial.metric, trial.lower = metric, lower

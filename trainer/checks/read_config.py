@@ -92,7 +92,7 @@ def read_sections(path: str | Path) -> dict[str, Any]:
     Raises:
         UserError: it cannot be read, or is another tool's.
     """
-    raw = _read_yaml(Path(path))
+    raw = read_mapping(Path(path))
     tool = tool_of(raw)
     if tool is not None:
         raise UserError(_foreign(Path(path), tool))
@@ -160,7 +160,12 @@ def _foreign(path: Path, tool: str | None) -> Problem:
     return problem("config.foreign", file=path, tool=tool, output=output)
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def read_mapping(path: Path) -> dict[str, Any]:
+    """A YAML file as it stands there.
+
+    Raises:
+        UserError: it cannot be read, or holds no keys.
+    """
     if is_foreign_script(path) and path.is_file():
         raise UserError(_foreign(path, None))
     try:

@@ -88,6 +88,37 @@ def json_schema() -> dict[str, Any]:
     }
 
 
+def study_schema() -> dict[str, Any]:
+    """JSON Schema of a study file: an editor completes and checks by it. What varies are keys of the configuration."""
+    names = [key.name for key in keys()]
+    whole = {"type": "integer", "minimum": 1}
+    numbers = {"type": ["number", "string"]}
+    span = {"low": numbers, "high": numbers, "scale": {"enum": ["linear", "log"]}, "points": {**whole, "minimum": 2}}
+    values = {
+        "oneOf": [
+            {"type": "array", "minItems": 2},
+            {"type": "object", "properties": span, "required": ["low", "high"], "additionalProperties": False},
+        ]
+    }
+    varied = {"type": "object", "propertyNames": {"enum": names}, "additionalProperties": values}
+    one_round = {"type": "object", "properties": {"best": whole, "steps": whole}, "required": ["best", "steps"]}
+    properties = {
+        "base": {"type": ["string", "object"]}, "folder": {"type": "string"}, "scientific": varied, "nuisance": varied,
+        "fixed": {"type": "object", "propertyNames": {"enum": names}}, "sampler": {"enum": ["grid", "sobol", "tpe"]},
+        "seed": {"type": "integer", "minimum": 0}, "trials": whole, "steps": whole, "seeds": whole,
+        "metric": {"type": "string"}, "early_stop": {"enum": ["median", False, None]},
+        "rounds": {"type": "array", "items": one_round}, "threads": whole, "lost_after_seconds": whole,
+    }  # fmt: skip
+    return {
+        "$schema": DIALECT,
+        "title": "lora-train sweep",
+        "type": "object",
+        "properties": properties,
+        "required": ["base", "steps"],
+        "additionalProperties": False,
+    }
+
+
 def _section_schema(section: type[Section]) -> dict[str, Any]:
     schema = _without_titles(section.model_json_schema())
     return schema if schema.get("required") else {**schema, "type": ["object", "null"]}

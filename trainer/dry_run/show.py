@@ -74,9 +74,17 @@ def dry_run(config: Config) -> int:
 
 
 def show_hours(components: Components, examples: Sequence[Example], outlook: Outlook, console: Console) -> None:
+    """How long the whole run would take."""
+    console.line(say("dry_run.hours", **predicted_hours(components, examples, outlook)))
+
+
+def predicted_hours(components: Components, examples: Sequence[Example], outlook: Outlook) -> dict[str, float]:
     """How long the whole run would take, by one forward and backward of these rows, the second of its kind.
 
     The optimizer's own time is not in it: with LoRA it is small. An evaluation is a forward pass alone.
+
+    Returns:
+        `hours` in all and `evals` of them for evaluations, of `steps`; `seconds` of the rows' `tokens`.
     """
     n_tokens = sum(len(example.input_ids) for example in examples)
     rows = StepRows(1, [], max(1, sum(example.n_supervised for example in examples)))
@@ -90,7 +98,7 @@ def show_hours(components: Components, examples: Sequence[Example], outlook: Out
     evaluating = FORWARD * (outlook.eval_tokens or 0) * (outlook.n_evals or 0) / processes
     hours = seconds / n_tokens / 3600
     values = {"hours": hours * (training + evaluating), "evals": hours * evaluating}
-    console.line(say("dry_run.hours", steps=n_steps, tokens=n_tokens, seconds=seconds, **values))
+    return {"steps": n_steps, "tokens": n_tokens, "seconds": seconds, **values}
 
 
 def show_memory(config: Config, device: torch.device, units: Sequence[Sequence[Example]], console: Console) -> int:

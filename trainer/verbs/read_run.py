@@ -85,6 +85,7 @@ def report(sources: Sequence[Path], output: Path | None, following: bool) -> int
     Raises:
         UserError: it is no run, or the page cannot be written.
     """
+    from ...instrument.advise.page import is_study, write_study_page
     from ...instrument.show.report import follow, write_report
 
     if following and (len(sources) > 1 or sources[0].is_file() or str(sources[0]) == "-"):
@@ -95,6 +96,8 @@ def report(sources: Sequence[Path], output: Path | None, following: bool) -> int
                 follow(sources[0], output, _written, _waiting)
         elif output is not None and output.is_dir():
             raise UserError(problem("report.cannot_write", path=output, what=os.strerror(errno.EISDIR)))
+        elif len(sources) == 1 and is_study(sources[0]):
+            _written(write_study_page(sources[0], output))
         else:
             _written(write_report(*sources, output=output))
     return 0

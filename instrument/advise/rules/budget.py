@@ -42,7 +42,7 @@ def constant_sweep(study: Study) -> Iterator[Advice]:
             "P1", "not answered", "advise.p1_no_sweep", values, names(trials), step_with(trial, settings, runs=3)
         )
         return
-    crossed = {rate: _crossing([t for t in trials if t.number(RATE) == rate]) for rate in sorted(r for r in rates if r)}
+    crossed = {rate: crossing([t for t in trials if t.number(RATE) == rate]) for rate in sorted(r for r in rates if r)}
     fitted = {rate: steps for rate, steps in crossed.items() if math.isfinite(steps)}
     if not fitted:
         lowest = min(
@@ -73,7 +73,7 @@ def _constant(trial: Trial) -> bool:
     return trial.schedule in CONSTANT and not regular
 
 
-def _crossing(trials: list[Trial]) -> float:
+def crossing(trials: list[Trial]) -> float:
     """Steps after which the median training loss of a dozen steps is fitted, of the median trial; inf where none is."""
     found = []
     for trial in trials:
@@ -101,9 +101,20 @@ def same_budget(study: Study) -> Iterator[Advice]:
     if min(lengths) == max(lengths):
         yield Advice("P3", "answered", "advise.p3_same", values)
         return
+    planned = _lengths_of_rounds(study)
+    if set(lengths) <= set(planned):
+        yield Advice("P3", "answered", "advise.p3_rounds", values | {"rounds": len(set(lengths))})
+        return
     shortest = [trial for trial in study.trials if trial.horizon == min(lengths)]
     step = step_with(shortest[0], {"training.max_steps": max(lengths)}, steps=max(lengths), runs=len(shortest))
     yield Advice("P3", "against", "advise.p3_vary", values, names(shortest), step)
+
+
+def _lengths_of_rounds(study: Study) -> list[int]:
+    """Steps of a trial in each round that the study's file names; trials of one round are held against each other."""
+    rounds = study.facts.get("rounds")
+    later = [one.get("steps") for one in rounds if isinstance(one, dict)] if isinstance(rounds, list) else []
+    return [n for n in (study.facts.get("steps"), *later) if isinstance(n, int)] if later else []
 
 
 def best_step(study: Study) -> Iterator[Advice]:

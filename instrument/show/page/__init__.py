@@ -3,7 +3,8 @@
 page.html   where everything is put           common.js   text without markup, a place that reloads keep, numbers
 page.css    light and dark, phone and print   charts.js   lines over steps, epochs, tokens or time; marks.js, reading.js
 vendor/     uPlot, as npm has it              grid.js     layers by projections; paint.js, cell.js
-people.py   numbers as people write them      report.js, compare.js   what a page shows, in order
+people.py   numbers as people write them      drawing.js   a study's values and what they reached
+                                              report.js, compare.js, study.js   what a page shows, in order
 
 Nothing is fetched: the policy in the page forbids it, and lets no script run but those that are written here.
 `python -m benchmarks.vendor_page` renews vendor/.
