@@ -228,6 +228,7 @@ class Instrument:
             nonfinite_micro_batches=result.n_bad,
             tokens=result.tokens,
             supervised_tokens=result.supervised_tokens,
+            supervised_tokens_squared=None,
             tokens_per_second=result.tokens / result.seconds,
             step_seconds=result.seconds,
             max_sequence_length=result.longest,

@@ -152,6 +152,17 @@ class StepLine:
     supervised_tokens: int = field(
         metadata=_is("tokens", "Those of them that are trained on.", "그중 학습 대상인 토큰 수.")
     )
+    supervised_tokens_squared: int | None = field(
+        metadata=_is(
+            "tokens^2",
+            "Sum over micro-batches and processes of the square of the tokens that each trains on: with micro_sumsq "
+            "and sumsq it tells the noise of a gradient from its direction, however unequal the micro-batches are.",
+            "마이크로배치와 프로세스마다 학습 대상 토큰 수를 제곱해 합한 것. 마이크로배치의 크기가 서로 달라도 "
+            "micro_sumsq, sumsq와 함께 그래디언트의 잡음과 방향을 가릅니다.",
+            NOT_OURS,
+            "sum(n_i^2)",
+        )
+    )
     tokens_per_second: float = field(
         metadata=_is("tokens/s", "Speed of this step.", "이 스텝의 속도.", formula="tokens / step_seconds")
     )

@@ -173,6 +173,11 @@ class StepRows:
         return sum(example.n_supervised for example in self.examples)
 
     @property
+    def n_supervised_squared(self) -> int:
+        """Sum over the shares of the square of the tokens that each trains on."""
+        return sum(sum(one.n_supervised for one in share) ** 2 for shares in self.shares for share in shares)
+
+    @property
     def weight(self) -> float:
         """What the loss is divided by."""
         return sum(example.counts for example in self.examples) if self.divisor is None else self.divisor

@@ -41,6 +41,7 @@ class StepFacts:
     step: int
     tokens: int
     supervised_tokens: int
+    supervised_tokens_squared: int
     max_sequence_length: int
     step_seconds: float
     rows: tuple[int, ...]
@@ -139,6 +140,7 @@ class RunLog:
             nonfinite_micro_batches=int(row["nonfinite_micro_batches"]),
             tokens=facts.tokens,
             supervised_tokens=facts.supervised_tokens,
+            supervised_tokens_squared=facts.supervised_tokens_squared,
             tokens_per_second=facts.tokens / facts.step_seconds,
             step_seconds=facts.step_seconds,
             max_sequence_length=facts.max_sequence_length,

@@ -233,6 +233,7 @@ def host_facts(rows: StepRows, step_seconds: float) -> StepFacts:
         step=rows.step,
         tokens=rows.n_tokens,
         supervised_tokens=rows.n_supervised,
+        supervised_tokens_squared=rows.n_supervised_squared,
         max_sequence_length=rows.longest,
         step_seconds=step_seconds,
         rows=rows.numbers,

@@ -85,11 +85,15 @@ def test_the_rows_of_a_step_know_what_is_counted_of_them():
     assert rows.numbers == tuple(example.row for example in examples)
     assert rows.n_supervised == rows.weight == sum(example.n_supervised for example in examples)
     assert rows.n_tokens == sum(len(example.input_ids) for example in examples)
+    shares = [sum(example.n_supervised for example in share) for shares in rows.shares for share in shares]
+    assert (len(shares), sum(shares)) == (4, rows.n_supervised)
+    assert rows.n_supervised_squared == sum(n * n for n in shares) < rows.n_supervised**2
     assert rows.longest == max(len(example.input_ids) for example in examples)
     own = rows.own(1)[1]
     alone = rows.alone(1, 1, own[:1])
     assert alone.own(1) == [[], own[:1]]
     assert alone.examples == own[:1]
     assert alone.weight == rows.n_supervised > alone.n_supervised
+    assert alone.n_supervised_squared == alone.n_supervised**2
     nothing = Plan(DATASET, 2, 2, seed=3, skip=frozenset(e.row for e in DATASET.examples)).rows(1)
     assert (nothing.examples, nothing.longest, nothing.n_supervised) == ([], 0, 0)

@@ -17,7 +17,7 @@ from .test_train import make_components, make_config
 
 
 def facts(step: int, seconds: float) -> StepFacts:
-    return StepFacts(step, 100, 50, 10, seconds, (1, 2))
+    return StepFacts(step, 100, 50, 1300, 10, seconds, (1, 2))
 
 
 def test_lines_hold_the_columns_of_the_table_in_its_order(tiny_models, tmp_path: Path):
