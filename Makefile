@@ -7,7 +7,7 @@ RUN := .venv/bin/python
 FAST := tests/instrument tests/kernels/statistics \
 	$(addprefix tests/trainer/,checks config data log)
 
-.PHONY: demo test test-fast lint docs docs-tables kernels collapse bench faults gpu gpu-dry gpu-wheels same fuzz clean
+.PHONY: demo test test-fast lint docs docs-tables kernels collapse bench faults study gpu gpu-dry gpu-wheels same fuzz clean
 
 demo: .venv/ready
 	$(RUN) examples/demo.py
@@ -51,6 +51,11 @@ bench: .venv/ready
 # SEED=7 draws other faults.
 faults: .venv/ready
 	$(RUN) -m benchmarks.faults --seed $(or $(SEED),0)
+
+# Batch, split and logging of a classifier changed one at a time, and what the tool says of each question that a person
+# asked of such runs; STUDY="--seeds 1 --model FOLDER --data ROWS.jsonl".
+study: .venv/ready
+	$(RUN) -m benchmarks.study $(STUDY)
 
 # Whether four tiny trainings compute the same bits at another revision and in the working tree: make same BASE=main
 same: .venv/ready

@@ -78,12 +78,9 @@ class StepLine:
     """One step, over all micro-batches and processes; in the order in which a line has it."""
 
     step: int = field(
-        metadata=_is(
-            "steps",
-            "Attempted optimizer steps, this one included: from 1, skipped ones count.",
-            "이 스텝까지 시도한 옵티마이저 스텝 수. 1부터 세고, 건너뛴 스텝도 셉니다.",
-        )
-    )
+        metadata=_is("steps", "Attempted optimizer steps, this one included: from 1, skipped ones count.",
+                     "이 스텝까지 시도한 옵티마이저 스텝 수. 1부터 세고, 건너뛴 스텝도 셉니다.")
+    )  # fmt: skip
     updates: int = field(
         metadata=_is(
             "steps",
@@ -159,10 +156,9 @@ class StepLine:
             "and sumsq it tells the noise of a gradient from its direction, however unequal the micro-batches are.",
             "마이크로배치와 프로세스마다 학습 대상 토큰 수를 제곱해 합한 것. 마이크로배치의 크기가 서로 달라도 "
             "micro_sumsq, sumsq와 함께 그래디언트의 잡음과 방향을 가릅니다.",
-            NOT_OURS,
-            "sum(n_i^2)",
+            NOT_OURS, "sum(n_i^2)",
         )
-    )
+    )  # fmt: skip
     tokens_per_second: float = field(
         metadata=_is("tokens/s", "Speed of this step.", "이 스텝의 속도.", formula="tokens / step_seconds")
     )

@@ -182,7 +182,7 @@ class Recorder:
         if self._probe is not None:
             self._probe.end()
             if self.passes.micro == 0 and (self._looks or self._step % self.watching.probe_every == 0):
-                self._probe.begin(self._probed_output)
+                self._probe.begin(partial(self._record, gradient_row=None))
 
     def finish_step(self, gradient_rows: torch.Tensor, gradients: Sequence[torch.Tensor], keep: bool = True) -> None:
         """Reduces the step on the device and sends it on its way; until the next one no group records.
@@ -287,9 +287,6 @@ class Recorder:
         """What the backward pass of a micro-batch adds to a parameter's gradient."""
         if (rows := self.passes.of_micro_batch()) is not None:
             self._assign(rows, row, gradient)
-
-    def _probed_output(self, row: int, tensor: torch.Tensor) -> None:
-        self._record(row, tensor, None)
 
     def _slot(self, group: Group) -> torch.Tensor | None:
         """Where the pass that begins at this group writes; None if it is not recorded."""

@@ -37,11 +37,11 @@ def _train(config_file: Path) -> int:
     from ..checks.own_code import own_word
     from ..checks.read_config import read_config
     from ..console import note, quiet_libraries
-    from ..hub import ask_ahead
+    from ..hub import ask_first
 
     try:
         config = own_word(read_config(config_file, (), note), str(config_file), ())
-        ask_ahead(config.model.name_or_path)
+        ask_first(config.model.name_or_path, config.model.revision)
         quiet_libraries()
         from ..run.start import run  # imports torch, which takes seconds
 

@@ -45,8 +45,9 @@ def made(kind: str, folder: Path) -> Any:
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=16, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, pad_token_id=0, bos_token_id=1, eos_token_id=2, **{"num_labels": 1},
+        num_key_value_heads=2, pad_token_id=0, bos_token_id=1, eos_token_id=2,
     )  # fmt: skip
+    config.num_labels = 1
     arguments: dict[str, Any] = {
         "max_steps": 3, "logging_steps": 1, "learning_rate": 1e-3, "per_device_train_batch_size": 4, "report_to": [],
         "save_strategy": "no", "disable_tqdm": True, "use_cpu": not ON_GPU, "bf16": False,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -29,7 +30,7 @@ def test_the_sites_hold_all_of_the_gradient(tmp_path: Path, family: str, accumul
     )  # fmt: skip
     stats = run.stats(TRAINED, ["sumsq", "micro_sumsq"])
     assert stats["site"].astype(str).str.contains("classifier|score").any()
-    sums = stats.groupby("step")[["sumsq", "micro_sumsq"]].sum()
+    sums: Any = stats.groupby("step")[["sumsq", "micro_sumsq"]].sum()
     # float32 sums of a few thousand squares
     assert np.sqrt(sums["sumsq"]).to_numpy() == pytest.approx(run.metrics["grad_norm"].to_numpy(), rel=1e-4)
     if accumulation == 1:

@@ -19,7 +19,7 @@ def run(seed: int, accumulation: int = 1, wobble: float = 0.05, spread: float = 
     made = history(
         loss=np.linspace(0.7, 0.4, N),
         grad_norm=np.exp(spread * draw.standard_normal(N)),
-        evals={"step": np.arange(1.0, N + 1), "eval_loss": 0.6 * (1 + wobble * draw.standard_normal(N))},
+        evals={"step": list(range(1, N + 1)), "eval_loss": (0.6 * (1 + wobble * draw.standard_normal(N))).tolist()},
     )
     made.config = {
         "model": {"task": "seq_cls"},

@@ -22,7 +22,7 @@ class FakeRun:
         self.frame = frame
 
     def stats(self, _sites: str, columns: list[str], steps: Any) -> pd.DataFrame:
-        return self.frame[self.frame["step"].isin(list(steps))]
+        return self.frame.loc[self.frame["step"].isin(list(steps))]
 
 
 def made(direction: float, spread: float, k: int, m: int, seed: int = 0, population: int | None = None) -> History:
