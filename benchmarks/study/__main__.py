@@ -26,6 +26,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--rows", type=int, default=480, help="in training and evaluation together")
     parser.add_argument("--epochs", type=int, default=8, help="over the rows the base trains on")
+    parser.add_argument("--rate", type=float, default=1e-3, help="learning rate of the runs that move")
     parser.add_argument("--workers", type=int, default=2, help="runs at a time")
     parser.add_argument("--model", default=MODEL)
     parser.add_argument("--data", default=str(DATA))
@@ -35,7 +36,7 @@ def main(argv: list[str] | None = None) -> int:
         if not Path(path).exists():
             print(f"{path} is not there: nothing to study")
             return 0
-    study = Study(given.output, given.model, given.data, given.rows, given.epochs, given.seeds)
+    study = Study(given.output, given.model, given.data, given.rows, given.epochs, given.seeds, given.rate)
     started = time.perf_counter()
     print(f"{len(study.runs)} runs in {study.folder}, {given.workers} at a time", flush=True)
     train(study, given.workers)

@@ -44,6 +44,7 @@ class Study:
         rows: of the data, in training and evaluation together.
         epochs: of the half that the base trains on.
         seeds: of each setting.
+        rate: the learning rate of those that move.
     """
 
     folder: Path
@@ -52,6 +53,7 @@ class Study:
     rows: int
     epochs: int
     seeds: int
+    rate: float = 1e-3
 
     def run(self, name: str, seed: int = 0) -> Path:
         """The folder of a run."""
@@ -72,7 +74,7 @@ class Study:
             "num_train_epochs": self.epochs,
             "per_device_train_batch_size": 8,
             "per_device_eval_batch_size": 64,
-            "learning_rate": 1e-3,
+            "learning_rate": self.rate,
             "logging_steps": 200,
             "eval_strategy": "steps",
             "eval_steps": every,

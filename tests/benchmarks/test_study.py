@@ -30,6 +30,7 @@ def test_every_question_is_there_once_and_one_thing_is_changed_at_a_time():
 def test_the_study_answers_every_question(inputs, capsys):
     runs, model, rows = inputs
     arguments = ["--output", str(runs), "--model", str(model), "--data", str(rows), "--rows", "240", "--epochs", "16"]
+    arguments += ["--rate", "1e-2"]  # of a model that knows nothing yet
     assert main([*arguments, "--seeds", "2"]) == 0
     said = capsys.readouterr().out
     assert "NOT ANSWERED" not in said

@@ -111,14 +111,19 @@ def repeats(histories: Sequence[History]) -> list[Finding]:
     if len(groups) < 2:
         return []
     found = []
-    for key, measure in (("compare.repeats_wobble", wobble_of), ("compare.repeats_norm", spread_of)):
+    for key, alike, measure in (
+        ("compare.repeats_wobble", "compare.repeats_wobble_alike", wobble_of),
+        ("compare.repeats_norm", "compare.repeats_norm_alike", spread_of),
+    ):
         logs = [np.log([measure(histories[at]) for at in own]) for own in groups]
         if all(np.isfinite(own).all() for own in logs):
-            found += [_held(key, logs[0], own, groups[0], groups[n]) for n, own in enumerate(logs) if n]
+            own_values = [_held(logs[0], own, groups[0], groups[n]) for n, own in enumerate(logs) if n]
+            found += [_remark(key if differs else alike, **values) for differs, values in own_values]
     return found
 
 
-def _held(key: str, one: np.ndarray, other: np.ndarray, here: Sequence[int], there: Sequence[int]) -> Finding:
+def _held(one: np.ndarray, other: np.ndarray, here: Sequence[int], there: Sequence[int]) -> tuple[bool, dict[str, Any]]:
+    """Whether two settings differ by more than chance, and what the sentence says of them."""
     gap = float(other.mean() - one.mean())
     parts = [own.var(ddof=1) / len(own) for own in (one, other)]
     error = math.sqrt(sum(parts))
@@ -127,4 +132,4 @@ def _held(key: str, one: np.ndarray, other: np.ndarray, here: Sequence[int], the
     names = [", ".join(chr(ord("A") + at) if at < 26 else str(at + 1) for at in own) for own in (here, there)]
     values = {"one": names[0], "other": names[1], "first": math.exp(one.mean()), "second": math.exp(other.mean())}
     values |= {"factor": math.exp(gap), "low": math.exp(gap - t * error), "high": math.exp(gap + t * error)}
-    return _remark(key if abs(gap) > t * error else f"{key}_alike", **values)
+    return abs(gap) > t * error, values

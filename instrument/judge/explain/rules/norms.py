@@ -174,7 +174,7 @@ def noise(history: History) -> Finding | None:
 def other_batches(history: History) -> Finding | None:
     """The norm that a smaller and a larger batch would have had at the same weights."""
     micro = micro_batches(history)
-    if micro is None:
+    if micro is None or not micro.is_seen:  # without a direction that is seen, nobody knows where it stops to fall
         return None
     fewer, more = micro.of_one, min(LARGER * micro.rows, micro.there_are or LARGER * micro.rows)
     values = {"rows": micro.rows, "now": micro.norm(micro.rows), "fewer": fewer, "small": micro.norm(fewer)}

@@ -15,7 +15,7 @@ from lora_train.instrument.read.load import load_run
 from lora_train.instrument.show.report import write_report
 
 from ....conftest import COMMAND_ENVIRONMENT, ROOT
-from ..conftest import wait_until
+from ...conftest import wait_until
 
 RUNS = ROOT / "tests" / "runs"
 HOSTILE = "</script><img src=x onerror=alert(1)>\"'&<b>\u202e\u05d0 {{scripts}} {{data}}" + "x" * 300
