@@ -61,8 +61,8 @@ def test_paper_has_every_chart_in_light_colours_and_nothing_cut_off(opened, run,
     page = opened(write_report(run), color_scheme=scheme).page
     page.evaluate("dispatchEvent(new Event('beforeprint'))")
     page.emulate_media(media="print", color_scheme="light")
+    wait_until(page, "css('--text') === '#1f2328'")
     wait_until(page, "CHARTS.length > 3 && CHARTS.every((one) => one.plot)")
-    assert page.evaluate("css('--text')") == "#1f2328"
     assert page.evaluate("getComputedStyle(document.querySelector('.status .verdict')).whiteSpace") == "normal"
     cut = "[...document.querySelectorAll('.scroll')].filter((one) => getComputedStyle(one).overflowY !== 'visible')"
     assert page.evaluate(cut + ".length") == 0
