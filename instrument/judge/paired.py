@@ -29,13 +29,16 @@ class Paired:
 FLIPS = 4000
 # One in fifty pairs that differ by chance alone is called different.
 UNLIKELY = 0.02
+# In median deviations: +10% of 100 rows with Student's tails (t3) is found in 199 of 200, without it in 191.
+REACH = 6.0
 
 
 def paired(rows_a: np.ndarray, tokens_a: np.ndarray, rows_b: np.ndarray, tokens_b: np.ndarray) -> Paired:
     """Whether the loss changed between two evaluations of the same rows.
 
     The rows' differences d = rows_b - rows_a are given random signs: were nothing changed, their sum would be as likely
-    with any. It is exact for every spread of d that is symmetric, so a few rows with a heavy tail do not decide.
+    with any. It is exact for every spread of d that is symmetric; a row beyond REACH deviations counts as one there,
+    so a few with a heavy tail neither decide nor hide what the others did.
 
     Args:
         rows_a, rows_b: (rows,), the sum of the losses of each row's tokens, in nats.
@@ -52,7 +55,14 @@ def paired(rows_a: np.ndarray, tokens_a: np.ndarray, rows_b: np.ndarray, tokens_
     difference, n = (b - a)[kept], int(kept.sum())
     base = float(a[kept].sum())
     percent = 100 * float(difference.sum()) / base if base else 0.0
-    sums = np.abs((np.random.default_rng(0).integers(0, 2, (FLIPS, n)) * 2 - 1) @ difference)
-    p = (1 + int(np.sum(sums >= abs(float(difference.sum())) * (1 - 1e-12)))) / (FLIPS + 1)
-    changed = p < UNLIKELY and abs(percent) > 100 * SMALL
+    held = _without_tails(difference)
+    sums = np.abs((np.random.default_rng(0).integers(0, 2, (FLIPS, n)) * 2 - 1) @ held)
+    p = (1 + int(np.sum(sums >= abs(float(held.sum())) * (1 - 1e-12)))) / (FLIPS + 1)
+    changed = p < UNLIKELY and abs(percent) > 100 * SMALL and float(held.sum()) * percent > 0
     return Paired(percent, p, ("rose" if percent > 0 else "fell") if changed else "same", n)
+
+
+def _without_tails(difference: np.ndarray) -> np.ndarray:
+    """The differences, cut off at REACH scaled median deviations; as they are where most are 0."""
+    reach = REACH * 1.4826 * float(np.median(np.abs(difference))) if len(difference) else 0.0
+    return np.clip(difference, -reach, reach) if reach else difference

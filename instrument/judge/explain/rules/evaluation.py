@@ -16,6 +16,8 @@ from ....read.history import History
 from ...noise import FEW, Course, judge
 from ..finding import WINDOW, Finding, clock, listed, median, scatter
 
+# Correlation of neighbouring evaluations, until they show their own: a fall leaves few that stay.
+ALIKE = 0.4
 # A turn is seen in time where a run has so many evaluations.
 ENOUGH = 5
 # Percent. A wobble below this is of no interest to a reader.
@@ -188,7 +190,7 @@ def _column(history: History, name: str) -> np.ndarray:
 
 def _course(history: History) -> tuple[np.ndarray, np.ndarray, Course | None]:
     step, loss = evaluations(history)
-    return step, loss, judge(loss) if len(loss) > 1 else None
+    return step, loss, judge(loss, alike=ALIKE) if len(loss) > 1 else None
 
 
 def _percent(first: float, last: float) -> float:

@@ -23,7 +23,7 @@ from ....read.history import PRINTED, TRAINED, History
 from ...noise import deviation
 from ..finding import WINDOW, Finding, ends, listed, median
 
-FALSE, SPIKE_FACTOR = 0.035, 2.5
+FALSE, SPIKE_FACTOR = 0.03, 2.5
 # Of a handful of norms that differ by orders of magnitude nothing is unusual, and its exponential is no number.
 MOST = 100.0
 # Steps on either side whose median is the usual norm: many, as the median of a dozen scatters itself by a third.

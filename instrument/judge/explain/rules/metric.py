@@ -20,7 +20,7 @@ from ...noise import Course, judge
 from ...paired import paired
 from ..finding import Finding
 from ..reconcile import BY_LOSS, BY_METRIC, CHOICE, MOVES
-from .evaluation import evaluated_rows, evaluations
+from .evaluation import ALIKE, evaluated_rows, evaluations
 from .rows import stored
 
 TOKENS = ("eval_token_accuracy", "eval_mean_token_accuracy")
@@ -114,7 +114,7 @@ def apart(history: History) -> Finding | None:
     surer = confidence(history)
     if surer is not None and found.did.kind != "rose":
         return surer
-    loss_rose, fell = judge(loss).kind == "rose", found.did.kind == "rose"
+    loss_rose, fell = judge(loss, alike=ALIKE).kind == "rose", found.did.kind == "rose"
     if loss_rose == fell:
         return None
     if "accuracy" in found.name:
