@@ -14,6 +14,7 @@ import numpy as np
 
 from ...judge.explain.finding import Phrase, median
 from ...judge.explain.rules.evaluation import evaluated_rows
+from ...judge.explain.rules.norms import CLEAR, micro_batches
 from ...judge.noise import FEW, noise_of
 from ...show.compare.ranking import SEED
 from ..advice import Advice
@@ -184,7 +185,12 @@ def _why(study: Study, trial: Trial, wobble: float):
         counted = math.sqrt(share * (1 - share) / rows)
         if counted > wobble / 2:
             return Phrase("advise.why_rows", {"rows": rows, "error": 100 * counted}), None
-    return Phrase("advise.why_batch"), None
+    micro = micro_batches(trial.history)
+    if micro is None or not micro.is_seen:
+        return Phrase("advise.why_batch"), None
+    share = micro.noise(slice(len(micro.row) // 2, None))
+    values = {"rows": micro.rows, "percent": 100 * share}
+    return Phrase("advise.why_noise" if share > CLEAR else "advise.why_no_noise", values), None
 
 
 RULES = {"P15": deaths, "P16": higher_rate, "P17": clip, "P18": late_wobble}

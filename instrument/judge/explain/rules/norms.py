@@ -1,14 +1,15 @@
 """The gradient norm of a whole run in one sentence, and how much of a step is noise of its batch.
 
-    c_i                                  what micro-batch i of k adds to the gradient of a step, m rows each
+    c_i                                  what micro-batch i adds to a step's gradient: n_i of its N tokens (or labels)
     S = sum |c_i|^2, Q = |sum c_i|^2     micro_sumsq and sumsq of the statistics
-    C = k (Q - S) / (k - 1)              the product of the gradients of two rows: the direction they share
-    R = m k S - (m - 1) C                the square of the gradient of one row
+    q = sum n_i^2 / N^2                  supervised_tokens_squared of the step; 1 / k where k parts are alike
+    C = (Q - S) / (1 - q)                the product of the gradients of two rows: the direction they share
+    R = C + m N (S - q Q) / (1 - q) / E N  the square of the gradient of one row of m, of a usual length
     |g_n|^2 = R / n + (1 - 1 / n) C      of n rows, drawn with replacement or without
 
 all of them expectations, estimated by means over steps. Noise and direction are equal at n = (R - C) / C rows
-(McCandlish et al., An Empirical Model of Large-Batch Training, 2018). It holds exactly where the micro-batches weigh
-the same, as those of a classifier's rows do; those of a language model weigh what their tokens do.
+(McCandlish et al., An Empirical Model of Large-Batch Training, 2018, appendix A.1, for parts that are alike). Where the
+gradient of a token depends on the length of its row, what that adds to the noise is not seen.
 """
 
 from __future__ import annotations
@@ -116,18 +117,32 @@ def micro_batches(history: History) -> Micro | None:
     frame = history.stats(TRAINED, ["sumsq", "micro_sumsq"], step.tolist())
     if frame is None or not len(frame):
         return None
-    q, s, total = (_by_step(frame, name, step) for name in ("sumsq", "micro_sumsq", ""))
-    usable = (q > 0) & (s > 0)
-    if usable.sum() < WINDOW or q[usable].sum() < COVERED * total[usable].sum():
+    whole, parted, total = (_by_step(frame, name, step) for name in ("sumsq", "micro_sumsq", ""))
+    alike, size_of_step = _sizes(history, step, int(parts))
+    usable = (whole > 0) & (parted > 0) & (alike < 1)
+    if usable.sum() < WINDOW or whole[usable].sum() < COVERED * total[usable].sum():
         return None
-    unit = square[usable] / q[usable]  # of the loss scale, and of what has no site
-    q, s, k, m = q[usable] * unit, s[usable] * unit, parts, size
-    shared = k * (q - s) / (k - 1)
+    unit = square[usable] / whole[usable]  # of the loss scale, and of what has no site
+    whole, parted, q = whole[usable] * unit, parted[usable] * unit, alike[usable]
     processes = history.env.get("processes")
-    rows = int(k * m) * (processes if isinstance(processes, int) else 1)
-    if rows != int(k * m):
-        return None
-    return Micro(rows, _rows_of_epoch(history, rows), int(m), m * k * s - (m - 1) * shared, shared, step[usable])
+    rows = int(parts * size) * (processes if isinstance(processes, int) else 1)
+    shared = (whole - parted) / (1 - q)
+    share = size_of_step[usable] / size_of_step[usable].mean()
+    row = shared + rows * share * (parted - q * whole) / (1 - q)
+    return Micro(rows, _rows_of_epoch(history, rows), int(size), row, shared, step[usable])
+
+
+def _sizes(history: History, step: np.ndarray, parts: int) -> tuple[np.ndarray, np.ndarray]:
+    """q and N of these steps; q is 1, which tells nothing, where the sizes of the parts are not known."""
+    count, squares = (
+        history.steps.set_index("step")[name].astype("float64").reindex(step).to_numpy()
+        for name in ("supervised_tokens", "supervised_tokens_squared")
+    )
+    if np.isfinite(squares).any():
+        known = np.isfinite(squares) & (count > 0)
+        return np.where(known, squares / np.maximum(count, 1) ** 2, 1.0), count
+    alike = history.env.get("processes") in (None, 1) and history.task in ("seq_cls", "regression")
+    return np.full(len(step), 1 / parts if alike else 1.0), np.ones(len(step))
 
 
 def _rows_of_epoch(history: History, rows: int) -> int | None:

@@ -37,6 +37,7 @@ def made(direction: float, spread: float, k: int, m: int, seed: int = 0, populat
         rows.append((step, "w.grad", norm, float(np.square(parts).sum())))
     frame = pd.DataFrame(rows, columns=["step", "site", "sumsq", "micro_sumsq"])
     found = history(loss=np.linspace(1, 0.5, STEPS), grad_norm=np.sqrt(frame["sumsq"].to_numpy()))
+    found.steps["supervised_tokens"], found.steps["supervised_tokens_squared"] = k * m, k * m * m
     found.config = {"training": {"per_device_train_batch_size": m, "gradient_accumulation_steps": k}}
     found.run = FakeRun(frame)  # pyright: ignore[reportAttributeAccessIssue]
     return found
@@ -99,3 +100,46 @@ def test_a_norm_that_stays_neither_vanished_nor_exploded():
     assert (found.verdict, found.key) == ("healthy", "explain.norm_neither")
     gone = history(loss=np.linspace(1, 0.9, 60), grad_norm=np.geomspace(1, 1e-6, 60))
     assert neither(gone) is None
+
+
+def unequal(seed: int, k: int = 8, heavy: bool = False, steps: int = 50) -> tuple[History, float]:
+    """Steps of k rows of unequal lengths, and the rows at which noise and direction are equal."""
+    draw = np.random.default_rng(seed)
+    n = np.maximum(1, np.round(100 * np.exp(0.8 * draw.standard_normal((steps, k)))))
+    noise_of_token, size = 4000.0, 200
+    drawn = draw.standard_t(3, (steps, k, size)) / np.sqrt(3) if heavy else draw.standard_normal((steps, k, size))
+    parts = drawn * np.sqrt(n[..., None] * noise_of_token / size)
+    parts[..., 0] += n
+    parts /= n.sum(1)[:, None, None]
+    whole, apart = np.square(parts.sum(1)).sum(1), np.square(parts).sum((1, 2))
+    found = history(loss=np.linspace(1, 0.5, steps), grad_norm=np.sqrt(whole))
+    found.steps["supervised_tokens"], found.steps["supervised_tokens_squared"] = n.sum(1), np.square(n).sum(1)
+    found.config = {"training": {"per_device_train_batch_size": 1, "gradient_accumulation_steps": k}}
+    rows = [(step, "w.grad", q, s) for step, q, s in zip(range(1, steps + 1), whole, apart, strict=True)]
+    found.run = FakeRun(pd.DataFrame(rows, columns=["step", "site", "sumsq", "micro_sumsq"]))  # pyright: ignore[reportAttributeAccessIssue]
+    return found, noise_of_token / float(n.sum() / n.size)
+
+
+@pytest.mark.parametrize("heavy", [False, True])
+def test_parts_of_unequal_sizes_are_weighed_by_their_tokens(heavy):
+    """Over 200 runs of 50 steps the estimate is off by less than 3%; with parts taken to be alike by over 9%."""
+    known, blind, true = [], [], []
+    for seed in range(200):
+        made_of, equal = unequal(seed, heavy=heavy)
+        micro = micro_batches(made_of)
+        made_of.steps["supervised_tokens_squared"] = np.square(made_of.steps["supervised_tokens"]) / 8
+        other = micro_batches(made_of)
+        assert micro is not None
+        assert other is not None
+        for found, values in ((micro, known), (other, blind)):
+            values.append((found.row.mean() - found.shared.mean(), found.shared.mean()))
+        true.append(equal)
+    ratio, wrong = (float(np.sum(values, axis=0)[0] / np.sum(values, axis=0)[1]) for values in (known, blind))
+    assert ratio == pytest.approx(float(np.mean(true)), rel=0.03)
+    assert abs(wrong / float(np.mean(true)) - 1) > 0.09
+
+
+def test_a_language_models_parts_of_unknown_sizes_tell_nothing():
+    found, _ = unequal(0)
+    found.steps["supervised_tokens_squared"] = np.nan
+    assert micro_batches(found) is None
