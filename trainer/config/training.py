@@ -130,9 +130,9 @@ class TrainingSection(Section):
 
     loss scaling을 하며 float16으로 계산합니다. norm, softmax, loss는 float32로 계산합니다."""
     bf16: bool = False
-    """Compute in bfloat16.
+    """Compute in bfloat16: on a GPU from Ampere on (RTX 30, A100); a T4 or V100 takes fp16.
 
-    bfloat16으로 계산합니다."""
+    bfloat16으로 계산합니다. GPU는 Ampere 이상(RTX 30, A100)이어야 하고, T4나 V100에서는 fp16을 씁니다."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time.
 
