@@ -39,7 +39,7 @@ EVALUATION_ROWS = {
     "n_correct": Column("", "Of a classifier: how many of its labels were answered right; else the column is missing.",
                         "분류 모델: 맞힌 라벨 수. 다른 과제에는 이 열이 없습니다.", writers=(LOOP,), type="int"),
     "weight": Column("", "With class weights: what the row counts in eval_loss; else the column is missing.",
-                     "클래스 가중치를 쓸 때 그 행이 eval_loss에서 차지하는 무게. 쓰지 않으면 이 열이 없습니다.",
+                     "클래스 가중치를 쓸 때 그 행이 eval_loss에서 차지하는 비중. 쓰지 않으면 이 열이 없습니다.",
                      writers=(LOOP,), type="float"),
 }  # fmt: skip
 """The columns of a file, in their order there."""

@@ -154,7 +154,7 @@ class StepLine:
             "tokens^2",
             "Sum over micro-batches and processes of the square of the tokens that each trains on: with micro_sumsq "
             "and sumsq it tells the noise of a gradient from its direction, however unequal the micro-batches are.",
-            "마이크로배치와 프로세스마다 학습 대상 토큰 수를 제곱해 합한 것. 마이크로배치의 크기가 서로 달라도 "
+            "마이크로배치와 프로세스가 저마다 학습하는 토큰 수를 제곱해 합한 것. 마이크로배치의 크기가 서로 달라도 "
             "micro_sumsq, sumsq와 함께 그래디언트의 잡음과 방향을 가릅니다.",
             NOT_OURS, "sum(n_i^2)",
         )
