@@ -15,7 +15,8 @@ class Paired:
 
     Attributes:
         percent: change of the mean loss a token from a to b, in percent of a.
-        p: share of random signs of the rows' differences whose sum is as far from 0, at most one of FLIPS + 1.
+        p: share of random signs of the rows' differences whose sum is as far from 0, with their tails or without, the
+            smaller one; at least one of FLIPS + 1.
         verdict: "rose", "fell" or "same" (as far as these rows can tell).
         n: rows.
     """
@@ -37,8 +38,8 @@ def paired(rows_a: np.ndarray, tokens_a: np.ndarray, rows_b: np.ndarray, tokens_
     """Whether the loss changed between two evaluations of the same rows.
 
     The rows' differences d = rows_b - rows_a are given random signs: were nothing changed, their sum would be as likely
-    with any. It is exact for every spread of d that is symmetric; a row beyond REACH deviations counts as one there,
-    so a few with a heavy tail neither decide nor hide what the others did.
+    with any. It is exact for every spread of d that is symmetric. Asked twice: of d, whose tail may be what changed,
+    and of d with the rows beyond REACH deviations counted as there, so that a tail doesn't hide what the others did.
 
     Args:
         rows_a, rows_b: (rows,), the sum of the losses of each row's tokens, in nats.
@@ -56,9 +57,11 @@ def paired(rows_a: np.ndarray, tokens_a: np.ndarray, rows_b: np.ndarray, tokens_
     base = float(a[kept].sum())
     percent = 100 * float(difference.sum()) / base if base else 0.0
     held = _without_tails(difference)
-    sums = np.abs((np.random.default_rng(0).integers(0, 2, (FLIPS, n)) * 2 - 1) @ held)
-    p = (1 + int(np.sum(sums >= abs(float(held.sum())) * (1 - 1e-12)))) / (FLIPS + 1)
-    changed = p < UNLIKELY and abs(percent) > 100 * SMALL and float(held.sum()) * percent > 0
+    asked = [difference, held] if float(held.sum()) * percent > 0 else [difference]
+    sums = (np.random.default_rng(0).integers(0, 2, (FLIPS, n)) * 2 - 1) @ np.stack(asked, axis=1)
+    beyond = np.sum(np.abs(sums) >= np.abs(np.sum(asked, axis=1)) * (1 - 1e-12), axis=0)
+    p = (1 + int(beyond.min())) / (FLIPS + 1)
+    changed = p < UNLIKELY and abs(percent) > 100 * SMALL
     return Paired(percent, p, ("rose" if percent > 0 else "fell") if changed else "same", n)
 
 

@@ -40,4 +40,4 @@ def test_where_the_tail_says_the_opposite_of_the_others_nothing_is_said():
     after[:2] += 300.0
     found = paired(before, tokens, after, tokens)
     assert found.percent > 0
-    assert (found.p < 0.02, found.verdict) == (True, "same")
+    assert found.verdict == "same"
