@@ -16,7 +16,7 @@ from . import __doc__ as description
 
 ROOT = Path(__file__).resolve().parents[2]
 KEPT = ROOT / "tests" / "benchmarks" / "imports.jsonl"
-OURS = ("koalpaca.yaml", "examples/*.yaml")
+OURS = ("koalpaca.yaml", "examples/koalpaca*.yaml", "examples/sentiment.yaml")
 NEEDS = {
     "few_updates": "n_steps", "batch_over_data": "units", "many_epochs": "steps_per_epoch",
     "dear_evaluation": "eval_tokens", "late_save": "n_steps", "no_choice": "n_evals", "fp16": "has_bf16",

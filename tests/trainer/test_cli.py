@@ -425,7 +425,7 @@ def test_unusable_config_files(cli, tmp_path, content):
     ("arguments", "error"),
     [
         (["lora.target_modules=[q_proj_typo]"], "nothing in the model is called ['q_proj_typo']"),
-        (["model.name_or_path=owner/model"], "the tokenizer of owner/model cannot be loaded"),
+        (["model.name_or_path=owner/model"], "owner/model cannot be loaded: owner/model is not in the cache"),
         (["--resume", "nowhere"], "nowhere holds no checkpoint"),
     ],
 )
@@ -454,8 +454,8 @@ print(code, "torch" in sys.modules, "transformers" in sys.modules)
 
 
 VERBS = (
-    "explain", "report", "compare", "advise", "lengthen", "replay", "inspect", "merge", "chat", "predict", "evaluate",
-    "env", "import", "schema",
+    "explain", "report", "compare", "advise", "lengthen", "sweep", "replay", "inspect", "merge", "chat", "predict",
+    "evaluate", "env", "import", "schema",
 )  # fmt: skip
 
 
@@ -491,7 +491,7 @@ def test_help_lists_every_verb(capsys):
         (
             ["fit"],
             "fit is no verb of lora-train",
-            "the verbs are explain, report, compare, advise, lengthen, replay, inspect, merge, chat, predict, evaluate",
+            "the verbs are explain, report, compare, advise, lengthen, sweep, replay, inspect, merge, chat, predict",
         ),
         (["train"], "the following arguments are required: --config", "lora-train --config koalpaca.yaml"),
         (["koalpaca.yaml"], "the following arguments are required: --config", "lora-train --config koalpaca.yaml"),

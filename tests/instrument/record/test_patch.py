@@ -100,7 +100,9 @@ def test_a_16_bit_adapter_is_fused_and_nearer_to_the_exact_model_than_pefts_forw
     # the base model rounds as much as the branch does where it is 16-bit itself
     room = 1.0 if base == torch.float32 else 1.5
     assert own_logits < room * logits
-    assert own_off < room * off
+    # two layers round some 40 times on the way of a gradient, each by half an eps at most: three deviations
+    rounded = 0.0 if base == torch.float32 else 3 * torch.finfo(base).eps / 2 * 40**0.5
+    assert own_off < max(room * off, rounded)
 
 
 @pytest.mark.parametrize("double", [False, True])

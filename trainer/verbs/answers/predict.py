@@ -19,13 +19,14 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from ....instrument.messages import say
 from ...errors import UserError, problem
 from ..adapter_folder import Adapter
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 @dataclass(frozen=True)
@@ -143,6 +144,8 @@ def _texts(request: Request) -> Iterator[dict[str, Any]]:
 
 def begin_of_answer(supervised: np.ndarray) -> int:
     """The first token of the last stretch that is trained on."""
+    import numpy as np  # help comes before it
+
     last = int(np.flatnonzero(supervised)[-1])
     before = np.flatnonzero(~supervised[:last].astype(bool))
     return int(before[-1]) + 1 if len(before) else 0
