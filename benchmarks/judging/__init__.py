@@ -1,6 +1,6 @@
 """How often a judgement of `explain` is wrong where nothing happens, and right where something does.
 
-    python -m benchmarks.judging                     every cell, 200 seeds each: ten minutes on two cores
+    python -m benchmarks.judging                     every cell, 200 seeds each
     python -m benchmarks.judging --quick             a part with few seeds, under a minute
     python -m benchmarks.judging --part eval --short one part, printed only where it falls short
     python -m benchmarks.judging --critical          the table CRITICAL of instrument/judge/noise.py, drawn anew

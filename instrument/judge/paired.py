@@ -28,9 +28,9 @@ class Paired:
 
 
 FLIPS = 4000
-# One in fifty pairs that differ by chance alone is called different.
+# Of each of the two questions: together some three of a hundred pairs that differ by chance alone are called different.
 UNLIKELY = 0.02
-# In median deviations: +10% of 100 rows with Student's tails (t3) is found in 199 of 200, without it in 191.
+# In median deviations; what it finds is printed by python -m benchmarks.judging --part rows.
 REACH = 6.0
 
 
