@@ -75,5 +75,5 @@ def test_the_page_shows_it_in_both_languages(opened, tmp_path):
     page.select_option("#lit", "002")
     assert page.locator("#parallel polyline[stroke-opacity='0.15']").count() == 4
     page.click("#lang-ko")
-    assert "거절됨: 거절" in page.locator("#trials tr.wrong").inner_text()
+    assert "거부됨: 거절" in page.locator("#trials tr.wrong").inner_text()
     assert page.locator("h2").first.inner_text() == "한눈에"
