@@ -14,7 +14,10 @@ FOLDERS = sorted(
     {".".join(path.parent.parts) for top in ("kernels", "instrument", "trainer") for path in Path(top).rglob("*.py")}
 )
 
-HEADERS = ("attention_tiles", "common", "dropout", "halves", "low_rank_tiles", "planes", "statistics", "threads")
+HEADERS = (
+    *("attention_tiles", "common", "dropout", "halves", "planes", "statistics", "threads"),
+    *("low_rank/job", "low_rank/shares", "low_rank/tiles"),
+)
 # Whether a product and a sum may be rounded together: what has a chip's own bits may.
 FUSES = {"stats": False, "elementwise": False, "low_rank": True, "attention": True, "product": False}
 
@@ -50,7 +53,7 @@ setup(
         "lora_train": ["py.typed"],
         "lora_train.instrument": ["catalogue/*.json", "py.typed"],
         "lora_train.instrument.show.page": ["*.html", "*.css", "*.js", "vendor/*"],
-        "lora_train.kernels.cpu": ["*.c", "*.h"],
+        "lora_train.kernels.cpu": ["*.c", "*.h", "low_rank/*.h"],
     },
     ext_modules=compiled,
 )

@@ -9,7 +9,9 @@ library (MKL, oneDNN) packs its operands into: those have allocators of their ow
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -121,17 +123,56 @@ def _threads(n_shares: int, most: int) -> int:
     return min(torch.get_num_threads(), n_shares, most)
 
 
-def low_rank(rows: int, cols: int, rank: int, n_rights: int, n_outers: int, is_update: bool = False) -> int:
-    """Of `cpu.read` and `cpu.update`: R, the gradient of every share, a tile for every thread. `rank` is their sum."""
-    limits = cpu.LIMITS["low_rank"]
+def low_rank(
+    shape: tuple[int, int, int],
+    n_rights: int,
+    n_outers: int,
+    is_update: bool = False,
+    examples: tuple[Sequence[int], bool] | None = None,
+) -> int:
+    """Of `cpu.read` and `cpu.update`: R, the gradient of every share, a tile for every thread.
+
+    Args:
+        shape: rows, columns, and the sum of the ranks.
+        examples: where they begin, and the rows; whether their squares are asked for.
+    """
+    limits, (rows, cols, rank) = cpu.LIMITS["low_rank"], shape
     factor, most = FLOAT * rank * cols, limits["MAX_SHARES"]
     if n_outers and factor and limits["OUTER_BYTES"] // factor < most:
         most = max(limits["OUTER_BYTES"] // factor, limits["MIN_SHARES"])
-    per_share = max(limits["MIN_ROWS"], cdiv(cdiv(rows, most), limits["TILE"]) * limits["TILE"])
-    shares = cdiv(rows, per_share)
-    tiles = 0 if is_update else _threads(shares, limits["MAX_THREADS"]) * FLOAT * limits["TILE"] * cols
-    blocks = limits["BLOCK_BYTES"] * (n_rights + n_outers) + limits["PARTIAL_BYTES"] * shares
-    return blocks + (factor if n_rights else 0) + (factor * max(shares, 1) if n_outers else 0) + tiles
+    tile = limits["TILE"]
+    wanted = max(limits["MIN_ROWS"], cdiv(cdiv(rows, most), tile) * tile)
+    starts, has_squares = ([0, rows], False) if examples is None else examples
+    lengths = [stop - start for start, stop in pairwise(starts)]
+    while len(shares := _shares(lengths, wanted)) > most:
+        wanted += cdiv(wanted // 4, tile) * tile
+    is_joined = n_outers and any(n_examples > 1 for n_examples in shares)
+    space = FLOAT * cols * (tile + (rank if is_joined else 0))
+    tiles = 0 if is_update else _threads(len(shares), limits["MAX_THREADS"]) * cdiv(space, 64) * 64
+    blocks = limits["BLOCK_BYTES"] * (n_rights + n_outers)
+    blocks += (limits["PARTIAL_BYTES"] + limits["SPAN_BYTES"]) * len(shares) + (2 * rank if has_squares else 0)
+    return blocks + (factor if n_rights else 0) + (factor * max(len(shares), 1) if n_outers else 0) + tiles
+
+
+def _shares(lengths: Sequence[int], wanted: int) -> list[int]:
+    """How many examples each share of low_rank/shares.h has, empty ones between its first and its last included."""
+    shares: list[int] = []
+    last = open_rows = 0
+    for example, length in enumerate(lengths):
+        if not length:
+            continue
+        is_cut = length > wanted if len(lengths) == 1 else 2 * length > 3 * wanted
+        if is_cut:
+            shares += [1] * cdiv(length, wanted)
+        elif open_rows and 2 * open_rows + length <= 2 * wanted:
+            shares[-1] += example - last
+            open_rows += length
+            last = example
+            continue
+        else:
+            shares.append(1)
+        open_rows, last = (0 if is_cut else length), example
+    return shares
 
 
 def attention(batch: int, kv_heads: int, length: int, width: int) -> int:

@@ -143,6 +143,20 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor, backward: bool) -> Tensor:
     return y.transpose(1, 2)
 
 
+class Squares(NamedTuple):
+    """The examples that lie one behind the other in M rows, and where |G_e|^2 of each goes.
+
+    Attributes:
+        starts: int64 [E + 1], where each begins, and M.
+        into: float64 [E, columns], contiguous, or None.
+        column: which column is the first matrix's of G; the others follow.
+    """
+
+    starts: numpy.ndarray
+    into: numpy.ndarray | None = None
+    column: int = 0
+
+
 class Stack(NamedTuple):
     """Matrices of low rank, one below the other in R [r, C], the sum of whose ranks is r.
 
@@ -167,6 +181,7 @@ def read(
     wide: Tensor | None = None,
     row: numpy.ndarray | None = None,
     dropout: tuple[int, float] = (0, 0.0),
+    examples: Squares | None = None,
 ) -> bool:
     """One pass over a contiguous x [M, C] in fp32, fp16 or bf16; `low_rank.c` has the formulas.
 
@@ -176,13 +191,14 @@ def read(
         wide: [M, C] for x in fp32; nothing is written if x is fp32.
         row: float64 [9] for the statistics of x, subnormals and zeros of a 16-bit x only.
         dropout: seed and probability with which values of x count as 0 in both products.
+        examples: whose parts of L^T x are added up one by one; None: there is one.
 
     Returns:
         Whether every value of L is finite.
     """
     assert _low_rank is not None
     wide = None if wide is x else wide
-    return _low_rank.read(x, projection, outer, wide, row, *dropout, torch.get_num_threads())
+    return _low_rank.read(x, projection, outer, wide, row, *dropout, torch.get_num_threads(), examples)
 
 
 def update(

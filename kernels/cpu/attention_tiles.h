@@ -1,4 +1,4 @@
-/* The loops of attention.c, included once per instruction set; LANES, TARGET and NAMED as in low_rank_tiles.h. */
+/* The loops of attention.c, included once per instruction set; LANES, TARGET and NAMED as in low_rank/tiles.h. */
 
 typedef float NAMED(Vector) __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 typedef int32_t NAMED(Bits) __attribute__((vector_size(4 * LANES), aligned(4), may_alias));

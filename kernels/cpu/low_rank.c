@@ -4,11 +4,13 @@
        read      any of: the row of X; X in fp32; T = drop(X) R^T [M, r]; G = L^T drop(X) [r, C], and its row
        update    X += drop(L R), rounded to 16 bits if asked, and the row of the result
 
-   with R [r, C] and L [M, r]. R and G may be made of several matrices, one below the other, each of them stored as it
+   with R [r, C] and L [M, r]. The M rows of X are those of E examples, one behind the other: G is the sum of a G_e of
+   each, and |G_e|^2 is left where it is asked for. R and G may be made of several matrices, one below the other, each of them stored as it
    is or, `across`, transposed; those of R are multiplied by a factor each. A tile of sixteen rows is in the cache while
-   everything is done to it. The loops are in low_rank_tiles.h, compiled for AVX-512, for AVX2 and for any chip, and
-   chosen at run time. The order of additions depends on the chip, as that of a matrix library does, and not on the
-   number of threads: shares are rows, and their parts of L^T X are added in order. */
+   everything is done to it. The loops are in low_rank/tiles.h, compiled for AVX-512, for AVX2 and for any chip, and
+   chosen at run time. The order of additions depends on the chip and on where examples begin, as that of a matrix library
+   on the shape, and neither on the number of threads nor on whether |G_e|^2 is asked for: a share is some whole examples
+   or a part of one, and their parts of G are added in order. */
 
 #include "common.h" /* first: it asks the system for more than C11 */
 
@@ -18,34 +20,8 @@
 #include "statistics.h"
 #include "threads.h"
 
-enum { TILE = 16, SIDE = 4 }; /* rows read together; rows or ranks that the registers hold at once */
-enum { MIN_ROWS = 64, MAX_SHARES = 32, MIN_SHARES = 4, OUTER_BYTES = 1 << 26 };
-
-/* One of the matrices that R or G is made of: its values, their row or NULL, its rank, its factor. */
-typedef struct {
-    float *values;
-    double *row;
-    int64_t rank;
-    float factor;
-} Block;
-
-typedef struct Job {
-    const void *x; /* update: fp32, and written */
-    void *stored;
-    int dtype; /* of x, or of `stored` */
-    int across;
-    int64_t rows, cols, rank, rows_per_share;
-    Block *blocks, *rights, *outers; /* all, those of R and of G */
-    Py_ssize_t n_rights, n_outers;
-    int64_t left_stride, to_stride;
-    float *left, *to, *wide; /* `left` is only read */
-    double *row;
-    Dropout dropout;
-    void (*walk)(const struct Job *, int64_t, int64_t, float *, float *, Partial *);
-    void (*count_floats)(const float *, int64_t, Partial *);
-    float *right, *sums; /* R, and of every share its part of G */
-    Partial *partials;
-} Job;
+#include "low_rank/job.h"
+#include "low_rank/shares.h"
 
 typedef float Four __attribute__((vector_size(16)));
 typedef int32_t Lanes __attribute__((vector_size(16)));
@@ -71,7 +47,7 @@ INLINE Four sum_each(const Four v[4]) {
 #define LOAD_BITS load_half
 #define ROUND round_half
 #define SQUARE square_piece
-#include "low_rank_tiles.h"
+#include "low_rank/tiles.h"
 #undef LANES
 #undef TARGET
 #undef NAMED
@@ -91,7 +67,7 @@ INLINE Four sum_each(const Four v[4]) {
 #define TARGET AVX2
 #define NAMED(name) name##_avx2
 #define SQUARE square_piece
-#include "low_rank_tiles.h"
+#include "low_rank/tiles.h"
 #undef LANES
 #undef TARGET
 #undef NAMED
@@ -101,27 +77,15 @@ INLINE Four sum_each(const Four v[4]) {
 #define TARGET AVX512
 #define NAMED(name) name##_avx512
 #define SQUARE square_piece_avx512
-#include "low_rank_tiles.h"
+#include "low_rank/tiles.h"
 #endif
 
 static void share(void *argument, int64_t number, void *space) {
     Job *job = argument;
-    int64_t start = number * job->rows_per_share, stop = start + job->rows_per_share;
     float *outer = job->sums ? job->sums + number * job->rank * job->cols : NULL;
-    if (outer) memset(outer, 0, sizeof(float) * (size_t)(job->rank * job->cols));
     Partial p = {0};
-    job->walk(job, start, stop < job->rows ? stop : job->rows, space, outer, &p);
+    job->walk(job, job->spans + number, space, outer, &p);
     job->partials[number] = p;
-}
-
-/* How many shares: a function of the shape alone, so that the bits do not depend on the threads. */
-static int64_t cut(Job *job) {
-    int64_t most = MAX_SHARES, bytes = job->n_outers ? 4 * job->rank * job->cols : 0;
-    if (bytes && OUTER_BYTES / bytes < most) most = OUTER_BYTES / bytes > MIN_SHARES ? OUTER_BYTES / bytes : MIN_SHARES;
-    int64_t rows = (job->rows + most - 1) / most;
-    rows = (rows + TILE - 1) / TILE * TILE;
-    job->rows_per_share = rows > MIN_ROWS ? rows : MIN_ROWS;
-    return (job->rows + job->rows_per_share - 1) / job->rows_per_share;
 }
 
 /* Puts R together. */
@@ -132,25 +96,6 @@ static void stack(const Job *job) {
         for (int64_t j = 0; j < b->rank; j++)
             for (int64_t c = 0; c < cols; c++)
                 to[j * cols + c] = b->factor * b->values[job->across ? c * b->rank + j : j * cols + c];
-}
-
-/* Adds the shares' parts of G and takes it apart. */
-static void unstack(const Job *job, int64_t n_shares) {
-    int64_t cols = job->cols, n = job->rank * cols;
-    float *from = job->sums;
-    if (!n_shares) memset(from, 0, sizeof(float) * (size_t)n);
-    for (int64_t s = 1; s < n_shares; s++)
-        for (int64_t i = 0; i < n; i++) from[i] += job->sums[s * n + i];
-    for (const Block *b = job->outers; b < job->outers + job->n_outers; from += b->rank * cols, b++) {
-        for (int64_t j = 0; j < b->rank; j++)
-            for (int64_t c = 0; c < cols; c++)
-                b->values[job->across ? c * b->rank + j : j * cols + c] = from[j * cols + c];
-        Partial p = {0};
-        if (!b->row) continue;
-        job->count_floats(b->values, b->rank * cols, &p);
-        write_row(&p, b->rank * cols, 0, 0, b->row);
-        b->row[4] = b->row[5] = 0; /* nobody rounded */
-    }
 }
 
 static int left_is_finite(const Job *job) {
@@ -168,22 +113,26 @@ static void free_job(Job *job) {
     free_scratch(job->right);
     free_scratch(job->sums);
     free_scratch(job->blocks);
+    free_scratch(job->spans);
+    free_scratch(job->owners);
 }
 
 /* Whether there was memory; without it nothing was written. */
 static int compute(Job *job, int is_update, int n_threads, int *finite) {
-    int64_t n_shares = cut(job), values = job->rank * job->cols;
+    int64_t whole[2] = {0, job->rows}, values = job->rank * job->cols;
     int is_16_bit = job->dtype != FP32;
-    job->partials = new_scratch(sizeof(Partial) * (size_t)n_shares);
+    if (!job->starts) job->starts = whole, job->n_examples = 1;
+    if (!cut(job)) return 0;
+    job->partials = new_scratch(sizeof(Partial) * (size_t)job->n_shares);
     if (job->n_rights) job->right = new_scratch(sizeof(float) * (size_t)values);
-    if (job->n_outers) job->sums = new_scratch(sizeof(float) * (size_t)(values * (n_shares ? n_shares : 1)));
+    if (job->n_outers) job->sums = new_scratch(sizeof(float) * (size_t)(values * (job->n_shares ? job->n_shares : 1)));
     if (!job->partials || (job->n_rights && !job->right) || (job->n_outers && !job->sums)) return 0;
+    if (job->squares && !prepare_squares(job)) return 0;
     if (job->right) stack(job);
-    if (!run_shares(share, job, n_shares, n_threads, is_update ? 0 : sizeof(float) * TILE * (size_t)job->cols))
-        return 0;
-    if (job->sums) unstack(job, n_shares), *finite = left_is_finite(job);
+    if (!run_shares(share, job, job->n_shares, n_threads, is_update ? 0 : space_of(job))) return 0;
+    if (job->sums) unstack(job), *finite = left_is_finite(job);
     Partial total = {0};
-    for (int64_t s = 0; s < n_shares; s++) add_partial(&total, &job->partials[s]);
+    for (int64_t s = 0; s < job->n_shares; s++) add_partial(&total, &job->partials[s]);
     if (job->row) write_row(&total, job->rows * job->cols, is_update && is_16_bit, is_16_bit, job->row);
     return 1;
 }
@@ -278,19 +227,55 @@ static int take_tall(const Job *job, PyObject *object, const char *name, float *
     return 1;
 }
 
-/* read(x, projection, outer, wide, row, seed, p, n_threads): `projection` is (R, to) or None, `outer` (L, G) or None,
-   with R and G stacks; `to` and L [M, r], rows dense; `wide` fp32 [M, C] or None. Returns whether L is finite. */
+/* A contiguous buffer of these values, alive as long as the call. */
+static int take_values(PyObject *object, const char *name, const char *format, Py_ssize_t bytes, void *at, Py_ssize_t *n) {
+    Py_buffer view;
+    if (PyObject_GetBuffer(object, &view, PyBUF_CONTIG_RO | PyBUF_FORMAT)) return 0;
+    int fits = view.itemsize == bytes && strchr(format, *view.format) && !view.format[1];
+    *(void **)at = view.buf, *n = view.len / bytes;
+    PyBuffer_Release(&view);
+    if (!fits) PyErr_Format(PyExc_ValueError, "%s has another dtype", name);
+    return fits;
+}
+
+/* (starts, squares, column): int64 [E + 1] from 0 to M; float64 [E, columns], of which the matrices of G take those from
+   `column` on, or None. */
+static int take_examples(Job *job, PyObject *object) {
+    PyObject *starts, *squares;
+    Py_ssize_t n, n_squares, column;
+    if (object == Py_None) return 1;
+    if (!PyArg_Parse(object, "(OOn)", &starts, &squares, &column) ||
+        !take_values(starts, "starts", "lq", sizeof(int64_t), &job->starts, &n))
+        return 0;
+    int ordered = n >= 2 && !job->starts[0] && job->starts[n - 1] == job->rows;
+    for (Py_ssize_t e = 1; ordered && e < n; e++) ordered = job->starts[e - 1] <= job->starts[e];
+    if (!ordered) return PyErr_Format(PyExc_ValueError, "starts do not go from 0 to the rows of x") != NULL;
+    job->n_examples = n - 1;
+    if (squares == Py_None) return 1;
+    if (!take_values(squares, "squares", "d", sizeof(double), &job->squares, &n_squares)) return 0;
+    job->squares_stride = n_squares / job->n_examples;
+    if (column >= 0 && n_squares == job->squares_stride * job->n_examples &&
+        column + job->n_outers <= job->squares_stride) {
+        job->squares += column;
+        return 1;
+    }
+    return PyErr_Format(PyExc_ValueError, "squares are no float64 [%zd, columns]", n - 1) != NULL;
+}
+
+/* read(x, projection, outer, wide, row, seed, p, n_threads, examples): `projection` is (R, to) or None, `outer` (L, G) or
+   None, with R and G stacks; `to` and L [M, r], rows dense; `wide` fp32 [M, C] or None; `examples` of G or None.
+   Returns whether L is finite. */
 static PyObject *py_read(PyObject *self, PyObject *args) {
     (void)self;
     Job job = {.rank = ANY_SIZE};
-    PyObject *x_object, *projection, *outer, *wide_object, *row, *R, *to, *G, *L;
+    PyObject *x_object, *projection, *outer, *wide_object, *row, *examples, *R, *to, *G, *L;
     Stack right = {0}, into = {0};
     Tensor x, wide = {0};
     unsigned long long seed;
     double p;
     int n_threads, is_right = 0;
-    if (!PyArg_ParseTuple(args, "OOOOOKdi", &x_object, &projection, &outer, &wide_object, &row, &seed, &p,
-                          &n_threads) ||
+    if (!PyArg_ParseTuple(args, "OOOOOKdiO", &x_object, &projection, &outer, &wide_object, &row, &seed, &p,
+                          &n_threads, &examples) ||
         !take(x_object, "x", &x, ANY_DTYPE, 2, SHAPE(ANY_SIZE, ANY_SIZE)) || !take_row(row, &job.row) ||
         (wide_object != Py_None && !take(wide_object, "wide", &wide, FP32, 2, SHAPE(x.sizes[0], x.sizes[1]))) ||
         (projection != Py_None && !(PyArg_Parse(projection, "(OO)", &R, &to) && read_stack(R, &right))) ||
@@ -303,7 +288,7 @@ static PyObject *py_read(PyObject *self, PyObject *args) {
     if (new_blocks(&job, right.n, into.n) && (!right.n || take_stack(&job, &right, "R", job.rights)) &&
         (!into.n || take_stack(&job, &into, "G", job.outers)) &&
         (!right.n || take_tall(&job, to, "to", &job.to, &job.to_stride)) &&
-        (!into.n || take_tall(&job, L, "left", &job.left, &job.left_stride)))
+        (!into.n || take_tall(&job, L, "left", &job.left, &job.left_stride)) && take_examples(&job, examples))
         is_right = 1;
     if (job.rank == ANY_SIZE) job.rank = 0;
     if (is_right) return run(&job, 0, n_threads);
@@ -341,9 +326,9 @@ static PyMethodDef methods[] = {
     {NULL, NULL, 0, NULL},
 };
 
-enum { BLOCK_BYTES = sizeof(Block), PARTIAL_BYTES = sizeof(Partial) };
+enum { BLOCK_BYTES = sizeof(Block), PARTIAL_BYTES = sizeof(Partial), SPAN_BYTES = sizeof(Span) };
 static const Constant constants[] = {CONSTANT(TILE),        CONSTANT(MIN_ROWS),    CONSTANT(MAX_SHARES),
                                      CONSTANT(MIN_SHARES),  CONSTANT(OUTER_BYTES), CONSTANT(BLOCK_BYTES),
-                                     CONSTANT(PARTIAL_BYTES), CONSTANT(MAX_THREADS), {NULL, 0}};
+                                     CONSTANT(PARTIAL_BYTES), CONSTANT(SPAN_BYTES),  CONSTANT(MAX_THREADS), {NULL, 0}};
 
 MODULE(low_rank, "Passes against factors of low rank.")

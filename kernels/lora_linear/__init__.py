@@ -43,10 +43,11 @@ from ..backend import runs_directly
 from ..frozen.nf4 import NF4Weight
 from ..operators import store
 from ..statistics.pending_rows import PendingRows
+from .examples import Examples
 from .group import NO_DROPOUT, Dropout, Group
 from .ops import Call, cast_with_stats, directly, lora_linear_op, operands
 
-__all__ = ["NF4Weight", "lora_linear", "site_names"]
+__all__ = ["Examples", "NF4Weight", "lora_linear", "site_names"]
 
 
 def site_names(group: int) -> list[tuple[str, int | None]]:
@@ -74,6 +75,7 @@ def lora_linear(
     seed: Tensor | None = None,
     slot: Tensor | None = None,
     pending: PendingRows | None = None,
+    examples: Examples | None = None,
 ) -> list[Tensor]:
     """Outputs of the projections of a group that share the input `x`.
 
@@ -95,6 +97,7 @@ def lora_linear(
         slot: float64 [2 + 4 g, 9], contiguous, for the statistics, see the head of this file; None for none.
         pending: where Triton serves, rows are written to `slot` when this is flushed, one launch for those of many
             calls. Without it, and on the CPU, they are there when forward and backward are.
+        examples: which of the M tokens are whose, and where the squares of each one's dA_i and dB_i go (examples.py).
 
     Returns:
         One [..., N_i] per projection, in the compute dtype.
@@ -104,7 +107,7 @@ def lora_linear(
     assert all(a.dtype == b.dtype == torch.float32 for a, b in zip(lora_A, lora_B, strict=True)), "LoRA is fp32"
     flat_biases = [None] * len(lora_A) if biases is None else list(biases)
     dropout = Dropout(seed, dropout_p) if dropout_p > 0 else NO_DROPOUT
-    group = Group(list(weights), flat_biases, list(lora_A), list(lora_B), list(scalings), dropout)
+    group = Group(list(weights), flat_biases, list(lora_A), list(lora_B), list(scalings), dropout, examples)
     dtype = _compute_dtype(x)
     if runs_directly(x):
         return list(directly(Call(group, dtype, slot, pending), x, *lora_A, *lora_B))
@@ -113,7 +116,8 @@ def lora_linear(
         x, cast_row = cast_with_stats(x, dtype)
     x = x.to(dtype)
     *tensors, formats, factors, p = operands(group)
-    ys, _, rows = lora_linear_op(x.reshape(-1, x.shape[-1]), *tensors, slot, formats, factors, p)
+    starts, squares = ([0], None) if examples is None else (list(examples.starts), examples.squares)
+    ys, _, rows = lora_linear_op(x.reshape(-1, x.shape[-1]), *tensors, slot, squares, formats, factors, p, starts)
     if slot is not None:
         store(slot[: 1 + len(lora_A)], rows)
         if cast_row is not None:

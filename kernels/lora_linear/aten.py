@@ -84,12 +84,13 @@ def backward(
     for i, (dy, right, h_i, g_i) in enumerate(zip(grads, each, _columns(h, lora_A), _columns(g, lora_A), strict=True)):
         weight = next(weights)
         into = rows.at(i), rows.at(1 + 2 * n + i)
-        wide, dB, finite = lora_passes.grad(dy.contiguous(), h_i, right, g_i, into, widen)
+        wide, dB, finite = lora_passes.grad(dy.contiguous(), h_i, right, g_i, into, (group.examples, n + i), widen)
         dBs.append(dB)
         h_finite &= finite
         if needs_dx:
             acc = project_back(wide, weight, acc)
-    dAs = lora_passes.da(g, x, [a.shape[0] for a in lora_A], group.dropout, [rows.at(1 + n + i) for i in range(n)])
+    ranks, into = [a.shape[0] for a in lora_A], [rows.at(1 + n + i) for i in range(n)]
+    dAs = lora_passes.da(g, x, ranks, group.dropout, into, group.examples)
 
     dx = x.new_empty(0)
     if acc is not None:

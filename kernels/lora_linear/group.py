@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..frozen.nf4 import NF4Weight, decode
+from .examples import Examples
 
 
 class Dropout(NamedTuple):
@@ -40,6 +41,7 @@ class Group(NamedTuple):
     lora_B: Sequence[Tensor]
     scalings: Sequence[float]
     dropout: Dropout = NO_DROPOUT
+    examples: Examples | None = None
 
     def dense(self, dtype: torch.dtype) -> Iterator[Tensor]:
         """The weights one after the other; an NF4 weight is decoded when its turn comes, and lives for it."""

@@ -22,6 +22,7 @@ from ..frozen.base_product import base_grad, base_product
 from ..launcher import launch
 from ..statistics.pending_rows import AFTER_PRODUCT, NOTHING, NULL, ONLY_COUNTS, Partials, Rows, regions, room
 from . import gemm, kernels, totals
+from .examples import outer
 from .group import NO_DROPOUT, Dropout, Factor, Group
 from .projections import MAX_GROUP, four
 from .shapes import down_shape, gradients_shape, read_shape, up_shape
@@ -238,7 +239,19 @@ def backward(
         dx_site = up([dx], g[None], Factor([_stacked(lora_A)], across=False), [1.0], dropout, with_stats)[1]
     if rows is not None:
         _add_rows(rows, passes, of_gradients, dx_site, [*grads, dx], [*dAs, *dBs])
+    if group.examples is not None and group.examples.squares is not None:
+        _square(grads, x, h, g, group)
     return dx, dAs, dBs
+
+
+def _square(grads: Sequence[Tensor], x: Tensor, h: Tensor, g: Tensor, group: Group) -> None:
+    """Squares of every example's dA_i and dB_i, by products of their own: the kernels' parts are cut elsewhere."""
+    examples, ranks = group.examples, [a.shape[0] for a in group.lora_A]
+    assert examples is not None
+    assert examples.squares is not None
+    outer(g, gemm.widen(x, 0, group.dropout, False)[0], ranks, examples, 0)
+    for i, (dy, own_h, scale) in enumerate(zip(grads, h.split(ranks, dim=1), group.factors, strict=True)):
+        outer(own_h * scale, dy.float(), [ranks[i]], examples, len(ranks) + i)
 
 
 def _grad(

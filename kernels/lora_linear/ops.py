@@ -20,6 +20,7 @@ from ..statistics.pending_rows import Partials, PendingRows, Rows
 from ..statistics.reduce import N_FIELDS, reduce_partials
 from ..statistics.tensor_stats_aten import round_with_stats_cpu
 from . import aten, launch
+from .examples import Examples
 from .group import Dropout, Group
 
 _NOTHING = nullcontext()
@@ -92,14 +93,15 @@ class Operands(NamedTuple):
     scalings: Sequence[float]
     dropout_p: float
 
-    def group(self) -> Group:
+    def group(self, examples: Examples | None = None) -> Group:
         rest, weights = list(self.weights), []
         for at in range(0, len(self.formats), 3):
             n_tensors, blocksize, nested_blocksize = self.formats[at : at + 3]
             own, rest = rest[:n_tensors], rest[n_tensors:]
             weights.append(own[0] if n_tensors == 1 else NF4Weight.of(own, blocksize, nested_blocksize))
         biases = [bias if bias.numel() else None for bias in self.biases]
-        return Group(weights, biases, self.lora_A, self.lora_B, self.scalings, Dropout(self.seed, self.dropout_p))
+        dropout = Dropout(self.seed, self.dropout_p)
+        return Group(weights, biases, self.lora_A, self.lora_B, self.scalings, dropout, examples)
 
 
 def operands(group: Group) -> Operands:
@@ -117,20 +119,24 @@ def operands(group: Group) -> Operands:
 
 
 def _save(inputs: tuple, output: tuple) -> Saved:
-    x, weights, biases, lora_A, lora_B, seed, slot, *how = inputs
-    # the slot is not among the saved tensors: those may not be written to before backward reads them
-    return (x, output[1], seed, *weights, *lora_A, *lora_B), (slot, how, len(weights), len(biases), len(lora_A))
+    x, weights, biases, lora_A, lora_B, seed, slot, squares, *how = inputs
+    # slot and squares are not among the saved tensors: those may not be written to before backward reads them
+    counts = len(weights), len(biases), len(lora_A)
+    return (x, output[1], seed, *weights, *lora_A, *lora_B), (slot, squares, how, *counts)
 
 
 def _differentiate(grad_ys: Sequence[Tensor | None], tensors: Sequence[Tensor], kept: Any, needs: Any) -> tuple:
-    slot, how, n, n_biases, g = kept
+    slot, squares, how, n, n_biases, g = kept
     x, h, seed, *rest = tensors
     weights, lora_A, lora_B = rest[:n], rest[n : n + g], rest[n + g :]
     grads = _or_zeros(grad_ys, x, lora_B)
-    dx, dA, dB, rows = _backward(grads, x, h, weights, lora_A, lora_B, seed, *how, needs[0], slot is not None)
+    wanted = needs[0], slot is not None, squares is not None
+    dx, dA, dB, rows, found = _backward(grads, x, h, weights, lora_A, lora_B, seed, *how, *wanted)
     if slot is not None:
         store(slot[1 + g :], rows)
-    return dx if needs[0] else None, [None] * n, [None] * n_biases, dA, dB, None, None, None, None, None
+    if squares is not None:
+        store(squares, found)
+    return dx if needs[0] else None, [None] * n, [None] * n_biases, dA, dB, *[None] * 7
 
 
 @operator("lora_linear", _save, _differentiate)
@@ -142,11 +148,15 @@ def lora_linear_op(
     lora_B: list[Tensor],
     seed: Tensor | None,
     slot: Tensor | None,
+    squares: Tensor | None,
     formats: list[int],
     scalings: list[float],
     dropout_p: float,
+    starts: list[int],
 ) -> tuple[list[Tensor], Tensor, Tensor]:
-    """Outputs, H [M, sum of ranks] in fp32 for backward, rows [1 + g, 9] or [0, 9]."""
+    """Outputs, H [M, sum of ranks] in fp32 for backward, rows [1 + g, 9] or [0, 9]. Backward has use for `squares` and
+    `starts`, which is [0] where nobody knows the examples: autograd takes an empty list for one of tensors.
+    """
     found = x.new_empty(0 if slot is None else 1 + len(lora_A), N_FIELDS, dtype=torch.float64)
     rows = None if slot is None else Rows(found)
     group = Operands(weights, biases, lora_A, lora_B, seed, formats, scalings, dropout_p).group()
@@ -157,7 +167,7 @@ def lora_linear_op(
 
 
 @lora_linear_op.register_fake
-def _(x, weights, biases, lora_A, lora_B, seed, slot, formats, scalings, dropout_p):
+def _(x, weights, biases, lora_A, lora_B, seed, slot, squares, formats, scalings, dropout_p, starts):
     ys = [x.new_empty(x.shape[0], b.shape[0]) for b in lora_B]
     h = x.new_empty(x.shape[0], sum(a.shape[0] for a in lora_A), dtype=torch.float32)
     n_rows = 0 if slot is None else 1 + len(lora_A)
@@ -176,25 +186,38 @@ def _backward(
     formats: list[int],
     scalings: list[float],
     dropout_p: float,
+    starts: list[int],
     needs_dx: bool,
     with_stats: bool,
-) -> tuple[Tensor, list[Tensor], list[Tensor], Tensor]:
-    """dX ([0] if not needed), every dA, every dB, rows [1 + 3 g, 9] or [0, 9]."""
+    with_squares: bool,
+) -> tuple[Tensor, list[Tensor], list[Tensor], Tensor, Tensor]:
+    """dX ([0] if not needed), every dA, every dB, rows [1 + 3 g, 9] or [0, 9], squares [E, 2 g] or [0, 2 g]."""
     found = x.new_empty(1 + 3 * len(lora_A) if with_stats else 0, N_FIELDS, dtype=torch.float64)
     rows = Rows(found) if with_stats else None
-    group = Operands(weights, (), lora_A, lora_B, seed, formats, scalings, dropout_p).group()
+    squares = _squares(x, len(lora_A), starts, with_squares)
+    examples = Examples(starts, squares if with_squares else None) if len(starts) > 1 else None
+    group = Operands(weights, (), lora_A, lora_B, seed, formats, scalings, dropout_p).group(examples)
     dx, dA, dB = _run_backward(grads, x, h, group, needs_dx, rows)
     if rows is not None:
         rows.end()
-    return dx, dA, dB, found
+    if uses_triton(x):  # they share memory there, which what an operator returns may not
+        dA, dB = [a.clone() for a in dA], [b.clone() for b in dB]
+    return dx, dA, dB, found, squares
+
+
+def _squares(x: Tensor, g: int, starts: list[int], wanted: bool) -> Tensor:
+    return x.new_empty(len(starts) - 1 if wanted else 0, 2 * g, dtype=torch.float64)
 
 
 @_backward.register_fake
-def _(grads, x, h, weights, lora_A, lora_B, seed, formats, scalings, dropout_p, needs_dx, with_stats):
+def _(
+    grads, x, h, weights, lora_A, lora_B, seed, formats, scalings, dropout_p, starts, needs_dx, with_stats, with_squares
+):
     dx = torch.empty_like(x) if needs_dx else x.new_empty(0)
     n_rows = 1 + 3 * len(lora_A) if with_stats else 0
     rows = x.new_empty(n_rows, N_FIELDS, dtype=torch.float64)
-    return dx, [torch.empty_like(a) for a in lora_A], [torch.empty_like(b) for b in lora_B], rows
+    squares = _squares(x, len(lora_A), starts, with_squares)
+    return dx, [torch.empty_like(a) for a in lora_A], [torch.empty_like(b) for b in lora_B], rows, squares
 
 
 def _or_zeros(grads: Sequence[Tensor | None], x: Tensor, lora_B: Sequence[Tensor]) -> list[Tensor]:
@@ -239,7 +262,7 @@ def _backward_directly(grad_ys: Sequence[Tensor | None], tensors: Sequence[Tenso
     (group, _, slot, pending), leading, x_dtype = kept
     x, h, *lora = tensors
     g = len(lora) // 2
-    group = Group(group.weights, group.biases, lora[:g], lora[g:], group.scalings, group.dropout)
+    group = group._replace(lora_A=lora[:g], lora_B=lora[g:])
     grads = [None if grad is None else grad.reshape(-1, grad.shape[-1]) for grad in grad_ys]
     grads = _or_zeros(grads, x, group.lora_B)
     rows = None if slot is None else Rows(slot, pending, 1 + g, 1 + 3 * g)

@@ -20,6 +20,7 @@ from torch import Tensor
 from .. import cpu
 from ..statistics.reduce import FIELDS
 from ..statistics.tensor_stats_aten import round_with_stats_cpu, tensor_stats_cpu
+from .examples import Examples, outer
 from .group import NO_DROPOUT, Dropout, Factor
 
 N_OVERFLOW = FIELDS.index("n_overflow")
@@ -44,13 +45,21 @@ def down(
     return to, wide
 
 
-def da(g: Tensor, x: Tensor, ranks: Sequence[int], dropout: Dropout, into: Sequence[Row | None]) -> list[Tensor]:
-    """dA_i [r_i, C] for a contiguous G [M, sum of r_i]. A row is that of a dA_i."""
+def da(
+    g: Tensor,
+    x: Tensor,
+    ranks: Sequence[int],
+    dropout: Dropout,
+    into: Sequence[Row | None],
+    examples: Examples | None = None,
+) -> list[Tensor]:
+    """dA_i [r_i, C] for a contiguous G [M, sum of r_i]. A row is that of a dA_i; squares go to the first g columns."""
     if cpu.AVAILABLE:
         found = [g.new_empty(rank, x.shape[1]) for rank in ranks]
-        cpu.read(x, outer=(g, cpu.Stack(found, rows=into)), dropout=_drawn(dropout))
+        squares = None if examples is None else examples.on_cpu(0)
+        cpu.read(x, outer=(g, cpu.Stack(found, rows=into)), dropout=_drawn(dropout), examples=squares)
         return found
-    found = [part.clone() for part in (g.t() @ _dropped(x.float(), dropout)).split(list(ranks))]
+    found = [part.clone() for part in outer(g, _dropped(x.float(), dropout), ranks, examples, 0).split(list(ranks))]
     for part, row in zip(found, into, strict=True):
         if row is not None:
             _write_of_gradient(row, part)
@@ -63,21 +72,24 @@ def grad(
     right: tuple[Tensor, float],
     g: Tensor,
     into: tuple[Row | None, Row | None],
+    examples: tuple[Examples | None, int] = (None, 0),
     widen: bool = True,
 ) -> tuple[Tensor, Tensor, bool]:
     """dY, in fp32 if `widen`, dB [C, r], and whether H is finite, for a contiguous dY [M, C] and H [M, r]; G = f dY B,
-    with B and f from `right`, is written to `g` [M, r], a slice of columns. Rows are those of dY and of dB.
+    with B and f from `right`, is written to `g` [M, r], a slice of columns. Rows are those of dY and of dB; `examples`
+    come with the column of the squares.
     """
-    (b, factor), (row, db_row) = right, into
+    (b, factor), (row, db_row), (cut, column) = right, into, examples
     if cpu.AVAILABLE:
         wide = dy if dy.dtype == torch.float32 or not widen else torch.empty_like(dy, dtype=torch.float32)
         db = torch.empty_like(b, memory_format=torch.contiguous_format)
         rights, db_into = cpu.Stack((b.contiguous(),), True, (factor,)), cpu.Stack((db,), True, None, (db_row,))
-        finite = cpu.read(dy, projection=(rights, g), outer=(h, db_into), wide=wide, row=row)
+        squares = None if cut is None else cut.on_cpu(column)
+        finite = cpu.read(dy, projection=(rights, g), outer=(h, db_into), wide=wide, row=row, examples=squares)
         return wide, db, finite
     wide = dy.float()
     torch.mul(wide @ b, factor, out=g)
-    db = (h.t() @ wide).t().contiguous()  # faster than dY^T H
+    db = outer(h, wide, [h.shape[1]], cut, column).t().contiguous()  # faster than dY^T H
     if row is not None:
         row[:] = tensor_stats_cpu(dy, False).numpy()
     if db_row is not None:

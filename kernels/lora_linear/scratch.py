@@ -23,6 +23,7 @@ from ..ledger import FLOAT, Ledger, Matrix, Scratch, dense, low_rank, size
 from ..statistics.pending_rows import PARTIAL_BYTES, ROW_BYTES
 from ..statistics.tensor_stats_aten import round_scratch, stats_scratch
 from . import gemm
+from .examples import Cuts, Examples, outer_scratch
 from .group import NO_DROPOUT, Dropout, Group
 from .ops import Operands
 from .passes import n_drawn
@@ -48,7 +49,7 @@ def cast_scratch(x: Tensor, dtype: torch.dtype) -> Scratch:
 
 def forward_scratch(*arguments: Any) -> Scratch:
     """Of `lora_linear`, from its arguments."""
-    x, weights, biases, lora_A, lora_B, seed, slot, *how = arguments
+    x, weights, biases, lora_A, lora_B, seed, slot, _, *how, _ = arguments
     group = Operands(weights, biases, lora_A, lora_B, seed, *how).group()
     ledger = Ledger()
     ledger.keep(0 if slot is None else ROW_BYTES * (1 + len(lora_A)))
@@ -59,12 +60,13 @@ def forward_scratch(*arguments: Any) -> Scratch:
 
 def backward_scratch(*arguments: Any) -> Scratch:
     """Of `lora_linear_backward`, from its arguments."""
-    grads, x, _, weights, lora_A, lora_B, seed, *how, needs_dx, with_stats = arguments
-    group = Operands(weights, (), lora_A, lora_B, seed, *how).group()
+    grads, x, _, weights, lora_A, lora_B, seed, *how, starts, needs_dx, with_stats, with_squares = arguments
+    group = Operands(weights, (), lora_A, lora_B, seed, *how).group(Examples(starts) if len(starts) > 1 else None)
     ledger = Ledger()
+    ledger.keep(8 * 2 * len(lora_A) * (len(starts) - 1) if with_squares else 0)
     ledger.keep(ROW_BYTES * (1 + 3 * len(lora_A)) if with_stats else 0)
     ledger.take(dense(x))
-    (backward_on_gpu if uses_triton(x) else _backward)(ledger, grads, x, group, needs_dx, with_stats)
+    (backward_on_gpu if uses_triton(x) else _backward)(ledger, grads, x, group, (needs_dx, with_stats, with_squares))
     return ledger.scratch()
 
 
@@ -111,7 +113,7 @@ def _down(ledger: Ledger, x: Tensor, ranks: Sequence[int], dropout: Dropout, wid
     if cpu.AVAILABLE:
         ledger.take(in_float if widen else 0)
         ledger.keep(FLOAT * m * rank)
-        ledger.within(low_rank(m, k, rank, n_rights=len(ranks), n_outers=0))
+        ledger.within(low_rank((m, k, rank), n_rights=len(ranks), n_outers=0))
         return
     ledger.take(in_float)
     scaled = sum([ledger.beside_number(FLOAT * own * k, torch.float32) for own in ranks])
@@ -147,7 +149,7 @@ def _up(
     m, n, dtype = shape
     if cpu.AVAILABLE:
         ledger.keep(0 if dtype == torch.float32 else size(dtype) * m * n)
-        ledger.within(low_rank(m, n, sum(ranks), len(ranks), 0, is_update=True))
+        ledger.within(low_rank((m, n, sum(ranks)), len(ranks), 0, is_update=True))
     else:
         right = ledger.take(FLOAT * sum(ranks) * n)
         if dropout.p > 0:
@@ -167,26 +169,27 @@ def _up(
 
 
 def _backward(
-    ledger: Ledger, grads: Sequence[Tensor], x: Tensor, group: Group, needs_dx: bool, with_stats: bool
+    ledger: Ledger, grads: Sequence[Tensor], x: Tensor, group: Group, wanted: tuple[bool, bool, bool]
 ) -> None:  # fmt: skip
-    (m, k), ranks = x.shape, _ranks(group)
+    (m, k), ranks, (needs_dx, with_stats, with_squares) = x.shape, _ranks(group), wanted
+    examples = None if group.examples is None else (group.examples.starts, with_squares)
     widen = x.dtype != torch.float32 and needs_dx and not multiplies_in_tiles(x)
     ledger.take(FLOAT * m * sum(ranks))
     weights, old, acc = _Weights(ledger, group, x), 0, 0
     for i, (dy, rank) in enumerate(zip(grads, ranks, strict=True)):
         weight = weights.next(i)
-        new = _grad(ledger, dy, rank, widen, with_stats)
+        new = _grad(ledger, dy, rank, widen, with_stats, examples)
         ledger.give(old)
         old = new
         if needs_dx:
             acc = acc or ledger.take(FLOAT * m * k)
             product_scratch(ledger, Matrix(m, weight.n_rows, torch.float32 if widen else x.dtype), weight)
-    _da(ledger, x, ranks, group.dropout, with_stats)
+    _da(ledger, x, group, with_stats, examples)
     if needs_dx:
         _up(ledger, Matrix(m, k, x.dtype), ranks, group.dropout, with_stats, acc)
 
 
-def _grad(ledger: Ledger, dy: Tensor, rank: int, widen: bool, with_stats: bool) -> int:
+def _grad(ledger: Ledger, dy: Tensor, rank: int, widen: bool, with_stats: bool, examples: Cuts) -> int:
     """Bytes of what it returns of dY beside dY itself."""
     m, n = dy.shape
     copy = ledger.take(dense(dy))
@@ -194,13 +197,13 @@ def _grad(ledger: Ledger, dy: Tensor, rank: int, widen: bool, with_stats: bool) 
     if cpu.AVAILABLE:
         wide = ledger.take(in_float if widen else 0)
         ledger.keep(FLOAT * n * rank)
-        ledger.within(low_rank(m, n, rank, n_rights=1, n_outers=1))
+        ledger.within(low_rank((m, n, rank), n_rights=1, n_outers=1, examples=examples))
     else:
         wide = ledger.take(in_float)
         product = ledger.take(FLOAT * m * rank)
         ledger.beside_number(0, torch.float32)
         ledger.give(product)
-        db = ledger.take(FLOAT * n * rank)
+        db = outer_scratch(ledger, [rank], n, examples)
         ledger.give(db if ledger.transpose(n, rank) else 0)
         ledger.kept += db
         if with_stats:
@@ -218,17 +221,18 @@ def _grad(ledger: Ledger, dy: Tensor, rank: int, widen: bool, with_stats: bool) 
     return copy
 
 
-def _da(ledger: Ledger, x: Tensor, ranks: Sequence[int], dropout: Dropout, with_stats: bool) -> None:
-    (m, k), rank = x.shape, sum(ranks)
+def _da(ledger: Ledger, x: Tensor, group: Group, with_stats: bool, examples: Cuts) -> None:
+    (m, k), ranks, dropout = x.shape, _ranks(group), group.dropout
+    rank = sum(ranks)
     if cpu.AVAILABLE:
         ledger.keep(FLOAT * rank * k)
-        ledger.within(low_rank(m, k, rank, n_rights=0, n_outers=len(ranks)))
+        ledger.within(low_rank((m, k, rank), n_rights=0, n_outers=len(ranks), examples=examples))
         return
     in_float = ledger.take(FLOAT * m * k if x.dtype != torch.float32 else 0)
     if dropped := _dropped(ledger, m * k, dropout):
         ledger.give(in_float)
         in_float = dropped
-    product = ledger.take(FLOAT * rank * k)
+    product = outer_scratch(ledger, ranks, k, examples)
     ledger.give(in_float)
     ledger.keep(FLOAT * rank * k)
     ledger.give(product)
@@ -278,10 +282,10 @@ def forward_on_gpu(ledger: Ledger, x: Tensor, group: Group, with_stats: bool) ->
 
 
 def backward_on_gpu(
-    ledger: Ledger, grads: Sequence[Tensor], x: Tensor, group: Group, needs_dx: bool, with_stats: bool
+    ledger: Ledger, grads: Sequence[Tensor], x: Tensor, group: Group, wanted: tuple[bool, bool, bool]
 ) -> None:  # fmt: skip
     """As forward."""
-    (m, k), ranks = x.shape, _ranks(group)
+    (m, k), ranks, (needs_dx, with_stats, _) = x.shape, _ranks(group), wanted
     ledger.take(sum(dense(dy) for dy in grads))
     ledger.take(FLOAT * m * sum(ranks))
     weights = _Weights(ledger, group, x)

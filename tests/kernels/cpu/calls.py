@@ -14,7 +14,9 @@ M, C, R = 70, 48, 5
 X = torch.randn(M, C, generator=torch.Generator().manual_seed(0))
 
 
-def read(x: Tensor, row: numpy.ndarray | None = None, across: bool = False) -> list[Any]:
+def read(
+    x: Tensor, row: numpy.ndarray | None = None, across: bool = False, examples: cpu.Squares | None = None
+) -> list[Any]:
     """Everything that a pass over x [M, C] can give."""
     m, c = x.shape
     matrices = [X[:2, :c].clone(), X[2:R, :c].clone()]
@@ -24,8 +26,8 @@ def read(x: Tensor, row: numpy.ndarray | None = None, across: bool = False) -> l
     to, wide = torch.zeros(m, R), torch.zeros(m, c)
     projection = cpu.Stack(matrices, across, [2.0, 0.5]), to
     outer = torch.ones(m, R + 3)[:, 1 : 1 + R], cpu.Stack(into, across, rows=rows)
-    finite = cpu.read(x, projection=projection, outer=outer, wide=wide, row=row, dropout=(3, 0.25))
-    return [to, wide, *into, *rows, finite]
+    finite = cpu.read(x, projection=projection, outer=outer, wide=wide, row=row, dropout=(3, 0.25), examples=examples)
+    return [to, wide, *into, *rows, finite, *([] if examples is None else [examples.into])]
 
 
 def update(x: Tensor, dtype: torch.dtype) -> list[Any]:
@@ -58,6 +60,7 @@ def heads(count: int) -> Tensor:
 
 def calls() -> dict[str, Callable[[], Any]]:
     """By function; each makes its tensors, calls, and gives what was written."""
+    squares = numpy.ones((4, 2))
     half, weight, angles = X.half(), X[0].abs(), heads(1)[:, 0, :, :8].contiguous()
     found: dict[str, Callable[[], Any]] = {
         "stats": lambda: [cpu.stats(X, True)],
@@ -70,6 +73,9 @@ def calls() -> dict[str, Callable[[], Any]]:
         "rotate": lambda: [cpu.rotate(heads(2).half(), angles, angles, False)],
         "read": lambda: read(half, numpy.zeros(9)),
         "read across": lambda: read(X, numpy.zeros(9), across=True),
+        "read of examples": lambda: read(
+            half, examples=cpu.Squares(numpy.array([0, 20, 20, 50, M]), numpy.ones((4, 2)))
+        ),
         "update": lambda: update(X.clone(), torch.float32),
         "update rounded": lambda: update(X.clone(), torch.bfloat16),
         "attention": lambda: attention(heads(4), heads(2), heads(2)),

@@ -127,9 +127,21 @@ def test_what_a_norm_takes_is_counted_to_the_byte(n_threads: int, dtype: torch.d
 def test_what_a_read_takes_is_counted_to_the_byte(rows: int, shares: int, threads: Callable[[int], None]):
     threads(1)
     limits, values = LIMITS["low_rank"], 5 * 48
-    blocks, partials = 4 * limits["BLOCK_BYTES"], shares * limits["PARTIAL_BYTES"]
+    blocks, partials = 4 * limits["BLOCK_BYTES"], shares * (limits["PARTIAL_BYTES"] + limits["SPAN_BYTES"])
     factors = 4 * values + 4 * values * shares
     assert peak(lambda: read(torch.ones(rows, 48))) == blocks + partials + factors + 4 * limits["TILE"] * 48
+
+
+def test_what_a_read_of_examples_takes_is_counted_to_the_byte(threads: Callable[[int], None]):
+    """Two shares of several, each with room for one example's part of G, and one of an example that is cut."""
+    threads(1)
+    limits, values = LIMITS["low_rank"], 5 * 48
+    starts, squares = numpy.array([0, 30, 60, 90, 120, 220]), numpy.zeros((5, 2))
+    taken = peak(lambda: read(torch.ones(220, 48), examples=cpu.Squares(starts, squares)))
+    shares = 4 * (limits["PARTIAL_BYTES"] + limits["SPAN_BYTES"] + 4 * values)
+    owners, pieces = 2 * 5, 4 * values
+    tile = 4 * limits["TILE"] * 48
+    assert taken == 4 * limits["BLOCK_BYTES"] + shares + 4 * values + owners + tile + pieces
 
 
 def test_what_attention_takes_is_counted_to_the_byte(threads: Callable[[int], None]):

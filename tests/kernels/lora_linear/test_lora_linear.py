@@ -313,9 +313,11 @@ def op_arguments(dtype: torch.dtype, slot: bool, p: float) -> tuple:
         [b.requires_grad_() for b in layer.lora_B],
         torch.tensor([3]) if p else None,
         torch.zeros(10, len(FIELDS), dtype=torch.float64) if slot else None,
+        torch.zeros(2, 4, dtype=torch.float64) if slot else None,
         [1, 0, 0, 1, 0, 0],
         layer.scalings,
         p,
+        [0, 3, 5] if slot else [0],
     )
 
 

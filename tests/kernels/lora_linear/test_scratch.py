@@ -49,6 +49,7 @@ class Case(NamedTuple):
     grads: list[torch.Tensor]
     with_stats: bool
     needs_dx: bool
+    starts: tuple[int, ...] = (0,)
 
 
 def random_case(rng: random.Random, most_rows: int, largest_group: int) -> Case:
@@ -69,20 +70,27 @@ def random_case(rng: random.Random, most_rows: int, largest_group: int) -> Case:
         Dropout(torch.tensor([3]), p) if p else NO_DROPOUT,
     )
     grads = [torch.randn(m, n).to(dtype) for n in cols]
-    return Case(torch.randn(m, k).to(dtype), group, grads, rng.random() < 0.5, rng.random() < 0.8)
+    borders = sorted(rng.choices(range(m + 1), k=rng.choice([0, 1, 5, 40])))
+    starts = rng.choice([(0,), (0, *borders, m), tuple(range(0, m + 1, m // rng.choice([1, m])))])
+    return Case(torch.randn(m, k).to(dtype), group, grads, rng.random() < 0.5, rng.random() < 0.8, starts)
 
 
 def check(case: Case) -> int:
     """That forward and backward take what is predicted; the bytes of backward."""
-    x, group, grads, with_stats, needs_dx = case
+    x, group, grads, with_stats, needs_dx, starts = case
     *tensors, formats, scalings, p = operands(group)
     slot = torch.zeros(2 + 4 * len(grads), N_FIELDS, dtype=torch.float64) if with_stats else None
-    forward: Any = (x, *tensors, slot, formats, scalings, p)
+    squares = (
+        torch.zeros(len(starts) - 1, 2 * len(grads), dtype=torch.float64) if len(starts) > 1 and with_stats else None
+    )
+    forward: Any = (x, *tensors, slot, squares, formats, scalings, p, list(starts))
     taken, (_, h, _) = inside(lambda: torch.ops.lora_train.lora_linear(*forward))
     about = f"M {len(x)} K {x.shape[1]} R {h.shape[1]} {x.dtype}, p {p}, statistics {with_stats}"
+    about += f", {len(starts) - 1} examples"
     assert scratch_of("lora_train::lora_linear", forward).inside == taken, about
     weights, _, *lora = tensors
-    backward: Any = (grads, x, h, weights, *lora, formats, scalings, p, needs_dx, with_stats)
+    wanted = needs_dx, with_stats, squares is not None
+    backward: Any = (grads, x, h, weights, *lora, formats, scalings, p, list(starts), *wanted)
     taken, _ = inside(lambda: torch.ops.lora_train.lora_linear_backward(*backward))
     assert scratch_of("lora_train::lora_linear_backward", backward).inside == taken, about
     return taken
@@ -146,13 +154,13 @@ def test_a_gpu_takes_what_is_predicted(chip: StandIn, monkeypatch: pytest.Monkey
 
 def check_on_gpu(case: Case) -> None:
     """That the launches of forward and backward take what is predicted."""
-    x, group, grads, with_stats, needs_dx = case
+    x, group, grads, with_stats, needs_dx, _ = case
     slot, pending = torch.zeros(2 + 4 * len(grads), N_FIELDS, dtype=torch.float64), [PendingRows(), PendingRows()]
     rows = [Rows(slot, waiting) if with_stats else None for waiting in pending]
     ledgers = Ledger(), Ledger()
     forward_on_gpu(ledgers[0], x, group, with_stats)
     taken, (_, h) = inside(lambda: launch.forward(x, group, rows[0]))
-    backward_on_gpu(ledgers[1], grads, x, group, needs_dx, with_stats)
+    backward_on_gpu(ledgers[1], grads, x, group, (needs_dx, with_stats, False))
     taken_back, _ = inside(lambda: launch.backward(grads, x, h, group, needs_dx, rows[1]))
     found = [(taken, held(pending[0])), (taken_back, held(pending[1]))]
     assert [(ledger.scratch().inside, ledger.waits) for ledger in ledgers] == found

@@ -63,14 +63,41 @@ TARGET INLINE void NAMED(project)(const float *x, const float *onto, int n_rows,
     }
 }
 
-/* outer[j, c] += sum over i of left[i, j] x[i, c], for n_ranks rows and WIDTH columns; n_ranks is a constant. */
-TARGET INLINE void NAMED(outer_tile)(const float *x, const float *left, int n_rows, int64_t cols, int64_t stride,
-                                     int n_ranks, float *outer) {
-    VECTOR sums[SIDE][2];
+/* to[j, c] = from[j, c] + add[j, c] + sum over i of left[i, j] x[i, c], where `from` is what there is of the same example
+   and `add` what there is of those before, either of them NULL for 0. */
+typedef struct {
+    const float *from, *add;
+    float *to;
+} NAMED(Outer);
+
+/* The sums of squares of each of four pairs of vectors. A double holds the square of any fp32; squares in fp32 are
+   summed up where all are well within its range. */
+TARGET INLINE void NAMED(add_squares)(VECTOR sums[SIDE][2], int n_ranks, double *squares) {
+    Four folded[SIDE] = {{0}}, each;
 #pragma GCC unroll 4
-    for (int j = 0; j < n_ranks; j++)
+    for (int j = 0; j < n_ranks; j++) folded[j] = NAMED(fold)(sums[j][0] * sums[j][0] + sums[j][1] * sums[j][1]);
+    each = sum_each(folded);
+    for (int j = 0; j < n_ranks; j++) {
+        double square = each[j];
+        if (!(each[j] < 1e30f && each[j] > 1e-25f)) {
+            square = 0;
+            for (int v = 0; v < 2; v++)
+                for (int lane = 0; lane < LANES; lane++) square += (double)sums[j][v][lane] * sums[j][v][lane];
+        }
+        squares[j] += square;
+    }
+}
+
+/* The same for n_ranks rows and WIDTH columns, and squares[j] += sum over c of (from + the sum)^2, or NULL; n_ranks is a
+   constant. */
+TARGET INLINE void NAMED(outer_tile)(const float *x, const float *left, int n_rows, int64_t cols, int64_t stride,
+                                     int n_ranks, NAMED(Outer) outer, double *squares) {
+    VECTOR sums[SIDE][2] = {{{0}}};
+    if (outer.from)
+#pragma GCC unroll 4
+        for (int j = 0; j < n_ranks; j++)
 #pragma GCC unroll 2
-        for (int v = 0; v < 2; v++) sums[j][v] = NAMED(load)(outer + j * cols + v * LANES);
+            for (int v = 0; v < 2; v++) sums[j][v] = NAMED(load)(outer.from + j * cols + v * LANES);
     for (int i = 0; i < n_rows; i++) {
 #pragma GCC unroll 2
         for (int v = 0; v < 2; v++) {
@@ -79,27 +106,71 @@ TARGET INLINE void NAMED(outer_tile)(const float *x, const float *left, int n_ro
             for (int j = 0; j < n_ranks; j++) sums[j][v] += values * left[i * stride + j];
         }
     }
+    if (squares) NAMED(add_squares)(sums, n_ranks, squares);
 #pragma GCC unroll 4
     for (int j = 0; j < n_ranks; j++)
 #pragma GCC unroll 2
-        for (int v = 0; v < 2; v++) *(VECTOR *)(outer + j * cols + v * LANES) = sums[j][v];
+        for (int v = 0; v < 2; v++) {
+            if (outer.add) sums[j][v] += NAMED(load)(outer.add + j * cols + v * LANES);
+            *(VECTOR *)(outer.to + j * cols + v * LANES) = sums[j][v];
+        }
 }
 
 TARGET INLINE void NAMED(outer_ranks)(const float *x, const float *left, int n_rows, int64_t cols, int64_t stride,
-                                      int n_ranks, float *outer) {
+                                      int n_ranks, NAMED(Outer) outer, double *squares) {
     int64_t c = 0;
-    for (; c + WIDTH <= cols; c += WIDTH) NAMED(outer_tile)(x + c, left, n_rows, cols, stride, n_ranks, outer + c);
+    for (; c + WIDTH <= cols; c += WIDTH) {
+        NAMED(Outer) own = {outer.from ? outer.from + c : NULL, outer.add ? outer.add + c : NULL, outer.to + c};
+        NAMED(outer_tile)(x + c, left, n_rows, cols, stride, n_ranks, own, squares);
+    }
     for (; c < cols; c++)
-        for (int j = 0; j < n_ranks; j++)
-            for (int i = 0; i < n_rows; i++) outer[j * cols + c] += left[i * stride + j] * x[i * cols + c];
+        for (int j = 0; j < n_ranks; j++) {
+            int64_t at = j * cols + c;
+            float sum = outer.from ? outer.from[at] : 0;
+            for (int i = 0; i < n_rows; i++) sum += left[i * stride + j] * x[i * cols + c];
+            if (squares) squares[j] += (double)sum * sum;
+            outer.to[at] = outer.add ? outer.add[at] + sum : sum;
+        }
 }
 
-TARGET INLINE void NAMED(add_outer)(const float *x, const float *left, int n_rows, int64_t cols, int64_t stride,
-                                    int64_t rank, float *outer) {
-    int64_t j = 0;
-    for (; j + SIDE <= rank; j += SIDE)
-        NAMED(outer_ranks)(x, left + j, n_rows, cols, stride, SIDE, outer + j * cols);
-    for (; j < rank; j++) NAMED(outer_ranks)(x, left + j, n_rows, cols, stride, 1, outer + j * cols);
+/* All of it; `squares` are those of an example that ends here, or NULL. */
+TARGET INLINE void NAMED(add_outer)(const Job *job, const float *x, const float *left, int n_rows, NAMED(Outer) outer,
+                                    double *squares) {
+    int64_t cols = job->cols, n_ranks;
+    for (int64_t j = 0; j < job->rank; j += n_ranks) {
+        double found[SIDE] = {0};
+        n_ranks = job->rank - j >= SIDE ? SIDE : 1;
+        if (n_ranks == SIDE)
+            NAMED(outer_ranks)(x, left + j, n_rows, cols, job->left_stride, SIDE, outer, squares ? found : NULL);
+        else NAMED(outer_ranks)(x, left + j, n_rows, cols, job->left_stride, 1, outer, squares ? found : NULL);
+        for (int64_t k = 0; squares && k < n_ranks; k++) squares[job->owners[j + k]] += found[k];
+        if (outer.from) outer.from += n_ranks * cols;
+        if (outer.add) outer.add += n_ranks * cols;
+        outer.to += n_ranks * cols;
+    }
+}
+
+/* Adds a tile's rows to G, example by example. `piece` has room for a G_e, which is only used where the share has
+   several; the sum of the share is in `outer`. */
+TARGET static void NAMED(add_examples)(const Job *job, const Span *span, const float *x, int64_t row, int n_rows,
+                                       int64_t *example, float *piece, float *outer) {
+    for (int64_t at = row, end = row + n_rows, next; at < end; at = next) {
+        while (!span->is_part && job->starts[*example + 1] <= at) ++*example;
+        int64_t first = span->is_part ? span->start : job->starts[*example];
+        int64_t stop = span->is_part ? span->stop : job->starts[*example + 1];
+        int is_joined = span->last_example > span->example + 1;
+        next = stop < end ? stop : end;
+        int ends = next == stop;
+        NAMED(Outer) how = {at == first ? NULL : outer, NULL, outer};
+        if (is_joined) {
+            how.from = at == first ? NULL : piece;
+            how.add = ends && first > span->start ? outer : NULL;
+            how.to = ends ? outer : piece;
+        }
+        double *squares = NULL;
+        if (job->squares && ends && !span->is_part) squares = job->squares + *example * job->squares_stride;
+        NAMED(add_outer)(job, x + (at - row) * job->cols, job->left + at * job->left_stride, (int)(next - at), how, squares);
+    }
 }
 
 /* Sets what dropout takes away of WIDTH values of a row to zero; the column is a multiple of WIDTH. */
@@ -170,12 +241,12 @@ TARGET static void NAMED(count_floats)(const float *values, int64_t n, Partial *
     count_values(values, NULL, 0, n, FP32, 0, LOAD_BITS, ROUND, SQUARE, p);
 }
 
-/* One share of a read: rows from `start` to `stop`. `space` has room for a tile, `outer` is the share's own. */
-TARGET static void NAMED(read_rows)(const Job *job, int64_t start, int64_t stop, float *space, float *outer,
-                                    Partial *p) {
-    int64_t cols = job->cols;
-    for (int64_t row = start; row < stop; row += TILE) {
-        int n_rows = (int)(stop - row < TILE ? stop - row : TILE);
+/* One share of a read. `space` has room for a tile and, where it has several examples, for a G_e; `outer` is the
+   share's own. */
+TARGET static void NAMED(read_rows)(const Job *job, const Span *span, float *space, float *outer, Partial *p) {
+    int64_t cols = job->cols, example = span->example;
+    for (int64_t row = span->start; row < span->stop; row += TILE) {
+        int n_rows = (int)(span->stop - row < TILE ? span->stop - row : TILE);
         int64_t first = row * cols, count = n_rows * cols;
         if (job->row) NAMED(count)(job, first, first + count, p);
         const float *tile = (const float *)job->x + first;
@@ -189,17 +260,16 @@ TARGET static void NAMED(read_rows)(const Job *job, int64_t start, int64_t stop,
             NAMED(drop)(tile, row, n_rows, cols, &job->dropout, space);
             tile = space;
         }
-        const float *left = job->left + row * job->left_stride;
         float *to = job->to ? job->to + row * job->to_stride : NULL;
         if (to) NAMED(project)(tile, job->right, n_rows, cols, job->rank, to, job->to_stride);
-        if (outer) NAMED(add_outer)(tile, left, n_rows, cols, job->left_stride, job->rank, outer);
+        if (outer) NAMED(add_examples)(job, span, tile, row, n_rows, &example, space + TILE * cols, outer);
     }
 }
 
 /* One share of an update. */
-TARGET static void NAMED(update)(const Job *job, int64_t start, int64_t stop, float *space, float *outer, Partial *p) {
+TARGET static void NAMED(update)(const Job *job, const Span *span, float *space, float *outer, Partial *p) {
     (void)space, (void)outer;
-    for (int64_t row = start; row < stop;) {
+    for (int64_t row = span->start, stop = span->stop; row < stop;) {
         int n_rows = stop - row >= SIDE ? SIDE : 1;
         if (n_rows == SIDE) NAMED(update_rows)(job, row, SIDE);
         else NAMED(update_rows)(job, row, 1);
