@@ -73,9 +73,7 @@ def calls() -> dict[str, Callable[[], Any]]:
         "rotate": lambda: [cpu.rotate(heads(2).half(), angles, angles, False)],
         "read": lambda: read(half, numpy.zeros(9)),
         "read across": lambda: read(X, numpy.zeros(9), across=True),
-        "read of examples": lambda: read(
-            half, examples=cpu.Squares(numpy.array([0, 20, 20, 50, M]), numpy.ones((4, 2)))
-        ),
+        "read of examples": lambda: read(half, examples=cpu.Squares(numpy.array([0, 20, 20, 50, M]), squares.copy())),
         "update": lambda: update(X.clone(), torch.float32),
         "update rounded": lambda: update(X.clone(), torch.bfloat16),
         "attention": lambda: attention(heads(4), heads(2), heads(2)),

@@ -13,6 +13,7 @@ from lora_train.kernels.lora_linear import Examples, lora_linear
 from lora_train.kernels.lora_linear import examples as of_examples
 from lora_train.kernels.lora_linear.passes import outer
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..helpers import DTYPES
 from .lora_layer import Backend, Layer, Result, make_layer, on_backend, run_reference
@@ -167,7 +168,7 @@ def test_the_dispatchers_route_gives_the_same(backend: Backend):
     layer = make_layer(sum(lengths), 16, (8, 8), (2, 4), torch.float32)
     _, found = run(backend, layer, Examples(starts_of(lengths), torch.empty(2, 4, dtype=torch.float64)))
 
-    class Sees(torch.utils._python_dispatch.TorchDispatchMode):
+    class Sees(TorchDispatchMode):
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):
             return func(*args, **(kwargs or {}))
 
