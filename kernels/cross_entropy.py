@@ -64,7 +64,7 @@ def linear_cross_entropy(
 def token_cross_entropy(
     hidden: Tensor, weight: Tensor, labels: Tensor, *, bias: Tensor | None = None, count_correct: bool = False
 ) -> tuple[Tensor, Tensor | None, Tensor]:
-    """Sum of the token losses, differentiable in `hidden` alone, and where tokens are counted their losses.
+    """Sum of the token losses, differentiable in `hidden` alone, and the loss of each token, which is not.
 
     Args:
         hidden: [T, H] in fp32, fp16 or bf16. Products take autocast's dtype where it is on, as in
@@ -72,10 +72,10 @@ def token_cross_entropy(
         weight: [V, H], frozen. On the CPU fp32 weights stay fp32.
         labels: int64 [T].
         bias: [V], frozen.
-        count_correct: also count tokens whose label has the largest logit, and return the loss of each token.
+        count_correct: also count tokens whose label has the largest logit.
 
     Returns:
-        fp32 [], int64 [] or None, and fp32 [T] or [0].
+        fp32 [], int64 [] or None, and fp32 [T].
     """
     device = hidden.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
@@ -103,7 +103,7 @@ def _linear_cross_entropy(
     needs_grad: bool,
     count_correct: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Loss [] fp32, n_correct [] int64, d loss / d hidden [T, H] fp32 or [0, H], losses of tokens [T] fp32 or [0]."""
+    """Loss [] fp32, n_correct [] int64, d loss / d hidden [T, H] fp32 or [0, H], losses of tokens [T] fp32."""
     forward = _forward_triton if uses_triton(hidden) else _forward_cpu
     with torch.autocast(hidden.device.type, enabled=False):
         return forward(hidden.to(dtype), weight, labels, bias, needs_grad, count_correct)
@@ -114,7 +114,7 @@ def _(hidden, weight, labels, bias, dtype, needs_grad, count_correct):
     loss = hidden.new_empty((), dtype=torch.float32)
     n_correct = hidden.new_empty((), dtype=torch.int64)
     n_rows = hidden.shape[0] if needs_grad else 0
-    losses = hidden.new_empty(hidden.shape[0] if count_correct else 0, dtype=torch.float32)
+    losses = hidden.new_empty(hidden.shape[0], dtype=torch.float32)
     return loss, n_correct, hidden.new_empty((n_rows, hidden.shape[1]), dtype=torch.float32), losses
 
 
@@ -127,7 +127,7 @@ def _forward_cpu(
     buffer = _room(step, vocabulary)
     loss, n_correct = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.int64)
     d_hidden = torch.zeros(hidden.shape) if needs_grad else torch.empty(0, hidden.shape[1])
-    losses = torch.empty(n_tokens if count_correct else 0)
+    losses = torch.empty(n_tokens)
     for start in range(0, n_tokens, step):
         rows = slice(start, start + step)
         h, label = hidden[rows], labels[rows]
@@ -167,10 +167,9 @@ def _token_losses(p_label: Tensor, h: Tensor, label: Tensor, weight: Tensor, bia
 
 
 def _total(losses: Tensor, ignored: Tensor, out: Tensor) -> Tensor:
-    """Their sum without those that are ignored, float64 []; what is added up goes to `out`, if that is not empty."""
+    """Their sum without those that are ignored, float64 []; what is added up goes to `out`."""
     losses = losses.masked_fill(ignored, 0)
-    if out.numel():
-        out.copy_(losses)
+    out.copy_(losses)
     return losses.sum(dtype=torch.float64)
 
 
@@ -246,7 +245,7 @@ def _forward_triton(
         if needs_grad:
             torch.mul(_mm_fp32(grad[: h.shape[0]], weight), 1 / scale, out=d_hidden[rows])
     loss, n_correct = losses.sum(dtype=torch.float64).float(), correct.sum(dtype=torch.int64)
-    return loss, n_correct, d_hidden, losses if count_correct else losses.new_empty(0)
+    return loss, n_correct, d_hidden, losses
 
 
 def cross_entropy_scratch(*arguments: Any) -> Scratch:
@@ -257,7 +256,7 @@ def cross_entropy_scratch(*arguments: Any) -> Scratch:
     cast = size(dtype) * weight.numel() if on_gpu and weight.dtype != dtype else 0
     ledger.take(cast + (8 * n_tokens if on_gpu else 8))
     ledger.keep(FLOAT * n_tokens * width if needs_grad else 0)
-    losses = FLOAT * n_tokens if count_correct else 0  # on a GPU they are among what was taken
+    losses = FLOAT * n_tokens  # on a GPU they are among what was taken
     ledger.kept += losses if on_gpu else ledger.take(losses)
     step = CHUNK_ROWS * max(1, CUDA_CHUNK // vocabulary // CHUNK_ROWS)
     if not on_gpu:

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .eval_rows import EvaluationRows, read_rows
+from .row_log import read_training_rows
 from .schema import COMPUTED, kind_of
 
 from .store import (  # isort: skip
@@ -83,6 +84,10 @@ class Run:
         """What each row of the evaluation at a step cost; None where that is not stored."""
         return read_rows(self.path, step)
 
+    def rows(self, steps: Iterable[int] | None = None, shares: bool = False) -> pd.DataFrame:
+        """What each training row added to each step: `row_log.read_training_rows`."""
+        return read_training_rows(self.path, steps, shares)
+
     def stats(
         self,
         sites: str | re.Pattern[str] | None = None,
@@ -139,11 +144,13 @@ class Run:
             blocks of up to some 500 steps; within one the rows of a site follow each other in order of steps. Of a
             step that was run twice only the last word is there.
         """
+        import numpy as np
+
         parts = self._parts(steps)
         names = list(dict.fromkeys(name for part in reversed(parts) for name in part.names))
         code = {name: at for at, name in enumerate(names)}
         for part in parts:
-            codes = _array([code[name] for name in part.names])
+            codes = np.array([code[name] for name in part.names], np.int64)
             for site, step, values in _site_major(part, columns):
                 yield Block(names, codes[site], step, part.start, values)
 
@@ -253,12 +260,6 @@ def _open(path: Path) -> _Part | None:
     return _Part(path, int(facts[b"start"]), json.loads(facts[b"sites"]), steps) if facts and steps else None
 
 
-def _array(values: Sequence[int]) -> np.ndarray:
-    import numpy as np
-
-    return np.array(values, np.int64)
-
-
 def _site_major(part: _Part, columns: Sequence[str]) -> Iterator[tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]]:
     """Site ids, steps and values of a file, a row group or BLOCK_STEPS batches at a time."""
     import numpy as np
@@ -274,7 +275,7 @@ def _site_major(part: _Part, columns: Sequence[str]) -> Iterator[tuple[np.ndarra
             for group in range(file.metadata.num_row_groups):
                 table = file.read_row_group(group, ["step", "site", *columns], use_threads=False)
                 step, site, values = table["step"].to_numpy(), table["site"].to_numpy(), floats(table)
-                kept = np.isin(step, _array(list(part.steps)))
+                kept = np.isin(step, np.array(list(part.steps), np.int64))
                 if kept.any():
                     yield site[kept], step[kept], {name: column[kept] for name, column in values.items()}
         return

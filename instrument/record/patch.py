@@ -24,13 +24,12 @@ from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTuner
 from torch import nn
 
-from ...kernels.lora_linear import NF4Weight, lora_linear
+from ...kernels.lora_linear import Examples, NF4Weight, lora_linear
 from ...kernels.statistics.pending_rows import PendingRows
 from .four_bit import is_4bit_linear
 from .served import dropout_p, serves, why_not
 
-# Random seeds of dropout masks.
-MAX_SEED = 2**62
+MAX_SEED = 2**62  # of dropout masks
 
 
 class Observer(Protocol):
@@ -53,6 +52,9 @@ class Group:
         pending: where rows of the slot wait to be written together with those of other groups, or None.
         observer: on a step that looks closer, else None.
         recorded: gives the slot of the pass that begins now, if passes have slots of their own; None: not recorded.
+        starts: where the examples of the micro-batch begin among its tokens, and their number; None: not known.
+        squares: float64 [examples, 2 g] for those of their gradients (kernels/lora_linear/examples.py), or None.
+        lost_rows: told of a pass that counts in the gradient and not in the squares.
     """
 
     names: list[str]
@@ -61,6 +63,9 @@ class Group:
     pending: PendingRows | None = None
     observer: Observer | None = None
     recorded: Callable[[Group], torch.Tensor | None] | None = None
+    starts: Sequence[int] | None = None
+    squares: torch.Tensor | None = None
+    lost_rows: Callable[[], None] | None = None
     _input: torch.Tensor | None = None
     _waiting: dict[int, tuple[torch.Tensor, tuple | None]] = field(default_factory=dict)
 
@@ -77,7 +82,22 @@ class Group:
         """Output of module `index`, which is served, for `x`."""
         if index == 0 and self._serves_all(x):
             return self._lead(x)
-        return _fused(x, [self.modules[index]], None)[0]
+        if self.lost_rows is not None and torch.is_grad_enabled():
+            self.lost_rows()
+        return _fused(x, [self.modules[index]], None, None, self._examples(x, None))[0]
+
+    def _examples(self, x: torch.Tensor, squares: torch.Tensor | None) -> Examples | None:
+        """Those of x, if it has the micro-batch's tokens, or one token for each example."""
+        if self.starts is None:
+            return None
+        n_tokens = x.numel() // max(x.shape[-1], 1)
+        if n_tokens == self.starts[-1]:
+            return Examples(self.starts, squares)
+        if n_tokens == len(self.starts) - 1:
+            return Examples(range(n_tokens + 1), squares)
+        if squares is not None and self.lost_rows is not None:
+            self.lost_rows()
+        return None
 
     def _serves_all(self, x: torch.Tensor) -> bool:
         """Whether one call computes all of them: the first is served, and one dropout mask serves every module."""
@@ -93,7 +113,8 @@ class Group:
         observer = self.observer if slot is not None else None
         if observer is not None:
             x = observer.input(self, x)
-        outputs = _fused(x, self.modules, slot, self.pending)
+        squares = None if slot is None else self.squares
+        outputs = _fused(x, self.modules, slot, self.pending, self._examples(x, squares))
         if observer is not None:
             outputs = observer.outputs(self, outputs)
         others = zip(outputs[1:], self.modules[1:], strict=True)
@@ -131,6 +152,11 @@ class Patched:
     groups: list[Group]
     unfused: list[tuple[str, nn.Module, str]]
     others: list[Layer] = field(default_factory=list)
+
+    def cut_at(self, starts: Sequence[int] | None) -> None:
+        """Tells every group where the examples of the next micro-batch begin: sums are cut there, recorded or not."""
+        for group in self.groups:
+            group.starts = starts
 
 
 def base_name(name: str, prefix: str = "base_model.model.") -> str:
@@ -266,7 +292,7 @@ def _state(layer: Any, x: torch.Tensor) -> tuple | None:
 
 
 def _fused(
-    x: torch.Tensor, layers: Sequence[Any], slot: torch.Tensor | None, pending: PendingRows | None = None
+    x: torch.Tensor, layers: Sequence[Any], slot: torch.Tensor | None, pending: Any, examples: Examples | None
 ) -> list[torch.Tensor]:
     adapters = [layer.active_adapters[0] for layer in layers]
     p = dropout_p(layers[0])
@@ -284,13 +310,14 @@ def _fused(
         seed=seed,
         slot=slot,
         pending=pending,
+        examples=examples,
     )
 
 
 def _weight(linear: nn.Linear) -> torch.Tensor | NF4Weight:
-    if not is_4bit_linear(linear):
-        return linear.weight
     weight: Any = linear.weight
+    if not is_4bit_linear(linear):
+        return weight
     state = weight.quant_state
     packed = weight.data.view(torch.uint8)
     if not state.nested:

@@ -27,7 +27,7 @@ from .hooks.unfused import Unfused
 from .patch import Group, Patched
 from .probe import Probe
 from .ring import Ring
-from .served import lora_parameter
+from .rows.gradients import RowGradients
 from .sites import Watching
 
 _SUMSQ, _ABSMAX, _N_NAN, _N_INF = (FIELDS.index(name) for name in ("sumsq", "absmax", "n_nan", "n_inf"))
@@ -41,6 +41,7 @@ class Recorder:
         watching: what it looks at, and how often.
         passes: which passes of the model count.
         sites: what is kept, in the order of the rows that `ready` and `drain` hand out.
+        rows: what each training row adds to a step; None: nobody says where rows begin.
         dropped: steps whose rows or histograms were dropped because the host lagged behind.
     """
 
@@ -82,6 +83,7 @@ class Recorder:
         self.sites = [replace(self._all_sites[index], id=row) for row, index in enumerate(keep)]
         self._ring = Ring((len(keep), len(COLUMNS)), device, may_drop=True)
         self._exponent_ring = Ring((len(keep), N_EXPONENTS), device, n_slots=1, may_drop=True)
+        self.rows = RowGradients(patched.groups, device, watching.rows) if watching.rows else None
 
     def _index_sites(self, run_once: Callable[[], Any]) -> None:
         self._all_sites: list[Site] = []
@@ -123,22 +125,10 @@ class Recorder:
         Returns:
             whether every parameter has a site.
         """
-        position = {id(parameter): index for index, parameter in enumerate(parameters)}
-        sites, wanted = [], []
-        modules = {name: m for group, _ in self._groups for name, m in zip(group.names, group.modules, strict=True)}
-        modules |= {name: module for name, module, _ in self._patched.unfused}
-        for site in self._all_sites:
-            if id(self._other_parameters.get(site.id)) in position:
-                sites.append(site.id)
-                wanted.append(position[id(self._other_parameters[site.id])])
-            elif site.module in modules and site.tensor in site_tables.GRADIENTS:
-                layer: Any = modules[site.module]
-                found = [lora_parameter(layer, site.tensor.removesuffix(".grad"), a) for a in layer.active_adapters]
-                trained = [position[id(parameter)] for parameter in found if id(parameter) in position]
-                if trained:
-                    sites.append(site.id)
-                    wanted.append(trained[0])
-        self._gradient_pairs = list(zip(sites, wanted, strict=True))
+        self._gradient_pairs = site_tables.gradient_pairs(
+            self._all_sites, self._patched, self._other_parameters, parameters
+        )
+        sites, wanted = [site for site, _ in self._gradient_pairs], [at for _, at in self._gradient_pairs]
         self._gradient_rows = torch.tensor(sites, dtype=torch.int64, device=self._device)
         self._gradient_parameters = torch.tensor(wanted, dtype=torch.int64, device=self._device)
         return set(wanted) == set(range(len(parameters)))
@@ -168,13 +158,21 @@ class Recorder:
     def begin_step(self, step: int, look: bool = False) -> None:
         """Clears the rows; `step` counts from 1. `look`: count exponents and probe modules whatever step it is."""
         self._step, self._looks = step, look
+        if self.rows is not None:
+            self.rows.begin_step(step)
         self._pending.clear()  # of a step that was given up
         every = self.watching.histogram_every
         self.passes.begin_step(bool(every and (look or step % every == 0)))
 
-    def begin_micro_batch(self) -> None:
-        """Points every fused group at its rows of the next micro-batch."""
+    def begin_micro_batch(self, starts: Sequence[int] = ()) -> None:
+        """Points every fused group at its rows of the next micro-batch.
+
+        Args:
+            starts: where each training row begins among its tokens, and their number; needed if there are `rows`.
+        """
         self._pending.flush()
+        if self.rows is not None:
+            self.rows.begin_micro_batch(starts)
         self.passes.begin_micro_batch()
         observer = self if self.passes.exponents is not None else None
         for (group, _), view in zip(self._groups, self._views[self.passes.micro], strict=True):
@@ -184,13 +182,20 @@ class Recorder:
             if self.passes.micro == 0 and (self._looks or self._step % self.watching.probe_every == 0):
                 self._probe.begin(partial(self._record, gradient_row=None))
 
-    def finish_step(self, gradient_rows: torch.Tensor, gradients: Sequence[torch.Tensor], keep: bool = True) -> None:
+    def finish_step(
+        self,
+        gradient_rows: torch.Tensor,
+        gradients: Sequence[torch.Tensor],
+        keep: bool = True,
+        scale: torch.Tensor | None = None,
+    ) -> None:
         """Reduces the step on the device and sends it on its way; until the next one no group records.
 
         Args:
             gradient_rows: float64 [parameters, 9], statistics of the accumulated, all-reduced gradients.
             gradients: those gradients; looked at where `counts_exponents`.
             keep: False for a step that nobody is to read.
+            scale: of the loss, by which the gradients of `rows` are divided.
         """
         if self._probe is not None:
             self._probe.end()
@@ -213,6 +218,8 @@ class Recorder:
                 self._exponent_ring.push(self._step, exponents[self._keep].double())
         if keep:
             self._ring.push(self._step, rows[self._keep])
+        if self.rows is not None:
+            self.rows.finish_step(scale, keep)
         self.passes.end()
 
     def _reduced(self, n_micro_batches: int) -> torch.Tensor:
@@ -260,7 +267,7 @@ class Recorder:
 
     @property
     def dropped(self) -> int:
-        return self._ring.dropped + self._exponent_ring.dropped
+        return self._ring.dropped + self._exponent_ring.dropped + (self.rows.dropped if self.rows else 0)
 
     def watch(self, name: str, tensor: torch.Tensor) -> None:
         """Records a tensor of the user's choice and its gradient, see `watch`."""
@@ -295,6 +302,8 @@ class Recorder:
         if found is None:
             return None
         k, self._group_rows = found
+        if k and group.lost_rows is not None:
+            group.lost_rows()
         return group.slot if k == 0 else self._group_rows.stats[first : first + 2 + 4 * len(group.names)]
 
     def input(self, group: Group, x: torch.Tensor) -> torch.Tensor:

@@ -7,8 +7,9 @@ A group of modules that read the same input has one `in` and one `grad_in`, name
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -17,7 +18,8 @@ from transformers.pytorch_utils import Conv1D
 
 from ...kernels.lora_linear import site_names
 from ..read.store import Site
-from .patch import Group, Layer
+from .patch import Group, Layer, Patched
+from .rows.gradients import RowWatching
 from .served import lora_parameter
 
 GRADIENTS = ("lora_A.grad", "lora_B.grad")
@@ -39,6 +41,7 @@ class Watching:
         float32: names of modules that compute in float32 whatever autocast says, with all that is in them.
         guarded: wraps what reads a tensor of a pass.
         gather: stacks a tensor of every process, [W, ...]; None for one process.
+        rows: which training rows there are; None: they are not told apart.
         micro_gradients: whether what each micro-batch adds to a trained parameter without LoRA is read too: one more
             pass over its gradient.
     """
@@ -51,6 +54,7 @@ class Watching:
     float32: Collection[str] = ()
     guarded: Callable[[Callable[..., None]], Callable[..., None]] = lambda reads: reads
     gather: Callable[[torch.Tensor], torch.Tensor] | None = None
+    rows: RowWatching | None = None
     micro_gradients: bool = False
 
 
@@ -91,6 +95,33 @@ def layer_sites(layer: Layer, first_id: int, order: int) -> list[Site]:
     for tensor, parameter in layer.parameters.items():
         shapes.append((tensor, tuple(parameter.shape), str(parameter.dtype).removeprefix("torch.")))
     return [Site(first_id + at, layer.name, *shape, order) for at, shape in enumerate(shapes)]
+
+
+def gradient_pairs(
+    sites: Sequence[Site],
+    patched: Patched,
+    others: Mapping[int, nn.Parameter],
+    parameters: Sequence[nn.Parameter],
+) -> list[tuple[int, int]]:
+    """The id of every gradient's site with the position of its parameter; those of the adapters active now.
+
+    Args:
+        others: parameters without LoRA by the id of their site.
+        parameters: the trained ones.
+    """
+    position = {id(parameter): index for index, parameter in enumerate(parameters)}
+    modules = {name: m for group in patched.groups for name, m in zip(group.names, group.modules, strict=True)}
+    modules |= {name: module for name, module, _ in patched.unfused}
+    pairs = []
+    for site in sites:
+        found: list[nn.Parameter | None] = [others.get(site.id)]
+        if site.module in modules and site.tensor in GRADIENTS and found == [None]:
+            layer: Any = modules[site.module]
+            found = [lora_parameter(layer, site.tensor.removesuffix(".grad"), a) for a in layer.active_adapters]
+        trained = [position[id(parameter)] for parameter in found if id(parameter) in position]
+        if trained:
+            pairs.append((site.id, trained[0]))
+    return pairs
 
 
 def in_float32(site: Site, modules: Collection[str]) -> Site:

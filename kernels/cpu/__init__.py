@@ -148,7 +148,7 @@ class Squares(NamedTuple):
 
     Attributes:
         starts: int64 [E + 1], where each begins, and M.
-        into: float64 [E, columns], contiguous, or None.
+        into: float64 [E, columns], rows dense, or None.
         column: which column is the first matrix's of G; the others follow.
     """
 

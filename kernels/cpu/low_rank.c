@@ -227,39 +227,32 @@ static int take_tall(const Job *job, PyObject *object, const char *name, float *
     return 1;
 }
 
-/* A contiguous buffer of these values, alive as long as the call. */
-static int take_values(PyObject *object, const char *name, const char *format, Py_ssize_t bytes, void *at, Py_ssize_t *n) {
-    Py_buffer view;
-    if (PyObject_GetBuffer(object, &view, PyBUF_CONTIG_RO | PyBUF_FORMAT)) return 0;
-    int fits = view.itemsize == bytes && strchr(format, *view.format) && !view.format[1];
-    *(void **)at = view.buf, *n = view.len / bytes;
-    PyBuffer_Release(&view);
-    if (!fits) PyErr_Format(PyExc_ValueError, "%s has another dtype", name);
-    return fits;
-}
-
-/* (starts, squares, column): int64 [E + 1] from 0 to M; float64 [E, columns], of which the matrices of G take those from
-   `column` on, or None. */
+/* (starts, squares, column): contiguous int64 [E + 1] from 0 to M; float64 [E, columns], rows dense, of which the matrices
+   of G take those from `column` on, or None. Both live as long as the call. */
 static int take_examples(Job *job, PyObject *object) {
     PyObject *starts, *squares;
-    Py_ssize_t n, n_squares, column;
+    Py_ssize_t column;
+    Py_buffer view;
     if (object == Py_None) return 1;
     if (!PyArg_Parse(object, "(OOn)", &starts, &squares, &column) ||
-        !take_values(starts, "starts", "lq", sizeof(int64_t), &job->starts, &n))
+        PyObject_GetBuffer(starts, &view, PyBUF_CONTIG_RO | PyBUF_FORMAT))
         return 0;
-    int ordered = n >= 2 && !job->starts[0] && job->starts[n - 1] == job->rows;
+    Py_ssize_t n = view.len / (Py_ssize_t)sizeof(int64_t);
+    int ordered = view.itemsize == sizeof(int64_t) && strchr("lq", *view.format) && n >= 2;
+    job->starts = view.buf, job->n_examples = n - 1;
+    PyBuffer_Release(&view);
+    ordered = ordered && !job->starts[0] && job->starts[n - 1] == job->rows;
     for (Py_ssize_t e = 1; ordered && e < n; e++) ordered = job->starts[e - 1] <= job->starts[e];
     if (!ordered) return PyErr_Format(PyExc_ValueError, "starts do not go from 0 to the rows of x") != NULL;
-    job->n_examples = n - 1;
     if (squares == Py_None) return 1;
-    if (!take_values(squares, "squares", "d", sizeof(double), &job->squares, &n_squares)) return 0;
-    job->squares_stride = n_squares / job->n_examples;
-    if (column >= 0 && n_squares == job->squares_stride * job->n_examples &&
-        column + job->n_outers <= job->squares_stride) {
-        job->squares += column;
-        return 1;
-    }
-    return PyErr_Format(PyExc_ValueError, "squares are no float64 [%zd, columns]", n - 1) != NULL;
+    if (PyObject_GetBuffer(squares, &view, PyBUF_STRIDES | PyBUF_FORMAT | PyBUF_WRITABLE)) return 0;
+    int fits = view.ndim == 2 && !strcmp(view.format, "d") && view.shape[0] == n - 1 && column >= 0 &&
+               column + job->n_outers <= view.shape[1] && view.strides[0] % (Py_ssize_t)sizeof(double) == 0 &&
+               (view.strides[1] == sizeof(double) || view.shape[1] == 1);
+    job->squares = (double *)view.buf + column, job->squares_stride = view.strides[0] / (Py_ssize_t)sizeof(double);
+    PyBuffer_Release(&view);
+    if (!fits) PyErr_Format(PyExc_ValueError, "squares are no float64 [%zd, columns]", n - 1);
+    return fits;
 }
 
 /* read(x, projection, outer, wide, row, seed, p, n_threads, examples): `projection` is (R, to) or None, `outer` (L, G) or

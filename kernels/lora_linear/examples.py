@@ -33,8 +33,8 @@ class Examples(NamedTuple):
 
     Attributes:
         starts: where each of E examples begins, and M; ascending, from 0.
-        squares: float64 [E, 2 g] on the device of the tokens: |dA_i,e|^2 of every projection and then |dB_i,e|^2; not
-            finite where a value is not. Assigned by the backward pass. None: nobody wants them.
+        squares: float64 [E, 2 g], rows dense, on the device of the tokens: |dA_i,e|^2 of every projection and then
+            |dB_i,e|^2; not finite where a value is not. Assigned by the backward pass. None: nobody wants them.
     """
 
     starts: Sequence[int]

@@ -311,3 +311,15 @@ class InstrumentSection(Section):
     """Look at the outputs of the modules without LoRA every so many steps, on one micro-batch. 0: never.
 
     이 스텝마다 마이크로배치 하나에서 LoRA가 없는 모듈의 출력을 봅니다. 0이면 보지 않습니다."""
+    rows: bool = True
+    """Record the loss and the gradient norm of every training row at every step (lora-train rows).
+
+    모든 스텝에서 학습 행마다 loss와 그래디언트 노름을 기록합니다(lora-train rows)."""
+    rows_every: int = Field(default=100, ge=0)
+    """Record each module's share of every row's gradient every so many steps. 0: never.
+
+    이 스텝마다 행의 그래디언트를 모듈별로 나누어 기록합니다. 0이면 기록하지 않습니다."""
+    row_modules: list[str] = []
+    """Modules whose share is recorded at every step: shell patterns.
+
+    모듈별 몫을 모든 스텝에서 기록할 모듈. 셸 패턴 목록입니다."""

@@ -57,6 +57,14 @@ class Batch:
     attention_mask: torch.Tensor | None = None
     token_type_ids: torch.Tensor | None = None
 
+    @property
+    def starts(self) -> list[int]:
+        """Where each row begins among the B * S positions, and their number."""
+        if self.lengths:
+            return [0, *accumulate(self.lengths)]
+        n_rows, width = self.input_ids.shape
+        return list(range(0, n_rows * width + 1, width))
+
     def to(self, device: torch.device) -> Batch:
         """The batch on a device; from pinned memory the copy does not wait."""
         if not is_gpu(device):
@@ -238,6 +246,13 @@ class Plan:
         """The lengths of the rows in each bin: the same in every epoch, and so is the number of bins."""
         assert self.bin_tokens is not None
         return fill_bins(self._lengths, self.bin_tokens)
+
+    @cached_property
+    def most_rows(self) -> int:
+        """Rows that a micro-batch of one process has at most."""
+        if self.bin_tokens is None:
+            return self.batch_size
+        return self.batch_size * max(len(lengths) for lengths in self._bins)
 
     @cached_property
     def steps_per_epoch(self) -> int:

@@ -15,6 +15,7 @@ from ...instrument.record.loss_scale import INITIAL_SCALE, LossScale
 from ...instrument.record.once import run_once
 from ...instrument.record.patch import Patched
 from ...instrument.record.recorder import Recorder
+from ...instrument.record.rows.gradients import RowWatching
 from ...instrument.record.sites import Watching
 from ..config.schema import Config
 from ..console import Console
@@ -118,7 +119,7 @@ def build(
         latch=Latch(engine.device) if training.fp16 else Latch(engine.device, patience=1),
         schedule=schedule_of(training, n_steps, plan.steps_per_epoch),
         eval_data=eval_data,
-        recorder=make_recorder(config, engine, built) if config.instrument.enabled else None,
+        recorder=make_recorder(config, engine, built, plan.most_rows) if config.instrument.enabled else None,
         own_metrics=own_function(config),
     )
 
@@ -145,21 +146,27 @@ def order_of(config: Config, dataset: Dataset, world_size: int) -> Plan:
     )
 
 
-def make_recorder(config: Config, engine: Engine, built: Built) -> Recorder:
+def make_recorder(config: Config, engine: Engine, built: Built, most_rows: int) -> Recorder:
     """The recorder that the configuration asks for.
+
+    Args:
+        most_rows: of a micro-batch.
 
     Raises:
         UserError: instrument.sites matches nothing.
     """
-    sites, model = config.instrument.sites, built.model
+    sites, model, keys = config.instrument.sites, built.model, config.instrument
+    gather = engine.gather if engine.world_size > 1 else None
+    n_micro = config.training.gradient_accumulation_steps
     watching = Watching(
-        config.training.gradient_accumulation_steps,
+        n_micro,
         histogram_every=config.instrument.histogram_every,
         probe_every=config.instrument.probe_every,
         model=model,
         patterns=["*"] if sites == "all" else sites,
         float32=matching(model, config.precision.fp32_modules),
-        gather=engine.gather if engine.world_size > 1 else None,
+        gather=gather,
+        rows=RowWatching(n_micro, most_rows, keys.rows_every, keys.row_modules, gather) if keys.rows else None,
         micro_gradients=config.is_classifier,
     )
     with autocast(config, engine.device):

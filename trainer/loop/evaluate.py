@@ -15,7 +15,7 @@ import torch
 from ...instrument.read.eval_rows import Confusion, EvaluationRows
 from ...instrument.read.schema import Evaluation
 from ...instrument.record.once import in_mode
-from ...kernels.backend import is_gpu
+from ...instrument.record.rows.gradients import by_row
 from ..data.batches import Batch, collate, in_batches
 from ..data.examples import Dataset, Example
 from ..data.labels.labels import SEVERAL, SINGLE, VALUE, Labels
@@ -87,7 +87,9 @@ def evaluate(
                 loss_sum, n_correct, losses = _judged(loss, batch, kept, number)
             assert n_correct is not None
             totals += torch.stack([loss_sum.double(), n_correct.double()])
-            of_rows[starts[number] : starts[number + 1]] = _by_row(losses, examples)
+            of_rows[starts[number] : starts[number + 1]] = by_row(
+                losses, [example.n_supervised for example in examples]
+            )
     engine.sum_([sums])
     loss_total, n_right, *loss_of_rows = sums.tolist()
     rows = _in_source_order(dataset, [example for examples in batches for example in examples], loss_of_rows)
@@ -179,15 +181,6 @@ def label_of(example: Example) -> np.ndarray:
     if example.is_tagged:
         return example.labels[example.supervised]
     return example.labels if example.labels.dtype == np.int64 else example.labels[None]
-
-
-def _by_row(losses: torch.Tensor, examples: Sequence[Example]) -> torch.Tensor:
-    """Sums of the tokens' losses, float64 [rows]: tokens of a row follow each other."""
-    lengths = torch.tensor([example.n_supervised for example in examples])
-    if is_gpu(losses.device):
-        lengths = lengths.pin_memory().to(losses.device, non_blocking=True)
-    # unsafe: without a look at the lengths, for which the host would wait
-    return torch.segment_reduce(losses.double(), "sum", lengths=lengths, unsafe=True)
 
 
 def _in_source_order(dataset: Dataset, evaluated: Sequence[Example], sums: Sequence[float]) -> EvaluationRows:

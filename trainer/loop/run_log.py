@@ -15,14 +15,14 @@ from ...instrument.constants import GIB
 from ...instrument.judge.detect import PATIENCE, Detectors, Trouble
 from ...instrument.messages import say
 from ...instrument.read.schema import StepLine, Summary, kind_of
-from ...instrument.read.store import METRICS, STATS, MetricsLog, StatsWriter, read_metrics
+from ...instrument.read.store import METRICS, MetricsLog, read_metrics
 from ...instrument.record.recorder import Recorder
 from ...instrument.record.ring import Ring
 from ..checks.first_steps import FirstSteps
-from ..config.schema import Config
 from ..console import Console, compact, duration
-from ..errors import Stopped, problem
+from ..data.batches import StepRows
 from ..log.layer_series import LayerSeries
+from ..log.streams import Streams, write_failed
 from ..log.trackers import Trackers
 from ..saved.state import Progress
 from .components import Components
@@ -44,7 +44,7 @@ class StepFacts:
     supervised_tokens_squared: int
     max_sequence_length: int
     step_seconds: float
-    rows: tuple[int, ...]
+    rows: StepRows
 
 
 class RunLog:
@@ -60,7 +60,7 @@ class RunLog:
         console: Console,
         components: Components,
         progress: Progress,
-        stats: StatsWriter | None = None,
+        streams: Streams,
         trackers: Trackers | None = None,
     ):
         self._metrics, self._console, self._progress = metrics, console, progress
@@ -70,7 +70,7 @@ class RunLog:
             components.plan.steps_per_epoch,
         )
         self._rates, self._device = components.optimizer.rates, components.engine.device
-        self._stats, self._trackers = stats, trackers
+        self._streams, self._trackers = streams, trackers
         self._scale_is_dynamic = components.config.training.fp16 and isinstance(
             components.config.precision.loss_scale, str
         )
@@ -95,6 +95,7 @@ class RunLog:
     def expect(self, facts: StepFacts) -> None:
         """Keeps a step's host facts until its row arrives."""
         self._pending[facts.step] = facts
+        self._streams.expect(facts.rows)
         self._recent.append(facts.step_seconds)
         self._progress.train_seconds += facts.step_seconds
 
@@ -124,6 +125,7 @@ class RunLog:
     def step(self, step: int, values: list[float]) -> Trouble | None:
         """Records a step whose row has arrived; what is wrong with it, if anything is."""
         facts, self.last_step = self._pending.pop(step), step
+        rows = facts.rows.numbers
         row = dict(zip(ROW_FIELDS, values, strict=True))
         skipped = bool(row["skipped"])
         self._progress.skipped += skipped
@@ -150,13 +152,13 @@ class RunLog:
         )
         line = dict(vars(record))
         latched = bool(row["latched"])
-        if not math.isfinite(row["loss"]) and facts.rows:
-            line["rows"] = facts.rows
+        if not math.isfinite(row["loss"]) and rows:
+            line["rows"] = rows
             if not latched:
-                self._console.warn(say("step.nonfinite", step=step, rows=", ".join(map(str, facts.rows))))
-        elif skipped and facts.rows and not self._scale_is_dynamic and not latched:
-            line["rows"] = facts.rows
-            self._console.warn(say("step.nonfinite_gradient", step=step, rows=", ".join(map(str, facts.rows))))
+                self._console.warn(say("step.nonfinite", step=step, rows=", ".join(map(str, rows))))
+        elif skipped and rows and not self._scale_is_dynamic and not latched:
+            line["rows"] = rows
+            self._console.warn(say("step.nonfinite_gradient", step=step, rows=", ".join(map(str, rows))))
         self._zero_gradients = self._zero_gradients + 1 if row["grad_norm"] == 0 else 0
         if self._zero_gradients == PATIENCE:
             self._console.warn(say("step.no_gradient", step=step - PATIENCE + 1, n=PATIENCE))
@@ -179,7 +181,7 @@ class RunLog:
         for step, rows, exponents in recorder.drain() if drain else recorder.ready(self.last_step):
             if last is not None and step > last:
                 continue
-            self._write_statistics(step, rows, exponents, ends=last is not None)
+            self._streams.write_statistics(step, rows, exponents, ends=last is not None)
             self._track(step, rows)
             found, coming = self._detectors.rows(step, rows.numpy())
             trouble = trouble or found
@@ -194,6 +196,7 @@ class RunLog:
                         step=forecast.predicted_step,
                     )
                 )
+        self._streams.receive_rows(recorder.rows, self.last_step, drain, last)
         return trouble if last is None else None
 
     def _track(self, step: int, rows: torch.Tensor | None) -> None:
@@ -235,26 +238,14 @@ class RunLog:
             if (kind_of(line), line["step"]) not in written:
                 self._write(line, ends=True)
 
-    def _write_statistics(self, step: int, rows: torch.Tensor, exponents: torch.Tensor | None, ends: bool) -> None:
-        if self._stats is None:
-            return
-        try:
-            self._stats.write(step, rows.numpy(), None if exponents is None else exponents.long().numpy())
-        except OSError as error:
-            self._stats.abandon()
-            self._stats = None
-            if not ends:
-                write_failed(self._config, STATS, error)
-            self._console.warn(say("stats.failed", step=step, what=error))
-
     def close(self) -> None:
         """Ends the streams, whole where the disk allows it."""
-        for stream in (self._metrics, self._stats):
-            if stream is not None:
-                try:
+        for stream in (self._metrics, *self._streams.open()):
+            try:
+                if stream is not None:
                     stream.close()
-                except OSError as error:
-                    self._console.warn(say("log.failed", step=self.last_step, what=error))
+            except OSError as error:
+                self._console.warn(say("log.failed", step=self.last_step, what=error))
         self._track(self.last_step, None)
         if self._trackers:
             self._trackers.finish()
@@ -338,13 +329,3 @@ class RunLog:
             "memory_reserved_gib": torch.cuda.memory_reserved(self._device) / GIB if cuda else None,
             "host_memory_gib": psutil.Process().memory_info().rss / GIB,
         }
-
-
-def write_failed(config: Config, what: str, error: OSError) -> None:
-    """Ends the run where training.on_write_error says so.
-
-    Raises:
-        Stopped: it does.
-    """
-    if config.training.on_write_error == "stop":
-        raise Stopped(str(problem("run.stopped_by_disk", what=what, error=error))) from error

@@ -19,11 +19,12 @@ from ...instrument.read.eval_rows import EVALUATIONS, EvaluationRows, write_rows
 from ..config.schema import Config
 from ..console import Console
 from ..data.load import listed
+from ..log.streams import write_failed
 from ..saved.state import Progress
 from .best import kept_steps
 from .checkpoint import NotFinite, save_checkpoint
 from .components import Components
-from .run_log import RunLog, write_failed
+from .run_log import RunLog
 from .snapshots import Snapshots
 
 

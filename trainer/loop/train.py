@@ -16,6 +16,7 @@ import torch
 from ...instrument.judge.detect import Trouble
 from ...instrument.read.eval_rows import EvaluationRows
 from ...instrument.record.ring import Ring
+from ...instrument.record.rows.gradients import by_row
 from ..data.batches import StepRows, collate
 from ..data.examples import Example
 from ..errors import Stopped, UserError, problem
@@ -70,10 +71,16 @@ def micro_batch_loss(components: Components, step: int, index: int, examples: Se
     config, engine = components.config, components.engine
     torch.manual_seed(micro_batch_seed(config.training.seed, step, index, engine.rank))
     batch = collate(examples, components.pad_token_id, components.loss.padding_free).to(engine.device)
+    components.patched.cut_at(batch.starts)
+    rows = None
     if components.recorder:
-        components.recorder.begin_micro_batch()
+        rows = components.recorder.rows
+        components.recorder.begin_micro_batch(batch.starts)
     with autocast(config, engine.device):
-        return components.loss(batch)[0]
+        loss_sum, _, losses = components.loss.of_tokens(batch)
+    if rows is not None:
+        rows.losses(by_row(losses, [example.n_supervised for example in examples]))
+    return loss_sum
 
 
 def train_step(components: Components, rows: StepRows) -> torch.Tensor:
@@ -86,7 +93,7 @@ def train_step(components: Components, rows: StepRows) -> torch.Tensor:
     totals = forward_backward(components, rows)
     gradient_rows = optimizer.gradient_rows()
     if components.recorder:
-        components.recorder.finish_step(gradient_rows, optimizer.gradients)
+        components.recorder.finish_step(gradient_rows, optimizer.gradients, scale=loss_scale)
     can_fall = components.loss_scale.can_fall()
     latched = components.latch.update(totals[0], has_non_finite(gradient_rows), can_fall)
     if not rows.examples:  # all its rows are in data.skip_rows
@@ -236,5 +243,5 @@ def host_facts(rows: StepRows, step_seconds: float) -> StepFacts:
         supervised_tokens_squared=rows.n_supervised_squared,
         max_sequence_length=rows.longest,
         step_seconds=step_seconds,
-        rows=rows.numbers,
+        rows=rows,
     )

@@ -80,7 +80,7 @@ class SupervisedLoss:
         return self.of_tokens(batch)[:2]
 
     def of_tokens(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
-        """The same, and the loss of each supervised token, float32 [T]; [0] where gradients are wanted."""
+        """The same, and the loss of each supervised token, float32 [T], without a gradient."""
         with _rows_are_known(), running(batch):
             return self._loss(batch)
 
@@ -128,8 +128,7 @@ class SupervisedLoss:
         # what F.cross_entropy does, to the bit; the tokens are read off its middle
         log_p = F.log_softmax(logits.float(), dim=1)
         loss = F.nll_loss(log_p, batch.targets, reduction="sum")
-        wanted = not torch.is_grad_enabled()
-        losses = F.nll_loss(log_p, batch.targets, reduction="none") if wanted else loss.new_empty(0)
+        losses = F.nll_loss(log_p.detach(), batch.targets, reduction="none")
         return loss, (logits.detach().argmax(-1) == batch.targets).sum(), losses
 
     def _fused_loss(

@@ -8,6 +8,7 @@ from safetensors import SafetensorError
 
 from ...instrument.messages import say
 from ...instrument.read.compact import compact as compact_stats
+from ...instrument.read.row_log import ROWS, compact_rows
 from ...instrument.read.store import STATS
 from ..console import compact, duration
 from ..errors import problem
@@ -90,8 +91,9 @@ def compact_statistics(session: Session) -> None:
         return
     try:
         compact_stats(session.run_dir)
+        compact_rows(session.run_dir)
     except OSError as error:
-        for partial in (session.run_dir / STATS).glob("*.tmp"):
+        for partial in [*(session.run_dir / STATS).glob("*.tmp"), *(session.run_dir / ROWS).glob("*.tmp")]:
             partial.unlink(missing_ok=True)
         session.console.warn(say("end.not_compacted", what=error))
     if recorder.dropped:

@@ -14,6 +14,7 @@ import transformers
 
 from ...instrument.judge.detect import Trouble
 from ...instrument.messages import say
+from ...instrument.read.row_log import RowsWriter
 from ...instrument.read.store import MetricsLog, StatsWriter, write_sites
 from ..checks.no_effect import without_effect
 from ..checks.tips import tips
@@ -26,6 +27,7 @@ from ..data.load import load_data, with_format
 from ..dry_run.outlook import outlook_of
 from ..dry_run.preview import unit_name
 from ..errors import Stopped, UserError, problem, reason, tell
+from ..log.streams import Streams
 from ..log.trackers import Trackers
 from ..loop.checkpoint import checkpoints, drop_partial, restore, set_aside_after, step_of
 from ..loop.components import Components, build
@@ -183,13 +185,13 @@ def start(launch: Launch, config: Config, checkpoint: Path | None, healing: bool
     if checkpoint is not None:
         progress.start = engine.gather_objects(next_start(run_dir, progress.start) if engine.is_main else 0)[0]
     metrics = open_folder(run_dir, components, progress) if engine.is_main else None
-    stats = open_stats(run_dir, components, progress) if engine.is_main else None
+    streams = open_streams(run_dir, components, progress, console)
     engine.barrier()
     if not healing:
         greet(launch, components, progress, run_dir, checkpoint)
         launch.stop.listen()
     trackers = Trackers(config, run_dir, console.warn) if engine.is_main else None
-    log = RunLog(metrics, console, components, progress, stats, trackers)
+    log = RunLog(metrics, console, components, progress, streams, trackers)
     session = Session(components, progress, run_dir, log, console, launch.stop)
     warm_up(components)
     session.snapshots.keep(progress)
@@ -272,15 +274,20 @@ def _overlap_of(components: Components) -> dict[str, Any] | None:
     return data.overlap.facts() if data is not None and data.overlap is not None else None
 
 
-def open_stats(run_dir: Path, components: Components, progress: Progress) -> StatsWriter | None:
-    """Writes sites.json and opens this start's stream of statistics."""
-    if components.recorder is None:
-        return None
-    try:
-        write_sites(run_dir, components.recorder.sites)
-        return StatsWriter(run_dir, progress.start, len(components.recorder.sites))
-    except OSError as error:
-        raise UserError(problem("run.cannot_write", folder=run_dir, what=reason(error))) from error
+def open_streams(run_dir: Path, components: Components, progress: Progress, console: Console) -> Streams:
+    """Writes sites.json and opens this start's streams of statistics, on the main process."""
+    config, recorder, rows, stats = components.config, components.recorder, None, None
+    if recorder is not None and components.engine.is_main:
+        try:
+            write_sites(run_dir, recorder.sites)
+            stats = StatsWriter(run_dir, progress.start, len(recorder.sites))
+            if recorder.rows is not None:
+                n_fused = 2 * len(recorder.rows.modules)
+                whole = n_fused == len(components.optimizer.gradients)
+                rows = RowsWriter(run_dir, progress.start, recorder.rows.modules, whole)
+        except OSError as error:
+            raise UserError(problem("run.cannot_write", folder=run_dir, what=reason(error))) from error
+    return Streams(config, console, stats, rows)
 
 
 def greet(launch: Launch, components: Components, progress: Progress, run_dir: Path, checkpoint: Path | None) -> None:

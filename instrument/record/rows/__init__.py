@@ -1,0 +1,1 @@
+"""What each training row adds to a step."""
