@@ -82,6 +82,8 @@ class Trouble:
         latched: whether the device has held the state of the step.
         module: in the base model, where one is to blame.
         evidence: numbers.
+        bad_rows: rows whose loss or gradient was not finite while others were, as the step recorded them, by (micro-batch,
+            process); empty where it did not, or where all were.
     """
 
     step: int
@@ -89,6 +91,7 @@ class Trouble:
     module: str | None = None
     evidence: Mapping[str, Any] = field(default_factory=dict)
     latched: bool = False
+    bad_rows: Mapping[tuple[int, int], Sequence[int]] = field(default_factory=dict)
 
 
 @dataclass
@@ -100,7 +103,8 @@ class Diagnosis:
         step: attempted optimizer step.
         module: as in the base model, or None where none is to blame.
         phase: forward, backward, optimizer or data.
-        rows: source indices of the step's rows; those that alone reproduce it are in evidence["rows_alone"].
+        rows: source indices of the step's rows; those that alone reproduce it are in evidence["rows_alone"], and the
+            first that the step itself recorded as not finite is evidence["first_bad_row"].
         evidence: numbers.
         remedies: {"change", "verified", "loss"} for each that was tried, cheapest first.
         action: heal, rollback or stop.

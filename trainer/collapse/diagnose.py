@@ -91,7 +91,16 @@ def diagnose(components: Components, trouble: Trouble) -> Diagnosis:
     same = [item for item in found if (item.phase, item.micro_batch) == (first.phase, first.micro_batch)]
     alone = sorted({row for item in same for row in item.rows_alone})
     evidence = {**first.evidence, "micro_batch": first.micro_batch, "rows_alone": alone, **adapter}
+    evidence["first_bad_row"] = first_bad_row(trouble, first)
     return Diagnosis(first.kind, step, first.module, PHASES.get(first.kind, "backward"), numbers, evidence)
+
+
+def first_bad_row(trouble: Trouble, found: Found) -> int | None:
+    """The first row of the micro-batch to blame that was not finite when the step ran; None where all were, or nobody
+    recorded it.
+    """
+    rows = trouble.bad_rows.get((found.micro_batch, found.rank))
+    return rows[0] if rows else None
 
 
 def adapter_facts(components: Components) -> dict[str, int]:

@@ -130,7 +130,8 @@ def candidates(components: Components, diagnosis: Diagnosis, snapshot: Snapshot 
                 yield Remedy("fp32_module", {"precision.fp32_modules": both}, values={"module": ", ".join(both)})
     if kind in (Kind.SCALE_UNDERFLOW, Kind.NOT_REPRODUCED):  # no row is to blame
         return
-    rows = diagnosis.evidence.get("rows_alone") or diagnosis.rows
+    bad = diagnosis.evidence.get("first_bad_row")
+    rows = diagnosis.evidence.get("rows_alone") or ([bad] if bad is not None else diagnosis.rows)
     yield Remedy("skip_rows", {"data.skip_rows": list(rows)}, values={"rows": listed(rows)})
 
 

@@ -29,17 +29,12 @@ def write_failed(config: Config, what: str, error: OSError) -> None:
 
 
 class Streams:
-    """The streams of one start; on all but the main process they write nothing.
-
-    Attributes:
-        bad_rows: of the last step whose rows have arrived, those whose loss or gradient is not finite, by (micro-batch,
-            process). Where every row of a micro-batch is so, or of the step, the weights are what is wrong, and no row.
-    """
+    """The streams of one start; on all but the main process they write nothing."""
 
     def __init__(self, config: Config, console: Console, stats: StatsWriter | None, rows: RowsWriter | None):
         self._config, self._console, self._stats, self._rows = config, console, stats, rows
         self._expected: dict[int, StepRows] = {}
-        self.bad_rows: dict[tuple[int, int], list[int]] = {}
+        self._bad_rows: tuple[int, dict[tuple[int, int], list[int]]] = (0, {})
 
     def expect(self, rows: StepRows) -> None:
         """Keeps which rows a step has until their values arrive."""
@@ -73,7 +68,7 @@ class Streams:
         values = found.values.numpy()[at]
         loss, sumsq, known = values[:, LOSS], values[:, SUMSQ], values[:, KNOWN] > 0
         bad = ~np.isfinite(loss) | (~np.isfinite(sumsq) & known)
-        self.bad_rows = _bad_rows(columns, bad)
+        self._bad_rows = rows.step, _bad_rows(columns, bad)
         writer = self._rows
         if writer is None:
             return
@@ -95,6 +90,13 @@ class Streams:
             self._console.warn(say("stats.failed" if what == STATS else "rows.failed", step=step, what=error))
             return False
         return True
+
+    def bad_rows_of(self, step: int) -> dict[tuple[int, int], list[int]]:
+        """Rows whose loss or gradient was not finite, by (micro-batch, process), if that step was the last to arrive.
+
+        Where every row of a micro-batch is so, or of the step, the weights are what is wrong, and no row.
+        """
+        return self._bad_rows[1] if self._bad_rows[0] == step else {}
 
     def open(self) -> list[Any]:
         """Those that are still written to."""

@@ -120,7 +120,8 @@ class RunLog:
                 if not trouble.latched:
                     self.step(step, values.tolist())
             self._pending.clear()
-        return trouble
+            return replace(trouble, bad_rows=self._streams.bad_rows_of(trouble.step))
+        return None
 
     def step(self, step: int, values: list[float]) -> Trouble | None:
         """Records a step whose row has arrived; what is wrong with it, if anything is."""
