@@ -82,8 +82,8 @@ class Trouble:
         latched: whether the device has held the state of the step.
         module: in the base model, where one is to blame.
         evidence: numbers.
-        bad_rows: rows whose loss or gradient was not finite while others were, as the step recorded them, by (micro-batch,
-            process); empty where it did not, or where all were.
+        bad_rows: rows whose loss or gradient was not finite while others' were, as the step recorded it, by
+            (micro-batch, process); empty where it did not, or where all were.
     """
 
     step: int

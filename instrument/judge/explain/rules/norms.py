@@ -1,5 +1,8 @@
 """The gradient norm of a whole run in one sentence, and how much of a step is noise of its batch.
 
+Where the rows of a step were recorded, row_noise.py tells direction and noise apart, whatever the rows' lengths. Else
+its micro-batches do:
+
     c_i                                  what micro-batch i adds to a step's gradient: n_i of its N tokens (or labels)
     S = sum |c_i|^2, Q = |sum c_i|^2     micro_sumsq and sumsq of the statistics
     q = sum n_i^2 / N^2                  supervised_tokens_squared of the step; 1 / k where k parts are alike
@@ -16,16 +19,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 
 from ....read.history import TRAINED, History
+from ...row_noise import row_noise
 from ..finding import WINDOW, Finding, median
 from .gradients import exploding, none_since, vanishing
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 # Steps whose statistics are read, spread over the run.
 MOST_STEPS = 200
@@ -35,8 +36,10 @@ COVERED = 0.9
 SEEN = 2.0
 # Shares of noise from which on, and below which, one of the two decides.
 NOISY, CLEAR = 0.8, 0.5
-# A batch so many times as large is foretold.
-LARGER = 8
+# Batches so many times as large are foretold.
+TIMES = (0.5, 2, 4, 8)
+# A noise scale is told where two standard errors are no more than this share of it.
+TOLD = 0.3
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,7 @@ class Micro:
         of_one: rows of a micro-batch.
         row, shared: R and C of each step that was read.
         steps: their numbers.
+        tokens: supervised tokens of a row on average; None where the rows were not recorded.
     """
 
     rows: int
@@ -57,6 +61,7 @@ class Micro:
     row: np.ndarray
     shared: np.ndarray
     steps: np.ndarray
+    tokens: float | None = None
 
     def norm(self, rows: int) -> float:
         """Root of the mean square of the gradient norm of so many rows a step, at the same weights."""
@@ -97,9 +102,35 @@ class Micro:
         error = self.shared.std(ddof=1) / math.sqrt(len(self.shared))
         return bool(self.shared.mean() > SEEN * error)
 
+    def scale(self, part: slice = slice(None)) -> tuple[float, float]:
+        """Rows at which noise and direction are equal, and the standard error (jackknife over steps)."""
+        row, shared = self.row[part], self.shared[part]
+        n, noise = len(row), row - shared
+        value = float(noise.sum() / shared.sum())
+        without = (noise.sum() - noise) / (shared.sum() - shared)
+        return value, float(np.sqrt((n - 1) / n * np.square(without - without.mean()).sum()))
+
 
 def micro_batches(history: History) -> Micro | None:
-    """None where a step has one micro-batch, or where its parts were not recorded."""
+    """What the parts of a step tell: its rows, else its micro-batches; None where neither was recorded."""
+    return _of_rows(history) or _of_micro_batches(history)
+
+
+def _of_rows(history: History) -> Micro | None:
+    """None too where more is trained than the rows' gradients cover."""
+    frame = history.run.rows() if history.run is not None else None
+    if frame is None or not len(frame) or not frame.attrs["whole"]:
+        return None
+    step, norm = history.finite("grad_norm")
+    found = row_noise(frame, pd.Series(norm, index=step.astype(int)))
+    if found is None or len(found.steps) < WINDOW:
+        return None
+    return Micro(
+        found.rows, _rows_of_epoch(history, found.rows), 1, found.row, found.shared, found.steps, found.tokens
+    )  # fmt: skip
+
+
+def _of_micro_batches(history: History) -> Micro | None:
     size = history.number("training.per_device_train_batch_size")
     parts = history.number("training.gradient_accumulation_steps")
     if history.run is None or not size or not parts or parts < 2 or history.number("data.packing"):
@@ -191,9 +222,27 @@ def other_batches(history: History) -> Finding | None:
     micro = micro_batches(history)
     if micro is None or not micro.is_seen:  # without a direction that is seen, nobody knows where it stops to fall
         return None
-    fewer, more = micro.of_one, min(LARGER * micro.rows, micro.there_are or LARGER * micro.rows)
-    values = {"rows": micro.rows, "now": micro.norm(micro.rows), "fewer": fewer, "small": micro.norm(fewer)}
-    return Finding("grad_norm", "note", "explain.norm_by_batch", values | {"more": more, "large": micro.norm(more)})
+    sizes = [max(round(times * micro.rows), 1) for times in TIMES]
+    sizes = sorted({min(n, micro.there_are or n) for n in sizes} - {micro.rows})
+    foretold = ", ".join(f"{n:,}: {micro.norm(n):.3g}" for n in sizes)
+    values = {"rows": micro.rows, "now": micro.norm(micro.rows), "foretold": foretold}
+    return Finding("grad_norm", "note", "explain.norm_by_batch", values)
 
 
-RULES = (neither, noise, other_batches)
+def noise_scale(history: History) -> Finding | None:
+    """How large a batch is worth its tokens; nothing where chance leaves more than 30% of it open."""
+    micro = micro_batches(history)
+    if micro is None or micro.tokens is None or not micro.is_seen:
+        return None
+    value, error = micro.scale()
+    if not value > 0 or 2 * error > TOLD * value:
+        return None
+    half = len(micro.row) // 2
+    values = {"scale": value, "low": value - 2 * error, "high": value + 2 * error, "tokens": value * micro.tokens}
+    values |= {"early": micro.scale(slice(None, half))[0], "late": micro.scale(slice(half, None))[0]}
+    values |= {"rows": micro.rows}
+    key = "explain.noise_scale_above" if micro.rows > value + 2 * error else "explain.noise_scale"
+    return Finding("grad_norm", "note", key, values)
+
+
+RULES = (neither, noise, noise_scale, other_batches)

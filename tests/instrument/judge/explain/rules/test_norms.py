@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from lora_train.instrument.judge.explain import History
-from lora_train.instrument.judge.explain.rules.norms import micro_batches, neither, noise, other_batches
+from lora_train.instrument.judge.explain.rules.norms import micro_batches, neither, noise, noise_scale, other_batches
 
 from ..build import history
 
@@ -20,6 +20,9 @@ class FakeRun:
 
     def __init__(self, frame: pd.DataFrame):
         self.frame = frame
+
+    def rows(self) -> pd.DataFrame:
+        return pd.DataFrame()
 
     def stats(self, _sites: str, columns: list[str], steps: Any) -> pd.DataFrame:
         return self.frame.loc[self.frame["step"].isin(list(steps))]
@@ -79,8 +82,58 @@ def test_noise_alone_shrinks_with_the_root_of_the_rows_and_never_below():
 def test_other_batches_are_said_in_both_directions():
     found = other_batches(made(1.0, 4.0, 4, 2))
     assert found is not None
-    assert (found.values["fewer"], found.values["rows"], found.values["more"]) == (2, 8, 64)
-    assert found.values["small"] > found.values["now"] > found.values["large"]
+    assert found.values["rows"] == 8
+    norms = dict(part.split(": ") for part in found.values["foretold"].split(", "))
+    assert list(norms) == ["4", "16", "32", "64"]
+    assert float(norms["4"]) > found.values["now"] > float(norms["16"]) > float(norms["32"]) > float(norms["64"])
+
+
+class RecordedRun(FakeRun):
+    """A run whose rows were recorded."""
+
+    def __init__(self, rows: pd.DataFrame):
+        super().__init__(pd.DataFrame(columns=["step", "sumsq", "micro_sumsq"]))
+        self.recorded = rows
+
+    def rows(self) -> pd.DataFrame:
+        return self.recorded
+
+
+def with_rows(direction: float, spread: float, rows: int, whole: bool = True) -> History:
+    """One micro-batch a step: only its rows tell."""
+    draw = np.random.default_rng(3)
+    gradients = draw.normal(0, spread / np.sqrt(PARAMETERS), (STEPS, rows, PARAMETERS))
+    gradients[..., 0] += direction
+    norm = np.sqrt(np.square(gradients.mean(1)).sum(-1))
+    step = np.repeat(np.arange(1, STEPS + 1), rows)
+    frame = pd.DataFrame({"step": step, "row": 0, "n_supervised": 20})
+    frame["sumsq"] = np.square(gradients / rows).sum(-1).ravel()
+    frame.attrs["whole"] = whole
+    found = history(loss=np.linspace(1, 0.5, STEPS), grad_norm=norm)
+    found.config = {"training": {"per_device_train_batch_size": rows, "gradient_accumulation_steps": 1}}
+    found.run = RecordedRun(frame)  # pyright: ignore[reportAttributeAccessIssue]
+    return found
+
+
+def test_rows_tell_without_accumulation():
+    micro = micro_batches(with_rows(1.0, 4.0, 8))
+    assert micro is not None
+    assert micro.shared.mean() == pytest.approx(1.0, abs=0.2)
+    assert micro.row.mean() == pytest.approx(17.0, rel=0.05)
+    assert micro_batches(with_rows(1.0, 4.0, 8, whole=False)) is None, "more is trained than the rows cover"
+
+
+@pytest.mark.parametrize(("rows", "key"), [(8, "explain.noise_scale"), (64, "explain.noise_scale_above")])
+def test_the_noise_scale_is_told_in_rows_and_tokens(rows: int, key: str):
+    found = noise_scale(with_rows(1.0, 4.0, rows))
+    assert found is not None
+    assert found.key == key
+    assert found.values["low"] < 16 < found.values["high"]
+    assert found.values["tokens"] == pytest.approx(20 * found.values["scale"])
+
+
+def test_a_noise_scale_that_chance_hides_is_not_told():
+    assert noise_scale(with_rows(0.3, 8.0, 4)) is None
 
 
 def test_without_micro_batches_nothing_is_said():

@@ -1,0 +1,79 @@
+"""Direction and noise of a gradient from the norms of its rows: no accumulation is needed, and lengths may differ.
+
+A step of B rows has the gradient g = sum of v_r / N, where v_r is the gradient of row r's loss sum, n_r its supervised
+tokens and N their sum. With E over rows drawn at random, and G = E v / E n the gradient of all of them,
+
+    E |g|^2 = |G|^2 + S / B          S = E |v - n G|^2 / (E n)^2
+            S = (E |v|^2 - 2 X / E n + |E v|^2 E n^2 / (E n)^2) / (E n)^2          X = E[n v] . E v
+
+What a step records gives unbiased estimates of each: P = |sum of v_r|^2 - sum of |v_r|^2 is a sum over pairs of two
+different rows, B (B - 1) |E v|^2 on average, and P N is B (B - 1) (2 X + (B - 2) E n |E v|^2). The last is what the
+textbook formula for parts that are alike (McCandlish et al. 2018, appendix A.1) takes for 0: where the gradient of a
+token depends on the length of its row, it is not.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True)
+class RowNoise:
+    """Estimates of every step, whose means are those of a run.
+
+    Attributes:
+        steps: their numbers.
+        rows: of a step, on average.
+        row: |G|^2 + S, the squared gradient norm of one row alone.
+        shared: |G|^2.
+        tokens: supervised tokens of a row on average.
+    """
+
+    steps: np.ndarray
+    rows: int
+    row: np.ndarray
+    shared: np.ndarray
+    tokens: float
+
+
+def row_noise(frame: pd.DataFrame, norms: pd.Series) -> RowNoise | None:
+    """From the rows of steps and the norms of those steps' gradients.
+
+    Args:
+        frame: `row_log.read_training_rows`.
+        norms: gradient norm by step, over the same parameters as the rows'.
+
+    Returns:
+        None where fewer than two rows make a step, or what is recorded does not say.
+    """
+    if not len(frame):
+        return None
+    frame = frame.assign(n=frame["n_supervised"].astype("float64"))
+    by_step = frame.assign(n2=frame["n"] ** 2).groupby("step")
+    sums = by_step.agg(
+        count=("n", "size"), n=("n", "sum"), n2=("n2", "sum"), squares=("sumsq", _sum), first=("row", "min")
+    )
+    norm = norms.reindex(sums.index).to_numpy("float64")
+    count, n, n2, squares = (sums[name].to_numpy("float64") for name in ("count", "n", "n2", "squares"))
+    kept = (count > 1) & np.isfinite(norm) & np.isfinite(squares) & (n > 0)
+    if not kept.any():
+        return None
+    count, n, n2, norm, squares = count[kept], n[kept], n2[kept], norm[kept], squares[kept]
+    mean, square = n.sum() / count.sum(), n2.sum() / count.sum()
+    whole, parts = (norm * n) ** 2, squares * n**2
+    pairs = count * (count - 1)
+    shared = (whole - parts) / pairs
+    crossed = ((whole - parts) * n / pairs - (count - 2) * mean * shared) / 2
+    noise = (parts / count - 2 * crossed / mean + shared * square / mean**2) / mean**2
+    shared = shared / mean**2
+    return RowNoise(sums.index.to_numpy()[kept], round(count.mean()), shared + noise, shared, float(mean))
+
+
+def _sum(values: pd.Series) -> float:
+    return float(values.sum(skipna=False))
