@@ -21,6 +21,7 @@ from ..instrument.messages import LANGUAGES, language, say
 from ..kernels.cpu_level import LevelError
 from .collapse import replay_arguments
 from .errors import UserError, drop_output, in_words, is_output_lost, problem, tell
+from .rows import command as rows
 from .signals import ended_in_order, interruptible, last_word
 from .sweep import command as sweep
 from .verbs import advise, lengthen
@@ -230,6 +231,7 @@ VERBS = {
     "advise": Verb("cli.advise", advise.add_arguments, advise.run),
     "lengthen": Verb("cli.lengthen", lengthen.add_arguments, lengthen.run),
     "sweep": Verb("cli.sweep", sweep.add_arguments, sweep.run),
+    "rows": Verb("cli.rows", rows.add_arguments, rows.run),
     "replay": Verb("cli.replay", replay_arguments.add_arguments, replay_arguments.run),
     "inspect": Verb("cli.inspect", _inspect_arguments, _inspect),
     "merge": Verb("cli.merge", _merge_arguments, _merge),

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 GRAM = 5
 NEAR = 0.6
+# Runs by which rows of one source are compared: of 40 tokens three that are changed leave three in four of them.
+SHORT = 3
 # Fewer runs in common than this may be a phrase.
 FEW = 4
 # 50,000 rows of 200 tokens have 10 million.
@@ -65,15 +67,26 @@ def overlap(train: Sequence[Example], evaluation: Sequence[Example]) -> Overlap:
         else:
             exact.append((example.row, found))
     pairs = _near([example.input_ids for example in train], [example.input_ids for example in rest])
-    near = [(rest[at].row, train[other].row) for at, other in pairs]
+    near = [(rest[at].row, train[other].row) for at, other, share in pairs if share >= NEAR]
     return Overlap(exact, near, len(evaluation))
 
 
-def _near(train: Sequence[np.ndarray], evaluation: Sequence[np.ndarray]) -> list[tuple[int, int]]:
-    """(evaluation, training) indices of pairs, for each evaluation row its best training row."""
+def alike(rows: Sequence[np.ndarray]) -> list[tuple[int, int, float]]:
+    """(row, another, share of the first one's runs that stand in the other): for each row the other most like it."""
+    return _near(rows, rows, gram=SHORT, itself=True)
+
+
+def _near(
+    train: Sequence[np.ndarray], evaluation: Sequence[np.ndarray], gram: int = GRAM, itself: bool = False
+) -> list[tuple[int, int, float]]:
+    """(evaluation, training) indices of pairs and the share in common, for each evaluation row its best training row.
+
+    Args:
+        itself: whether the two are the same rows, of which none is held against itself.
+    """
     n_runs = sum(map(len, train)) + sum(map(len, evaluation))
     share = max(1, -(-n_runs // MOST))
-    own, others = _runs(evaluation, share), _runs(train, share)
+    own, others = _runs(evaluation, share, gram), _runs(train, share, gram)
     hashes, counts = np.unique(others[1], return_counts=True)
     if not len(own[1]) or not len(hashes):
         return []
@@ -92,24 +105,24 @@ def _near(train: Sequence[np.ndarray], evaluation: Sequence[np.ndarray]) -> list
     found: dict[int, tuple[int, int]] = {}
     for pair, n in zip(pairs.tolist(), common.tolist(), strict=True):
         mine, other = divmod(pair, len(train))
-        if n >= FEW and n >= NEAR * size[mine] and n > found.get(mine, (0, 0))[0]:
+        if n >= FEW and n > found.get(mine, (0, 0))[0] and not (itself and mine == other):
             found[mine] = (n, other)
-    return [(mine, other) for mine, (_, other) in sorted(found.items())]
+    return [(mine, other, n / int(size[mine])) for mine, (n, other) in sorted(found.items())]
 
 
-def _runs(rows: Sequence[np.ndarray], share: int) -> tuple[np.ndarray, np.ndarray]:
-    """Row and hash of every run of GRAM tokens, each once a row; of `share` hashes one is kept."""
+def _runs(rows: Sequence[np.ndarray], share: int, gram: int) -> tuple[np.ndarray, np.ndarray]:
+    """Row and hash of every run of `gram` tokens, each once a row; of `share` hashes one is kept."""
     lengths = np.array([len(row) for row in rows], np.int64)
-    if not len(rows) or lengths.sum() < GRAM:
+    if not len(rows) or lengths.sum() < gram:
         return np.empty(0, np.int64), np.empty(0, np.uint64)
     tokens = np.concatenate(rows).astype(np.uint64) + np.uint64(1)
     row = np.repeat(np.arange(len(rows)), lengths)
-    n = len(tokens) - GRAM + 1
+    n = len(tokens) - gram + 1
     hashes = np.zeros(n, np.uint64)
-    for at in range(GRAM):
+    for at in range(gram):
         hashes = (hashes ^ tokens[at : at + n]) * _MIX
         hashes ^= hashes >> np.uint64(29)
-    kept = (row[:n] == row[GRAM - 1 :]) & (hashes % np.uint64(share) == 0)
+    kept = (row[:n] == row[gram - 1 :]) & (hashes % np.uint64(share) == 0)
     row, hashes = row[:n][kept], hashes[kept]
     order = np.lexsort((hashes, row))
     row, hashes = row[order], hashes[order]

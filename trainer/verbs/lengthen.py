@@ -24,7 +24,7 @@ from ...instrument.messages import say
 from ..errors import UserError, problem
 
 if TYPE_CHECKING:
-    from ..config.schema import Config
+    pass
 
 CONSTANT = ("constant", "constant_with_warmup")
 STABLE = "warmup_stable_decay"
@@ -48,23 +48,6 @@ def _steps(text: str) -> int:
     if value < 1:
         raise ArgumentTypeError(say("cli.at_least_one", value=text))
     return value
-
-
-def _config(path: Path) -> Config:
-    """The configuration of a run; its data may lie elsewhere by now, and is not looked for.
-
-    Raises:
-        UserError: it is none of this version's.
-    """
-    from pydantic import ValidationError
-
-    from ..checks.read_config import read_config
-    from ..config.schema import Config
-
-    try:
-        return Config.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except (ValidationError, yaml.YAMLError, ValueError):
-        return read_config(path)  # says what is wrong with it
 
 
 @dataclass(frozen=True)
@@ -107,7 +90,9 @@ def run(arguments: Namespace) -> int:
     config_file = folder / "config.yaml"
     if not config_file.is_file():
         raise UserError(problem("lengthen.no_run", folder=folder))
-    config = _config(config_file)
+    from ..checks.run_config import run_config
+
+    config = run_config(config_file)
     try:
         history = read_history(folder)
     except SourceError as error:

@@ -1,0 +1,113 @@
+"""`lora-train rows` on a run of a tiny model: the list, CSV, YAML, a probe, and what it says where it cannot."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+
+from ...conftest import Cli
+
+QUESTIONS = [
+    {"instruction": f"What is the colour of thing {i}?", "output": f"Thing {i} is {('red', 'blue')[i % 2]} and {i}."}
+    for i in range(40)
+]
+GARBLED = {"instruction": "What is the colour of thing 3?", "output": "zqx vkj ### %% wqp zzz qqq xkcd jjj"}
+
+
+@pytest.fixture(scope="module")
+def run(tiny_models: dict[str, Path], cli: Cli, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("rows")
+    rows = [*QUESTIONS, QUESTIONS[4], GARBLED]
+    (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    config = {
+        "model": {"name_or_path": str(tiny_models["llama"])},
+        "data": {"train": str(folder / "rows.jsonl"), "format": "alpaca", "cutoff_len": 200},
+        "training": {"output_dir": str(folder / "run"), "max_steps": 21, "per_device_train_batch_size": 4},
+    }
+    (folder / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    result = cli("--config", folder / "config.yaml")
+    assert result.returncode == 0, result.stderr
+    return folder / "run"
+
+
+def listed(text: str) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(text)))
+
+
+def test_all_rows_are_listed_worst_first(run: Path, cli: Cli):
+    result = cli("rows", run, "--csv")
+    assert result.returncode == 0, result.stderr
+    rows = listed(result.stdout)
+    assert next(iter(rows[0])) == "row"
+    assert sorted(int(row["row"]) for row in rows) == list(range(42))
+    scores = [float(row["score"]) for row in rows]
+    assert scores == sorted(scores, reverse=True)
+    same = {row["row"]: row for row in rows if row["like"]}
+    assert {same["40"]["like"], same["4"]["like"]} == {"4", "40"}
+    assert float(same["40"]["duplicate"]) == 1.0
+    assert {int(row["seen"]) for row in rows} == {1, 2}
+    assert all("colour of thing" in row["text"] for row in rows)
+
+
+def test_the_list_says_what_it_cannot_tell(run: Path, cli: Cli):
+    result = cli("rows", run, "-n", "3")
+    lines = result.stdout.splitlines()
+    assert lines[0].endswith("Look at them before you leave them out.")
+    assert lines[1].split()[:2] == ["row", "score"]
+    assert len(lines) == 2 + 3 + 2
+    assert "cannot tell a wrong answer" in lines[5]
+    assert "--probe" in lines[6]
+    korean = cli("rows", run, "-n", "1", "--lang", "ko").stdout
+    assert "눈에 띕니다" in korean
+
+
+def test_rows_to_skip_are_a_configuration(run: Path, cli: Cli):
+    result = cli("rows", run, "--yaml")
+    skipped = yaml.safe_load(result.stdout)["data"]["skip_rows"]
+    flagged = [int(row["row"]) for row in listed(cli("rows", run, "--csv").stdout) if float(row["score"]) >= 3.3]
+    assert skipped == sorted(flagged)
+    assert {4, 40} <= set(skipped)
+
+
+def test_a_probe_says_what_it_costs_and_adds_the_ratio(run: Path, cli: Cli):
+    result = cli("rows", run, "--probe", "--csv")
+    assert result.returncode == 0, result.stderr
+    assert "probing 42 rows: two forward passes each" in result.stderr
+    rows = listed(result.stdout)
+    assert all(float(row["ratio"]) > 0 for row in rows)
+    assert all(row["probe_z"] for row in rows)
+
+
+def test_without_the_data_the_numbers_are_enough(run: Path, cli: Cli, tmp_path: Path):
+    moved = tmp_path / "run"
+    shutil.copytree(run, moved)
+    config = yaml.safe_load((moved / "config.yaml").read_text(encoding="utf-8"))
+    config["data"]["train"] = str(tmp_path / "gone.jsonl")
+    (moved / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    result = cli("rows", moved, "--csv")
+    assert result.returncode == 0, result.stderr
+    assert "without texts and duplicates" in result.stderr
+    rows = listed(result.stdout)
+    assert len(rows) == 42
+    assert not any(row["text"] or row["like"] for row in rows)
+    refused = cli("rows", moved, "--probe")
+    assert refused.returncode == 2
+    assert "--probe needs the rows of the run" in refused.stderr
+
+
+def test_a_folder_without_rows_is_refused(run: Path, cli: Cli, tmp_path: Path):
+    result = cli("rows", tmp_path)
+    assert result.returncode == 2
+    assert "holds no run" in result.stderr
+    bare = tmp_path / "bare"
+    shutil.copytree(run, bare)
+    shutil.rmtree(bare / "rows")
+    result = cli("rows", bare)
+    assert result.returncode == 2
+    assert "recorded no rows" in result.stderr

@@ -1,0 +1,1 @@
+"""`lora-train rows RUN`: which training rows stand out, and what a list of them is good for."""

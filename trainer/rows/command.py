@@ -1,0 +1,213 @@
+"""`lora-train rows RUN`: the training rows, worst first, by what they did to the run, with --probe by their answers."""
+
+from __future__ import annotations
+
+import csv
+import sys
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ...instrument.messages import LANGUAGES, language, say, say_in
+from ..errors import UserError, problem
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from ..config.schema import Config
+    from ..data.examples import Example
+
+SHOWN = 20
+CSV_COLUMNS = (
+    *("row", "score", "loss_z", "grad_z", "duplicate", "probe_z", "cut", "like", "ratio", "loss", "loss_last"),
+    *("grad_norm", "share", "token_share", "seen", "n_tokens", "n_supervised", "course", "not_finite", "text"),
+)
+PREVIEW = 300
+_HEAD = "{row:>8} {score:>6} {loss:>7} {z:>6} {grad:>6} {like:>14} {course:<14} {text}"
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """Its arguments."""
+    parser.add_argument("run", metavar="RUN", type=Path, help=say("cli.rows.run"))
+    parser.add_argument("-n", "--number", type=_number, default=SHOWN, metavar="N", help=say("cli.rows.number"))
+    parser.add_argument("--probe", action="store_true", help=say("cli.rows.probe"))
+    parser.add_argument("--csv", action="store_true", help=say("cli.rows.csv"))
+    parser.add_argument("--yaml", action="store_true", help=say("cli.rows.yaml"))
+    parser.add_argument("--no-text", action="store_true", help=say("cli.rows.no_text"))
+    parser.add_argument("--lang", choices=LANGUAGES, default=language(), help=say("cli.lang"))
+
+
+def _number(text: str) -> int:
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
+    if value < 1:
+        raise ArgumentTypeError(say("cli.at_least_one", value=text))
+    return value
+
+
+def run(arguments: Namespace) -> int:
+    """Prints the list and returns the exit code.
+
+    Raises:
+        UserError: there is no run, it recorded no rows, or the model cannot be loaded.
+    """
+    from ...instrument.judge.row_ranks import rank_rows
+    from ...instrument.read.load import load_run
+    from .score import read_texts, scored
+
+    config_file = arguments.run / "config.yaml"
+    if not config_file.is_file():
+        raise UserError(problem("rows.no_run", folder=arguments.run))
+    frame = load_run(arguments.run).rows()
+    if not len(frame):
+        raise UserError(problem("rows.none", folder=arguments.run))
+    config, tokenizer, examples = _data(config_file, wanted=arguments.probe or not arguments.no_text)
+    texts = read_texts(examples, config.data.cutoff_len) if examples else None
+    ratios = _probed(config, tokenizer, examples, set(frame["row"].tolist())) if arguments.probe else None
+    found = scored(rank_rows(frame), texts, ratios)
+    found["text"] = _previews(found["row"].tolist(), {} if arguments.no_text else _texts(examples, tokenizer))
+    if arguments.csv:
+        _print_csv(found)
+    elif arguments.yaml:
+        _print_yaml(found)
+    else:
+        _print_table(found, arguments, whole=frame.attrs["whole"])
+    return 0
+
+
+def _data(config_file: Path, wanted: bool) -> tuple[Config, Any, list[Example]]:
+    """The run's rows as tokens; says so where they are not there any more, and goes on without."""
+    from ..checks.run_config import run_config
+    from ..console import Console, quiet_libraries
+
+    config = run_config(config_file)
+    if not wanted:
+        return config, None, []
+    quiet_libraries()
+    from ..data.load import load_data
+    from ..model.load import load_tokenizer
+
+    try:
+        tokenizer = load_tokenizer(config)
+        data, _ = load_data(config, tokenizer, Console(silent=True))
+    except UserError as error:
+        _note(say("rows.no_data", what=error))
+        return config, None, []
+    return config, tokenizer, list(data.examples)
+
+
+def _note(text: str, end: str = "\n") -> None:
+    """Beside what a script reads."""
+    print(text, file=sys.stderr, end=end, flush=True)
+
+
+def _probed(config: Config, tokenizer: Any, examples: list[Example], trained: set[int]) -> dict[int, float]:
+    if not examples:
+        raise UserError(problem("rows.probe_needs_data"))
+    if config.is_classifier:
+        raise UserError(problem("rows.probe_needs_answers"))
+    own = [example for example in examples if example.row in trained]
+    _note(say("rows.probe_costs", rows=len(own), tokens=sum(len(e.input_ids) + e.n_supervised for e in own)))
+    from .probe import probe
+
+    def advance(done: int) -> None:
+        if sys.stderr.isatty():
+            _note(say("rows.probing", done=done, of=len(own)), end="\r" if done < len(own) else "\n")
+
+    return probe(config, tokenizer, own, advance)
+
+
+def _texts(examples: list[Example], tokenizer: Any) -> dict[int, str]:
+    if tokenizer is None:
+        return {}
+    texts = tokenizer.batch_decode([e.input_ids.tolist()[:PREVIEW] for e in examples], skip_special_tokens=True)
+    return {example.row: text for example, text in zip(examples, texts, strict=True)}
+
+
+def _previews(rows: list[int], texts: dict[int, str]) -> list[str]:
+    """One line each, without what moves a cursor."""
+    return ["".join(c if c.isprintable() else " " for c in " ".join(texts.get(row, "").split())) for row in rows]
+
+
+def _print_csv(found: pd.DataFrame) -> None:
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    writer.writerow(CSV_COLUMNS)
+    for line in found[list(CSV_COLUMNS)].itertuples(index=False):
+        writer.writerow(["" if _is_missing(value) else _plain(value) for value in line])
+
+
+def _is_missing(value: Any) -> bool:
+    import pandas as pd
+
+    return value is None or value is pd.NA or (isinstance(value, float) and value != value)
+
+
+def _plain(value: Any) -> Any:
+    text = f"{value:.6g}" if isinstance(value, float) else value
+    # a spreadsheet takes what begins so for a formula
+    return (
+        f"'{text}"
+        if isinstance(text, str) and text[:1] in ("=", "+", "-", "@") and not isinstance(value, float)
+        else text
+    )
+
+
+def _print_yaml(found: pd.DataFrame) -> None:
+    from .score import FLAGGED
+
+    flagged = found[found["score"] >= FLAGGED]
+    print(say("rows.yaml", n=len(flagged), of=len(found), score=FLAGGED))
+    print("data:\n  skip_rows: [" + ", ".join(map(str, sorted(flagged["row"]))) + "]")
+
+
+def _print_table(found: pd.DataFrame, arguments: Namespace, whole: bool) -> None:
+    import shutil
+
+    from .score import FLAGGED
+
+    lang = arguments.lang
+    n = int((found["score"] >= FLAGGED).sum())
+    print(say_in(lang, "rows.head", n=n, of=len(found), score=FLAGGED))
+    columns = {
+        "row": say_in(lang, "rows.column.row"),
+        "score": say_in(lang, "rows.column.score"),
+        "loss": say_in(lang, "rows.column.loss"),
+        "z": say_in(lang, "rows.column.z"),
+        "grad": say_in(lang, "rows.column.grad"),
+        "like": say_in(lang, "rows.column.like"),
+        "course": say_in(lang, "rows.column.course"),
+        "text": say_in(lang, "rows.column.text"),
+    }
+    print(_HEAD.format(**columns))
+    width = max(shutil.get_terminal_size((120, 20)).columns - 68, 20) if sys.stdout.isatty() else PREVIEW
+    for line in found.head(arguments.number).to_dict("records"):
+        print(_HEAD.format(**_shown(line, lang, width)).rstrip())
+    print(say_in(lang, "rows.cannot"))
+    if not arguments.probe:
+        print(say_in(lang, "rows.probe_hint"))
+    if not whole:
+        print(say_in(lang, "rows.part"))
+
+
+def _shown(line: dict[str, Any], lang: str, width: int) -> dict[str, str]:
+    like = "" if _is_missing(line["like"]) or line["duplicate"] < 0.3 else f"{line['like']} ({line['duplicate']:.0%})"
+    words = {
+        "learned": say_in(lang, "rows.learned"),
+        "forgotten": say_in(lang, "rows.forgotten"),
+        "never_learned": say_in(lang, "rows.never_learned"),
+        "steady": say_in(lang, "rows.steady"),
+        "once": say_in(lang, "rows.once"),
+    }
+    bad = line["not_finite"] > 0
+    return {
+        "row": str(line["row"]),
+        "score": say_in(lang, "rows.not_finite") if bad else f"{line['score']:.1f}",
+        "loss": f"{line['loss']:.3f}",
+        "z": f"{line['loss_z']:+.1f}",
+        "grad": f"{line['grad_z']:+.1f}",
+        "like": like,
+        "course": words[line["course"]],
+        "text": line["text"][:width],
+    }
