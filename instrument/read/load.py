@@ -41,8 +41,7 @@ BLOCK_STEPS = 512  # as many as a row group of a compacted file has
 
 def is_gradient(site: str) -> bool:
     """Whether what a site records is multiplied by the loss scale: grad_out, grad_in, <parameter>.grad."""
-    tensor = site.rpartition(":")[2]
-    return tensor in ("grad_out", "grad_in") or tensor.endswith(".grad")
+    return site.rpartition(":")[2] in ("grad_out", "grad_in") or site.endswith(".grad")
 
 
 def load_run(path: str | Path) -> Run:
@@ -85,7 +84,7 @@ class Run:
         return read_rows(self.path, step)
 
     def rows(self, steps: Iterable[int] | None = None, shares: bool = False) -> pd.DataFrame:
-        """What each training row added to each step: `row_log.read_training_rows`."""
+        """`row_log.read_training_rows`: what each training row added to each step."""
         return read_training_rows(self.path, steps, shares)
 
     def stats(

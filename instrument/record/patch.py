@@ -53,7 +53,7 @@ class Group:
         observer: on a step that looks closer, else None.
         recorded: gives the slot of the pass that begins now, if passes have slots of their own; None: not recorded.
         starts: where the examples of the micro-batch begin among its tokens, and their number; None: not known.
-        squares: float64 [examples, 2 g] for those of their gradients (kernels/lora_linear/examples.py), or None.
+        squares: float64 [examples, 2 g] for those of their gradients (kernels/lora_linear/group.py), or None.
         lost_rows: told of a pass that counts in the gradient and not in the squares.
     """
 
@@ -91,10 +91,8 @@ class Group:
         if self.starts is None:
             return None
         n_tokens = x.numel() // max(x.shape[-1], 1)
-        if n_tokens == self.starts[-1]:
-            return Examples(self.starts, squares)
-        if n_tokens == len(self.starts) - 1:
-            return Examples(range(n_tokens + 1), squares)
+        if n_tokens in (self.starts[-1], len(self.starts) - 1):
+            return Examples(self.starts if n_tokens == self.starts[-1] else range(n_tokens + 1), squares)
         if squares is not None and self.lost_rows is not None:
             self.lost_rows()
         return None

@@ -22,11 +22,11 @@ from ...kernels.statistics.pending_rows import PendingRows
 from ...kernels.statistics.tensor_stats import FIELDS, N_FIELDS, exponent_histogram
 from ..read.store import COLUMNS, Site
 from . import sites as site_tables
-from .hooks.passes import N_EXPONENTS, SMALL, Passes, Rows
+from .hooks.passes import N_EXPONENTS, SMALL, Passes, Rows, first_bad
 from .hooks.unfused import Unfused
 from .patch import Group, Patched
 from .probe import Probe
-from .ring import Ring
+from .ring import Ring, cloned
 from .rows.gradients import RowGradients
 from .sites import Watching
 
@@ -230,7 +230,7 @@ class Recorder:
             micro = self.passes.buffer[:n_micro_batches]
             rows[:, :N_FIELDS] = micro.sum(0)
             rows[:, _ABSMAX] = micro[..., _ABSMAX].amax(0)
-            rows[:, _BAD_MICRO] = _first(micro[..., _N_NAN] + micro[..., _N_INF] > 0)
+            rows[:, _BAD_MICRO] = first_bad(micro[..., _N_NAN] + micro[..., _N_INF] > 0)
             if self._probe is not None and self._probe.sites:
                 probed = slice(self._probe.sites[0].id, self._probe.sites[-1].id + 1)
                 rows[probed, :N_FIELDS] = micro[0, probed]
@@ -248,16 +248,16 @@ class Recorder:
 
     def ready(self, last: float = math.inf) -> Iterator[tuple[int, torch.Tensor, torch.Tensor | None]]:
         """(step, rows [kept sites, 12], exponents [kept sites, 256] or None) up to `last` that have arrived."""
-        yield from self._paired(self._ring.ready(last), dict(_cloned(self._exponent_ring.ready())))
+        yield from self._paired(self._ring.ready(last), dict(cloned(self._exponent_ring.ready())))
 
     def drain(self) -> Iterator[tuple[int, torch.Tensor, torch.Tensor | None]]:
         """The same for all rows, waiting for those on their way."""
-        yield from self._paired(self._ring.drain(), dict(_cloned(self._exponent_ring.drain())))
+        yield from self._paired(self._ring.drain(), dict(cloned(self._exponent_ring.drain())))
 
     def _paired(self, rows: Iterator, exponents: dict[int, torch.Tensor]) -> Iterator:
         # A step's exponents are pushed before its rows, so they have arrived when its rows have.
         for step, values in rows:
-            exponents.update(_cloned(self._exponent_ring.ready()))
+            exponents.update(cloned(self._exponent_ring.ready()))
             yield step, values, exponents.pop(step, None)
 
     @property
@@ -347,13 +347,3 @@ def watch(name: str, tensor: torch.Tensor) -> torch.Tensor:
     if _active is not None:
         _active.watch(name, tensor)
     return tensor
-
-
-def _first(bad: torch.Tensor) -> torch.Tensor:
-    """Index of the first True along dim 0 as float64, NaN where there is none."""
-    return torch.where(bad.any(0), bad.int().argmax(0).double(), torch.nan)
-
-
-def _cloned(rows: Iterator[tuple[int, torch.Tensor]]) -> Iterator[tuple[int, torch.Tensor]]:
-    for step, row in rows:
-        yield step, row.clone()

@@ -76,3 +76,9 @@ class Ring:
         yield step, slot
         if event is not None:
             self._slots.append(slot)
+
+
+def cloned(rows: Iterator[tuple[int, torch.Tensor]]) -> Iterator[tuple[int, torch.Tensor]]:
+    """The same rows to keep."""
+    for step, row in rows:
+        yield step, row.clone()

@@ -165,12 +165,14 @@ class Stack(NamedTuple):
         across: whether each is stored transposed.
         factors: what each is multiplied by where it is read; None for 1.
         rows: where the statistics of each go where it is written, float64 [9] or None.
+        examples: whose parts of G are added up one by one; None: there is one.
     """
 
     matrices: Sequence[Tensor]
     across: bool = False
     factors: Sequence[float] | None = None
     rows: Sequence[numpy.ndarray | None] | None = None
+    examples: Squares | None = None
 
 
 def read(
@@ -181,7 +183,6 @@ def read(
     wide: Tensor | None = None,
     row: numpy.ndarray | None = None,
     dropout: tuple[int, float] = (0, 0.0),
-    examples: Squares | None = None,
 ) -> bool:
     """One pass over a contiguous x [M, C] in fp32, fp16 or bf16; `low_rank.c` has the formulas.
 
@@ -191,14 +192,13 @@ def read(
         wide: [M, C] for x in fp32; nothing is written if x is fp32.
         row: float64 [9] for the statistics of x, subnormals and zeros of a 16-bit x only.
         dropout: seed and probability with which values of x count as 0 in both products.
-        examples: whose parts of L^T x are added up one by one; None: there is one.
 
     Returns:
         Whether every value of L is finite.
     """
     assert _low_rank is not None
     wide = None if wide is x else wide
-    return _low_rank.read(x, projection, outer, wide, row, *dropout, torch.get_num_threads(), examples)
+    return _low_rank.read(x, projection, outer, wide, row, *dropout, torch.get_num_threads())
 
 
 def update(

@@ -149,9 +149,10 @@ static PyObject *run(Job *job, int is_update, int n_threads) {
     return enough ? PyBool_FromLong(finite) : PyErr_NoMemory();
 }
 
-/* Matrices that R or G is made of, as Python has them: their factors, or None for 1, and their rows or None. */
+/* Matrices that R or G is made of, as Python has them: their factors, or None for 1, their rows or None, and of G the
+   examples or None. */
 typedef struct {
-    PyObject *matrices, *factors, *rows;
+    PyObject *matrices, *factors, *rows, *examples;
     Py_ssize_t n;
     int across;
 } Stack;
@@ -161,11 +162,13 @@ static int is_list_of(PyObject *object, Py_ssize_t n) {
 }
 
 static int read_stack(PyObject *object, Stack *stack) {
-    if (!PyTuple_Check(object) || PyTuple_GET_SIZE(object) != 4 || !is_list_of(PyTuple_GET_ITEM(object, 0), -1)) {
-        PyErr_SetString(PyExc_ValueError, "a stack is (matrices, across, factors, rows)");
+    if (!PyTuple_Check(object) || PyTuple_GET_SIZE(object) != 5 || !is_list_of(PyTuple_GET_ITEM(object, 0), -1)) {
+        PyErr_SetString(PyExc_ValueError, "a stack is (matrices, across, factors, rows, examples)");
         return 0;
     }
-    if (!PyArg_ParseTuple(object, "OpOO", &stack->matrices, &stack->across, &stack->factors, &stack->rows)) return 0;
+    if (!PyArg_ParseTuple(object, "OpOOO", &stack->matrices, &stack->across, &stack->factors, &stack->rows,
+                          &stack->examples))
+        return 0;
     stack->n = PySequence_Fast_GET_SIZE(stack->matrices);
     if ((stack->factors == Py_None || is_list_of(stack->factors, stack->n)) &&
         (stack->rows == Py_None || is_list_of(stack->rows, stack->n)))
@@ -255,20 +258,19 @@ static int take_examples(Job *job, PyObject *object) {
     return fits;
 }
 
-/* read(x, projection, outer, wide, row, seed, p, n_threads, examples): `projection` is (R, to) or None, `outer` (L, G) or
-   None, with R and G stacks; `to` and L [M, r], rows dense; `wide` fp32 [M, C] or None; `examples` of G or None.
-   Returns whether L is finite. */
+/* read(x, projection, outer, wide, row, seed, p, n_threads): `projection` is (R, to) or None, `outer` (L, G) or None,
+   with R and G stacks; `to` and L [M, r], rows dense; `wide` fp32 [M, C] or None. Returns whether L is finite. */
 static PyObject *py_read(PyObject *self, PyObject *args) {
     (void)self;
     Job job = {.rank = ANY_SIZE};
-    PyObject *x_object, *projection, *outer, *wide_object, *row, *examples, *R, *to, *G, *L;
+    PyObject *x_object, *projection, *outer, *wide_object, *row, *R, *to, *G, *L;
     Stack right = {0}, into = {0};
     Tensor x, wide = {0};
     unsigned long long seed;
     double p;
     int n_threads, is_right = 0;
-    if (!PyArg_ParseTuple(args, "OOOOOKdiO", &x_object, &projection, &outer, &wide_object, &row, &seed, &p,
-                          &n_threads, &examples) ||
+    if (!PyArg_ParseTuple(args, "OOOOOKdi", &x_object, &projection, &outer, &wide_object, &row, &seed, &p,
+                          &n_threads) ||
         !take(x_object, "x", &x, ANY_DTYPE, 2, SHAPE(ANY_SIZE, ANY_SIZE)) || !take_row(row, &job.row) ||
         (wide_object != Py_None && !take(wide_object, "wide", &wide, FP32, 2, SHAPE(x.sizes[0], x.sizes[1]))) ||
         (projection != Py_None && !(PyArg_Parse(projection, "(OO)", &R, &to) && read_stack(R, &right))) ||
@@ -281,7 +283,8 @@ static PyObject *py_read(PyObject *self, PyObject *args) {
     if (new_blocks(&job, right.n, into.n) && (!right.n || take_stack(&job, &right, "R", job.rights)) &&
         (!into.n || take_stack(&job, &into, "G", job.outers)) &&
         (!right.n || take_tall(&job, to, "to", &job.to, &job.to_stride)) &&
-        (!into.n || take_tall(&job, L, "left", &job.left, &job.left_stride)) && take_examples(&job, examples))
+        (!into.n || take_tall(&job, L, "left", &job.left, &job.left_stride)) &&
+        (!into.n || take_examples(&job, into.examples)))
         is_right = 1;
     if (job.rank == ANY_SIZE) job.rank = 0;
     if (is_right) return run(&job, 0, n_threads);

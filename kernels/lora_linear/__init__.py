@@ -43,8 +43,7 @@ from ..backend import runs_directly
 from ..frozen.nf4 import NF4Weight
 from ..operators import store
 from ..statistics.pending_rows import PendingRows
-from .examples import Examples
-from .group import NO_DROPOUT, Dropout, Group
+from .group import NO_DROPOUT, Dropout, Examples, Group
 from .ops import Call, cast_with_stats, directly, lora_linear_op, operands
 
 __all__ = ["Examples", "NF4Weight", "lora_linear", "site_names"]
@@ -97,7 +96,7 @@ def lora_linear(
         slot: float64 [2 + 4 g, 9], contiguous, for the statistics, see the head of this file; None for none.
         pending: where Triton serves, rows are written to `slot` when this is flushed, one launch for those of many
             calls. Without it, and on the CPU, they are there when forward and backward are.
-        examples: which of the M tokens are whose, and where the squares of each one's dA_i and dB_i go (examples.py).
+        examples: which of the M tokens are whose, and where the squares of each one's dA_i and dB_i go (group.py).
 
     Returns:
         One [..., N_i] per projection, in the compute dtype.

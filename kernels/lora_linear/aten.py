@@ -83,8 +83,8 @@ def backward(
     each = zip(group.lora_B, group.factors, strict=True)
     for i, (dy, right, h_i, g_i) in enumerate(zip(grads, each, _columns(h, lora_A), _columns(g, lora_A), strict=True)):
         weight = next(weights)
-        into = rows.at(i), rows.at(1 + 2 * n + i)
-        wide, dB, finite = lora_passes.grad(dy.contiguous(), h_i, right, g_i, into, (group.examples, n + i), widen)
+        into = rows.at(i), rows.at(1 + 2 * n + i), group.examples, n + i
+        wide, dB, finite = lora_passes.grad(dy.contiguous(), h_i, right, g_i, into, widen)
         dBs.append(dB)
         h_finite &= finite
         if needs_dx:

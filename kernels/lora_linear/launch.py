@@ -22,8 +22,8 @@ from ..frozen.base_product import base_grad, base_product
 from ..launcher import launch
 from ..statistics.pending_rows import AFTER_PRODUCT, NOTHING, NULL, ONLY_COUNTS, Partials, Rows, regions, room
 from . import gemm, kernels, totals
-from .examples import outer
 from .group import NO_DROPOUT, Dropout, Factor, Group
+from .passes import outer
 from .projections import MAX_GROUP, four
 from .shapes import down_shape, gradients_shape, read_shape, up_shape
 from .tiles import CAST_BLOCK, GRADIENT_ALIGN, TOTAL_BLOCK, chunk_of, tile_for

@@ -20,8 +20,7 @@ from ..statistics.pending_rows import Partials, PendingRows, Rows
 from ..statistics.reduce import N_FIELDS, reduce_partials
 from ..statistics.tensor_stats_aten import round_with_stats_cpu
 from . import aten, launch
-from .examples import Examples
-from .group import Dropout, Group
+from .group import Dropout, Examples, Group
 
 _NOTHING = nullcontext()
 

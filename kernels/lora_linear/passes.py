@@ -18,16 +18,23 @@ import torch
 from torch import Tensor
 
 from .. import cpu
+from ..ledger import FLOAT, Ledger
 from ..statistics.reduce import FIELDS
 from ..statistics.tensor_stats_aten import round_with_stats_cpu, tensor_stats_cpu
-from .examples import Examples, outer
-from .group import NO_DROPOUT, Dropout, Factor
+from .group import NO_DROPOUT, Dropout, Examples, Factor
 
 N_OVERFLOW = FIELDS.index("n_overflow")
 
 
 Row = numpy.ndarray
 """Where the statistics of a tensor go: a float64 [9], subnormals and zeros of 16-bit tensors only."""
+
+
+PIECES = 1 << 24
+"""Values of dA_i,e or dB_i,e that are there at once where ATen computes them: 64 MiB."""
+
+Cuts = tuple[Sequence[int], bool] | None
+"""Where examples begin, and whether their squares are asked for; None where nobody knows."""
 
 
 def down(
@@ -57,7 +64,7 @@ def da(
     if cpu.AVAILABLE:
         found = [g.new_empty(rank, x.shape[1]) for rank in ranks]
         squares = None if examples is None else examples.on_cpu(0)
-        cpu.read(x, outer=(g, cpu.Stack(found, rows=into)), dropout=_drawn(dropout), examples=squares)
+        cpu.read(x, outer=(g, cpu.Stack(found, rows=into, examples=squares)), dropout=_drawn(dropout))
         return found
     found = [part.clone() for part in outer(g, _dropped(x.float(), dropout), ranks, examples, 0).split(list(ranks))]
     for part, row in zip(found, into, strict=True):
@@ -71,25 +78,27 @@ def grad(
     h: Tensor,
     right: tuple[Tensor, float],
     g: Tensor,
-    into: tuple[Row | None, Row | None],
-    examples: tuple[Examples | None, int] = (None, 0),
+    into: tuple[Row | None, Row | None, Examples | None, int],
     widen: bool = True,
 ) -> tuple[Tensor, Tensor, bool]:
     """dY, in fp32 if `widen`, dB [C, r], and whether H is finite, for a contiguous dY [M, C] and H [M, r]; G = f dY B,
-    with B and f from `right`, is written to `g` [M, r], a slice of columns. Rows are those of dY and of dB; `examples`
-    come with the column of the squares.
+    with B and f from `right`, is written to `g` [M, r], a slice of columns. `into` has the rows of dY and of dB, the
+    examples, and the column of their squares.
     """
-    (b, factor), (row, db_row), (cut, column) = right, into, examples
+    (b, factor), (row, db_row, examples, column) = right, into
     if cpu.AVAILABLE:
         wide = dy if dy.dtype == torch.float32 or not widen else torch.empty_like(dy, dtype=torch.float32)
         db = torch.empty_like(b, memory_format=torch.contiguous_format)
-        rights, db_into = cpu.Stack((b.contiguous(),), True, (factor,)), cpu.Stack((db,), True, None, (db_row,))
-        squares = None if cut is None else cut.on_cpu(column)
-        finite = cpu.read(dy, projection=(rights, g), outer=(h, db_into), wide=wide, row=row, examples=squares)
+        squares = None if examples is None else examples.on_cpu(column)
+        rights, db_into = (
+            cpu.Stack((b.contiguous(),), True, (factor,)),
+            cpu.Stack((db,), True, None, (db_row,), squares),
+        )
+        finite = cpu.read(dy, projection=(rights, g), outer=(h, db_into), wide=wide, row=row)
         return wide, db, finite
     wide = dy.float()
     torch.mul(wide @ b, factor, out=g)
-    db = outer(h, wide, [h.shape[1]], cut, column).t().contiguous()  # faster than dY^T H
+    db = outer(h, wide, [h.shape[1]], examples, column).t().contiguous()  # faster than dY^T H
     if row is not None:
         row[:] = tensor_stats_cpu(dy, False).numpy()
     if db_row is not None:
@@ -158,3 +167,50 @@ def _write_of_gradient(row: Row, x: Tensor) -> None:
     """Writes the statistics of a contiguous fp32 tensor, which nobody rounded."""
     row[:] = tensor_stats_cpu(x, False).numpy()
     row[N_OVERFLOW : N_OVERFLOW + 2] = 0
+
+
+def outer(left: Tensor, x: Tensor, ranks: Sequence[int], examples: Examples | None, column: int) -> Tensor:
+    """L^T X [sum of r_i, C] in ATen, for L [M, sum of r_i] and X [M, C] in fp32; squares of the parts of each r_i go to
+    the columns from `column` on.
+    """
+    if examples is None:
+        return left.t() @ x
+    if examples.squares is not None:
+        examples.squares[:, column : column + len(ranks)] = 0
+    total = None
+    for first, count, length in examples.runs():
+        step = max(1, PIECES // (left.shape[1] * x.shape[1]))
+        for e in range(first, first + count, step):
+            n = min(step, first + count - e)
+            tokens = slice(examples.starts[e], examples.starts[e] + n * length)
+            pieces = left[tokens].view(n, length, -1).transpose(1, 2) @ x[tokens].view(n, length, -1)
+            if examples.squares is not None:
+                for i, own in enumerate(pieces.split(list(ranks), dim=1), start=column):
+                    into = examples.squares[e : e + n, i]
+                    torch.linalg.vector_norm(own, dim=(1, 2), dtype=torch.float64, out=into).square_()
+            own = pieces[0] if n == 1 else pieces.sum(0)
+            total = own if total is None else total.add_(own)
+    return x.new_zeros(left.shape[1], x.shape[1]) if total is None else total
+
+
+def outer_scratch(ledger: Ledger, ranks: Sequence[int], cols: int, examples: Cuts) -> int:
+    """Bytes of L^T X, beside them."""
+    n_bytes = FLOAT * sum(ranks) * cols
+    if examples is None:
+        return ledger.take(n_bytes)
+    starts, has_squares = examples
+    step, total, old_pieces, old_own = max(1, PIECES // (sum(ranks) * cols)), 0, 0, 0
+    for _, count, _ in Examples(starts).runs():
+        for first in range(0, count, step):
+            n = min(step, count - first)
+            pieces = ledger.take(n * n_bytes)
+            ledger.give(old_pieces)
+            for rank in ranks if has_squares else ():
+                ledger.within(8 * n * rank * cols)  # in double
+            own = ledger.take(n_bytes) if n > 1 else 0
+            ledger.give(old_own)
+            # the first sum is the total from then on; that of one example is its piece
+            old_pieces, old_own = (pieces, own) if total else (pieces if n > 1 else 0, 0)
+            total = n_bytes
+    ledger.give(old_pieces, old_own)
+    return total or ledger.take(n_bytes)

@@ -23,10 +23,9 @@ from ..ledger import FLOAT, Ledger, Matrix, Scratch, dense, low_rank, size
 from ..statistics.pending_rows import PARTIAL_BYTES, ROW_BYTES
 from ..statistics.tensor_stats_aten import round_scratch, stats_scratch
 from . import gemm
-from .examples import Cuts, Examples, outer_scratch
-from .group import NO_DROPOUT, Dropout, Group
+from .group import NO_DROPOUT, Dropout, Examples, Group
 from .ops import Operands
-from .passes import n_drawn
+from .passes import Cuts, n_drawn, outer_scratch
 from .projections import MAX_GROUP
 from .shapes import down_shape, gradients_shape, read_shape, up_shape
 from .tiles import CAST_BLOCK

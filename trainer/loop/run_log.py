@@ -60,7 +60,7 @@ class RunLog:
         console: Console,
         components: Components,
         progress: Progress,
-        streams: Streams,
+        streams: Streams | None = None,
         trackers: Trackers | None = None,
     ):
         self._metrics, self._console, self._progress = metrics, console, progress
@@ -70,7 +70,8 @@ class RunLog:
             components.plan.steps_per_epoch,
         )
         self._rates, self._device = components.optimizer.rates, components.engine.device
-        self._streams, self._trackers = streams, trackers
+        self._streams = streams or Streams(components.config, console, None, None)
+        self._trackers = trackers
         self._scale_is_dynamic = components.config.training.fp16 and isinstance(
             components.config.precision.loss_scale, str
         )

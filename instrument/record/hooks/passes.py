@@ -71,6 +71,11 @@ class Rows:
             self.small.copy_(_either(self.small, other.small, self.small + other.small))
 
 
+def first_bad(bad: torch.Tensor) -> torch.Tensor:
+    """Index of the first True along dim 0 as float64, NaN where there is none."""
+    return torch.where(bad.any(0), bad.int().argmax(0).double(), torch.nan)
+
+
 def _either(a: torch.Tensor, b: torch.Tensor, both: torch.Tensor) -> torch.Tensor:
     no_a, no_b = a.isnan().all(-1, keepdim=True), b.isnan().all(-1, keepdim=True)
     return torch.where(no_b, a, torch.where(no_a, b, both))

@@ -2,7 +2,7 @@
 
     L_r               sum of the losses of row r's supervised tokens (or labels)
     g_r               gradient of scale L_r / N: what the row adds to the step's gradient, which is the sum of all g_r
-    |g_r|^2           sum over modules of |dA_r|^2 + |dB_r|^2, the squares of kernels/lora_linear/examples.py
+    |g_r|^2           sum over modules of |dA_r|^2 + |dB_r|^2, the squares of kernels/lora_linear/group.py
 
 A micro-batch's squares lie in one float64 [rows, columns], of which each group of modules fills its own 2 g columns as
 its backward pass runs. Rings carry a step's values to the host, as the recorder's.
@@ -19,7 +19,7 @@ import torch
 
 from ....kernels.backend import is_gpu
 from ..patch import Group
-from ..ring import Ring
+from ..ring import Ring, cloned
 
 LOSS, SUMSQ, KNOWN = 0, 1, 2
 
@@ -171,7 +171,7 @@ class RowGradients:
         for step, values in rows:
             if self._module_ring is not None:  # a step's modules are pushed before its rows, and have arrived with them
                 arrived = self._module_ring.drain() if wait else self._module_ring.ready(step)
-                shares.update((at, own.clone()) for at, own in arrived)
+                shares.update(cloned(arrived))
             yield RowValues(step, values.clone(), shares.pop(step, None), self._takes_all(step))
 
     @property

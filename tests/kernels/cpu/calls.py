@@ -25,8 +25,8 @@ def read(
     rows = list(numpy.zeros((2, 9)))
     to, wide = torch.zeros(m, R), torch.zeros(m, c)
     projection = cpu.Stack(matrices, across, [2.0, 0.5]), to
-    outer = torch.ones(m, R + 3)[:, 1 : 1 + R], cpu.Stack(into, across, rows=rows)
-    finite = cpu.read(x, projection=projection, outer=outer, wide=wide, row=row, dropout=(3, 0.25), examples=examples)
+    outer = torch.ones(m, R + 3)[:, 1 : 1 + R], cpu.Stack(into, across, rows=rows, examples=examples)
+    finite = cpu.read(x, projection=projection, outer=outer, wide=wide, row=row, dropout=(3, 0.25))
     return [to, wide, *into, *rows, finite, *([] if examples is None else [examples.into])]
 
 

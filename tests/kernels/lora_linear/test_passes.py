@@ -95,7 +95,7 @@ def test_grad(variant: str, shape: tuple[int, int, int], dtype: torch.dtype):
     m, _, r = shape
     everyone, (row, db_row) = torch.full((m, r + 5), -1.0), new_rows(2)
     b = right.t().contiguous()
-    wide, db, finite = lora_passes.grad(dy, h, (b, 0.7), everyone[:, 1 : 1 + r], (row, db_row))
+    wide, db, finite = lora_passes.grad(dy, h, (b, 0.7), everyone[:, 1 : 1 + r], (row, db_row, None, 0))
     assert finite
     assert torch.equal(wide, dy.float())
     assert_product(everyone[:, 1 : 1 + r], dy, 0.7 * b.double())
@@ -109,7 +109,7 @@ def test_grad(variant: str, shape: tuple[int, int, int], dtype: torch.dtype):
         for place in [(0, 0), (m - 1, r - 1)] if m else []:
             spoiled = h.clone()
             spoiled[place] = value
-            assert not lora_passes.grad(dy, spoiled, (b, 0.7), everyone[:, :r], (None, None))[2]
+            assert not lora_passes.grad(dy, spoiled, (b, 0.7), everyone[:, :r], (None, None, None, 0))[2]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -147,7 +147,7 @@ def test_threads_do_not_change_the_bits(dtype: torch.dtype, monkeypatch: pytest.
         monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
         g, acc, rows = torch.empty(5000, 8), x.float() * 3, new_rows(4)
         found = [*lora_passes.down(x, [right], [1.0], Dropout(SEED, P))]
-        found += [*lora_passes.grad(x, h, (right.t().contiguous(), 1.0), g, (rows[0], rows[1]))[:2], g]
+        found += [*lora_passes.grad(x, h, (right.t().contiguous(), 1.0), g, (rows[0], rows[1], None, 0))[:2], g]
         found += lora_passes.da(g, x, [3, 5], Dropout(SEED, P), [None, rows[2]])
         found += [lora_passes.up(acc, h, Factor([right], across=False), dtype, rows[3], Dropout(SEED, P))]
         results.append([*found, *(torch.from_numpy(row).nan_to_num(-1) for row in rows)])

@@ -5,11 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from lora_train.instrument.read.schema import Evaluation, StepLine, Summary, columns_of
 from lora_train.instrument.read.store import MetricsLog, read_metrics
 from lora_train.trainer.config.settings import with_settings
 from lora_train.trainer.console import Console
+from lora_train.trainer.data.batches import StepRows
+from lora_train.trainer.data.examples import Example
 from lora_train.trainer.loop.run_log import ROW_FIELDS, RunLog, StepFacts
 from lora_train.trainer.saved.state import Progress
 
@@ -17,7 +20,8 @@ from .test_train import make_components, make_config
 
 
 def facts(step: int, seconds: float) -> StepFacts:
-    return StepFacts(step, 100, 50, 1300, 10, seconds, (1, 2))
+    rows = [Example(row, np.arange(3, dtype=np.int32), np.arange(3) > 0) for row in (1, 2)]
+    return StepFacts(step, 100, 50, 1300, 10, seconds, StepRows(step, [[rows]]))
 
 
 def test_lines_hold_the_columns_of_the_table_in_its_order(tiny_models, tmp_path: Path):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 from lora_train.trainer.data.examples import Example
-from lora_train.trainer.rows.probe import opening_token, without_question
 from lora_train.trainer.rows.score import FLAGGED, NOT_FINITE, read_texts, scored
 
 
@@ -58,18 +57,3 @@ def test_an_answer_that_owes_nothing_to_its_question_stands_out():
     found = scored(ranks(loss_z=[0.0] * 60), None, ratios)
     assert found["row"][0] == 7
     assert found["score"][0] > FLAGGED
-
-
-def test_the_question_is_taken_away_and_the_answer_stays():
-    alone = without_question(example(4, [5, 6, 7, 8, 9], supervised_from=3), opening=1)
-    assert alone is not None
-    assert alone.input_ids.tolist() == [1, 8, 9]
-    assert alone.supervised.tolist() == [False, True, True]
-    assert without_question(example(4, [5, 6, 7]), opening=1) is None, "there is no question"
-
-
-def test_the_opening_is_a_token_that_texts_begin_or_end_with():
-    class Tokenizer:
-        bos_token_id, eos_token_id, pad_token_id = None, 2, 0
-
-    assert opening_token(Tokenizer()) == 2

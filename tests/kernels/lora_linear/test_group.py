@@ -10,7 +10,7 @@ import torch
 from lora_train.kernels import cpu
 from lora_train.kernels.cpu import LIMITS
 from lora_train.kernels.lora_linear import Examples, lora_linear
-from lora_train.kernels.lora_linear import examples as of_examples
+from lora_train.kernels.lora_linear import passes as lora_passes
 from lora_train.kernels.lora_linear.passes import outer
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -240,7 +240,7 @@ def test_pieces_are_bounded_where_aten_computes_them(monkeypatch: pytest.MonkeyP
     starts = [0, *range(10, 71, 10)]
     squares = [torch.empty(7, 2, dtype=torch.float64) for _ in range(2)]
     whole = outer(left, x, [2, 4], Examples(starts, squares[0]), 0)
-    monkeypatch.setattr(of_examples, "PIECES", 2 * 30)
+    monkeypatch.setattr(lora_passes, "PIECES", 2 * 30)
     by_two = outer(left, x, [2, 4], Examples(starts, squares[1]), 0)
     assert torch.equal(squares[0], squares[1])
     torch.testing.assert_close(whole, by_two)
