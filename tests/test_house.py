@@ -185,7 +185,7 @@ TESTED_ELSEWHERE = {
     ("kernels/frozen", "base_product"): "kernels/lora_linear/test_lora_linear.py",
     (
         "kernels/lora_linear",
-        "aten gemm group kernels launch ops projections reference tiles totals",
+        "aten gemm kernels launch ops projections reference tiles totals",
     ): "kernels/lora_linear/test_lora_linear.py kernels/lora_linear/test_shapes.py",
     ("kernels", "dropout"): "kernels/lora_linear/test_lora_linear.py",
     ("kernels", "ledger"): "kernels/lora_linear/test_scratch.py",

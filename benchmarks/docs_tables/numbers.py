@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from lora_train.instrument.read.eval_rows import EVALUATION_ROWS
+from lora_train.instrument.read.row_log import TRAINING_ROWS
 from lora_train.instrument.read.schema import (
     ADDED,
     COMPUTED,
@@ -61,6 +62,15 @@ there: of a row, or of a word. With `training.class_weights` means are weighted.
 of the same rows, in whatever run. `lora_train.instrument.read.eval_rows.read_rows(folder, step)` reads it.
 
 {rows}
+
+## Training rows
+
+`rows/` has a row for every row of every step. `load_run(folder).rows()` reads it and computes `loss`, `loss_sum /
+n_supervised`, and `grad_norm`, the gradient norm of the row's mean loss: `sqrt(sumsq) N / n_supervised`, N the supervised
+tokens of the step. The squares are those of the gradient as the backward pass summed it, dropout and rounding included.
+A classifier's head, which is trained in full, is not in them; the file's metadata has `whole`, false where that is so.
+
+{training_rows}
 
 `eval_overlap` in `env.json` says how many of the evaluation rows (`rows`) are training rows token for token (`exact`)
 or nearly (`near`), with the first few of each as [evaluation row, training row]; null where nothing is evaluated.
@@ -135,6 +145,15 @@ null(프레임에서는 NaN)이고 0으로 적지 않습니다. 유한하지 않
 
 {rows}
 
+## 학습 행
+
+`rows/`에는 스텝마다 그 스텝의 모든 행이 한 행씩 있습니다. `load_run(folder).rows()`로 읽으면 `loss`(`loss_sum /
+n_supervised`)와, 그 행의 평균 loss에 대한 그래디언트 노름인 `grad_norm`(`sqrt(sumsq) N / n_supervised`, N은 그 스텝의
+학습 대상 토큰 수)도 계산해 줍니다. 제곱은 역전파가 더한 그래디언트 그대로의 것이어서 드롭아웃과 반올림도 들어 있습니다.
+통째로 학습하는 분류 모델의 헤드는 들어가지 않으며, 그런 경우 파일 메타데이터의 `whole`이 false입니다.
+
+{training_rows}
+
 `env.json`의 `eval_overlap`은 평가 행(`rows`) 가운데 학습 행과 토큰까지 같은 행(`exact`)과 거의 같은 행(`near`)의
 수이고, 저마다 처음 몇 개를 [평가 행, 학습 행]으로 적습니다. 평가가 없으면 null입니다.
 
@@ -187,7 +206,7 @@ def numbers(lang: str) -> str:
         "evaluation": {**columns_of(Evaluation), **SCORES},
         "summary": columns_of(Summary),
     }
-    of_stats = {"rows": EVALUATION_ROWS, "statistics": STATISTICS, "exponents": EXPONENTS, "computed": COMPUTED}
+    of_stats = {"rows": EVALUATION_ROWS, "training_rows": TRAINING_ROWS, "statistics": STATISTICS, "exponents": EXPONENTS, "computed": COMPUTED}
     written = {name: _columns(columns, lang, True) for name, columns in tables.items()}
     written |= {name: _columns(columns, lang, False) for name, columns in of_stats.items()}
     return NUMBERS[lang].format(**written) + NOTE.format(source="instrument/read/schema.py")

@@ -4,6 +4,7 @@ import re
 
 import pytest
 from lora_train.instrument.read.eval_rows import EVALUATION_ROWS
+from lora_train.instrument.read.row_log import TRAINING_ROWS
 from lora_train.instrument.read.schema import (
     ADDED,
     COMPUTED,
@@ -40,9 +41,13 @@ def test_every_number_is_defined_once(lang):
         *map(columns_of, (StepLine, Evaluation, Summary)),
     ]
     names = [name for columns in tables for name in columns]
-    defined = re.findall(r"^\| `(\w+)` \|", numbers(lang), re.M)
     assert len(set(names)) == len(names)
+    # rows of training and of evaluation have the words for a row in common
+    names += list(TRAINING_ROWS)
+    defined = re.findall(r"^\| `(\w+)` \|", numbers(lang), re.M)
     assert sorted(defined) == sorted(names)
+    for name in TRAINING_ROWS.keys() & EVALUATION_ROWS.keys():
+        assert TRAINING_ROWS[name].unit == EVALUATION_ROWS[name].unit
 
 
 def test_a_bar_in_a_cell_does_not_end_it():

@@ -1,0 +1,113 @@
+"""Trains, ranks, and prints the table; exit code 1 if a ranking is below its bar."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import yaml
+
+from ..faults.__main__ import versions
+from .plant import KINDS, plant
+
+BARS = {("garbled", "score"): 0.90, ("language", "score"): 0.90, ("copy", "score"): 0.90, ("swapped", "probed"): 0.95}
+RANKINGS = ("score", "probed", "loss", "gradient")
+MODEL = "models/SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser("benchmarks.rows", description=__doc__)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--first", type=int, default=0, help="the first seed")
+    parser.add_argument("--rows", type=int, default=1000)
+    parser.add_argument("--each", type=int, default=20, help="planted rows of each kind")
+    parser.add_argument("--model", default=MODEL)
+    arguments = parser.parse_args()
+    found: dict[str, list[tuple[str, dict[str, float]]]] = {}
+    started = time.perf_counter()
+    for seed in range(arguments.first, arguments.first + arguments.seeds):
+        with tempfile.TemporaryDirectory() as folder:
+            kinds = plant(Path(folder), seed, arguments.rows, arguments.each)
+            for row, values in ranked(Path(folder), arguments.model, seed).items():
+                found.setdefault(kinds.get(row, ""), []).append((f"{seed}-{row}", values))
+        print(f"seed {seed}: {time.perf_counter() - started:.0f} s", file=sys.stderr, flush=True)
+    short = table({kind: [values for _, values in rows] for kind, rows in found.items()})
+    print(versions())
+    return 1 if short else 0
+
+
+def ranked(folder: Path, model: str, seed: int) -> dict[int, dict[str, float]]:
+    """What each ranking gives a row of a run on the folder's rows."""
+    config = {
+        "model": {"name_or_path": model},
+        "data": {"train": str(folder / "rows.jsonl"), "format": "alpaca", "cutoff_len": 128},
+        "training": {"output_dir": str(folder / "run"), "num_train_epochs": 1, "per_device_train_batch_size": 8,
+                     "learning_rate": 2e-4, "seed": seed, "save_strategy": "no"},
+        "instrument": {"rows_every": 0, "histogram_every": 0, "probe_every": 0},
+    }  # fmt: skip
+    (folder / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    command = [sys.executable, "-c", "import sys; from lora_train.trainer.cli import main; sys.exit(main())"]
+    subprocess.run([*command, "--config", str(folder / "config.yaml")], check=True, stdout=subprocess.DEVNULL)
+    plain, probed = (
+        {int(row["row"]): row for row in csv.DictReader(io.StringIO(
+            subprocess.run([*command, "rows", str(folder / "run"), "--csv", *more], check=True, capture_output=True,
+                           text=True).stdout))}
+        for more in ([], ["--probe"])
+    )  # fmt: skip
+    return {
+        row: {"score": float(values["score"]), "probed": float(probed[row]["score"]), "loss": float(values["loss_z"]),
+              "gradient": float(values["grad_z"]), "ratio": float(probed[row]["ratio"] or "nan")}
+        for row, values in plain.items()
+    }  # fmt: skip
+
+
+def auroc(planted: np.ndarray, others: np.ndarray) -> float:
+    """The chance that a planted row is above another; ties count half."""
+    others = np.sort(others)
+    below, upto = np.searchsorted(others, planted, "left"), np.searchsorted(others, planted, "right")
+    return float(((below + upto) / 2 / len(others)).mean())
+
+
+def interval(planted: np.ndarray, others: np.ndarray) -> tuple[float, float]:
+    """95%, by drawing rows again with replacement."""
+    draw = np.random.default_rng(0)
+    found = [auroc(draw.choice(planted, len(planted)), draw.choice(others, len(others))) for _ in range(500)]
+    return float(np.quantile(found, 0.025)), float(np.quantile(found, 0.975))
+
+
+def table(found: dict[str, list[dict[str, float]]]) -> bool:
+    """Prints the areas; whether one that has a bar is below it."""
+    others = found.pop("", [])
+    rankings = (*RANKINGS, "ratio")
+    print(f"{'planted':<10} {'rows':>5}  " + "  ".join(f"{name:<20}" for name in rankings))
+    short = False
+    for kind in KINDS:
+        cells = []
+        for ranking in rankings:
+            planted = np.array([values[ranking] for values in found.get(kind, [])])
+            rest = np.array([values[ranking] for values in others])
+            planted, rest = (np.nan_to_num(own, nan=-99.0) for own in (planted, rest))
+            area, (low, high) = auroc(planted, rest), interval(planted, rest)
+            bar = BARS.get((kind, ranking))
+            below = bar is not None and area < bar
+            short |= below
+            cells.append(f"{area:.3f} ({low:.2f} to {high:.2f})" + ("!" if below else ""))
+        print(f"{kind:<10} {len(found.get(kind, [])):>5}  " + "  ".join(f"{cell:<20}" for cell in cells))
+    for kind in KINDS:
+        by = {
+            name: auroc(*(np.array([v[name] for v in own]) for own in (found[kind], others))) for name in RANKINGS[2:]
+        }
+        if by["gradient"] <= by["loss"]:
+            print(f"{kind}: the gradient norm alone finds no more of them than the loss alone")
+    return short
+
+
+if __name__ == "__main__":
+    sys.exit(main())
