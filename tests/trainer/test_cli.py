@@ -77,7 +77,7 @@ def test_run_folder_holds_what_the_design_says(finished):
     run, _ = finished
     assert {path.name for path in run.iterdir()} == {
         ".lock", "config.yaml", "env.json", "metrics.jsonl", "checkpoint-10", "checkpoint-12", "adapter", "sites.json",
-        "stats", "evaluations",
+        "rows", "stats", "evaluations",
     }  # fmt: skip
     rows = read_metrics(run)
     steps = steps_of(run)
@@ -454,7 +454,7 @@ print(code, "torch" in sys.modules, "transformers" in sys.modules)
 
 
 VERBS = (
-    "explain", "report", "compare", "advise", "lengthen", "sweep", "replay", "inspect", "merge", "chat", "predict",
+    "explain", "report", "compare", "advise", "lengthen", "sweep", "rows", "replay", "inspect", "merge", "chat", "predict",
     "evaluate", "env", "import", "schema",
 )  # fmt: skip
 
@@ -491,7 +491,7 @@ def test_help_lists_every_verb(capsys):
         (
             ["fit"],
             "fit is no verb of lora-train",
-            "the verbs are explain, report, compare, advise, lengthen, sweep, replay, inspect, merge, chat, predict",
+            "the verbs are explain, report, compare, advise, lengthen, sweep, rows, replay, inspect, merge, chat, predict",
         ),
         (["train"], "the following arguments are required: --config", "lora-train --config koalpaca.yaml"),
         (["koalpaca.yaml"], "the following arguments are required: --config", "lora-train --config koalpaca.yaml"),

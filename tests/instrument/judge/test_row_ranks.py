@@ -41,7 +41,7 @@ def test_what_is_planted_is_found_and_nothing_else():
     """Over 20 draws: planted rows are above nearly all others, and of others one in a hundred is far out."""
     hits, false, of = 0, 0, 0
     for seed in range(20):
-        planted = dict.fromkeys(range(0, 400, 40), 1.2)
+        planted = dict.fromkeys(range(0, 400, 40), 4.0)
         found = rank_rows(drawn(seed, planted)).set_index("row")
         others = found.drop(list(planted))
         threshold = others["loss_z"].quantile(0.95)

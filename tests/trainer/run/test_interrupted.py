@@ -151,7 +151,7 @@ def test_a_collapse_on_a_full_disk_keeps_its_diagnosis(config, small_disk, cli, 
     ("where", "calls", "code", "said"),
     [
         ("trainer.run.start:open_folder", 1, 2, "cannot be written: No space left on device"),
-        ("trainer.run.start:open_stats", 1, 2, "cannot be written: No space left on device"),
+        ("trainer.run.start:open_streams", 1, 2, "cannot be written: No space left on device"),
         ("trainer.loop.session:write_rows", 1, 1, "the losses of the evaluation rows could not be written"),
         ("trainer.loop.session:save_checkpoint", 1, 1, "the checkpoint could not be written"),
         ("trainer.run.finish:write_adapter", 1, 1, "adapter could not be written"),
