@@ -126,7 +126,10 @@ function slider(key, label, min, max, changed, shown = String) {
   return el("label", {}, el("span", {}, label), input, text);
 }
 
-function languageSwitch(again) {
+// Draws the page again from DATA; what is open, focused and looked at stays so.
+let rebuild = () => {};
+
+function languageSwitch() {
   return el(
     "span",
     { class: "languages" },
@@ -142,8 +145,7 @@ function languageSwitch(again) {
           "aria-pressed": String(LANGUAGE() === lang),
           onclick: () => {
             remember({ lang });
-            again();
-            document.getElementById("lang-" + lang).focus();
+            rebuild();
           },
         },
         name,
@@ -209,18 +211,25 @@ function contents(links, ...controls) {
 }
 
 function start(build) {
-  const again = () => {
+  rebuild = () => {
+    const focus = document.activeElement && document.activeElement.id,
+      open = new Set([...document.querySelectorAll("details[open]")].map((one) => one.id)),
+      scroll = window.scrollY;
     document.documentElement.lang = LANGUAGE();
     forgetCharts();
     for (const id of ["top", "contents", "main"]) document.getElementById(id).replaceChildren();
-    build(again);
+    build();
+    for (const one of document.querySelectorAll("details")) one.open = open.has(one.id);
+    window.scrollTo(0, scroll);
+    drawSeen();
+    if (focus) (document.getElementById(focus) || document.body).focus({ preventScroll: true });
   };
-  again();
+  rebuild();
   window.scrollTo(0, STATE.scroll || 0);
   addEventListener("scroll", () => remember({ scroll: window.scrollY }), { passive: true });
   DARK.addEventListener("change", () => {
     colours.clear();
-    again();
+    rebuild();
     if (PAPER.matches) drawAll(); // paper is light: a dark page changes its scheme after beforeprint
   });
   if (DATA.following) setTimeout(() => location.reload(), 5000);

@@ -1,16 +1,16 @@
 "use strict";
 // Overlays runs from DATA (compare/overlay.py): one colour a run, training as a line, evaluation dashed with points.
 const COLOURS = ["--c1", "--c2", "--c3", "--c4", "--c6", "--c7", "--c8", "--c5"];
-const AXES = ["step", "epoch", "tokens", "time"].filter((axis) => DATA.runs.every((run) => run.axes[axis]));
+const AXES = ["step", "epoch", "rows", "tokens", "time"].filter((axis) => DATA.runs.every((run) => run.axes[axis]));
 
-function build(again) {
+function build() {
   document
     .getElementById("top")
     .append(
       el("h1", {}, t("compare.page.title")),
       el("span", { class: "dim made" }, when(DATA.made)),
       el("span", { class: "spacer" }),
-      languageSwitch(again),
+      languageSwitch(),
     );
   const head = (...names) => el("thead", {}, el("tr", {}, ...names.map((name) => el("th", { scope: "col" }, name))));
   section(
@@ -73,7 +73,7 @@ function overlay() {
     controls = el("div", { class: "controls" });
   const changed = () => {
     zoomTo(null);
-    for (const one of CHARTS) one.log = null;
+    for (const one of CHARTS) one.look.log = null;
     redrawCharts();
   };
   const longest = Math.max(...DATA.runs.map((run) => run.steps.step.length)),

@@ -1,7 +1,7 @@
 "use strict";
 // The page of one run from DATA (data.py): how it stands, its charts, its layers, and everything in words.
-const AXES = Object.keys(DATA.axes);
-const STEPS = DATA.steps.step;
+let AXES = [];
+let STEPS = [];
 const OUTCOMES = {
   failed: "report.remedy.failed",
   costly: "report.remedy.costly",
@@ -10,7 +10,9 @@ const OUTCOMES = {
 };
 const ACTIONS = { heal: "report.action.heal", rollback: "report.action.rollback", stop: "report.action.stop" };
 
-function build(again) {
+function build() {
+  STEPS = DATA.steps.step;
+  AXES = Object.keys(DATA.axes);
   document
     .getElementById("top")
     .append(
@@ -21,7 +23,7 @@ function build(again) {
         t("report.made", { made: when(DATA.made) }) + (DATA.following ? " · " + t("report.following") : ""),
       ),
       el("span", { class: "spacer" }),
-      languageSwitch(again),
+      languageSwitch(),
     );
   const charts = (name) => DATA.charts.filter((one) => one.section === name);
   overview();
@@ -45,7 +47,7 @@ function build(again) {
       ["report.environment", DATA.environment],
     ]
       .filter(([, rows]) => rows.length)
-      .map(([key, rows]) => el("details", {}, el("summary", {}, t(key)), pairs(rows))),
+      .map(([key, rows]) => el("details", { id: key }, el("summary", {}, t(key)), pairs(rows))),
   );
   const links = [...document.querySelectorAll("main > section[id]")].map((place) => [
     place.id,
@@ -81,7 +83,7 @@ function overview() {
             "p",
             { class: "verdict" },
             el("span", { class: "word" }, said(status.word).trim()),
-            el("span", { class: "dim" }, status.topic === "overall" ? " " : ` ${status.topic} `),
+            el("span", { class: "dim" }, status.topic ? ` ${said(status.topic)} ` : " "),
             said(status.sentence),
           )
         : null,
@@ -198,6 +200,8 @@ function incident(found) {
     el(
       "li",
       { class: one.outcome },
+      said(one.words),
+      " ",
       el("code", {}, one.change),
       " ",
       el("span", {}, t(OUTCOMES[one.outcome], { loss: number(one.loss) })),
@@ -209,7 +213,7 @@ function incident(found) {
     el(
       "p",
       {},
-      el("b", {}, `${t("page.step_n", { step: found.step })}: ${found.kind}`),
+      el("b", {}, `${t("page.step_n", { step: found.step })}: ${said(found.kind)}`),
       " ",
       el("code", {}, found.module || "–"),
     ),

@@ -3,14 +3,14 @@
 const LINES = ["--c1", "--c2", "--c3", "--c4", "--c6", "--c7", "--c8", "--c5"];
 const MOST_NAMED = 12;
 
-function build(again) {
+function build() {
   document
     .getElementById("top")
     .append(
       el("h1", {}, t("sweep.page.title"), " ", DATA.name),
       el("span", { class: "dim made" }, when(DATA.made)),
       el("span", { class: "spacer" }),
-      languageSwitch(again),
+      languageSwitch(),
     );
   section("facts", t("sweep.page.overview"), pairs(DATA.facts.map(([key, value]) => [said(key), said(value)])));
   if (DATA.keys.length) section("parallel", t("sweep.page.parallel"), ...parallels());

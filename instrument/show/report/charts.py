@@ -40,10 +40,11 @@ ZEROS = (
 """Findings of zeros that are no losses; one that is rounded (explain.zero_rounded) is."""
 AXES = {
     "epoch": ("epoch", "page.axis.epoch"),
+    "rows": (None, "page.axis.rows"),
     "tokens": ("tokens", "page.axis.tokens"),
     "time": ("step_seconds", "page.axis.time"),
 }
-"""Beside steps: the column that says where a step stands, and the axis' name."""
+"""Beside steps: the column that says where a step stands, and the axis' name; rows are steps times those of a step."""
 CAPTIONS = {
     "lost": "report.caption.lost",
     "dropped": "report.caption.dropped",
@@ -80,9 +81,9 @@ def axes(history: History) -> dict[str, Any]:
     step, at = history.column("step"), history.evals["step"].to_numpy("float64")
     found = {"step": ("page.axis.step" if history.numbered else "page.axis.line", step)}
     for name, (column, label) in AXES.items():
-        values = history.column(column)
+        values = history.column(column) if column else step * rows_of_a_step(history)
         if len(values) and np.isfinite(values).mean() > 0.5:
-            sums = values if name == "epoch" else np.nancumsum(values)
+            sums = values if name in ("epoch", "rows") else np.nancumsum(values)
             found[name] = (label, sums / 60 if name == "time" else sums)
     return {
         name: {
@@ -92,6 +93,19 @@ def axes(history: History) -> dict[str, Any]:
         }
         for name, (label, values) in found.items()
     }
+
+
+def rows_of_a_step(history: History) -> float:
+    """Rows of data that a full step takes on all processes; NaN where the source does not say, or packs rows."""
+    known = [
+        history.number(f"training.{key}") for key in ("per_device_train_batch_size", "gradient_accumulation_steps")
+    ]
+    processes = history.env.get("processes", 1)
+    if history.kind != "run" or not history.numbered or not isinstance(processes, int):
+        return math.nan
+    if any(value is None or value <= 0 for value in known) or history.setting("data.packing"):
+        return math.nan
+    return math.prod([value for value in known if value is not None]) * processes
 
 
 def _along(at: np.ndarray, step: np.ndarray, values: np.ndarray) -> np.ndarray:

@@ -18,7 +18,7 @@ from ...judge.forecast import Forecaster
 from ...judge.wording import DESCRIBED, OURS
 from ...messages import LANGUAGES, say_in
 from ..page import texts
-from ..page.people import run_name, setting, without_paths
+from ..page.people import both, run_name, setting, without_paths
 from .aggregate import GRIDS, aggregate, histograms
 from .charts import (
     attempts,
@@ -35,8 +35,29 @@ from .charts import (
     training_charts,
 )
 from .classes import classes
-from .overview import PROBLEMS, state, status, tiles
+from .overview import PROBLEMS, TOPIC_NAMES, state, status, tiles
 
+KINDS = {
+    "forward_overflow": "collapse.title.forward_overflow",
+    "backward_overflow": "collapse.title.backward_overflow",
+    "bad_weight": "collapse.title.bad_weight",
+    "dead_adapter": "collapse.title.dead_adapter",
+    "scale_collapse": "collapse.title.scale_collapse",
+    "scale_underflow": "collapse.title.scale_underflow",
+    "no_supervised_tokens": "collapse.title.no_supervised_tokens",
+    "divergence": "collapse.title.divergence",
+}
+"""What went wrong, in words."""
+REMEDIES = {
+    "rollback": "report.remedy.rollback",
+    "precision.loss_scale": "report.remedy.loss_scale",
+    "precision.min_loss_scale": "report.remedy.loss_scale",
+    "precision.fp32_modules": "report.remedy.fp32_module",
+    "data.skip_rows": "report.remedy.skip_rows",
+    "training.learning_rate": "report.remedy.learning_rate",
+    "model.attn_implementation": "report.remedy.sdpa",
+}
+"""What a remedy changes, in words."""
 _LAYER = re.compile(r"^(.*?)\.(\d+)\.(.+)$")
 
 
@@ -113,7 +134,7 @@ def explanation(history: History, findings: list[Finding], lang: str) -> list[di
         own = findings_in([finding for finding in findings if finding.topic == topic], lang, trainer)
         if own:
             what = say_in(lang, described.get(topic, TOPICS[topic]))
-            groups.append({"topic": topic, "what": what, "findings": own})
+            groups.append({"topic": say_in(lang, TOPIC_NAMES[topic]), "what": what, "findings": own})
     return groups
 
 
@@ -141,7 +162,7 @@ def incident(history: History, diagnosis: dict[str, Any]) -> dict[str, Any]:
                 break
     return {
         "step": step,
-        "kind": _text(diagnosis.get("kind")),
+        "kind": _kind(diagnosis),
         "module": _text(diagnosis.get("module") or ""),
         "rows": ", ".join(map(str, diagnosis["evidence"]["rows_alone"] or diagnosis["rows"])),
         "action": _text(diagnosis.get("action")),
@@ -150,12 +171,23 @@ def incident(history: History, diagnosis: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def _kind(diagnosis: dict[str, Any]) -> dict[str, str] | str:
+    """What went wrong, in words where they are known."""
+    kind, dtype = _text(diagnosis.get("kind")), diagnosis["evidence"].get("dtype")
+    if kind not in KINDS or ("overflow" in kind and not isinstance(dtype, str)):
+        return kind
+    return both(KINDS[kind], dtype=dtype)
+
+
 def remedy_of(remedy: dict[str, Any]) -> dict[str, Any]:
     """What was changed and what it did: failed (not finite again), costly (finite, but something was lost), worked."""
     loss = remedy.get("loss")
     known = numbers([loss])[0] if isinstance(loss, (int, float)) else None
     outcome = "worked" if remedy.get("verified") else "failed" if known is None else "costly"
-    return {"change": _text(remedy.get("change")), "loss": known, "outcome": outcome}
+    change = _text(remedy.get("change"))
+    keys = [REMEDIES[key] for part in change.split() if (key := part.partition("=")[0]) in REMEDIES]
+    words = {lang: ", ".join(say_in(lang, key) for key in keys) for lang in LANGUAGES}
+    return {"change": change, "words": words, "loss": known, "outcome": outcome}
 
 
 def layers(history: History) -> dict[str, Any] | None:
@@ -182,6 +214,7 @@ def layers(history: History) -> dict[str, Any] | None:
         "bins": grid.bins.tolist(),
         "grids": encoded(grid.values),
         "forecasts": coming,
+        "histogram_every": history.number("instrument.histogram_every"),
         "histograms": [
             {**row, "counts": [base64.b64encode(c.tobytes()).decode() for c in row["counts"]]} for row in rows
         ],

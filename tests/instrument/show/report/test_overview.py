@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from lora_train.instrument.judge.explain import Finding, explain, read_history
 from lora_train.instrument.show.report.charts import axes
-from lora_train.instrument.show.report.overview import best_evaluation, state, status, tiles, worst
+from lora_train.instrument.show.report.overview import Best, best_evaluation, state, status, tiles, worst
 
 from ....conftest import ROOT
 from ...judge.explain.build import falling, history
@@ -54,14 +54,45 @@ def test_tiles_of_a_run():
     run = read_history(RUNS / "overfitting")
     findings = explain(run)
     by_label = {tile["label"]["en"]: tile for tile in tiles(run, findings, False)}
-    assert list(by_label) == ["loss", "best evaluation loss", "grad_norm, median", "tokens/s", "memory", "time"]
+    assert list(by_label) == ["loss", "best evaluation loss", "gradient norm, median", "tokens/s", "memory", "time"]
     best = best_evaluation(run)
     assert best is not None
-    assert best[1] == np.nanmin(run.evals["eval_loss"])
-    assert by_label["best evaluation loss"]["note"]["en"].startswith(f"at step {best[0]:.0f} · token accuracy 0.")
+    assert (best.metric, best.value) == ("eval_loss", np.nanmin(run.evals["eval_loss"]))
+    assert by_label["best evaluation loss"]["note"]["en"].startswith(f"at step {best.step} · token accuracy 0.")
     step, norm = run.finite("grad_norm")
     worst_step = int(step[np.argmax(norm)])
-    assert by_label["grad_norm, median"]["note"]["en"] == f"highest {norm.max():.3g}, step {worst_step}"
+    assert by_label["gradient norm, median"]["note"]["en"] == f"highest {norm.max():.3g}, step {worst_step}"
+
+
+EVALS = {"step": [10, 20, 30], "eval_loss": [1.0, 0.9, 1.2], "eval_f1": [0.2, 0.6, 0.7], "eval_mae": [0.5, 0.1, 0.3]}
+
+
+@pytest.mark.parametrize(
+    ("chosen", "greater", "label", "value", "note"),
+    [
+        ("f1", None, "best F1", "0.7", "at step 30 · evaluation loss 1.2"),
+        ("eval_f1", True, "best F1", "0.7", "at step 30 · evaluation loss 1.2"),
+        ("mae", None, "best mae", "0.1", "at step 20 · evaluation loss 0.9"),
+        ("f1", False, "best F1", "0.2", "at step 10 · evaluation loss 1"),
+        ("loss", None, "best evaluation loss", "0.9", "at step 20 · F1 0.6"),
+        ("rouge", None, "best evaluation loss", "0.9", "at step 20 · F1 0.6"),
+        (None, None, "best evaluation loss", "0.9", "at step 20 · F1 0.6"),
+    ],
+)
+def test_the_metric_that_chooses_the_checkpoint_is_the_one_that_is_shown(chosen, greater, label, value, note):
+    training = {"metric_for_best_model": chosen, "greater_is_better": greater}
+    known = history(loss=falling(30), evals=EVALS, config={"training": training})
+    tile = next(tile for tile in tiles(known, [], False) if tile["label"]["en"].startswith("best"))
+    assert (tile["label"]["en"], tile["value"], tile["note"]["en"]) == (label, value, note)
+    assert value in status(known, [], False)["best"]["en"]
+    assert ("loss" in status(known, [], False)["best"]["ko"]) == (label == "best evaluation loss")
+
+
+def test_an_evaluation_without_a_loss_or_without_a_number():
+    known = history(loss=falling(30), evals={**EVALS, "eval_loss": [np.nan] * 3})
+    assert best_evaluation(known) == Best("eval_f1", 30, 0.7)
+    known = history(loss=falling(30), evals={"step": [10, 20], "eval_loss": [np.nan, np.inf]})
+    assert best_evaluation(known) is None
 
 
 def test_a_run_that_goes_on_says_how_long_it_will():

@@ -137,10 +137,14 @@ def test_the_page_in_both_languages_sizes_and_schemes(opened, run):
     assert "Collapses" in page.inner_text("main")
     card = page.inner_text(".incident")
     assert "gpt_neox.layers.2.mlp.dense_4h_to_h" in card
+    assert "step 13: float16 overflow in the forward pass" in card
     assert "lora-train replay healed --step 13" in card
     tried = page.locator(".incident li").all_inner_texts()
-    assert [text.split(" ")[0].split("=")[0] for text in tried] == [
-        "precision.loss_scale", "precision.fp32_modules", "data.skip_rows",
+    assert tried[1].startswith("the module in float32 precision.fp32_modules=[")
+    assert page.locator(".incident li code").all_inner_texts() == [
+        "precision.loss_scale=4096",
+        "precision.fp32_modules=[gpt_neox.layers.2.mlp.dense_4h_to_h]",
+        "data.skip_rows=[2,3,14,24]",
     ]  # fmt: skip
     assert "did not help" in tried[0]
     assert "helped, and was taken (loss 5.514)" in tried[1]

@@ -1,7 +1,7 @@
 "use strict";
 // The layers of a run as a model: layers by projections of one tensor at the step under the slider, each projection over
 // time beside it, and the history and exponents of the cell under the cursor.
-const GRID = DATA.layers && DATA.layers.names ? DATA.layers : null;
+let GRID = null;
 const FP16_MAX = 65504;
 const QUANTITIES = {
   norm: "report.metric.norm",
@@ -20,7 +20,7 @@ const TENSORS = {
   grad_in: "report.tensor.grad_in",
   in: "report.tensor.in",
 };
-const decoded = {};
+let decoded = {};
 let shown = null; // what is drawn: {sites, rows, columns, from, to, log}
 
 function values(name) {
@@ -43,6 +43,8 @@ const sitesOf = (tensor) =>
 
 function layerSection() {
   const place = section("layers", t("report.layers"));
+  GRID = DATA.layers && DATA.layers.names ? DATA.layers : null;
+  decoded = {};
   if (!GRID) {
     place.append(
       el("p", {}, t(DATA.layers && DATA.layers.unreadable ? "report.layers.unreadable" : "report.layers.none")),

@@ -71,7 +71,13 @@ function tell(site) {
   detail.replaceChildren();
   chart(detail, "history", () => historyOf(site));
   if (row) chart(detail, "exponents", () => exponentsOf(site, row));
-  else detail.append(el("p", { class: "dim" }, t("report.no_histogram")));
+  else detail.append(el("p", { class: "dim" }, undistributed()));
+}
+
+function undistributed() {
+  const every = GRID.histogram_every;
+  if (GRID.histograms.length || !(every > GRID.bins.at(-1)[1])) return t("report.no_histogram");
+  return t("report.no_histogram_yet", { every: number(every), steps: number(GRID.bins.at(-1)[1]) });
 }
 
 // A bin stands at its last step; on another axis than steps the cell's own is kept, for bins are ranges of steps.

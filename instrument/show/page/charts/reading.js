@@ -6,7 +6,9 @@ const TABLE_ROWS = 200;
 function told(one, u, index) {
   const spec = one.spec,
     x = u.data[0][index];
-  const rows = spec.lines.map((line, i) => [line, u.data[i + 1][index]]).filter(([, y]) => y !== undefined);
+  const rows = spec.lines
+    .map((line, i) => [line, u.data[i + 1][index]])
+    .filter(([line, y]) => y !== undefined && !one.look.hidden.has(groupOf(line)));
   return { head: `${spec.axis} ${number(x)}`, rows, marks: marksNear(u, spec.marks || [], u.valToPos(x, "x")) };
 }
 
@@ -81,17 +83,25 @@ function keys(one, event) {
     },
     Enter: () => toggleTable(one),
   };
+  legendLines(one.spec)
+    .slice(0, 9)
+    .forEach((line, i) => (acts[i + 1] = () => toggleLine(one, line)));
   if (!acts[event.key]) return;
   event.preventDefault();
   acts[event.key]();
 }
 
 function toggleTable(one) {
-  if (one.table) {
-    one.table.remove();
-    one.table = null;
+  one.look.table = !one.table;
+  if (!one.table) {
+    openTable(one);
     return;
   }
+  one.table.remove();
+  one.table = null;
+}
+
+function openTable(one) {
   one.table = el("div", {});
   one.figure.append(one.table);
   fillTable(one);
