@@ -154,6 +154,38 @@ function languageSwitch() {
   );
 }
 
+// How it stands, in one line: what is known for sure, and the one judgement.
+const statusLine = (verdict, state, word, topic, sentence) =>
+  el(
+    "div",
+    { class: "status " + (verdict || "note") },
+    state ? el("p", { class: "state" }, ...state) : null,
+    sentence
+      ? el(
+          "p",
+          { class: "verdict" },
+          el("span", { class: "word" }, word.trim()),
+          el("span", { class: "dim" }, topic ? ` ${topic} ` : " "),
+          sentence,
+        )
+      : null,
+  );
+
+const tileRow = (tiles) =>
+  el(
+    "dl",
+    { class: "tiles" },
+    ...tiles.map((tile) =>
+      el(
+        "div",
+        { class: tile.verdict },
+        el("dt", {}, said(tile.label)),
+        el("dd", {}, said(tile.value)),
+        tile.note ? el("dd", { class: "note" }, said(tile.note)) : null,
+      ),
+    ),
+  );
+
 function finding(found, topic) {
   return el(
     "div",
@@ -232,5 +264,5 @@ function start(build) {
     rebuild();
     if (PAPER.matches) drawAll(); // paper is light: a dark page changes its scheme after beforeprint
   });
-  if (DATA.following) setTimeout(() => location.reload(), 5000);
+  if (DATA.following && location.protocol === "file:") setTimeout(() => location.reload(), 5000);
 }

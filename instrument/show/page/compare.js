@@ -12,6 +12,8 @@ function build() {
       el("span", { class: "spacer" }),
       languageSwitch(),
     );
+  summary();
+  overlay();
   const head = (...names) => el("thead", {}, el("tr", {}, ...names.map((name) => el("th", { scope: "col" }, name))));
   section(
     "runs",
@@ -39,7 +41,6 @@ function build() {
       ),
     ),
   );
-  overlay();
   section("words", t("compare.page.in_words"), ...DATA.findings[LANGUAGE()].map((found) => finding(found)));
   if (DATA.differing.length)
     section(
@@ -68,6 +69,22 @@ function build() {
   contents(links, zoomOut());
 }
 
+// The first judgement that is more than a remark.
+function summary() {
+  const findings = DATA.findings[LANGUAGE()],
+    own = findings.find((found) => found.verdict !== "note");
+  if (own) document.getElementById("main").append(statusLine(own.verdict, null, own.word, null, own.sentence));
+}
+
+// Where one run is far longer than another, their steps have little in common; what they saw of the data may have.
+function fairAxis() {
+  const spread = (axis) => {
+    const ends = DATA.runs.map((run) => run.axes[axis].steps.findLast((value) => value !== null) || 0);
+    return Math.max(...ends) / Math.min(...ends);
+  };
+  return AXES.includes("epoch") && spread("step") > 3 && spread("epoch") < spread("step") ? "epoch" : "step";
+}
+
 function overlay() {
   const place = section("overlaid", t("compare.page.overlay")),
     controls = el("div", { class: "controls" });
@@ -78,6 +95,7 @@ function overlay() {
   };
   const longest = Math.max(...DATA.runs.map((run) => run.steps.step.length)),
     top = Math.max(1, Math.min(200, Math.floor(longest / 4)));
+  STATE.axis ??= fairAxis();
   controls.append(
     choice(
       "metric",
@@ -103,6 +121,7 @@ function overlaid() {
     marks = [];
   DATA.runs.forEach((run, i) => {
     const axis = run.axes[STATE.axis],
+      group = DATA.names[i],
       colour = COLOURS[i % COLOURS.length],
       name = `${DATA.names[i]} ${run.name}`,
       both = metric.steps && metric.evals;
@@ -113,6 +132,7 @@ function overlaid() {
         x: axis.steps,
         y: smooth(run.steps[metric.steps], STATE.smoothing || 1),
         colour,
+        group,
       });
     if (metric.evals && run.evals[metric.evals] && run.evals.step.length)
       lines.push({
@@ -123,6 +143,7 @@ function overlaid() {
         dashed: true,
         points: true,
         quiet: both,
+        group,
       });
     for (const mark of run.marks)
       if (mark.kind !== "skipped" && (!mark.on || mark.on.includes(metric.id)))

@@ -73,36 +73,10 @@ function overview() {
     problems = DATA.problems[LANGUAGE()],
     place = section("overview", t("report.overview"));
   const n = problems.reduce((sum, group) => sum + group.findings.length, 0);
+  const state = [el("b", {}, said(status.state)), status.best ? " · " + said(status.best) : ""];
   place.append(
-    el(
-      "div",
-      { class: "status " + (status.verdict || "note") },
-      el("p", { class: "state" }, el("b", {}, said(status.state)), status.best ? " · " + said(status.best) : ""),
-      status.sentence
-        ? el(
-            "p",
-            { class: "verdict" },
-            el("span", { class: "word" }, said(status.word).trim()),
-            el("span", { class: "dim" }, status.topic ? ` ${said(status.topic)} ` : " "),
-            said(status.sentence),
-          )
-        : null,
-    ),
-  );
-  place.append(
-    el(
-      "dl",
-      { class: "tiles" },
-      ...DATA.tiles.map((tile) =>
-        el(
-          "div",
-          { class: tile.verdict },
-          el("dt", {}, said(tile.label)),
-          el("dd", {}, tile.value),
-          tile.note ? el("dd", { class: "note" }, said(tile.note)) : null,
-        ),
-      ),
-    ),
+    statusLine(status.verdict, state, said(status.word), said(status.topic), said(status.sentence)),
+    tileRow(DATA.tiles),
   );
   const first = el("div", { class: "first" }),
     left = el("div", {});
@@ -174,7 +148,7 @@ function classes(found) {
 // What is healthy, and what is only to be known: folded.
 function words() {
   const groups = DATA.explanation[LANGUAGE()],
-    place = el("div", { id: "words" }),
+    place = el("div", { id: "words", class: "folded" }),
     folded = (verdict) =>
       groups
         .map((group) => ({ ...group, findings: group.findings.filter((found) => found.verdict === verdict) }))

@@ -52,6 +52,17 @@ CAPTIONS = {
     "collapse": "report.caption.collapse",
 }
 """What a mark of this kind is, under the picture."""
+KINDS = {
+    "forward_overflow": "collapse.title.forward_overflow",
+    "backward_overflow": "collapse.title.backward_overflow",
+    "bad_weight": "collapse.title.bad_weight",
+    "dead_adapter": "collapse.title.dead_adapter",
+    "scale_collapse": "collapse.title.scale_collapse",
+    "scale_underflow": "collapse.title.scale_underflow",
+    "no_supervised_tokens": "collapse.title.no_supervised_tokens",
+    "divergence": "collapse.title.divergence",
+}
+"""What went wrong, in words."""
 SCHEDULE = {"learning_rate": "report.series.learning_rate", "loss_scale": "report.series.loss_scale"}
 MEMORY = {
     "memory_reserved_gib": "report.series.memory_reserved_gib",
@@ -152,24 +163,34 @@ def marks(history: History, lost: Sequence[int], again: Sequence[dict[str, Any]]
     broken = sorted({row["step"] for row in again if row["loss"] is None})
     norm = history.column("grad_norm")
     no_norm = step[~np.isfinite(norm)].astype(int).tolist() if np.isfinite(norm).any() else []
-    found: list[tuple[str, list[int], str, tuple[str, ...] | None]] = [
-        ("lost", list(lost), "report.mark.stock" if history.stock else "report.mark.lost", ("loss",)),
-        ("lost", no_norm, "report.mark.lost", ("grad_norm",)),
-        ("dropped", broken, "report.mark.dropped", ("loss", "grad_norm")),
-        ("skipped", skipped, "report.mark.skipped", None),
+    found: list[tuple[str, list[int], dict[str, str], tuple[str, ...] | None]] = [
+        ("lost", list(lost), both("report.mark.stock" if history.stock else "report.mark.lost"), ("loss",)),
+        ("lost", no_norm, both("report.mark.lost"), ("grad_norm",)),
+        ("dropped", broken, both("report.mark.dropped"), ("loss", "grad_norm")),
+        ("skipped", skipped, both("report.mark.skipped"), None),
     ]
-    found += [("collapse", [one["step"]], "report.mark.collapse", None) for one in history.incidents]
+    for one in history.incidents:
+        why, what = kind_of(one), both("report.mark.collapse")
+        found.append(("collapse", [one["step"]], {lang: f"{text}: {why[lang]}" for lang, text in what.items()}, None))
     positions = {name: np.asarray(axis["steps"], "float64") for name, axis in axes(history).items()}
     return [
         {
             "kind": kind,
             "at": {name: numbers(_along(np.asarray(steps, float), step, where)) for name, where in positions.items()},
-            "text": both(key),
+            "text": text,
             "on": on,
         }
-        for kind, steps, key, on in found
+        for kind, steps, text, on in found
         if steps and len(step)
     ]
+
+
+def kind_of(diagnosis: dict[str, Any]) -> dict[str, str]:
+    """What went wrong, in words where they are known."""
+    kind, dtype = str(diagnosis.get("kind") or ""), diagnosis["evidence"].get("dtype")
+    if kind not in KINDS or ("overflow" in kind and not isinstance(dtype, str)):
+        return both("page.plain", text=kind)
+    return both(KINDS[kind], dtype=dtype)
 
 
 def eval_metrics(history: History) -> list[str]:

@@ -24,6 +24,7 @@ from .charts import (
     attempts,
     axes,
     captions,
+    kind_of,
     lost_steps,
     marks,
     numbers,
@@ -37,17 +38,6 @@ from .charts import (
 from .classes import classes
 from .overview import PROBLEMS, TOPIC_NAMES, state, status, tiles
 
-KINDS = {
-    "forward_overflow": "collapse.title.forward_overflow",
-    "backward_overflow": "collapse.title.backward_overflow",
-    "bad_weight": "collapse.title.bad_weight",
-    "dead_adapter": "collapse.title.dead_adapter",
-    "scale_collapse": "collapse.title.scale_collapse",
-    "scale_underflow": "collapse.title.scale_underflow",
-    "no_supervised_tokens": "collapse.title.no_supervised_tokens",
-    "divergence": "collapse.title.divergence",
-}
-"""What went wrong, in words."""
 REMEDIES = {
     "rollback": "report.remedy.rollback",
     "precision.loss_scale": "report.remedy.loss_scale",
@@ -162,21 +152,13 @@ def incident(history: History, diagnosis: dict[str, Any]) -> dict[str, Any]:
                 break
     return {
         "step": step,
-        "kind": _kind(diagnosis),
+        "kind": kind_of(diagnosis),
         "module": _text(diagnosis.get("module") or ""),
         "rows": ", ".join(map(str, diagnosis["evidence"]["rows_alone"] or diagnosis["rows"])),
         "action": _text(diagnosis.get("action")),
         "remedies": tried,
         "replay": f"lora-train replay {history.name} --step {step}",
     }
-
-
-def _kind(diagnosis: dict[str, Any]) -> dict[str, str] | str:
-    """What went wrong, in words where they are known."""
-    kind, dtype = _text(diagnosis.get("kind")), diagnosis["evidence"].get("dtype")
-    if kind not in KINDS or ("overflow" in kind and not isinstance(dtype, str)):
-        return kind
-    return both(KINDS[kind], dtype=dtype)
 
 
 def remedy_of(remedy: dict[str, Any]) -> dict[str, Any]:

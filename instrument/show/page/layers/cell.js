@@ -44,12 +44,55 @@ function described(site) {
   return `${GRID.names[site]} · ${t("page.step_n", { step: stepsOf(STATE.bin) })} · ${t(QUANTITIES[quantity])} ${value}`;
 }
 
-function hover(site) {
-  document.getElementById("hovered").textContent = site === undefined || site === null ? " " : described(site);
+function hover(site, event) {
+  const tip = document.getElementById("hovered");
+  tip.hidden = site === undefined;
+  if (tip.hidden) return;
+  tip.textContent = described(site);
+  const side = tip.parentElement.getBoundingClientRect(),
+    x = event.clientX - side.left + 14;
+  tip.style.left = Math.max(0, Math.min(x, side.width - tip.offsetWidth)) + "px";
+  tip.style.top = event.clientY - side.top + 18 + "px";
+}
+
+// The grid as a table, for those who do not see it or want the numbers.
+function tellCells() {
+  const place = document.getElementById("cells"),
+    button = document.getElementById("map-table");
+  button.setAttribute("aria-pressed", String(Boolean(STATE.cells)));
+  if (!STATE.cells) {
+    place.replaceChildren();
+    return;
+  }
+  const head = (text) => el("th", { scope: "col" }, text);
+  const value = (row, column) => {
+    const site = shown.at.get(row + "," + column);
+    return site === undefined ? "" : number(cell(STATE.quantity, site, STATE.bin));
+  };
+  const table = el(
+    "table",
+    { class: "values" },
+    el("caption", {}, `${t(QUANTITIES[STATE.quantity])}, ${t("page.step_n", { step: stepsOf(STATE.bin) })}`),
+    el("thead", {}, el("tr", {}, head(t("report.layer")), ...shown.columns.map((column) => head(shortName(column))))),
+    el(
+      "tbody",
+      {},
+      ...shown.rows.map((row) =>
+        el(
+          "tr",
+          {},
+          el("th", { scope: "row" }, GRID.rows[row] || "–"),
+          ...shown.columns.map((column) => el("td", {}, value(row, column))),
+        ),
+      ),
+    ),
+  );
+  place.replaceChildren(scrolling(`${t("report.layers")}: ${t("page.table")}`, table));
 }
 
 const NORMS = { max: "report.series.max", mean: "report.series.mean", min: "report.series.min" };
-let detailed = "";
+let detailed = "",
+  measured = "";
 function tell(site) {
   const place = document.getElementById("cell");
   place.textContent = described(site);
@@ -61,6 +104,8 @@ function tell(site) {
   const detail = document.getElementById("detail");
   if (key === detailed && detail.childElementCount) return;
   detailed = key;
+  if (measured !== STATE.quantity) LOOKS.delete("history"); // another quantity, another scale
+  measured = STATE.quantity;
   for (const id of ["history", "exponents"]) {
     const at = CHARTS.findIndex((one) => one.id === id);
     if (at >= 0) {

@@ -88,6 +88,11 @@ function layerSection() {
     { id: "play", "aria-pressed": "false", onclick: () => playing(play) },
     "▶ " + t("report.play"),
   );
+  const tabled = el(
+    "button",
+    { id: "map-table", class: "small", onclick: () => (remember({ cells: !STATE.cells }), paint()) },
+    t("page.table"),
+  );
   controls.append(
     choice("tensor", tensors, t("report.tensor"), () => {
       offer();
@@ -113,9 +118,13 @@ function layerSection() {
           () => paint(),
           (bin) => stepsOf(bin),
         ),
+        tabled,
       ),
     );
-  } else STATE.bin = 0;
+  } else {
+    STATE.bin = 0;
+    controls.append(tabled);
+  }
   place.append(body, el("p", { id: "cell", "aria-live": "polite" }), el("div", { id: "detail", class: "two" }));
   refresh();
 }
@@ -197,8 +206,8 @@ function model(body) {
     role: "img",
     onkeydown: walk,
     onclick: (event) => pick(hit(event)),
-    onmousemove: (event) => hover(hit(event)),
-    onmouseleave: () => hover(null),
+    onmousemove: (event) => hover(hit(event), event),
+    onmouseleave: () => hover(undefined),
   });
   const bar = el("canvas", { id: "bar", "aria-hidden": "true" });
   const times = el(
@@ -221,8 +230,9 @@ function model(body) {
         "div",
         { class: "mapside" },
         el("div", { class: "scroll" }, map),
-        bar,
-        el("p", { id: "hovered", class: "dim" }, " "),
+        el("p", { class: "dim bar" }, t(QUANTITIES[STATE.quantity]), bar),
+        el("div", { id: "hovered", class: "tip", hidden: true }),
+        el("div", { id: "cells" }),
       ),
       el("div", {}, el("h3", {}, t("report.over_time")), times),
     ),

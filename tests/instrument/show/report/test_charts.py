@@ -89,8 +89,8 @@ def test_a_collapse_is_told_in_words():
     assert (first["change"], first["outcome"]) == (change, "taken")
     assert (second["words"]["en"], second["change"], second["outcome"]) == ("", "other=1", "failed")
     unknown = {**one, "evidence": {"rows_alone": []}, "remedies": []}
-    assert incident(history(loss=falling(3)), unknown)["kind"] == "forward_overflow"
-    assert incident(history(loss=falling(3)), {**one, "kind": "<b>"})["kind"] == "<b>"
+    assert incident(history(loss=falling(3)), unknown)["kind"]["ko"] == "forward_overflow"
+    assert incident(history(loss=falling(3)), {**one, "kind": "<b>"})["kind"]["en"] == "<b>"
 
 
 def test_the_band_is_the_findings():

@@ -300,7 +300,7 @@ def test_a_pointer_over_a_chart_is_told_name_value_step_and_mark(opened, run):
     tip = page.inner_text("#loss .tip")
     assert tip.startswith("step 13\n")
     assert "training 5.514 nat/token" in tip
-    assert "collapse" in tip
+    assert "collapse: float16 overflow in the forward pass" in tip
 
 
 def test_sliders_smooth_and_coarsen_and_the_axis_stays(opened, run):
