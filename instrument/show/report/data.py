@@ -18,7 +18,7 @@ from ...judge.forecast import Forecaster
 from ...judge.wording import DESCRIBED, OURS
 from ...messages import LANGUAGES, say_in
 from ..page import texts
-from ..page.people import both, run_name, setting, without_paths
+from ..page.people import run_name, setting, without_paths
 from .aggregate import GRIDS, aggregate, histograms
 from .charts import (
     attempts,

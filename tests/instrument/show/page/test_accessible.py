@@ -1,4 +1,4 @@
-"""Every page for those who cannot see it or have no mouse: axe-core finds nothing, and keys reach and move everything."""
+"""Every page for those who do not see it or have no mouse: axe-core finds nothing, keys reach and move everything."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ EVERYTHING = """(() => {
   for (const one of CHARTS) { if (!one.plot) one.draw(); if (!one.table) toggleTable(one); }
 })()"""
 CONTROLS = """(() => {
-  const all = "a, button, input, select, summary, [tabindex]", seen = (e) => e.getClientRects().length && e.tabIndex >= 0;
+  const all = "a, button, input, select, summary, [tabindex]",
+    seen = (e) => e.getClientRects().length && e.tabIndex >= 0;
   return [...document.querySelectorAll(all)].filter(seen).map((e, i) => (e.dataset.stop = i));
 })()"""
 FOCUSED = """(() => {
