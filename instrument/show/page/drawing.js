@@ -31,7 +31,7 @@ function metricScale(values, top, bottom) {
 
 // One axis a key and one of the metric, one line a trial; who died ends at the foot of the last axis.
 function parallel(trials, keys, lit, width) {
-  const height = 320,
+  const height = width < 500 ? 240 : 320,
     [left, right, top, bottom] = [70, 70, 34, height - 26],
     alive = trials.filter((trial) => trial.value !== null && !trial.dead),
     scale = metricScale(alive.length ? alive.map((trial) => trial.value) : [0, 1], top, bottom - 24),

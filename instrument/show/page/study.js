@@ -58,7 +58,8 @@ function advised(advice) {
 // A drawing as wide as its place, so that its words stay as large as all others.
 function drawing(label, make) {
   const place = el("figure", { class: "drawing scroll", tabindex: "0", "aria-label": label });
-  const paint = () => place.replaceChildren(make(Math.max(330, place.clientWidth)));
+  const paint = () => place.replaceChildren(make(Math.max(330, place.clientWidth || 1000)));
+  paint(); // at once, for paper
   new ResizeObserver(paint).observe(place);
   return [place, paint];
 }
@@ -73,7 +74,7 @@ function parallels() {
     t("sweep.page.trial"),
     paint,
   );
-  return [el("p", { class: "dim" }, t("sweep.page.parallel_says")), el("div", { class: "controls" }, pick), place];
+  return [el("div", { class: "controls" }, pick), place, el("p", { class: "dim" }, t("sweep.page.parallel_says"))];
 }
 
 const named = (trial) => [trial.name, ...trial.settings].join("  ");
