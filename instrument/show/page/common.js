@@ -244,7 +244,7 @@ function contents(links, ...controls) {
 
 function start(build) {
   rebuild = () => {
-    const focus = document.activeElement && document.activeElement.id,
+    const { id: focus, selectionStart: caret } = document.activeElement || {},
       open = new Set([...document.querySelectorAll("details[open]")].map((one) => one.id)),
       scroll = window.scrollY;
     document.documentElement.lang = LANGUAGE();
@@ -254,7 +254,9 @@ function start(build) {
     for (const one of document.querySelectorAll("details")) one.open = open.has(one.id);
     window.scrollTo(0, scroll);
     drawSeen();
-    if (focus) (document.getElementById(focus) || document.body).focus({ preventScroll: true });
+    const focused = focus && document.getElementById(focus);
+    if (focused) focused.focus({ preventScroll: true });
+    if (focused && caret) focused.setSelectionRange(caret, caret);
   };
   rebuild();
   window.scrollTo(0, STATE.scroll || 0);

@@ -61,7 +61,22 @@
     if (place) place.textContent = said(DATA.status.state);
   }
 
+  // Nothing is taken away while it is held: a slider, a selection, an open list.
+  let isHeld = false,
+    waiting = null;
+  const canTell = CSS.supports("selector(select:open)");
+  addEventListener("pointerdown", () => (isHeld = true), true);
+  for (const end of ["pointerup", "pointercancel", "blur"])
+    addEventListener(end, () => {
+      isHeld = false;
+      if (waiting) setTimeout(() => update({}));
+    });
+
   function update(data) {
+    waiting = { ...waiting, ...data };
+    if (isHeld || (canTell && document.querySelector("select:open"))) return;
+    data = waiting;
+    waiting = null;
     const followed = GRID && STATE.bin === GRID.bins.length - 1;
     Object.assign(DATA, data);
     sums = {};

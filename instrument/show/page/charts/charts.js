@@ -295,9 +295,10 @@ function near(y, i, way) {
   return false;
 }
 
-// New points of the same lines: cursor, zoom and what is hidden stay.
+// New points of the same lines: cursor, zoom and what is hidden stay, and no button is another one under a finger.
 function feed(one) {
-  describe(one);
+  one.spec = one.make();
+  if (one.table) fillTable(one);
   if (!one.plot) return;
   if (one.plot.series.length === one.spec.lines.length + 1) one.plot.setData(joined(one.spec));
   else draw(one);

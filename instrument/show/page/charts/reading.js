@@ -134,5 +134,9 @@ function fillTable(one) {
       ),
     ),
   );
-  one.table.replaceChildren(scrolling(`${spec.title}: ${t("page.table")}`, table));
+  const before = one.table.firstChild,
+    place = scrolling(`${spec.title}: ${t("page.table")}`, table),
+    top = before ? before.scrollTop : 0;
+  one.table.replaceChildren(place);
+  place.scrollTop = top;
 }

@@ -118,6 +118,32 @@ def test_zoom_scroll_focus_and_what_is_open_stay(opened, run):
     assert {**page.evaluate(PLACE), "focus": ""} == {**before, "focus": "", "scroll": 400}
 
 
+def test_nothing_is_taken_away_while_it_is_held(opened, run):
+    whole = report_data(read_history(run), following=True)
+    begun(run, BEGUN)
+    page = page_of(opened, run)
+    before = page.evaluate("STEPS.length")
+    page.evaluate("document.getElementById('smoothing').held = true")
+    page.locator("#smoothing").hover()
+    page.mouse.down()
+    page.evaluate("(data) => loraTrain.update(data)", whole)
+    assert page.evaluate("document.getElementById('smoothing').held")
+    assert page.evaluate("STEPS.length") == before
+    page.mouse.up()
+    wait_until(page, f"STEPS.length === {len(whole['steps']['step'])}")
+
+
+def test_what_is_typed_meanwhile_stays_in_order(opened, run):
+    whole = report_data(read_history(run), following=True)
+    page = page_of(opened, run)
+    page.focus("#filter")
+    for letter in "q_proj":
+        page.keyboard.type(letter)
+        page.evaluate("(data) => loraTrain.update(data)", {"tiles": whole["tiles"]})
+    assert page.input_value("#filter") == "q_proj"
+    assert page.evaluate("new Set(shown.columns).size") == 1
+
+
 def test_the_grid_goes_on_at_the_last_step_where_it_was_there(opened, run):
     whole = report_data(read_history(run), following=True)
     begun(run, BEGUN)
