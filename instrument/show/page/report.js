@@ -2,6 +2,8 @@
 // The page of one run from DATA (data.py): how it stands, its charts, its layers, and everything in words.
 let AXES = [];
 let STEPS = [];
+// From so many steps on single ones hide the course; they stay behind it.
+const MANY = 500;
 const OUTCOMES = {
   failed: "report.remedy.failed",
   costly: "report.remedy.costly",
@@ -243,6 +245,7 @@ function coarser(x, y, every) {
 }
 
 function loss(place) {
+  if (STEPS.length >= MANY) STATE.smoothing ??= Math.min(200, Math.floor(STEPS.length / 100));
   const top = Math.max(1, Math.min(200, Math.floor(STEPS.length / 4))),
     own = DATA.charts.find((one) => one.id === "loss");
   const drawn = chart(
@@ -255,8 +258,8 @@ function loss(place) {
         if (STATE.every > 1) changed.push({ ...train, ...coarser(train.x, train.y, STATE.every) });
         else if (STATE.smoothing > 1)
           changed.push(
-            { ...train, colour: "--faint", thin: true, label: t("report.each_step") },
-            { ...train, y: smooth(train.y, STATE.smoothing) },
+            { ...train, colour: "--faint", thin: true, group: "each", label: t("report.each_step") },
+            { ...train, y: smooth(train.y, STATE.smoothing), label: t("report.mean_of", { n: STATE.smoothing }) },
           );
         else changed.push(train);
         return [...changed, ...rest, ...firstAttempt(train)];

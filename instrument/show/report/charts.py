@@ -256,7 +256,8 @@ def resource_charts(steps: dict[str, Any]) -> list[dict[str, Any]]:
     if memory:
         lines = [line(name, MEMORY[name], f"--c{at + 1}") for at, name in enumerate(memory)]
         if "max_sequence_length" in steps:
-            lines.append(line("max_sequence_length", "report.series.longest", "--c5", right=True, unit="tokens"))
+            longest = {"right": True, "thin": True, "unit": "tokens"}
+            lines.append(line("max_sequence_length", "report.series.longest", "--faint", **longest))
         found.append(chart("memory", "report.memory", lines, unit="GiB", zero=True))
     if "tokens_per_second" in steps:
         own = [line("tokens_per_second", "report.series.tokens_per_second")]

@@ -195,7 +195,7 @@ function draw(one) {
   const options = {
     width: Math.max(width, 80),
     height: Math.max(height, 80),
-    padding: [10, right ? 0 : 14, 0, 0],
+    padding: [10, right ? 0 : 24, 0, 0],
     legend: { show: false },
     cursor: {
       y: false,

@@ -43,8 +43,9 @@ const sitesOf = (tensor) =>
 
 function layerSection() {
   const place = section("layers", t("report.layers"));
+  const before = GRID;
   GRID = DATA.layers && DATA.layers.names ? DATA.layers : null;
-  decoded = {};
+  if (GRID !== before) decoded = {};
   if (!GRID) {
     place.append(
       el("p", {}, t(DATA.layers && DATA.layers.unreadable ? "report.layers.unreadable" : "report.layers.none")),

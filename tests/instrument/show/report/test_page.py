@@ -317,6 +317,20 @@ def test_sliders_smooth_and_coarsen_and_the_axis_stays(opened, run):
     assert drawn(page, "loss")["y"][1][1] == pytest.approx(sum(losses[:3]) / 3)
 
 
+def test_of_many_steps_the_course_stands_before_the_single_ones(opened, tmp_path):
+    losses = [round(3 - i / 500 + 0.3 * (i % 7), 4) for i in range(600)]
+    (tmp_path / "x.log").write_text(
+        "".join(f"{{'loss': {loss}, 'epoch': {i / 600}}}\n" for i, loss in enumerate(losses))
+    )
+    page = opened(write_report(tmp_path / "x.log", output=tmp_path / "x.html")).page
+    found = drawn(page, "loss")
+    assert found["labels"] == ["each step", "training, mean of 6 steps"]
+    assert found["y"][0] == losses
+    assert found["y"][1][100] == pytest.approx(sum(losses[97:104]) / 7)  # of both sides alike
+    page.locator("#smoothing").fill("1")
+    assert drawn(page, "loss")["labels"] == ["training"]
+
+
 def test_hostile_text_is_text_and_no_path_is_shown(opened, tmp_path):
     run = shutil.copytree(RUNS / "healed", tmp_path / "a<b>&'\"")
     config = run / "config.yaml"
