@@ -15,7 +15,7 @@ import pyarrow as pa
 from ...judge.explain import TOPICS, Finding, History, advised, explain
 from ...judge.explain.finding import VERDICTS
 from ...judge.forecast import Forecaster
-from ...judge.wording import DESCRIBED, OURS
+from ...judge.wording import DESCRIBED, OURS, lines_of
 from ...messages import LANGUAGES, say_in
 from ..page import texts
 from ..page.people import run_name, setting, without_paths
@@ -72,6 +72,8 @@ def report_data(history: History, following: bool = False) -> dict[str, Any]:
         "config": [[f"{s}.{key}", setting(value)] for s, own in history.config.items() for key, value in own.items()],
         "environment": environment(history.env),
     }
+    if not history.numbered:
+        told, drawing = counted_in_lines(told), counted_in_lines(drawing)
     return {
         **without_paths(told),
         "made": round(time.time() * 1000),
@@ -81,6 +83,16 @@ def report_data(history: History, following: bool = False) -> dict[str, Any]:
         "layers": layers(history),
         "classes": classes(history),
     }
+
+
+def counted_in_lines(value: Any, lang: str = "") -> Any:
+    """The same, what is said in a language counting the lines of a log that does not number its steps."""
+    if isinstance(value, str):
+        return lines_of(value, lang) if lang else value
+    if isinstance(value, dict):
+        said = set(value) == set(LANGUAGES)
+        return {key: counted_in_lines(item, key if said else lang) for key, item in value.items()}
+    return [counted_in_lines(item, lang) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def drawn(history: History, findings: Sequence[Finding]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 from lora_train.instrument.judge.explain import Finding, explain, read_history
 from lora_train.instrument.show.report.charts import axes
+from lora_train.instrument.show.report.data import report_data
 from lora_train.instrument.show.report.overview import Best, best_evaluation, state, status, tiles, worst
 
 from ....conftest import ROOT
@@ -122,6 +123,20 @@ def test_a_log_that_does_not_count_steps_is_said_to_have_lines():
     known.numbered = False
     assert status(known, [], False)["state"] == {"en": "A log of 5 lines", "ko": "로그 5줄"}
     assert axes(known)["step"]["label"]["en"] == "line of the log"
+
+
+def test_a_page_of_a_log_without_numbers_counts_its_lines_everywhere():
+    evals = {"step": [20, 40], "eval_loss": [2.0, 1.9]}
+    known = history(loss=[*falling(39), np.nan], grad_norm=[1.0] * 20 + [9.0] + [1.0] * 19, kind="log", evals=evals)
+    known.numbered = False
+    data = report_data(known)
+    notes = {tile["label"]["en"]: tile["note"] for tile in data["tiles"]}
+    assert notes["best evaluation loss"] == {"en": "at line 40", "ko": "40번째 줄"}
+    assert notes["gradient norm, median"]["ko"] == "최고 9 (21번째 줄)"
+    assert data["status"]["best"]["en"] == "best evaluation loss 1.9 at line 40"
+    assert data["captions"]["loss"][0]["en"].startswith("Red crosses: no finite value (count 1, first at line 40)")
+    known.numbered = True
+    assert report_data(known)["status"]["best"]["en"] == "best evaluation loss 1.9 at step 40"
 
 
 def test_no_steps_make_no_tiles():
