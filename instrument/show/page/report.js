@@ -285,6 +285,7 @@ function firstAttempt(train) {
   return [
     {
       label: t("report.first_attempt"),
+      exact: true,
       colour: "--wrong",
       dashed: true,
       points: kept.length < 3,

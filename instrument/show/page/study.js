@@ -87,7 +87,7 @@ function curves() {
     const group = trial.name;
     lines.push({ label: named(trial), group, ...trial.curve, colour, dashed: trial.dead, thin: true, quiet: DATA.trials.length > MOST_NAMED });
     if (trial.step !== null && trial.value !== null && !trial.dead)
-      lines.push({ label: `${trial.name}: ${t("sweep.page.best_step")}`, group, x: [trial.step], y: [trial.value], colour, points: true, quiet: true });
+      lines.push({ label: `${trial.name}: ${t("sweep.page.best_step")}`, group, x: [trial.step], y: [trial.value], colour, points: true, quiet: true, exact: true });
   });
   const every = lines.flatMap((line) => line.x);
   return {

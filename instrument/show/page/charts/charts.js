@@ -2,7 +2,8 @@
 // A line chart: uPlot with a legend, a tooltip, a table of its values, and keys. One stop of the tab key each.
 //   chart({id, title, unit, lines: [{label, x, y, colour, ...}], marks, band, log, zero, axis, caption})
 // x and y are lists of one length, null where there is no value. A line may be `points`, `stepped`, `filled`, `dashed`,
-// `thin`, of the axis on the `right` with a `unit` of its own; lines of one `group` are shown and hidden together.
+// `thin`, of the axis on the `right` with a `unit` of its own; lines of one `group` are shown and hidden together;
+// an `exact` one has no value between its points.
 const CHARTS = [];
 const LOOKS = new Map(); // by chart what was chosen: a logarithmic scale, groups that are hidden, an open table
 const WHOLE = [1, 2, 5].flatMap((n) => [...Array(13).keys()].map((e) => n * 10 ** e)).sort((a, b) => a - b);

@@ -303,6 +303,26 @@ def test_a_pointer_over_a_chart_is_told_name_value_step_and_mark(opened, run):
     assert "collapse: float16 overflow in the forward pass" in tip
 
 
+def test_a_pointer_between_two_evaluations_is_told_the_nearest_and_where_it_is(opened, tmp_path):
+    page = opened(write_report(RUNS / "overfitting", output=tmp_path / "x.html")).page
+    page.wait_for_selector("#loss canvas")
+    page.focus("#loss")
+    page.keyboard.press("Home")
+    assert "evaluation" not in page.inner_text("#loss .tip")  # before the first of them
+    for _ in range(13):
+        page.keyboard.press("ArrowRight")
+    evals = read_history(RUNS / "overfitting").evals.set_index("step")["eval_loss"]
+    tip = page.inner_text("#loss .tip").splitlines()
+    assert tip[0] == "step 14"
+    assert tip[2] == f"evaluation {evals[10]:.5g} nat/token (step 10)"
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("ArrowRight")
+    assert page.inner_text("#loss .tip").splitlines()[2].endswith("(step 20)")
+    for _ in range(4):
+        page.keyboard.press("ArrowRight")
+    assert page.inner_text("#loss .tip").splitlines()[2] == f"evaluation {evals[20]:.5g} nat/token"
+
+
 def test_sliders_smooth_and_coarsen_and_the_axis_stays(opened, run):
     page = opened(write_report(run)).page
     losses = page.evaluate("DATA.steps.loss")
