@@ -117,6 +117,7 @@ def test_keys_move_every_control_of_a_run(opened, tmp_path):
     assert set(page.evaluate("shown.columns.map((column) => GRID.columns[column])")) == {"self_attn.q_proj"}
     last = page.evaluate("STATE.bin")
     assert press("#bin", "ArrowLeft", "STATE.bin") == last - 1
+    page.locator("#bin").fill("0")  # playing stops by itself at the last step
     assert press("#play", "Enter", "document.getElementById('play').getAttribute('aria-pressed')") == "true"
     assert press("#play", " ", "document.getElementById('play').getAttribute('aria-pressed')") == "false"
     assert press("#map-table", "Enter", "document.querySelectorAll('#cells tbody tr').length") > 0
