@@ -52,7 +52,7 @@ setup(
     package_data={
         "lora_train": ["py.typed"],
         "lora_train.instrument": ["catalogue/*.json", "py.typed"],
-        "lora_train.instrument.show.page": ["*.html", "*.css", "*.js", "vendor/*"],
+        "lora_train.instrument.show.page": ["*.html", "*.css", "*.js", "charts/*.js", "layers/*.js", "vendor/*"],
         "lora_train.kernels.cpu": ["*.c", "*.h", "low_rank/*.h"],
     },
     ext_modules=compiled,

@@ -71,7 +71,7 @@ def asked_by(root: Path) -> Asked:
             if path.name == NO_ASKING:
                 continue
             asked.python(path.read_text(encoding="utf-8"), str(path.relative_to(root)))
-    for path in sorted((root / "instrument/show/page").glob("*.js")):
+    for path in sorted((root / "instrument/show/page").rglob("*.js")):
         asked.script(path.read_text(encoding="utf-8"), path.name)
     return asked
 

@@ -66,24 +66,28 @@ def _keys(study: Study | None, claims: Sequence[Claim]) -> list[str]:
     return [*(key for key in order if key in own), *(key for key in own if key not in order)][:MOST_KEYS]
 
 
-def _facts(study: Study | None, claims: Sequence[Claim]) -> list[list[Any]]:
-    """Label and value, both in every language."""
+def _facts(study: Study | None, claims: Sequence[Claim]) -> list[dict[str, Any]]:
+    """Tiles: label, value, note."""
     ended = [claim for claim in claims if claim.ended is not None]
     dead = [claim for claim in ended if claim.is_dead]
     counts = both("sweep.page.counts", n=len(claims), ended=len(ended), dead=len(dead))
-    rows: list[list[Any]] = [[both("sweep.page.trials"), counts]]
+    tiles = [_tile("sweep.page.trials", f"{len(ended):,} / {len(claims):,}", counts, "wrong" if dead else "note")]
     if study is None:
-        return rows
-    steps = sorted({trial.horizon for trial in study.trials})
-    rows.append([both("sweep.page.steps"), ", ".join(f"{n:,}" for n in steps)])
-    if sampler := study.facts.get("sampler"):
-        rows.append([both("sweep.page.sampler"), str(sampler)])
+        return tiles
     if (best := study.best) is not None:
         names = ", ".join(trial.name for trial in best.trials)
-        rows.append([both("sweep.page.best"), f"{names}: {study.metric} {study.shown(best.mean)}"])
+        tiles.append(_tile("sweep.page.best", study.shown(best.mean), f"{study.metric}, {names}", "healthy"))
         key = "sweep.page.noise_measured" if study.seeds_known else "sweep.page.noise_assumed"
-        rows.append([both("sweep.page.noise"), both(key, sigma=number(study.sigma, 3), n=study.repeats)])
-    return rows
+        tiles.append(_tile("sweep.page.noise", f"±{number(study.sigma, 3)}", both(key, n=study.repeats)))
+    steps = sorted({trial.horizon for trial in study.trials})
+    tiles.append(_tile("sweep.page.steps", ", ".join(f"{n:,}" for n in steps)))
+    if sampler := study.facts.get("sampler"):
+        tiles.append(_tile("sweep.page.sampler", str(sampler)))
+    return tiles
+
+
+def _tile(label: str, value: str, note: dict[str, str] | str | None = None, verdict: str = "note") -> dict[str, Any]:
+    return {"label": both(label), "value": value, "note": note, "verdict": verdict}
 
 
 def _value(claim: Claim, trial: Trial | None, key: str) -> Any:

@@ -15,7 +15,7 @@ from ..page import texts
 from ..page.people import both, number, run_name, without_paths
 from ..report.charts import LOSS_UNIT, axes, eval_metrics, lost_steps, marks, metric_name, numbers, series
 from ..report.data import findings_in
-from ..report.overview import best_evaluation, stated
+from ..report.overview import Best, best_evaluation, stated
 
 if TYPE_CHECKING:
     from . import Comparison
@@ -72,8 +72,12 @@ def _row(history: History, run: dict[str, Any]) -> dict[str, Any]:
     return {
         "state": stated(history, False),
         "last": number(loss[-1] if loss else None),
-        "best": both("compare.page.best_at", step=number(best[0]), loss=number(best[1])) if best else None,
+        "best": best and best.say("compare.page.best_at", "compare.page.best_metric", **_at(best)),
     }
+
+
+def _at(best: Best) -> dict[str, str]:
+    return {"step": number(best.step), "value": number(best.value)}
 
 
 def metrics(histories: Sequence[History]) -> list[dict[str, Any]]:

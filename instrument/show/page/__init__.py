@@ -1,9 +1,11 @@
 """One self-contained HTML file: data as JSON, the chart library, and the files of this folder. Imports no torch.
 
 page.html   where everything is put           common.js   text without markup, a place that reloads keep, numbers
-page.css    light and dark, phone and print   charts.js   lines over steps, epochs, tokens or time; marks.js, reading.js
-vendor/     uPlot, as npm has it              grid.js     layers by projections; paint.js, cell.js
-people.py   numbers as people write them      drawing.js   a study's values and what they reached
+page.css    light and dark, phone and print   charts/     lines over steps, epochs, rows, tokens or time, and how they
+vendor/     uPlot, as npm has it                          are read
+people.py   numbers as people write them      layers/     layers by projections
+                                              drawing.js  a study's values and what they reached
+                                              live.js     window.loraTrain: points that come while a page is open
                                               report.js, compare.js, study.js   what a page shows, in order
 
 Nothing is fetched: the policy in the page forbids it, and lets no script run but those that are written here.
@@ -24,22 +26,25 @@ from typing import Any
 from ...messages import LANGUAGES, catalogue
 
 FOLDER = Path(__file__).parent
-SHARED = ("vendor/uPlot.iife.min.js", "common.js", "marks.js", "reading.js", "charts.js")
+SHARED = ("vendor/uPlot.iife.min.js", "common.js", "charts/marks.js", "charts/reading.js", "charts/charts.js")
 STYLES = ("vendor/uPlot.min.css", "page.css")
 
 
-def document(title: str, data: dict[str, Any], scripts: Sequence[str]) -> str:
+def document(title: str, data: dict[str, Any], scripts: Sequence[str], live: str = "") -> str:
     """An HTML page.
 
     Args:
         title: text.
         data: for JSON; nothing in it is taken for markup.
         scripts: files in this folder that draw it, after those that all pages share.
+        live: a script that feeds the page through `window.loraTrain` (live.js) from the server that it came from, the
+            only one that it may then ask; empty: it may ask nobody.
     """
-    own = [_file(name) for name in (*SHARED, *scripts)]
+    own = [_file(name) for name in (*SHARED, *scripts)] + ([live] if live else [])
     style = "\n".join(map(_file, STYLES))
     policy = f"default-src 'none'; script-src {_hashes(own)}; style-src {_hashes([style])}; img-src data:; "
-    policy += "connect-src 'none'; form-action 'none'; base-uri 'none'"
+    policy += "connect-src 'self'; " if live else "connect-src 'none'; "
+    policy += "form-action 'none'; base-uri 'none'"
     parts = {
         "title": escape(title),
         "policy": escape(policy),

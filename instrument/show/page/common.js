@@ -126,7 +126,10 @@ function slider(key, label, min, max, changed, shown = String) {
   return el("label", {}, el("span", {}, label), input, text);
 }
 
-function languageSwitch(again) {
+// Draws the page again from DATA; what is open, focused and looked at stays so.
+let rebuild = () => {};
+
+function languageSwitch() {
   return el(
     "span",
     { class: "languages" },
@@ -142,8 +145,7 @@ function languageSwitch(again) {
           "aria-pressed": String(LANGUAGE() === lang),
           onclick: () => {
             remember({ lang });
-            again();
-            document.getElementById("lang-" + lang).focus();
+            rebuild();
           },
         },
         name,
@@ -151,6 +153,38 @@ function languageSwitch(again) {
     ),
   );
 }
+
+// How it stands, in one line: what is known for sure, and the one judgement.
+const statusLine = (verdict, state, word, topic, sentence) =>
+  el(
+    "div",
+    { class: "status " + (verdict || "note") },
+    state ? el("p", { class: "state" }, ...state) : null,
+    sentence
+      ? el(
+          "p",
+          { class: "verdict" },
+          el("span", { class: "word" }, word.trim()),
+          el("span", { class: "dim" }, topic ? ` ${topic} ` : " "),
+          sentence,
+        )
+      : null,
+  );
+
+const tileRow = (tiles) =>
+  el(
+    "dl",
+    { class: "tiles" },
+    ...tiles.map((tile) =>
+      el(
+        "div",
+        { class: tile.verdict },
+        el("dt", {}, said(tile.label)),
+        el("dd", {}, said(tile.value)),
+        tile.note ? el("dd", { class: "note" }, said(tile.note)) : null,
+      ),
+    ),
+  );
 
 function finding(found, topic) {
   return el(
@@ -209,19 +243,28 @@ function contents(links, ...controls) {
 }
 
 function start(build) {
-  const again = () => {
+  rebuild = () => {
+    const { id: focus, selectionStart: caret } = document.activeElement || {},
+      open = new Set([...document.querySelectorAll("details[open]")].map((one) => one.id)),
+      scroll = window.scrollY;
     document.documentElement.lang = LANGUAGE();
     forgetCharts();
     for (const id of ["top", "contents", "main"]) document.getElementById(id).replaceChildren();
-    build(again);
+    build();
+    for (const one of document.querySelectorAll("details")) one.open = open.has(one.id);
+    window.scrollTo(0, scroll);
+    drawSeen();
+    const focused = focus && document.getElementById(focus);
+    if (focused) focused.focus({ preventScroll: true });
+    if (focused && caret) focused.setSelectionRange(caret, caret);
   };
-  again();
+  rebuild();
   window.scrollTo(0, STATE.scroll || 0);
   addEventListener("scroll", () => remember({ scroll: window.scrollY }), { passive: true });
   DARK.addEventListener("change", () => {
     colours.clear();
-    again();
+    rebuild();
     if (PAPER.matches) drawAll(); // paper is light: a dark page changes its scheme after beforeprint
   });
-  if (DATA.following) setTimeout(() => location.reload(), 5000);
+  if (DATA.following && location.protocol === "file:") setTimeout(() => location.reload(), 5000);
 }

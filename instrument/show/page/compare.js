@@ -1,17 +1,19 @@
 "use strict";
 // Overlays runs from DATA (compare/overlay.py): one colour a run, training as a line, evaluation dashed with points.
 const COLOURS = ["--c1", "--c2", "--c3", "--c4", "--c6", "--c7", "--c8", "--c5"];
-const AXES = ["step", "epoch", "tokens", "time"].filter((axis) => DATA.runs.every((run) => run.axes[axis]));
+const AXES = ["step", "epoch", "rows", "tokens", "time"].filter((axis) => DATA.runs.every((run) => run.axes[axis]));
 
-function build(again) {
+function build() {
   document
     .getElementById("top")
     .append(
       el("h1", {}, t("compare.page.title")),
       el("span", { class: "dim made" }, when(DATA.made)),
       el("span", { class: "spacer" }),
-      languageSwitch(again),
+      languageSwitch(),
     );
+  summary();
+  overlay();
   const head = (...names) => el("thead", {}, el("tr", {}, ...names.map((name) => el("th", { scope: "col" }, name))));
   section(
     "runs",
@@ -39,7 +41,6 @@ function build(again) {
       ),
     ),
   );
-  overlay();
   section("words", t("compare.page.in_words"), ...DATA.findings[LANGUAGE()].map((found) => finding(found)));
   if (DATA.differing.length)
     section(
@@ -68,16 +69,33 @@ function build(again) {
   contents(links, zoomOut());
 }
 
+// The first judgement that is more than a remark.
+function summary() {
+  const findings = DATA.findings[LANGUAGE()],
+    own = findings.find((found) => found.verdict !== "note");
+  if (own) document.getElementById("main").append(statusLine(own.verdict, null, own.word, null, own.sentence));
+}
+
+// Where one run is far longer than another, their steps have little in common; what they saw of the data may have.
+function fairAxis() {
+  const spread = (axis) => {
+    const ends = DATA.runs.map((run) => run.axes[axis].steps.findLast((value) => value !== null) || 0);
+    return Math.max(...ends) / Math.min(...ends);
+  };
+  return AXES.includes("epoch") && spread("step") > 3 && spread("epoch") < spread("step") ? "epoch" : "step";
+}
+
 function overlay() {
   const place = section("overlaid", t("compare.page.overlay")),
     controls = el("div", { class: "controls" });
   const changed = () => {
     zoomTo(null);
-    for (const one of CHARTS) one.log = null;
+    for (const one of CHARTS) one.look.log = null;
     redrawCharts();
   };
   const longest = Math.max(...DATA.runs.map((run) => run.steps.step.length)),
     top = Math.max(1, Math.min(200, Math.floor(longest / 4)));
+  STATE.axis ??= fairAxis();
   controls.append(
     choice(
       "metric",
@@ -103,6 +121,7 @@ function overlaid() {
     marks = [];
   DATA.runs.forEach((run, i) => {
     const axis = run.axes[STATE.axis],
+      group = DATA.names[i],
       colour = COLOURS[i % COLOURS.length],
       name = `${DATA.names[i]} ${run.name}`,
       both = metric.steps && metric.evals;
@@ -113,6 +132,7 @@ function overlaid() {
         x: axis.steps,
         y: smooth(run.steps[metric.steps], STATE.smoothing || 1),
         colour,
+        group,
       });
     if (metric.evals && run.evals[metric.evals] && run.evals.step.length)
       lines.push({
@@ -123,6 +143,7 @@ function overlaid() {
         dashed: true,
         points: true,
         quiet: both,
+        group,
       });
     for (const mark of run.marks)
       if (mark.kind !== "skipped" && (!mark.on || mark.on.includes(metric.id)))

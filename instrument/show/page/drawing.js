@@ -30,18 +30,19 @@ function metricScale(values, top, bottom) {
 }
 
 // One axis a key and one of the metric, one line a trial; who died ends at the foot of the last axis.
-function parallel(trials, keys, lit) {
-  const width = 1000,
-    height = 320,
+function parallel(trials, keys, lit, width) {
+  const height = width < 500 ? 240 : 320,
     [left, right, top, bottom] = [70, 70, 34, height - 26],
     alive = trials.filter((trial) => trial.value !== null && !trial.dead),
     scale = metricScale(alive.length ? alive.map((trial) => trial.value) : [0, 1], top, bottom - 24),
     across = (i) => left + (i * (width - left - right)) / Math.max(1, keys.length),
     place = (share) => bottom - share * (bottom - top);
-  const svg = shape("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": t("sweep.page.parallel") });
+  const svg = shape("svg", { viewBox: `0 0 ${width} ${height}`, width, height, role: "img", "aria-label": t("sweep.page.parallel") });
+  // the last one has its words outside of the lines
   const axis = (x, name, ticks) => {
+    const [beside, anchor] = x === last ? [x + 6, "start"] : [x - 6, "end"];
     svg.append(shape("line", { x1: x, x2: x, y1: top, y2: bottom, stroke: css("--faint") }), written(x, 16, name, "middle", "--text"));
-    for (const [y, text] of ticks) svg.append(written(x - 6, y + 4, text, "end"));
+    for (const [y, text] of ticks) svg.append(written(beside, y + 4, text, anchor));
   };
   const last = across(keys.length);
   const ranked = [...alive].sort((a, b) => (DATA.lower ? a.value - b.value : b.value - a.value));
@@ -82,7 +83,7 @@ function parallel(trials, keys, lit) {
     DATA.metric,
     ends.map((value) => [scale.y(value), number(value, 3)]),
   );
-  if (trials.some((trial) => trial.dead)) svg.append(written(last - 6, bottom + 4, "†", "end", "--wrong"));
+  if (trials.some((trial) => trial.dead)) svg.append(written(last + 6, bottom + 4, "†", "start", "--wrong"));
   return svg;
 }
 
@@ -95,14 +96,13 @@ function thinned(ticks) {
 }
 
 // What each value of a key reached: every trial, the best over everything else, and the band that seeds differ by.
-function isolation(one) {
-  const width = 480,
-    height = 230,
+function isolation(one, width) {
+  const height = 230,
     [left, right, top, bottom] = [56, 16, 10, height - 40],
     values = one.points.flatMap((point) => [point.best, ...point.all]).concat(one.band),
     scale = metricScale(values, top, bottom),
     x = (share) => left + 14 + share * (width - left - right - 28);
-  const svg = shape("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": `${one.key}: ${DATA.metric}` });
+  const svg = shape("svg", { viewBox: `0 0 ${width} ${height}`, width, height, role: "img", "aria-label": `${one.key}: ${DATA.metric}` });
   const [y1, y2] = one.band.map(scale.y);
   svg.append(
     shape("rect", { x: left, width: width - left - right, y: Math.min(y1, y2), height: Math.abs(y2 - y1), fill: css("--band"), "fill-opacity": 0.6 }, titled(t("sweep.page.band"))),

@@ -1,7 +1,9 @@
 "use strict";
 // The page of one run from DATA (data.py): how it stands, its charts, its layers, and everything in words.
-const AXES = Object.keys(DATA.axes);
-const STEPS = DATA.steps.step;
+let AXES = [];
+let STEPS = [];
+// From so many steps on single ones hide the course; they stay behind it.
+const MANY = 500;
 const OUTCOMES = {
   failed: "report.remedy.failed",
   costly: "report.remedy.costly",
@@ -10,7 +12,9 @@ const OUTCOMES = {
 };
 const ACTIONS = { heal: "report.action.heal", rollback: "report.action.rollback", stop: "report.action.stop" };
 
-function build(again) {
+function build() {
+  STEPS = DATA.steps.step;
+  AXES = Object.keys(DATA.axes);
   document
     .getElementById("top")
     .append(
@@ -21,7 +25,7 @@ function build(again) {
         t("report.made", { made: when(DATA.made) }) + (DATA.following ? " · " + t("report.following") : ""),
       ),
       el("span", { class: "spacer" }),
-      languageSwitch(again),
+      languageSwitch(),
     );
   const charts = (name) => DATA.charts.filter((one) => one.section === name);
   overview();
@@ -45,7 +49,7 @@ function build(again) {
       ["report.environment", DATA.environment],
     ]
       .filter(([, rows]) => rows.length)
-      .map(([key, rows]) => el("details", {}, el("summary", {}, t(key)), pairs(rows))),
+      .map(([key, rows]) => el("details", { id: key }, el("summary", {}, t(key)), pairs(rows))),
   );
   const links = [...document.querySelectorAll("main > section[id]")].map((place) => [
     place.id,
@@ -71,36 +75,10 @@ function overview() {
     problems = DATA.problems[LANGUAGE()],
     place = section("overview", t("report.overview"));
   const n = problems.reduce((sum, group) => sum + group.findings.length, 0);
+  const state = [el("b", {}, said(status.state)), status.best ? " · " + said(status.best) : ""];
   place.append(
-    el(
-      "div",
-      { class: "status " + (status.verdict || "note") },
-      el("p", { class: "state" }, el("b", {}, said(status.state)), status.best ? " · " + said(status.best) : ""),
-      status.sentence
-        ? el(
-            "p",
-            { class: "verdict" },
-            el("span", { class: "word" }, said(status.word).trim()),
-            el("span", { class: "dim" }, status.topic === "overall" ? " " : ` ${status.topic} `),
-            said(status.sentence),
-          )
-        : null,
-    ),
-  );
-  place.append(
-    el(
-      "dl",
-      { class: "tiles" },
-      ...DATA.tiles.map((tile) =>
-        el(
-          "div",
-          { class: tile.verdict },
-          el("dt", {}, said(tile.label)),
-          el("dd", {}, tile.value),
-          tile.note ? el("dd", { class: "note" }, said(tile.note)) : null,
-        ),
-      ),
-    ),
+    statusLine(status.verdict, state, said(status.word), said(status.topic), said(status.sentence)),
+    tileRow(DATA.tiles),
   );
   const first = el("div", { class: "first" }),
     left = el("div", {});
@@ -172,7 +150,7 @@ function classes(found) {
 // What is healthy, and what is only to be known: folded.
 function words() {
   const groups = DATA.explanation[LANGUAGE()],
-    place = el("div", { id: "words" }),
+    place = el("div", { id: "words", class: "folded" }),
     folded = (verdict) =>
       groups
         .map((group) => ({ ...group, findings: group.findings.filter((found) => found.verdict === verdict) }))
@@ -198,6 +176,8 @@ function incident(found) {
     el(
       "li",
       { class: one.outcome },
+      said(one.words),
+      " ",
       el("code", {}, one.change),
       " ",
       el("span", {}, t(OUTCOMES[one.outcome], { loss: number(one.loss) })),
@@ -209,7 +189,7 @@ function incident(found) {
     el(
       "p",
       {},
-      el("b", {}, `${t("page.step_n", { step: found.step })}: ${found.kind}`),
+      el("b", {}, `${t("page.step_n", { step: found.step })}: ${said(found.kind)}`),
       " ",
       el("code", {}, found.module || "–"),
     ),
@@ -265,6 +245,7 @@ function coarser(x, y, every) {
 }
 
 function loss(place) {
+  if (STEPS.length >= MANY) STATE.smoothing ??= Math.min(200, Math.floor(STEPS.length / 100));
   const top = Math.max(1, Math.min(200, Math.floor(STEPS.length / 4))),
     own = DATA.charts.find((one) => one.id === "loss");
   const drawn = chart(
@@ -277,8 +258,8 @@ function loss(place) {
         if (STATE.every > 1) changed.push({ ...train, ...coarser(train.x, train.y, STATE.every) });
         else if (STATE.smoothing > 1)
           changed.push(
-            { ...train, colour: "--faint", thin: true, label: t("report.each_step") },
-            { ...train, y: smooth(train.y, STATE.smoothing) },
+            { ...train, colour: "--faint", thin: true, group: "each", label: t("report.each_step") },
+            { ...train, y: smooth(train.y, STATE.smoothing), label: t("report.mean_of", { n: STATE.smoothing }) },
           );
         else changed.push(train);
         return [...changed, ...rest, ...firstAttempt(train)];
@@ -304,6 +285,7 @@ function firstAttempt(train) {
   return [
     {
       label: t("report.first_attempt"),
+      exact: true,
       colour: "--wrong",
       dashed: true,
       points: kept.length < 3,

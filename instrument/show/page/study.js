@@ -3,58 +3,78 @@
 const LINES = ["--c1", "--c2", "--c3", "--c4", "--c6", "--c7", "--c8", "--c5"];
 const MOST_NAMED = 12;
 
-function build(again) {
+function build() {
   document
     .getElementById("top")
     .append(
       el("h1", {}, t("sweep.page.title"), " ", DATA.name),
       el("span", { class: "dim made" }, when(DATA.made)),
       el("span", { class: "spacer" }),
-      languageSwitch(again),
+      languageSwitch(),
     );
-  section("facts", t("sweep.page.overview"), pairs(DATA.facts.map(([key, value]) => [said(key), said(value)])));
+  const against = DATA.advice[LANGUAGE()].find((one) => one.verdict === "wrong"),
+    place = section("overview", t("sweep.page.overview"));
+  if (against) place.append(statusLine("wrong", null, against.word, null, against.sentence));
+  place.append(tileRow(DATA.facts));
   if (DATA.keys.length) section("parallel", t("sweep.page.parallel"), ...parallels());
   if (DATA.isolation.length)
     section(
       "isolation",
       t("sweep.page.isolation"),
       el("p", { class: "dim" }, t("sweep.page.isolation_says")),
-      el("div", { class: "two" }, ...DATA.isolation.map((one) => el("figure", { class: "drawing" }, isolation(one)))),
+      el("div", { class: "two" }, ...DATA.isolation.map((one) => drawing(one.key, (width) => isolation(one, width))[0])),
     );
   if (DATA.trials.some((trial) => trial.curve.x.length)) {
     const place = section("curves", t("sweep.page.curves"));
     chart(place, "curve", curves, "main");
   }
   section("trials", t("sweep.page.trials"), scrolling(`${t("sweep.page.trials")}: ${t("page.table")}`, table()));
-  const advice = DATA.advice[LANGUAGE()];
-  if (advice.length)
-    section(
-      "advice",
-      t("sweep.page.advice"),
-      ...advice.map((one) =>
-        el(
-          "div",
-          { class: "topic" },
-          finding({ ...one, hint: null }),
-          one.command ? el("p", { class: "hint" }, el("code", {}, one.command)) : null,
-        ),
-      ),
-    );
+  advised(DATA.advice[LANGUAGE()]);
   const links = [...document.querySelectorAll("main > section[id]")].map((place) => [place.id, place.getAttribute("aria-label")]);
   contents(links, zoomOut());
 }
 
+// Open rules with what to run; those that are answered are folded.
+function advised(advice) {
+  if (!advice.length) return;
+  const shown = (one) =>
+    el(
+      "div",
+      { class: "topic" },
+      finding({ ...one, hint: null }),
+      one.command ? el("p", { class: "hint" }, el("code", {}, one.command)) : null,
+    );
+  const done = advice.filter((one) => one.verdict === "healthy");
+  section(
+    "advice",
+    t("sweep.page.advice"),
+    ...advice.filter((one) => one.verdict !== "healthy").map(shown),
+    done.length
+      ? el("details", { id: "answered" }, el("summary", {}, t("sweep.page.answered", { n: done.length })), ...done.map(shown))
+      : null,
+  );
+}
+
+// A drawing as wide as its place, so that its words stay as large as all others.
+function drawing(label, make) {
+  const place = el("figure", { class: "drawing scroll", tabindex: "0", "aria-label": label });
+  const paint = () => place.replaceChildren(make(Math.max(330, place.clientWidth || 1000)));
+  paint(); // at once, for paper
+  new ResizeObserver(paint).observe(place);
+  return [place, paint];
+}
+
 function parallels() {
-  const place = el("figure", { class: "drawing" });
-  const paint = () => place.replaceChildren(parallel(DATA.trials, DATA.keys, STATE.lit === "-" ? null : STATE.lit));
+  const [place, paint] = drawing(t("sweep.page.parallel"), (width) =>
+    parallel(DATA.trials, DATA.keys, STATE.lit === "-" ? null : STATE.lit, width),
+  );
   const pick = choice(
     "lit",
     [["-", t("sweep.page.all")], ...DATA.trials.map((trial) => [trial.name, named(trial)])],
     t("sweep.page.trial"),
     paint,
   );
-  paint();
-  return [el("p", { class: "dim" }, t("sweep.page.parallel_says")), el("div", { class: "controls" }, pick), place];
+  return [el("div", { class: "controls" }, pick), place, el("p", { class: "dim" }, t("sweep.page.parallel_says"))];
 }
 
 const named = (trial) => [trial.name, ...trial.settings].join("  ");
@@ -64,9 +84,10 @@ function curves() {
   DATA.trials.forEach((trial, i) => {
     if (!trial.curve.x.length) return;
     const colour = LINES[i % LINES.length];
-    lines.push({ label: named(trial), ...trial.curve, colour, dashed: trial.dead, thin: true, quiet: DATA.trials.length > MOST_NAMED });
+    const group = trial.name;
+    lines.push({ label: named(trial), group, ...trial.curve, colour, dashed: trial.dead, thin: true, quiet: DATA.trials.length > MOST_NAMED });
     if (trial.step !== null && trial.value !== null && !trial.dead)
-      lines.push({ label: `${trial.name}: ${t("sweep.page.best_step")}`, x: [trial.step], y: [trial.value], colour, points: true, quiet: true });
+      lines.push({ label: `${trial.name}: ${t("sweep.page.best_step")}`, group, x: [trial.step], y: [trial.value], colour, points: true, quiet: true, exact: true });
   });
   const every = lines.flatMap((line) => line.x);
   return {

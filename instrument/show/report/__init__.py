@@ -17,7 +17,7 @@ from ..page.people import run_name
 
 FOLLOW_SECONDS = 5.0
 WAIT_SECONDS = 1.0
-SCRIPTS = ("grid.js", "paint.js", "cell.js", "report.js")
+SCRIPTS = ("layers/grid.js", "layers/paint.js", "layers/cell.js", "report.js", "live.js")
 # What a run folder may hold before its first step.
 BEFORE_THE_FIRST_STEP = ("config.yaml", "env.json", ".lock")
 

@@ -40,10 +40,11 @@ ZEROS = (
 """Findings of zeros that are no losses; one that is rounded (explain.zero_rounded) is."""
 AXES = {
     "epoch": ("epoch", "page.axis.epoch"),
+    "rows": (None, "page.axis.rows"),
     "tokens": ("tokens", "page.axis.tokens"),
     "time": ("step_seconds", "page.axis.time"),
 }
-"""Beside steps: the column that says where a step stands, and the axis' name."""
+"""Beside steps: the column that says where a step stands, and the axis' name; rows are steps times those of a step."""
 CAPTIONS = {
     "lost": "report.caption.lost",
     "dropped": "report.caption.dropped",
@@ -51,6 +52,17 @@ CAPTIONS = {
     "collapse": "report.caption.collapse",
 }
 """What a mark of this kind is, under the picture."""
+KINDS = {
+    "forward_overflow": "collapse.title.forward_overflow",
+    "backward_overflow": "collapse.title.backward_overflow",
+    "bad_weight": "collapse.title.bad_weight",
+    "dead_adapter": "collapse.title.dead_adapter",
+    "scale_collapse": "collapse.title.scale_collapse",
+    "scale_underflow": "collapse.title.scale_underflow",
+    "no_supervised_tokens": "collapse.title.no_supervised_tokens",
+    "divergence": "collapse.title.divergence",
+}
+"""What went wrong, in words."""
 SCHEDULE = {"learning_rate": "report.series.learning_rate", "loss_scale": "report.series.loss_scale"}
 MEMORY = {
     "memory_reserved_gib": "report.series.memory_reserved_gib",
@@ -80,9 +92,9 @@ def axes(history: History) -> dict[str, Any]:
     step, at = history.column("step"), history.evals["step"].to_numpy("float64")
     found = {"step": ("page.axis.step" if history.numbered else "page.axis.line", step)}
     for name, (column, label) in AXES.items():
-        values = history.column(column)
+        values = history.column(column) if column else step * rows_of_a_step(history)
         if len(values) and np.isfinite(values).mean() > 0.5:
-            sums = values if name == "epoch" else np.nancumsum(values)
+            sums = values if name in ("epoch", "rows") else np.nancumsum(values)
             found[name] = (label, sums / 60 if name == "time" else sums)
     return {
         name: {
@@ -92,6 +104,19 @@ def axes(history: History) -> dict[str, Any]:
         }
         for name, (label, values) in found.items()
     }
+
+
+def rows_of_a_step(history: History) -> float:
+    """Rows of data that a full step takes on all processes; NaN where the source does not say, or packs rows."""
+    known = [
+        history.number(f"training.{key}") for key in ("per_device_train_batch_size", "gradient_accumulation_steps")
+    ]
+    processes = history.env.get("processes", 1)
+    if history.kind != "run" or not history.numbered or not isinstance(processes, int):
+        return math.nan
+    if any(value is None or value <= 0 for value in known) or history.setting("data.packing"):
+        return math.nan
+    return math.prod([value for value in known if value is not None]) * processes
 
 
 def _along(at: np.ndarray, step: np.ndarray, values: np.ndarray) -> np.ndarray:
@@ -138,24 +163,34 @@ def marks(history: History, lost: Sequence[int], again: Sequence[dict[str, Any]]
     broken = sorted({row["step"] for row in again if row["loss"] is None})
     norm = history.column("grad_norm")
     no_norm = step[~np.isfinite(norm)].astype(int).tolist() if np.isfinite(norm).any() else []
-    found: list[tuple[str, list[int], str, tuple[str, ...] | None]] = [
-        ("lost", list(lost), "report.mark.stock" if history.stock else "report.mark.lost", ("loss",)),
-        ("lost", no_norm, "report.mark.lost", ("grad_norm",)),
-        ("dropped", broken, "report.mark.dropped", ("loss", "grad_norm")),
-        ("skipped", skipped, "report.mark.skipped", None),
+    found: list[tuple[str, list[int], dict[str, str], tuple[str, ...] | None]] = [
+        ("lost", list(lost), both("report.mark.stock" if history.stock else "report.mark.lost"), ("loss",)),
+        ("lost", no_norm, both("report.mark.lost"), ("grad_norm",)),
+        ("dropped", broken, both("report.mark.dropped"), ("loss", "grad_norm")),
+        ("skipped", skipped, both("report.mark.skipped"), None),
     ]
-    found += [("collapse", [one["step"]], "report.mark.collapse", None) for one in history.incidents]
+    for one in history.incidents:
+        why, what = kind_of(one), both("report.mark.collapse")
+        found.append(("collapse", [one["step"]], {lang: f"{text}: {why[lang]}" for lang, text in what.items()}, None))
     positions = {name: np.asarray(axis["steps"], "float64") for name, axis in axes(history).items()}
     return [
         {
             "kind": kind,
             "at": {name: numbers(_along(np.asarray(steps, float), step, where)) for name, where in positions.items()},
-            "text": both(key),
+            "text": text,
             "on": on,
         }
-        for kind, steps, key, on in found
+        for kind, steps, text, on in found
         if steps and len(step)
     ]
+
+
+def kind_of(diagnosis: dict[str, Any]) -> dict[str, str]:
+    """What went wrong, in words where they are known."""
+    kind, dtype = str(diagnosis.get("kind") or ""), diagnosis["evidence"].get("dtype")
+    if kind not in KINDS or ("overflow" in kind and not isinstance(dtype, str)):
+        return both("page.plain", text=kind)
+    return both(KINDS[kind], dtype=dtype)
 
 
 def eval_metrics(history: History) -> list[str]:
@@ -221,7 +256,8 @@ def resource_charts(steps: dict[str, Any]) -> list[dict[str, Any]]:
     if memory:
         lines = [line(name, MEMORY[name], f"--c{at + 1}") for at, name in enumerate(memory)]
         if "max_sequence_length" in steps:
-            lines.append(line("max_sequence_length", "report.series.longest", "--c5", right=True, unit="tokens"))
+            longest = {"right": True, "thin": True, "unit": "tokens"}
+            lines.append(line("max_sequence_length", "report.series.longest", "--faint", **longest))
         found.append(chart("memory", "report.memory", lines, unit="GiB", zero=True))
     if "tokens_per_second" in steps:
         own = [line("tokens_per_second", "report.series.tokens_per_second")]

@@ -15,7 +15,7 @@ import pyarrow as pa
 from ...judge.explain import TOPICS, Finding, History, advised, explain
 from ...judge.explain.finding import VERDICTS
 from ...judge.forecast import Forecaster
-from ...judge.wording import DESCRIBED, OURS
+from ...judge.wording import DESCRIBED, OURS, lines_of
 from ...messages import LANGUAGES, say_in
 from ..page import texts
 from ..page.people import run_name, setting, without_paths
@@ -24,6 +24,7 @@ from .charts import (
     attempts,
     axes,
     captions,
+    kind_of,
     lost_steps,
     marks,
     numbers,
@@ -35,8 +36,18 @@ from .charts import (
     training_charts,
 )
 from .classes import classes
-from .overview import PROBLEMS, state, status, tiles
+from .overview import PROBLEMS, TOPIC_NAMES, state, status, tiles
 
+REMEDIES = {
+    "rollback": "report.remedy.rollback",
+    "precision.loss_scale": "report.remedy.loss_scale",
+    "precision.min_loss_scale": "report.remedy.loss_scale",
+    "precision.fp32_modules": "report.remedy.fp32_module",
+    "data.skip_rows": "report.remedy.skip_rows",
+    "training.learning_rate": "report.remedy.learning_rate",
+    "model.attn_implementation": "report.remedy.sdpa",
+}
+"""What a remedy changes, in words."""
 _LAYER = re.compile(r"^(.*?)\.(\d+)\.(.+)$")
 
 
@@ -61,6 +72,8 @@ def report_data(history: History, following: bool = False) -> dict[str, Any]:
         "config": [[f"{s}.{key}", setting(value)] for s, own in history.config.items() for key, value in own.items()],
         "environment": environment(history.env),
     }
+    if not history.numbered:
+        told, drawing = counted_in_lines(told), counted_in_lines(drawing)
     return {
         **without_paths(told),
         "made": round(time.time() * 1000),
@@ -70,6 +83,16 @@ def report_data(history: History, following: bool = False) -> dict[str, Any]:
         "layers": layers(history),
         "classes": classes(history),
     }
+
+
+def counted_in_lines(value: Any, lang: str = "") -> Any:
+    """The same, what is said in a language counting the lines of a log that does not number its steps."""
+    if isinstance(value, str):
+        return lines_of(value, lang) if lang else value
+    if isinstance(value, dict):
+        said = set(value) == set(LANGUAGES)
+        return {key: counted_in_lines(item, key if said else lang) for key, item in value.items()}
+    return [counted_in_lines(item, lang) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def drawn(history: History, findings: Sequence[Finding]) -> dict[str, Any]:
@@ -113,7 +136,7 @@ def explanation(history: History, findings: list[Finding], lang: str) -> list[di
         own = findings_in([finding for finding in findings if finding.topic == topic], lang, trainer)
         if own:
             what = say_in(lang, described.get(topic, TOPICS[topic]))
-            groups.append({"topic": topic, "what": what, "findings": own})
+            groups.append({"topic": say_in(lang, TOPIC_NAMES[topic]), "what": what, "findings": own})
     return groups
 
 
@@ -141,7 +164,7 @@ def incident(history: History, diagnosis: dict[str, Any]) -> dict[str, Any]:
                 break
     return {
         "step": step,
-        "kind": _text(diagnosis.get("kind")),
+        "kind": kind_of(diagnosis),
         "module": _text(diagnosis.get("module") or ""),
         "rows": ", ".join(map(str, diagnosis["evidence"]["rows_alone"] or diagnosis["rows"])),
         "action": _text(diagnosis.get("action")),
@@ -155,7 +178,10 @@ def remedy_of(remedy: dict[str, Any]) -> dict[str, Any]:
     loss = remedy.get("loss")
     known = numbers([loss])[0] if isinstance(loss, (int, float)) else None
     outcome = "worked" if remedy.get("verified") else "failed" if known is None else "costly"
-    return {"change": _text(remedy.get("change")), "loss": known, "outcome": outcome}
+    change = _text(remedy.get("change"))
+    keys = [REMEDIES[key] for part in change.split() if (key := part.partition("=")[0]) in REMEDIES]
+    words = {lang: ", ".join(say_in(lang, key) for key in keys) for lang in LANGUAGES}
+    return {"change": change, "words": words, "loss": known, "outcome": outcome}
 
 
 def layers(history: History) -> dict[str, Any] | None:
@@ -182,6 +208,7 @@ def layers(history: History) -> dict[str, Any] | None:
         "bins": grid.bins.tolist(),
         "grids": encoded(grid.values),
         "forecasts": coming,
+        "histogram_every": history.number("instrument.histogram_every"),
         "histograms": [
             {**row, "counts": [base64.b64encode(c.tobytes()).decode() for c in row["counts"]]} for row in rows
         ],

@@ -4,19 +4,34 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from ...judge.explain import Finding, History
 from ...judge.explain.finding import VERDICTS, clock, median
+from ...judge.metrics import DECIDES, lower_is_better, measured, named
+from ...messages import say_in
 from ..page.people import UNKNOWN, both, number
-from .charts import MEMORY, ZEROS, eval_metrics, metric_name
+from .charts import MEMORY, ZEROS, metric_name
 
 # From what weighs most. A note judges nothing.
 WEIGHT = ("wrong", "watch", "undecided", "healthy")
 PROBLEMS = ("wrong", "watch", "undecided")
 RECENT = 50
+TOPIC_NAMES = {
+    "overall": "page.topic.overall",
+    "outcome": "page.topic.outcome",
+    "loss": "page.topic.loss",
+    "eval_loss": "page.topic.eval_loss",
+    "grad_norm": "page.topic.grad_norm",
+    "learning_rate": "page.topic.learning_rate",
+    "loss_scale": "page.topic.loss_scale",
+    "memory": "page.topic.memory",
+    "time": "page.topic.time",
+}
+"""What a finding is about, in words."""
 STATES = {
     "ended": "report.state.ended",
     "stopped": "report.state.stopped",
@@ -27,16 +42,32 @@ STATES = {
 }
 
 
+@dataclass(frozen=True)
+class Best:
+    """The best evaluation: the column that says so, where and what it measured."""
+
+    metric: str
+    step: int
+    value: float
+
+    def say(self, loss: str, other: str, **values: Any) -> dict[str, str]:
+        """One sentence of the catalogue for a loss and another, with {metric}, for anything else."""
+        if self.metric == "eval_loss":
+            return both(loss, **values)
+        return {lang: say_in(lang, other, metric=name, **values) for lang, name in metric_name(self.metric).items()}
+
+
 def status(history: History, findings: Sequence[Finding], following: bool) -> dict[str, Any]:
     """The line on top: state, verdict, its sentence, the best step."""
     leading = gravest(findings)
     said: dict[str, Any] = {"state": stated(history, following)}
     if leading is not None:
-        said |= {"verdict": leading.verdict, "word": both(VERDICTS[leading.verdict]), "topic": leading.topic}
+        said |= {"verdict": leading.verdict, "word": both(VERDICTS[leading.verdict])}
+        said["topic"] = both(TOPIC_NAMES[leading.topic]) if leading.topic != "overall" else None
         said |= {"sentence": {lang: leading.sentence(lang) for lang in said["state"]}}
     best = best_evaluation(history)
     if best is not None:
-        said["best"] = both("report.best", step=number(best[0]), loss=number(best[1]))
+        said["best"] = best.say("report.best", "report.best_metric", step=number(best.step), value=number(best.value))
     return said
 
 
@@ -70,13 +101,17 @@ def worst(findings: Sequence[Finding]) -> Finding | None:
     return min((f for f in findings if f.verdict in WEIGHT), key=lambda f: WEIGHT.index(f.verdict), default=None)
 
 
-def best_evaluation(history: History) -> tuple[float, float] | None:
-    """Step and loss of the lowest evaluation."""
-    loss = history.evals["eval_loss"].to_numpy("float64")
-    if not np.isfinite(loss).any():
+def best_evaluation(history: History) -> Best | None:
+    """By the metric that the run chooses its best checkpoint by; else by the loss, or what there is without one."""
+    known = measured(history)
+    usual = [name for name in ("eval_loss", *DECIDES, *known) if name in known]
+    metric = named(history, known) or next(iter(usual), None)
+    if metric is None:
         return None
-    best = int(np.nanargmin(loss))
-    return float(history.evals["step"].iloc[best]), float(loss[best])
+    values = history.evals[metric].to_numpy("float64")
+    values = np.where(np.isfinite(values), values, np.nan)
+    at = int(np.nanargmin(values) if lower_is_better(metric, history) else np.nanargmax(values))
+    return Best(metric, int(history.evals["step"].iloc[at]), float(values[at]))
 
 
 def tiles(history: History, findings: Sequence[Finding], following: bool) -> list[dict[str, Any]]:
@@ -110,12 +145,14 @@ def _evaluation(history: History, findings: Sequence[Finding]) -> dict[str, Any]
     best = best_evaluation(history)
     if best is None:
         return None
-    note = both("report.tile.best_at", step=number(best[0]))
-    for name in eval_metrics(history)[:1]:
-        last = history.evals[name].astype("float64").dropna()
-        label, value = metric_name(name), number(float(last.iloc[-1]), 3)
-        note = {lang: f"{text} · {label[lang]} {value}" for lang, text in note.items()}
-    return _tile("eval_loss", "report.tile.eval_loss", number(best[1]), findings, note)
+    note = both("report.tile.best_at", step=number(best.step))
+    there = history.evals[history.evals["step"] == best.step].iloc[0]
+    others = [name for name in measured(history) if name != best.metric and math.isfinite(there[name])]
+    for name in others[:1]:
+        label = both("page.metric.eval_loss") if name == "eval_loss" else metric_name(name)
+        note = {lang: f"{text} · {label[lang]} {number(float(there[name]), 3)}" for lang, text in note.items()}
+    label = best.say("report.tile.eval_loss", "report.tile.best_metric")
+    return {**_tile("eval_loss", "report.tile.eval_loss", number(best.value), findings, note), "label": label}
 
 
 def _grad_norm(history: History, findings: Sequence[Finding]) -> dict[str, Any] | None:

@@ -11,6 +11,11 @@ from lora_train.instrument.read.history import SourceError
 
 from .build import RATE, RATES, SHIFTS, claim, study
 
+SCALE = """(() => {
+  const svg = document.querySelector("#parallel svg");
+  return svg.clientWidth / svg.viewBox.baseVal.width;
+})()"""
+
 
 def test_values_lie_where_their_size_or_its_logarithm_is():
     assert shares([1e-5, 1e-4, 1e-3]) == pytest.approx([0, 0.5, 1])
@@ -74,6 +79,27 @@ def test_the_page_shows_it_in_both_languages(opened, tmp_path):
     page.wait_for_selector("#curve canvas")
     page.select_option("#lit", "002")
     assert page.locator("#parallel polyline[stroke-opacity='0.15']").count() == 4
+    assert page.evaluate("rebuild(), document.querySelectorAll('#parallel polyline').length") == 5  # at once, for paper
     page.click("#lang-ko")
     assert "거부됨: 거절" in page.locator("#trials tr.wrong").inner_text()
     assert page.locator("h2").first.inner_text() == "한눈에"
+
+
+@pytest.mark.parametrize(("width", "height"), [(1280, 800), (390, 844)])
+def test_the_first_screen_has_the_judgement_tiles_and_a_drawing_and_what_is_answered_is_folded(
+    opened, tmp_path, width, height
+):
+    page = opened(write_study_page(study(tmp_path)), width=width, height=height).page
+    for part in (".status.wrong", ".tiles", "#parallel svg"):
+        box = page.locator(part).bounding_box()
+        assert box["y"] >= 0
+        assert box["y"] + box["height"] <= height, part
+    tiles = dict(zip(page.locator("dt").all_inner_texts(), page.locator("dt + dd").all_inner_texts(), strict=True))
+    assert (tiles["trials"], tiles["best trial"], tiles["sampler"]) == ("4 / 5", "3.459", "grid")
+    size = page.evaluate("getComputedStyle(document.querySelector('#parallel text')).fontSize")
+    scale = page.evaluate(SCALE)
+    assert (size, scale) == ("12px", pytest.approx(1, abs=0.01))  # words stay as large as all others
+    told = study_data(tmp_path)["advice"]["en"]
+    n = len([one for one in told if one["verdict"] == "healthy"])
+    assert page.inner_text("#answered summary") == f"answered · {n}"
+    assert page.locator("#advice .topic:visible").count() == len(told) - n

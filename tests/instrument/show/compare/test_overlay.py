@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from lora_train.instrument.judge.explain import read_history
 from lora_train.instrument.show.compare import compare_runs, write_comparison
@@ -41,6 +42,44 @@ def test_the_page_overlays_training_and_evaluation_on_any_axis(opened, tmp_path)
     assert phone.evaluate("document.documentElement.scrollWidth") <= 390
     phone.click("#lang-ko")
     assert "실행 비교" in phone.inner_text("h1")
+
+
+@pytest.mark.parametrize(("width", "height"), [(1280, 800), (390, 844)])
+def test_the_first_screen_has_the_judgement_and_the_curves(opened, tmp_path, width, height):
+    compared = compare_runs([read_history(RUNS / name) for name in ("healthy", "overfitting", "stock")])
+    page = opened(write_comparison(compared, tmp_path / "compare.html"), width=width, height=height).page
+    page.wait_for_selector("#overlay canvas")
+    box = page.locator("#overlay .plot").bounding_box()
+    assert box["y"] + box["height"] <= height
+    first = next(found for found in page.evaluate("DATA.findings.en") if found["verdict"] != "note")
+    assert page.inner_text(".status .word") == first["word"]
+    assert first["sentence"] in page.inner_text(".status")
+    words = page.locator("#words .word")
+    assert words.count() == len(compared.findings)
+    assert words.first.is_visible()
+
+
+def test_a_run_is_hidden_with_its_evaluations(opened, tmp_path):
+    compared = compare_runs([read_history(RUNS / name) for name in ("healthy", "overfitting")])
+    page = opened(write_comparison(compared, tmp_path / "compare.html")).page
+    page.wait_for_selector("#overlay canvas")
+    shown = "CHARTS[0].plot.series.slice(1).map((one) => one.show)"
+    page.click("#overlay .key >> nth=1")
+    assert page.evaluate(shown) == [True, True, False, False]
+    page.click("#overlay .key >> nth=0")
+    assert page.evaluate(shown) == [True, True, False, False]  # the last one stays
+    page.click("#overlay .key >> nth=1")
+    assert page.evaluate(shown) == [True] * 4
+
+
+def test_runs_of_very_different_lengths_stand_on_epochs(opened, tmp_path):
+    def page_of(*lengths: int) -> str:
+        runs = [history(loss=falling(n), epoch=np.linspace(0, 3, n)) for n in lengths]
+        page = opened(write_comparison(compare_runs(runs), tmp_path / f"{len(lengths)}{lengths[0]}.html")).page
+        return page.evaluate("document.getElementById('axis').value")
+
+    assert page_of(50, 400) == "epoch"
+    assert page_of(50, 100) == "step"
 
 
 def test_a_stock_log_has_an_epoch_axis_and_gaps(opened, tmp_path):

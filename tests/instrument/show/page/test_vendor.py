@@ -38,4 +38,8 @@ def test_the_policy_names_every_script_and_no_other_source():
     assert len(scripts) == 6
     for script in scripts:
         assert base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() in policy
+    fed = document("x", {}, ["compare.js"], live="new EventSource('x')")
+    (policy,) = re.findall(r'Content-Security-Policy" content="([^"]*)"', fed)
+    assert "connect-src &#x27;self&#x27;;" in policy
+    assert base64.b64encode(hashlib.sha256(b"new EventSource('x')").digest()).decode() in policy
     assert "<title>&lt;/title&gt;&lt;b&gt;</title>" in page

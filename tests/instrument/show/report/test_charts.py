@@ -23,6 +23,7 @@ from lora_train.instrument.show.report.charts import (
     stacked_time,
     training_charts,
 )
+from lora_train.instrument.show.report.data import incident
 
 from ....conftest import ROOT
 from ...judge.explain.build import falling, history
@@ -61,6 +62,35 @@ def test_axes_are_those_that_the_source_knows():
     assert found["epoch"]["evals"] == [1, 1.5]
     assert found["time"]["steps"] == [1, 2, 2]
     assert list(axes(history(loss=falling(10)))) == ["step"]
+
+
+def test_an_axis_of_rows_needs_to_know_what_a_step_takes():
+    size = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}
+    known = history(loss=falling(3), config={"training": size}, evals={"step": [2], "eval_loss": [2.0]})
+    assert axes(known)["rows"] == {"label": {"en": "rows", "ko": "행 수"}, "steps": [8, 16, 24], "evals": [16]}
+    known.env = {"processes": 3}
+    assert axes(known)["rows"]["steps"] == [24, 48, 72]
+    for config in ({"training": {**size, "gradient_accumulation_steps": None}}, {},
+                   {"training": size, "data": {"packing": True}}):  # fmt: skip
+        assert "rows" not in axes(history(loss=falling(3), config=config))
+    assert "rows" not in axes(history(kind="trainer", loss=falling(3), config={"training": size}))
+
+
+def test_a_collapse_is_told_in_words():
+    step = {"step": 3, "kind": "forward_overflow", "module": "m", "action": "rollback", "rows": [7]}
+    change = "rollback=2 training.learning_rate=1e-05"
+    tried = [{"change": change, "verified": True, "loss": 1.5}, {"change": "other=1", "verified": False}]
+    one = {**step, "evidence": {"dtype": "float16", "rows_alone": []}, "remedies": tried}
+    found = incident(history(loss=falling(3)), one)
+    assert found["kind"]["en"] == "float16 overflow in the forward pass"
+    assert found["kind"]["ko"].startswith("순전파에서 float16")
+    (first, second) = found["remedies"]
+    assert first["words"]["en"] == "back to a healthy copy, another learning rate"
+    assert (first["change"], first["outcome"]) == (change, "taken")
+    assert (second["words"]["en"], second["change"], second["outcome"]) == ("", "other=1", "failed")
+    unknown = {**one, "evidence": {"rows_alone": []}, "remedies": []}
+    assert incident(history(loss=falling(3)), unknown)["kind"]["ko"] == "forward_overflow"
+    assert incident(history(loss=falling(3)), {**one, "kind": "<b>"})["kind"]["en"] == "<b>"
 
 
 def test_the_band_is_the_findings():

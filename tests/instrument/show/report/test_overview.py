@@ -7,7 +7,8 @@ import pandas as pd
 import pytest
 from lora_train.instrument.judge.explain import Finding, explain, read_history
 from lora_train.instrument.show.report.charts import axes
-from lora_train.instrument.show.report.overview import best_evaluation, state, status, tiles, worst
+from lora_train.instrument.show.report.data import report_data
+from lora_train.instrument.show.report.overview import Best, best_evaluation, state, status, tiles, worst
 
 from ....conftest import ROOT
 from ...judge.explain.build import falling, history
@@ -54,14 +55,45 @@ def test_tiles_of_a_run():
     run = read_history(RUNS / "overfitting")
     findings = explain(run)
     by_label = {tile["label"]["en"]: tile for tile in tiles(run, findings, False)}
-    assert list(by_label) == ["loss", "best evaluation loss", "grad_norm, median", "tokens/s", "memory", "time"]
+    assert list(by_label) == ["loss", "best evaluation loss", "gradient norm, median", "tokens/s", "memory", "time"]
     best = best_evaluation(run)
     assert best is not None
-    assert best[1] == np.nanmin(run.evals["eval_loss"])
-    assert by_label["best evaluation loss"]["note"]["en"].startswith(f"at step {best[0]:.0f} · token accuracy 0.")
+    assert (best.metric, best.value) == ("eval_loss", np.nanmin(run.evals["eval_loss"]))
+    assert by_label["best evaluation loss"]["note"]["en"].startswith(f"at step {best.step} · token accuracy 0.")
     step, norm = run.finite("grad_norm")
     worst_step = int(step[np.argmax(norm)])
-    assert by_label["grad_norm, median"]["note"]["en"] == f"highest {norm.max():.3g}, step {worst_step}"
+    assert by_label["gradient norm, median"]["note"]["en"] == f"highest {norm.max():.3g}, step {worst_step}"
+
+
+EVALS = {"step": [10, 20, 30], "eval_loss": [1.0, 0.9, 1.2], "eval_f1": [0.2, 0.6, 0.7], "eval_mae": [0.5, 0.1, 0.3]}
+
+
+@pytest.mark.parametrize(
+    ("chosen", "greater", "label", "value", "note"),
+    [
+        ("f1", None, "best F1", "0.7", "at step 30 · evaluation loss 1.2"),
+        ("eval_f1", True, "best F1", "0.7", "at step 30 · evaluation loss 1.2"),
+        ("mae", None, "best mae", "0.1", "at step 20 · evaluation loss 0.9"),
+        ("f1", False, "best F1", "0.2", "at step 10 · evaluation loss 1"),
+        ("loss", None, "best evaluation loss", "0.9", "at step 20 · F1 0.6"),
+        ("rouge", None, "best evaluation loss", "0.9", "at step 20 · F1 0.6"),
+        (None, None, "best evaluation loss", "0.9", "at step 20 · F1 0.6"),
+    ],
+)
+def test_the_metric_that_chooses_the_checkpoint_is_the_one_that_is_shown(chosen, greater, label, value, note):
+    training = {"metric_for_best_model": chosen, "greater_is_better": greater}
+    known = history(loss=falling(30), evals=EVALS, config={"training": training})
+    tile = next(tile for tile in tiles(known, [], False) if tile["label"]["en"].startswith("best"))
+    assert (tile["label"]["en"], tile["value"], tile["note"]["en"]) == (label, value, note)
+    assert value in status(known, [], False)["best"]["en"]
+    assert ("loss" in status(known, [], False)["best"]["ko"]) == (label == "best evaluation loss")
+
+
+def test_an_evaluation_without_a_loss_or_without_a_number():
+    known = history(loss=falling(30), evals={**EVALS, "eval_loss": [np.nan] * 3})
+    assert best_evaluation(known) == Best("eval_f1", 30, 0.7)
+    known = history(loss=falling(30), evals={"step": [10, 20], "eval_loss": [np.nan, np.inf]})
+    assert best_evaluation(known) is None
 
 
 def test_a_run_that_goes_on_says_how_long_it_will():
@@ -91,6 +123,20 @@ def test_a_log_that_does_not_count_steps_is_said_to_have_lines():
     known.numbered = False
     assert status(known, [], False)["state"] == {"en": "A log of 5 lines", "ko": "로그 5줄"}
     assert axes(known)["step"]["label"]["en"] == "line of the log"
+
+
+def test_a_page_of_a_log_without_numbers_counts_its_lines_everywhere():
+    evals = {"step": [20, 40], "eval_loss": [2.0, 1.9]}
+    known = history(loss=[*falling(39), np.nan], grad_norm=[1.0] * 20 + [9.0] + [1.0] * 19, kind="log", evals=evals)
+    known.numbered = False
+    data = report_data(known)
+    notes = {tile["label"]["en"]: tile["note"] for tile in data["tiles"]}
+    assert notes["best evaluation loss"] == {"en": "at line 40", "ko": "40번째 줄"}
+    assert notes["gradient norm, median"]["ko"] == "최고 9 (21번째 줄)"
+    assert data["status"]["best"]["en"] == "best evaluation loss 1.9 at line 40"
+    assert data["captions"]["loss"][0]["en"].startswith("Red crosses: no finite value (count 1, first at line 40)")
+    known.numbered = True
+    assert report_data(known)["status"]["best"]["en"] == "best evaluation loss 1.9 at step 40"
 
 
 def test_no_steps_make_no_tiles():

@@ -137,10 +137,14 @@ def test_the_page_in_both_languages_sizes_and_schemes(opened, run):
     assert "Collapses" in page.inner_text("main")
     card = page.inner_text(".incident")
     assert "gpt_neox.layers.2.mlp.dense_4h_to_h" in card
+    assert "step 13: float16 overflow in the forward pass" in card
     assert "lora-train replay healed --step 13" in card
     tried = page.locator(".incident li").all_inner_texts()
-    assert [text.split(" ")[0].split("=")[0] for text in tried] == [
-        "precision.loss_scale", "precision.fp32_modules", "data.skip_rows",
+    assert tried[1].startswith("the module in float32 precision.fp32_modules=[")
+    assert page.locator(".incident li code").all_inner_texts() == [
+        "precision.loss_scale=4096",
+        "precision.fp32_modules=[gpt_neox.layers.2.mlp.dense_4h_to_h]",
+        "data.skip_rows=[2,3,14,24]",
     ]  # fmt: skip
     assert "did not help" in tried[0]
     assert "helped, and was taken (loss 5.514)" in tried[1]
@@ -296,7 +300,27 @@ def test_a_pointer_over_a_chart_is_told_name_value_step_and_mark(opened, run):
     tip = page.inner_text("#loss .tip")
     assert tip.startswith("step 13\n")
     assert "training 5.514 nat/token" in tip
-    assert "collapse" in tip
+    assert "collapse: float16 overflow in the forward pass" in tip
+
+
+def test_a_pointer_between_two_evaluations_is_told_the_nearest_and_where_it_is(opened, tmp_path):
+    page = opened(write_report(RUNS / "overfitting", output=tmp_path / "x.html")).page
+    page.wait_for_selector("#loss canvas")
+    page.focus("#loss")
+    page.keyboard.press("Home")
+    assert "evaluation" not in page.inner_text("#loss .tip")  # before the first of them
+    for _ in range(13):
+        page.keyboard.press("ArrowRight")
+    evals = read_history(RUNS / "overfitting").evals.set_index("step")["eval_loss"]
+    tip = page.inner_text("#loss .tip").splitlines()
+    assert tip[0] == "step 14"
+    assert tip[2] == f"evaluation {evals[10]:.5g} nat/token (step 10)"
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("ArrowRight")
+    assert page.inner_text("#loss .tip").splitlines()[2].endswith("(step 20)")
+    for _ in range(4):
+        page.keyboard.press("ArrowRight")
+    assert page.inner_text("#loss .tip").splitlines()[2] == f"evaluation {evals[20]:.5g} nat/token"
 
 
 def test_sliders_smooth_and_coarsen_and_the_axis_stays(opened, run):
@@ -311,6 +335,20 @@ def test_sliders_smooth_and_coarsen_and_the_axis_stays(opened, run):
     page.locator("#every").fill("1")
     page.locator("#smoothing").fill("3")
     assert drawn(page, "loss")["y"][1][1] == pytest.approx(sum(losses[:3]) / 3)
+
+
+def test_of_many_steps_the_course_stands_before_the_single_ones(opened, tmp_path):
+    losses = [round(3 - i / 500 + 0.3 * (i % 7), 4) for i in range(600)]
+    (tmp_path / "x.log").write_text(
+        "".join(f"{{'loss': {loss}, 'epoch': {i / 600}}}\n" for i, loss in enumerate(losses))
+    )
+    page = opened(write_report(tmp_path / "x.log", output=tmp_path / "x.html")).page
+    found = drawn(page, "loss")
+    assert found["labels"] == ["each step", "training, mean of 6 steps"]
+    assert found["y"][0] == losses
+    assert found["y"][1][100] == pytest.approx(sum(losses[97:104]) / 7)  # of both sides alike
+    page.locator("#smoothing").fill("1")
+    assert drawn(page, "loss")["labels"] == ["training"]
 
 
 def test_hostile_text_is_text_and_no_path_is_shown(opened, tmp_path):

@@ -2,8 +2,11 @@
 // A line chart: uPlot with a legend, a tooltip, a table of its values, and keys. One stop of the tab key each.
 //   chart({id, title, unit, lines: [{label, x, y, colour, ...}], marks, band, log, zero, axis, caption})
 // x and y are lists of one length, null where there is no value. A line may be `points`, `stepped`, `filled`, `dashed`,
-// `thin`, of the axis on the `right` with a `unit` of its own.
+// `thin`, of the axis on the `right` with a `unit` of its own; lines of one `group` are shown and hidden together;
+// an `exact` one has no value between its points.
 const CHARTS = [];
+const LOOKS = new Map(); // by chart what was chosen: a logarithmic scale, groups that are hidden, an open table
+const WHOLE = [1, 2, 5].flatMap((n) => [...Array(13).keys()].map((e) => n * 10 ** e)).sort((a, b) => a - b);
 let ZOOM = null; // [from, to] of the horizontal axis, the same for every chart
 const NEAR = new IntersectionObserver(
   (entries) => {
@@ -48,13 +51,14 @@ const zoomOut = () => el("button", { id: "zoom-out", hidden: !ZOOM, onclick: () 
 
 // `make` is called for each drawing and returns the spec; the figure keeps its place.
 function chart(parent, id, make, className = "") {
-  const one = { id, make, plot: null, log: null, table: null };
+  if (!LOOKS.has(id)) LOOKS.set(id, { log: null, hidden: new Set(), table: false });
+  const one = { id, make, plot: null, look: LOOKS.get(id), table: null };
   const small = (name, key, act) =>
     el("button", { class: "small", tabindex: "-1", "data-act": name, onclick: act }, t(key));
   one.titled = className !== "alone"; // else the section's heading says it
   one.legend = el("span", { class: "legend" });
   one.logButton = small("log", "page.log", () => {
-    one.log = !one.log;
+    one.look.log = !one.look.log;
     one.draw();
   });
   one.zoomButton = small("zoom", "page.zoom_in", () => zoomIn(one));
@@ -89,6 +93,7 @@ function chart(parent, id, make, className = "") {
   parent.append(one.figure);
   CHARTS.push(one);
   describe(one);
+  if (one.look.table) openTable(one);
   NEAR.observe(one.place);
   RESIZED.observe(one.place);
   return one;
@@ -96,29 +101,47 @@ function chart(parent, id, make, className = "") {
 
 function describe(one) {
   const spec = (one.spec = one.make());
-  if (one.log === null) one.log = Boolean(spec.log);
+  if (one.look.log === null) one.look.log = Boolean(spec.log);
   one.head.replaceChildren(
     one.titled ? spec.title : "",
     spec.unit ? el("span", { class: "dim" }, " " + spec.unit) : "",
   );
   one.legend.replaceChildren(
-    ...(spec.lines.length > 1 || spec.band
-      ? spec.lines
-          .filter((line) => !line.quiet)
-          .map((line) =>
-            el("span", {}, swatch(css(line.colour)), line.legend || line.label, line.unit ? ` (${line.unit})` : ""),
-          )
-      : []),
+    ...(spec.lines.length > 1 || spec.band ? legendLines(spec).map((line) => legendKey(one, line)) : []),
     ...(spec.band ? [el("span", {}, swatch(css("--band")), spec.band.label)] : []),
   );
   one.caption.replaceChildren(...(spec.caption || []).map((text) => el("span", {}, text + " ")));
   one.figure.setAttribute("aria-label", `${spec.title}${spec.unit ? ", " + spec.unit : ""}. ${t("page.chart.keys")}`);
   const values = spec.lines.flatMap((line) => line.y).filter((v) => v !== null);
   one.logButton.hidden = (spec.log === undefined && spec.zero === true) || !values.length || values.some((v) => v <= 0);
-  if (one.logButton.hidden && values.some((v) => v <= 0)) one.log = false;
-  one.logButton.setAttribute("aria-pressed", String(one.log));
+  if (one.logButton.hidden && values.some((v) => v <= 0)) one.look.log = false;
+  one.logButton.setAttribute("aria-pressed", String(one.look.log));
   one.zoomButton.hidden = spec.shared === false;
   if (one.table) fillTable(one);
+}
+
+const groupOf = (line) => line.group ?? line.column ?? line.label;
+const legendLines = (spec) => spec.lines.filter((line) => !line.quiet);
+
+// A line's name, which hides it and all of its group and shows them again. The last one stays.
+function legendKey(one, line) {
+  const hidden = one.look.hidden.has(groupOf(line)),
+    text = (line.legend || line.label) + (line.unit ? ` (${line.unit})` : "");
+  if (one.spec.lines.every((other) => groupOf(other) === groupOf(line))) return el("span", {}, swatch(css(line.colour)), text);
+  return el(
+    "button",
+    { tabindex: "-1", class: "key", "aria-pressed": String(!hidden), onclick: () => toggleLine(one, line) },
+    swatch(css(line.colour)),
+    text,
+  );
+}
+
+function toggleLine(one, line) {
+  const { hidden } = one.look,
+    group = groupOf(line);
+  if (!hidden.delete(group) && one.spec.lines.some((other) => !hidden.has(groupOf(other)) && groupOf(other) !== group))
+    hidden.add(group);
+  one.update();
 }
 
 // All points of all lines over one list of x. A hole of a line's own is null, a place it knows nothing of undefined.
@@ -137,8 +160,9 @@ function extentOf(spec) {
   return from === to || from === undefined ? [(from || 0) - 1, (from || 0) + 1] : [from, to];
 }
 
-function rangeOf(spec, log) {
+function rangeOf(one, log, zero) {
   return (u, least, most) => {
+    const spec = one.spec;
     if (least === null || most === null || least === undefined) return log ? [1, 10] : [0, 1];
     for (const value of spec.band ? [spec.band.low, spec.band.high] : []) {
       least = Math.min(least, value);
@@ -148,14 +172,14 @@ function rangeOf(spec, log) {
       snap = (value, way) => Number((way(value / size(value)) * size(value)).toPrecision(3));
     if (log) return [snap(least / 1.02, Math.floor), snap(most * 1.02, Math.ceil)];
     const room = (most - least || Math.abs(most) || 1) * 0.06;
-    return [spec.zero && least >= 0 ? 0 : least - room, most + room];
+    return [(zero || spec.zero) && least >= 0 ? 0 : least - room, most + room];
   };
 }
 
 function draw(one) {
   const spec = (one.spec = one.make()),
     { width, height } = one.place.getBoundingClientRect(),
-    log = one.log;
+    log = one.look.log;
   one.logButton.setAttribute("aria-pressed", String(log));
   if (one.plot) one.plot.destroy();
   const axis = (more) => ({
@@ -172,7 +196,7 @@ function draw(one) {
   const options = {
     width: Math.max(width, 80),
     height: Math.max(height, 80),
-    padding: [10, right ? 0 : 14, 0, 0],
+    padding: [10, right ? 0 : 24, 0, 0],
     legend: { show: false },
     cursor: {
       y: false,
@@ -187,9 +211,9 @@ function draw(one) {
       },
     },
     scales: {
-      x: { time: false, range: () => extentOf(spec) },
-      y: { distr: log ? 3 : 1, range: rangeOf(spec, log) },
-      ...(right ? { right: { range: rangeOf({ zero: true }, false) } } : {}),
+      x: { time: false, range: () => extentOf(one.spec) },
+      y: { distr: log ? 3 : 1, range: rangeOf(one, log) },
+      ...(right ? { right: { range: rangeOf(one, false, true) } } : {}),
     },
     axes: [
       axis({
@@ -199,6 +223,7 @@ function draw(one) {
         label: spec.axis,
         values: (u, splits) => splits.map(tick),
         space: 60,
+        ...(spec.lines.every((line) => line.x.every((x) => x === null || Number.isInteger(x))) ? { incrs: WHOLE } : {}),
       }),
       axis({
         scale: "y",
@@ -219,14 +244,14 @@ function draw(one) {
           ]
         : []),
     ],
-    series: [{}, ...spec.lines.map((line) => curve(line, spec))],
+    series: [{}, ...spec.lines.map((line) => ({ ...curve(line), show: !one.look.hidden.has(groupOf(line)) }))],
     hooks: {
       drawClear: [
         (u) => {
-          if (spec.band) paintBand(u, spec.band);
+          if (one.spec.band) paintBand(u, one.spec.band);
         },
       ],
-      draw: [(u) => paintMarks(u, spec.marks || [])],
+      draw: [(u) => paintMarks(u, one.spec.marks || [])],
       setCursor: [(u) => point(one, u)],
       setSelect: [
         (u) => {
@@ -240,7 +265,7 @@ function draw(one) {
   one.plot = new uPlot(options, joined(spec), one.place);
 }
 
-function curve(line, spec) {
+function curve(line) {
   const colour = css(line.colour),
     alone = (u, index) => {
       const y = u.data[index],
@@ -269,6 +294,23 @@ function curve(line, spec) {
 function near(y, i, way) {
   for (let j = i + way; j >= 0 && j < y.length; j += way) if (y[j] !== undefined) return y[j] !== null;
   return false;
+}
+
+// New points of the same lines: cursor, zoom and what is hidden stay, and no button is another one under a finger.
+function feed(one) {
+  one.spec = one.make();
+  if (one.table) fillTable(one);
+  if (!one.plot) return;
+  if (one.plot.series.length === one.spec.lines.length + 1) one.plot.setData(joined(one.spec));
+  else draw(one);
+}
+
+// What is on the screen now, at once: nothing flashes when a page is drawn again.
+function drawSeen() {
+  for (const one of CHARTS) {
+    const { top, bottom } = one.place.getBoundingClientRect();
+    if (!one.plot && bottom > 0 && top < innerHeight) one.draw();
+  }
 }
 
 // Nothing comes into view on paper.

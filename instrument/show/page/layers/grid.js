@@ -1,7 +1,7 @@
 "use strict";
 // The layers of a run as a model: layers by projections of one tensor at the step under the slider, each projection over
 // time beside it, and the history and exponents of the cell under the cursor.
-const GRID = DATA.layers && DATA.layers.names ? DATA.layers : null;
+let GRID = null;
 const FP16_MAX = 65504;
 const QUANTITIES = {
   norm: "report.metric.norm",
@@ -20,7 +20,7 @@ const TENSORS = {
   grad_in: "report.tensor.grad_in",
   in: "report.tensor.in",
 };
-const decoded = {};
+let decoded = {};
 let shown = null; // what is drawn: {sites, rows, columns, from, to, log}
 
 function values(name) {
@@ -43,6 +43,9 @@ const sitesOf = (tensor) =>
 
 function layerSection() {
   const place = section("layers", t("report.layers"));
+  const before = GRID;
+  GRID = DATA.layers && DATA.layers.names ? DATA.layers : null;
+  if (GRID !== before) decoded = {};
   if (!GRID) {
     place.append(
       el("p", {}, t(DATA.layers && DATA.layers.unreadable ? "report.layers.unreadable" : "report.layers.none")),
@@ -86,6 +89,11 @@ function layerSection() {
     { id: "play", "aria-pressed": "false", onclick: () => playing(play) },
     "▶ " + t("report.play"),
   );
+  const tabled = el(
+    "button",
+    { id: "map-table", class: "small", onclick: () => (remember({ cells: !STATE.cells }), paint()) },
+    t("page.table"),
+  );
   controls.append(
     choice("tensor", tensors, t("report.tensor"), () => {
       offer();
@@ -111,9 +119,13 @@ function layerSection() {
           () => paint(),
           (bin) => stepsOf(bin),
         ),
+        tabled,
       ),
     );
-  } else STATE.bin = 0;
+  } else {
+    STATE.bin = 0;
+    controls.append(tabled);
+  }
   place.append(body, el("p", { id: "cell", "aria-live": "polite" }), el("div", { id: "detail", class: "two" }));
   refresh();
 }
@@ -195,8 +207,8 @@ function model(body) {
     role: "img",
     onkeydown: walk,
     onclick: (event) => pick(hit(event)),
-    onmousemove: (event) => hover(hit(event)),
-    onmouseleave: () => hover(null),
+    onmousemove: (event) => hover(hit(event), event),
+    onmouseleave: () => hover(undefined),
   });
   const bar = el("canvas", { id: "bar", "aria-hidden": "true" });
   const times = el(
@@ -219,8 +231,9 @@ function model(body) {
         "div",
         { class: "mapside" },
         el("div", { class: "scroll" }, map),
-        bar,
-        el("p", { id: "hovered", class: "dim" }, " "),
+        el("p", { class: "dim bar" }, t(QUANTITIES[STATE.quantity]), bar),
+        el("div", { id: "hovered", class: "tip", hidden: true }),
+        el("div", { id: "cells" }),
       ),
       el("div", {}, el("h3", {}, t("report.over_time")), times),
     ),

@@ -107,6 +107,7 @@ function paint() {
   map.setAttribute("aria-label", `${t("report.layers.keys")} ${t("page.step_n", { step: stepsOf(STATE.bin) })}`);
   paintBar(box.width);
   paintTimes();
+  tellCells();
   tell(shown.sites.find((site) => GRID.names[site] === STATE.site));
 }
 
@@ -114,7 +115,7 @@ function paint() {
 function paintBar(width) {
   const { from, to, log, bad } = shown,
     bar = document.getElementById("bar"),
-    own = Math.max(140, Math.min(width, 420, bar.parentElement.clientWidth));
+    own = Math.max(140, Math.min(width, 420, bar.parentElement.clientWidth - 130));
   const ctx = sheet(bar, own, 34),
     wide = own - 24;
   for (let i = 0; i < wide; i++) {

@@ -20,7 +20,8 @@ function paintMarks(u, marks) {
     ratio = devicePixelRatio || 1;
   ctx.save();
   ctx.beginPath();
-  ctx.rect(bbox.left, bbox.top, bbox.width, bbox.height);
+  const edge = 6 * ratio; // a mark at the last step is whole
+  ctx.rect(bbox.left - edge, bbox.top, bbox.width + 2 * edge, bbox.height);
   ctx.clip();
   for (const mark of marks) {
     const at = mark.x.map((x) => u.valToPos(x, "x", true));

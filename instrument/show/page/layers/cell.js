@@ -44,12 +44,55 @@ function described(site) {
   return `${GRID.names[site]} · ${t("page.step_n", { step: stepsOf(STATE.bin) })} · ${t(QUANTITIES[quantity])} ${value}`;
 }
 
-function hover(site) {
-  document.getElementById("hovered").textContent = site === undefined || site === null ? " " : described(site);
+function hover(site, event) {
+  const tip = document.getElementById("hovered");
+  tip.hidden = site === undefined;
+  if (tip.hidden) return;
+  tip.textContent = described(site);
+  const side = tip.parentElement.getBoundingClientRect(),
+    x = event.clientX - side.left + 14;
+  tip.style.left = Math.max(0, Math.min(x, side.width - tip.offsetWidth)) + "px";
+  tip.style.top = event.clientY - side.top + 18 + "px";
+}
+
+// The grid as a table, for those who do not see it or want the numbers.
+function tellCells() {
+  const place = document.getElementById("cells"),
+    button = document.getElementById("map-table");
+  button.setAttribute("aria-pressed", String(Boolean(STATE.cells)));
+  if (!STATE.cells) {
+    place.replaceChildren();
+    return;
+  }
+  const head = (text) => el("th", { scope: "col" }, text);
+  const value = (row, column) => {
+    const site = shown.at.get(row + "," + column);
+    return site === undefined ? "" : number(cell(STATE.quantity, site, STATE.bin));
+  };
+  const table = el(
+    "table",
+    { class: "values" },
+    el("caption", {}, `${t(QUANTITIES[STATE.quantity])}, ${t("page.step_n", { step: stepsOf(STATE.bin) })}`),
+    el("thead", {}, el("tr", {}, head(t("report.layer")), ...shown.columns.map((column) => head(shortName(column))))),
+    el(
+      "tbody",
+      {},
+      ...shown.rows.map((row) =>
+        el(
+          "tr",
+          {},
+          el("th", { scope: "row" }, GRID.rows[row] || "–"),
+          ...shown.columns.map((column) => el("td", {}, value(row, column))),
+        ),
+      ),
+    ),
+  );
+  place.replaceChildren(scrolling(`${t("report.layers")}: ${t("page.table")}`, table));
 }
 
 const NORMS = { max: "report.series.max", mean: "report.series.mean", min: "report.series.min" };
-let detailed = "";
+let detailed = "",
+  measured = "";
 function tell(site) {
   const place = document.getElementById("cell");
   place.textContent = described(site);
@@ -61,6 +104,8 @@ function tell(site) {
   const detail = document.getElementById("detail");
   if (key === detailed && detail.childElementCount) return;
   detailed = key;
+  if (measured !== STATE.quantity) LOOKS.delete("history"); // another quantity, another scale
+  measured = STATE.quantity;
   for (const id of ["history", "exponents"]) {
     const at = CHARTS.findIndex((one) => one.id === id);
     if (at >= 0) {
@@ -71,7 +116,13 @@ function tell(site) {
   detail.replaceChildren();
   chart(detail, "history", () => historyOf(site));
   if (row) chart(detail, "exponents", () => exponentsOf(site, row));
-  else detail.append(el("p", { class: "dim" }, t("report.no_histogram")));
+  else detail.append(el("p", { class: "dim" }, undistributed()));
+}
+
+function undistributed() {
+  const every = GRID.histogram_every;
+  if (GRID.histograms.length || !(every > GRID.bins.at(-1)[1])) return t("report.no_histogram");
+  return t("report.no_histogram_yet", { every: number(every), steps: number(GRID.bins.at(-1)[1]) });
 }
 
 // A bin stands at its last step; on another axis than steps the cell's own is kept, for bins are ranges of steps.

@@ -2,11 +2,24 @@
 // How a chart is read: what is said under the pointer, the keys, and the table of its values.
 const TABLE_ROWS = 200;
 
-// What is said of the place under the cursor: where, each line's value there, and what a mark means.
+// The point of a line that is nearest to a place between its ends; -1 where there is none.
+function nearest(xs, ys, index) {
+  let before = index,
+    after = index;
+  while (before >= 0 && ys[before] === undefined) before--;
+  while (after < ys.length && ys[after] === undefined) after++;
+  if (before < 0 || after >= ys.length) return -1;
+  return xs[index] - xs[before] <= xs[after] - xs[index] ? before : after;
+}
+
+// What is said of the place under the cursor: where, each line's value there or nearest to it, and what a mark means.
 function told(one, u, index) {
   const spec = one.spec,
     x = u.data[0][index];
-  const rows = spec.lines.map((line, i) => [line, u.data[i + 1][index]]).filter(([, y]) => y !== undefined);
+  const rows = spec.lines
+    .map((line, i) => [line, u.data[i + 1], line.exact ? index : nearest(u.data[0], u.data[i + 1], index)])
+    .filter(([line, ys, at]) => at >= 0 && ys[at] !== undefined && !one.look.hidden.has(groupOf(line)))
+    .map(([line, ys, at]) => [line, ys[at], at === index ? "" : ` (${spec.axis} ${number(u.data[0][at])})`]);
   return { head: `${spec.axis} ${number(x)}`, rows, marks: marksNear(u, spec.marks || [], u.valToPos(x, "x")) };
 }
 
@@ -28,7 +41,7 @@ function point(one, u) {
   };
   one.tip.replaceChildren(
     el("b", {}, head),
-    ...rows.map(([line, y]) =>
+    ...rows.map(([line, y, elsewhere]) =>
       el(
         "div",
         {},
@@ -36,6 +49,7 @@ function point(one, u) {
         line.label + " ",
         el("b", {}, number(y, 5)),
         y === null ? "" : unit(line),
+        el("span", { class: "dim" }, elsewhere),
       ),
     ),
     ...marks.map((text) => el("div", { class: "mark" }, text)),
@@ -81,17 +95,25 @@ function keys(one, event) {
     },
     Enter: () => toggleTable(one),
   };
+  legendLines(one.spec)
+    .slice(0, 9)
+    .forEach((line, i) => (acts[i + 1] = () => toggleLine(one, line)));
   if (!acts[event.key]) return;
   event.preventDefault();
   acts[event.key]();
 }
 
 function toggleTable(one) {
-  if (one.table) {
-    one.table.remove();
-    one.table = null;
+  one.look.table = !one.table;
+  if (!one.table) {
+    openTable(one);
     return;
   }
+  one.table.remove();
+  one.table = null;
+}
+
+function openTable(one) {
   one.table = el("div", {});
   one.figure.append(one.table);
   fillTable(one);
@@ -124,5 +146,9 @@ function fillTable(one) {
       ),
     ),
   );
-  one.table.replaceChildren(scrolling(`${spec.title}: ${t("page.table")}`, table));
+  const before = one.table.firstChild,
+    place = scrolling(`${spec.title}: ${t("page.table")}`, table),
+    top = before ? before.scrollTop : 0;
+  one.table.replaceChildren(place);
+  place.scrollTop = top;
 }
