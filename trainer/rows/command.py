@@ -93,12 +93,12 @@ def _data(config_file: Path, wanted: bool) -> tuple[Config, Any, list[Example]]:
         tokenizer = load_tokenizer(config)
         data, _ = load_data(config, tokenizer, Console(silent=True))
     except UserError as error:
-        _note(say("rows.no_data", what=error))
+        _aside(say("rows.no_data", what=error))
         return config, None, []
     return config, tokenizer, list(data.examples)
 
 
-def _note(text: str, end: str = "\n") -> None:
+def _aside(text: str, end: str = "\n") -> None:
     """Beside what a script reads."""
     print(text, file=sys.stderr, end=end, flush=True)
 
@@ -109,12 +109,12 @@ def _probed(config: Config, tokenizer: Any, examples: list[Example], trained: se
     if config.is_classifier:
         raise UserError(problem("rows.probe_needs_answers"))
     own = [example for example in examples if example.row in trained]
-    _note(say("rows.probe_costs", rows=len(own), tokens=sum(len(e.input_ids) + e.n_supervised for e in own)))
+    _aside(say("rows.probe_costs", rows=len(own), tokens=sum(len(e.input_ids) + e.n_supervised for e in own)))
     from .probe import probe
 
     def advance(done: int) -> None:
         if sys.stderr.isatty():
-            _note(say("rows.probing", done=done, of=len(own)), end="\r" if done < len(own) else "\n")
+            _aside(say("rows.probing", done=done, of=len(own)), end="\r" if done < len(own) else "\n")
 
     return probe(config, tokenizer, own, advance)
 
