@@ -51,12 +51,13 @@ REMEDIES = {
 _LAYER = re.compile(r"^(.*?)\.(\d+)\.(.+)$")
 
 
-def report_data(history: History, following: bool = False) -> dict[str, Any]:
+def report_data(history: History, following: bool = False, layered: bool = True) -> dict[str, Any]:
     """The data of a report.
 
     Args:
         history: of the run.
-        following: whether the page is written again while the run goes on.
+        following: whether the run goes on.
+        layered: whether the grids of the layers are wanted, which take longest.
     """
     history = replace(history, name=run_name(history.name))
     findings = explain(history)
@@ -74,13 +75,14 @@ def report_data(history: History, following: bool = False) -> dict[str, Any]:
     }
     if not history.numbered:
         told, drawing = counted_in_lines(told), counted_in_lines(drawing)
+    grids = {"layers": layers(history)} if layered else {}
     return {
         **without_paths(told),
         "made": round(time.time() * 1000),
         "following": following and not history.finished,
         "text": texts("report."),
         **drawing,
-        "layers": layers(history),
+        **grids,
         "classes": classes(history),
     }
 

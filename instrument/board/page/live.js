@@ -1,0 +1,96 @@
+"use strict";
+// The page of a run as a server gives it: the way back to the board, and rows as the run appends them. Rows are drawn by
+// loraTrain.append; what they cannot show, and the verdict now and then, comes by asking for the page's data again.
+{
+  const words = (key) => DATA.text[LANGUAGE()][key],
+    AGAIN = 20_000,
+    LAYERS = 60_000,
+    SHARE = 15; // a request is made again after so many times what it took
+  let from = DATA.from,
+    stream = null,
+    over = !DATA.running,
+    asking = false,
+    next = performance.now() + AGAIN,
+    layers = performance.now() + LAYERS;
+
+  try {
+    const lang = JSON.parse(localStorage.getItem("lora-train board") || "{}").lang;
+    if (lang && !STATE.lang && lang !== LANGUAGE()) {
+      remember({ lang });
+      rebuild();
+    }
+  } catch (_) {
+    /* private windows */
+  }
+
+  const place = el("p", { id: "feed", class: "dim", role: "status" });
+  const bar = el("nav", { id: "board", "aria-label": words("board.live.navigation") });
+  if (DATA.back) bar.append(el("a", { href: DATA.back }, "← " + words("board.live.back")));
+  if (DATA.running) bar.append(place);
+  document.body.prepend(bar);
+  const tell = (key) => {
+    if (place.dataset.key === key) return;
+    place.dataset.key = key;
+    place.textContent = words(key);
+  };
+
+  function listen() {
+    if (stream || over || asking || document.hidden) return;
+    stream = new EventSource("events?from=" + from);
+    stream.onopen = () => tell("board.live.on");
+    stream.onerror = () => tell("board.live.lost");
+    stream.addEventListener("rows", (event) => {
+      from = Number(event.lastEventId);
+      // a page that was made while a step was written holds that step already
+      const held = DATA.steps.step.at(-1) ?? 0,
+        measured = DATA.evals.step ? (DATA.evals.step.at(-1) ?? 0) : 0,
+        rows = JSON.parse(event.data).filter((row, i, all) => i || all.length > 1 || !isHeld(row, held, measured));
+      if (rows.length && !loraTrain.append(rows)) again();
+      else if (performance.now() > next) again();
+    });
+    stream.addEventListener("again", () => again(true));
+    stream.addEventListener("ended", () => {
+      over = true;
+      again(true);
+    });
+  }
+
+  const isHeld = (row, held, measured) => ("loss" in row ? row.step === held : row.step === measured);
+
+  function hush() {
+    if (stream) stream.close();
+    stream = null;
+  }
+
+  async function again(whole) {
+    hush();
+    if (asking) return;
+    asking = true;
+    const began = performance.now(),
+      layered = whole || began > layers;
+    try {
+      const answer = await fetch("data" + (layered ? "?layers=1" : ""));
+      if (answer.ok) {
+        const data = await answer.json();
+        from = data.from;
+        delete data.text;
+        loraTrain.update(data);
+      }
+    } catch (_) {
+      tell("board.live.lost");
+    }
+    const now = performance.now(),
+      took = (now - began) * SHARE;
+    next = now + Math.max(AGAIN, took);
+    if (layered) layers = now + Math.max(LAYERS, took);
+    asking = false;
+    if (over) tell("board.live.over");
+    else listen();
+  }
+
+  document.addEventListener("visibilitychange", () => {
+    if (document.hidden) hush();
+    else listen();
+  });
+  listen();
+}

@@ -1,0 +1,77 @@
+"""Whether a run goes on, from its lock and its files.
+
+running      its lock is held; without a lock (another program trains), it was written within FRESH seconds
+ended        it came to its end, planned or early
+stopped      by a collapse, or in order: the state of its last step is saved
+crashed      its lock is free and it came to no end
+unfinished   it has no lock, and who trained it does not say
+
+The lock is looked at with a shared lock that is dropped at once and writes nothing. Whoever starts a run in that very
+instant would be refused, so callers ask only where the lock's file has changed, or where it was held before.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+from pathlib import Path
+from typing import Any
+
+from ..read.store import file_order, stats_files
+
+LOCK = ".lock"
+STATES = ("running", "ended", "stopped", "crashed", "unfinished")
+FRESH = 120.0
+END_OF_STREAM = b"\xff\xff\xff\xff\x00\x00\x00\x00"
+"""What an Arrow stream ends with once it is closed."""
+
+
+def is_held(folder: Path) -> bool | None:
+    """Whether a process holds the lock of a run folder; None where that cannot be told."""
+    try:
+        handle = os.open(folder / LOCK, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError as error:
+        return True if error.errno in (errno.EWOULDBLOCK, errno.EACCES) else None
+    finally:
+        os.close(handle)  # which drops it
+    return False
+
+
+def status_of(folder: Path, card: dict[str, Any] | None, held: bool | None, age: float) -> str:
+    """One of STATES.
+
+    Args:
+        card: what is known of it; None: nothing yet.
+        held: whether its lock is held; None: it has none.
+        age: seconds since it was written.
+    """
+    if held:
+        return "running"
+    known = card or {}
+    if known.get("finished"):
+        return "ended"
+    if known.get("collapsed"):
+        return "stopped"
+    if held is None:
+        return "running" if age < FRESH else "unfinished"
+    return "stopped" if is_saved(folder, known.get("step") or 0) else "crashed"
+
+
+def is_saved(folder: Path, step: int) -> bool:
+    """Whether the state of the last step was saved, and the statistics were closed: it ended in order."""
+    if not (folder / f"checkpoint-{step}").is_dir():
+        return False
+    try:
+        files = sorted(stats_files(folder), key=file_order)
+        if not files or files[-1].suffix != ".arrows":
+            return True
+        with files[-1].open("rb") as file:
+            file.seek(-len(END_OF_STREAM), os.SEEK_END)
+            return file.read() == END_OF_STREAM
+    except OSError:
+        return False
