@@ -27,6 +27,7 @@ from .sweep import command as sweep
 from .verbs import advise, lengthen
 from .verbs.answers.evaluate import evaluate_arguments, run_evaluate
 from .verbs.answers.predict import predict_arguments, run_predict
+from .verbs.runs import board, ls
 
 EXIT_DISK = 1
 EXIT_USER_ERROR = 2
@@ -228,6 +229,8 @@ VERBS = {
     "explain": Verb("cli.explain", _explain_arguments, _explain),
     "report": Verb("cli.report", _report_arguments, _report),
     "compare": Verb("cli.compare", _compare_arguments, _compare),
+    "board": Verb("cli.board", board.add_arguments, board.run),
+    "ls": Verb("cli.ls", ls.add_arguments, ls.run),
     "advise": Verb("cli.advise", advise.add_arguments, advise.run),
     "lengthen": Verb("cli.lengthen", lengthen.add_arguments, lengthen.run),
     "sweep": Verb("cli.sweep", sweep.add_arguments, sweep.run),

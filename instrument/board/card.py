@@ -5,6 +5,7 @@ A card is plain JSON, so that it can be kept. Imports no torch; pandas with the 
 
 from __future__ import annotations
 
+import json
 import math
 import os
 from collections.abc import Sequence
@@ -54,16 +55,21 @@ def failed(key: str, /, **values: Any) -> dict[str, Any]:
 
 
 def peek(path: Path) -> dict[str, Any]:
-    """What the end of a metrics.jsonl says, at no cost: the last step, its loss, whether the run is finished."""
+    """What costs nothing to know: the last step, its loss, whether the run is finished, when it was started."""
+    try:
+        env = json.loads((path / "env.json").read_text(encoding="utf-8"))
+        started = _time(env["started"])
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        started = None
     try:
         with (path / METRICS).open("rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - PEEKED))
             rows = [row for line in file.read().splitlines() if (row := row_of(line)) is not None]
     except OSError:
-        return {}
+        rows = []
     known = points(rows)
     found = {"step": known[-1][0], "loss": known[-1][1]} if known else {}
-    return found | {"finished": bool(rows) and kind_of(rows[-1]) == "summary"}
+    return found | {"started": started, "finished": bool(rows) and kind_of(rows[-1]) == "summary"}
 
 
 def _empty() -> dict[str, Any]:
@@ -92,6 +98,7 @@ def _run(path: Path, judged: bool) -> dict[str, Any]:
 
     history = read_history(path)
     history = replace(history, name=run_name(history.name))
+    judged = judged or history.run is None  # a log is judged at once: its zeros may be no losses
     findings = explain(history) if judged else []
     leading = gravest(findings) if judged else None
     lost = lost_steps(history, findings) if len(history.steps) else []

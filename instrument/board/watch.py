@@ -11,13 +11,13 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..read.store import METRICS
-from .card import peek
+from .card import card_of, peek
 from .find import Found, find_runs
 from .index import Index
 from .marks import Marks
@@ -83,7 +83,7 @@ class Row:
             "kind": self.one.kind,
             "study": self.one.study,
             "status": self.status,
-            "date": round(self.one.changed * 1000),
+            "date": round((card.get("started") or self.one.changed) * 1000),
             "pending": not self.fresh,
             **own,
             **self.marks,
@@ -113,6 +113,17 @@ class Board:
         self._worker = Worker(self._next_task, self._done)
         self._thread = threading.Thread(target=self._loop, name="board", daemon=True)
         self._thread.start()
+
+    def fill(self, tell: Callable[[int, int], None]) -> None:
+        """Makes the cards that are missing here and now, the newest run first.
+
+        Args:
+            tell: is told how many are made, and of how many.
+        """
+        waiting = sorted((row for row in self.rows.values() if not row.fresh), key=lambda row: -row.one.changed)
+        for n, row in enumerate(waiting):
+            tell(n, len(waiting))
+            self._done(Task(row.one, judged=True), card_of(row.one.path, row.one.kind))
 
     def close(self) -> None:
         """Ends the threads and keeps the cards."""
@@ -197,8 +208,7 @@ class Board:
     def _add(self, one: Found, marks: dict[str, Any]) -> None:
         card, fresh = self.index.get(one)
         if card is None and one.kind == "run":
-            known = peek(one.path)
-            card = known or None
+            card = peek(one.path)
         row = self.rows[one.id] = Row(one, card, fresh, marks)
         self._bump(row)
 

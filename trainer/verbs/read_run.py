@@ -80,20 +80,20 @@ def report(sources: Sequence[Path], output: Path | None, following: bool) -> int
 
     Args:
         sources: as of `Question`.
-        following: writes it again while the run goes on.
+        following: serves it while the run goes on, and writes it at the end.
 
     Raises:
         UserError: it is no run, or the page cannot be written.
     """
     from ...instrument.advise.page import is_study, write_study_page
-    from ...instrument.show.report import follow, write_report
+    from ...instrument.show.report import write_report
+    from .runs.follow import follow
 
     if following and (len(sources) > 1 or sources[0].is_file() or str(sources[0]) == "-"):
         raise UserError(problem("report.follow_needs_run", path=sources[-1]))
     with as_user_errors():
         if following:
-            with contextlib.suppress(KeyboardInterrupt):
-                follow(sources[0], output, _written, _waiting)
+            _written(follow(sources[0], output))
         elif output is not None and output.is_dir():
             raise UserError(problem("report.cannot_write", path=output, what=os.strerror(errno.EISDIR)))
         elif len(sources) == 1 and is_study(sources[0]):
@@ -123,10 +123,6 @@ def compare(sources: Sequence[Path], output: Path | None, lang: str) -> int:
 
 def _written(path: Path) -> None:
     print(say("report.written", path=path, size=path.stat().st_size / MIB), flush=True)
-
-
-def _waiting(path: Path) -> None:
-    print(say("report.waiting", path=path), flush=True)
 
 
 @contextlib.contextmanager

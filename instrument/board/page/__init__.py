@@ -68,7 +68,8 @@ def waiting_page(sentences: dict[str, str]) -> tuple[str, str]:
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1"><title>lora-train</title>'
         f'<style>{style}</style></head><body><main><h1>lora-train</h1><p class="empty" role="status"></p></main>'
-        f'<script type="application/json" id="data">{as_json(sentences)}</script><script>{script}</script></body></html>'
+        f'<script type="application/json" id="data">{as_json(sentences)}</script>'
+        f"<script>{script}</script></body></html>"
     )
     return page, policy([script], [style])
 

@@ -160,6 +160,7 @@ const CELLS = {
       : row.planned && row.planned !== row.step
         ? t("board.page.of", { step: number(row.step), planned: number(row.planned) })
         : number(row.step),
+    row.kind === "study" ? null : el("span", { class: "narrow" }, " " + t("board.page.column.steps")),
   ],
   time: (row) => [clock(row.seconds)],
   date: (row) => [el("span", { title: new Date(row.date).toLocaleString(LANGUAGE()) }, when(row.date))],

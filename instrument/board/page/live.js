@@ -25,7 +25,13 @@
 
   const place = el("p", { id: "feed", class: "dim", role: "status" });
   const bar = el("nav", { id: "board", "aria-label": words("board.live.navigation") });
-  if (DATA.back) bar.append(el("a", { href: DATA.back }, "← " + words("board.live.back")));
+  // the policy of the page allows no other style but its own
+  bar.style.cssText = "max-width: 1240px; margin: 0 auto; padding: 8px 20px 0; display: flex; gap: 16px; font-size: 14px";
+  if (DATA.back) {
+    const link = el("a", { href: DATA.back }, "← " + words("board.live.back"));
+    link.style.color = "var(--note)";
+    bar.append(link);
+  }
   if (DATA.running) bar.append(place);
   document.body.prepend(bar);
   const tell = (key) => {

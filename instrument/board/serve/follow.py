@@ -16,11 +16,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ...judge.explain import read_history
 from ...messages import LANGUAGES, catalogue, say
-from ...read.history import SourceError
+from ...read.history import History, SourceError
 from ...read.store import METRICS, SITES
 from ...show.page import document
 from ...show.page.people import run_name
+from ...show.report import SCRIPTS
+from ...show.report.data import report_data
+from ...show.report.overview import state
 from ..page import LIVE, waiting_page
 from ..status import FRESH, is_held
 from ..tail import Tail
@@ -39,11 +43,13 @@ def begun(path: Path) -> bool:
     return path.is_dir() and any(child.name not in BEFORE_THE_FIRST_STEP for child in path.iterdir())
 
 
-def goes_on(path: Path) -> bool:
-    """Whether a run's lock is held; where it has none, whether it was written just now."""
+def goes_on(path: Path, history: History | None = None) -> bool:
+    """Whether a run's lock is held; where it has none, whether it was written just now and has not ended."""
     held = is_held(path)
     if held is not None:
         return held
+    if history is not None and state(history, False) in ("ended", "stopped"):
+        return False
     try:
         return time.time() - (path / METRICS).stat().st_mtime < FRESH
     except OSError:
@@ -53,28 +59,22 @@ def goes_on(path: Path) -> bool:
 def run_page(path: Path, back: str | None = None) -> Answer:
     """The report of a run as it is now; it goes on by itself where the run does."""
     try:
-        data, running = run_data(path, layered=True), goes_on(path)
+        data = run_data(path, layered=True)
     except SourceError as error:
-        if not goes_on(path):
-            return plain(404, say(error.key, **error.values))
-        return waiting(path)
-    from ...show.report import SCRIPTS
-
-    return served(data["name"], data, SCRIPTS, back, running)
+        return waiting(path) if goes_on(path) else plain(404, say(error.key, **error.values))
+    return served(data["name"], data, SCRIPTS, back)
 
 
 def run_data(path: Path, layered: bool) -> dict[str, Any]:
-    """The data of a run's page, and `from`: where its metrics.jsonl ended before they were read.
+    """The data of a run's page; `running`; and `from`: where its metrics.jsonl ended before they were read.
 
     Raises:
         SourceError: nothing was recorded yet.
     """
-    from ...judge.explain import read_history
-    from ...show.report.data import report_data
-
     offset = Tail(path / METRICS, None).offset
-    data = report_data(read_history(path), goes_on(path), layered)
-    return {**data, "from": offset}
+    history = read_history(path)
+    running = goes_on(path, history)
+    return {**report_data(history, running, layered), "running": running, "from": offset}
 
 
 def run_answer(path: Path, rest: str, query: Mapping[str, list[str]], last: str) -> Answer | Stream | None:
@@ -95,7 +95,7 @@ def _events(path: Path, start: int | None) -> Iterator[tuple[str, Any, str] | No
     if start is None:
         yield from _until_begun(path)
         return
-    tail, heard, running = Tail(path / METRICS, start), time.monotonic(), goes_on(path)
+    tail, heard = Tail(path / METRICS, start), time.monotonic()
     while True:
         lines = tail.read()
         if lines is None:
@@ -104,7 +104,7 @@ def _events(path: Path, start: int | None) -> Iterator[tuple[str, Any, str] | No
         if lines:
             heard = time.monotonic()
             yield "rows", lines, str(tail.offset)
-        elif running and not (running := goes_on(path)):
+        elif not goes_on(path):
             yield "ended", {}, str(tail.offset)
             return
         elif time.monotonic() - heard > HEARTBEAT:
@@ -120,13 +120,13 @@ def _until_begun(path: Path) -> Iterator[tuple[str, Any, str] | None]:
     yield "begun", {}, ""
 
 
-def served(title: str, data: dict[str, Any], scripts: Sequence[str], back: str | None, running: bool = False) -> Answer:
+def served(title: str, data: dict[str, Any], scripts: Sequence[str], back: str | None) -> Answer:
     """A page of show/page as this server gives it: with the way back, and fed where it goes on."""
     text = {
         lang: {**own, **{key: said for key, said in catalogue(lang).items() if key.startswith(FAMILY)}}
         for lang, own in data["text"].items()
     }
-    whole = {**data, "text": text, "back": back, "running": running}
+    whole = {**data, "text": text, "back": back}
     return Answer(document(title, whole, scripts, live=LIVE.read_text(encoding="utf-8")))
 
 

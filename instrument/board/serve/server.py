@@ -1,7 +1,7 @@
 """The server: a site answers, this file says who may ask and how an answer looks on the wire.
 
-    GET  /<token>/<path>?<query>     site.get(path, query), an Answer or a Stream
-    POST /<token>/<path>             site.post(path, the JSON of the body), an Answer
+GET  /<token>/<path>?<query>     site.get(path, query), an Answer or a Stream
+POST /<token>/<path>             site.post(path, the JSON of the body), an Answer
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ import json
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Protocol
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -27,7 +27,7 @@ ADDRESS, PORT, TRIED = "127.0.0.1", 7007, 20
 LARGEST_BODY = 1 << 16
 SLOWEST = 20.0
 """Seconds that a client may take to send a request, or to take a piece of an answer."""
-MOST_STREAMS = 48
+MOST_STREAMS, QUIET = 48, 1.5
 HTML, JSON_TYPE = "text/html; charset=utf-8", "application/json"
 
 
@@ -77,11 +77,13 @@ class _Handler(BaseHTTPRequestHandler):
         if asked is None:
             return
         path, query = asked
-        found = self.server.answered(lambda: self.server.site.get(path, query, self.headers.get("Last-Event-ID") or ""))
-        if isinstance(found, Stream):
-            self._stream(found)
-        else:
-            self._send(found or plain(404, say("board.not_there")))
+        last = self.headers.get("Last-Event-ID") or ""
+        with self.server.counted():
+            found = self.server.answered(lambda: self.server.site.get(path, query, last))
+            if isinstance(found, Stream):
+                self._stream(found)
+            else:
+                self._send(found or plain(404, say("board.not_there")))
 
     def do_POST(self) -> None:
         asked = self._allowed()
@@ -187,6 +189,7 @@ class Server(ThreadingHTTPServer):
     def __init__(self, site: Site, port: int | None):
         self.site, self.token = site, new_token()
         self.ending = threading.Event()
+        self._open, self._counted = 0, threading.Lock()
         self.streams = threading.BoundedSemaphore(MOST_STREAMS)
         super().__init__((ADDRESS, 0), _Handler, bind_and_activate=False)
         self._bind(port)
@@ -226,6 +229,26 @@ class Server(ThreadingHTTPServer):
             print(f"{type(error).__name__}: {error}", file=sys.stderr)
             return plain(500, say("board.failed", what=type(error).__name__))
 
+    @contextlib.contextmanager
+    def counted(self) -> Iterator[None]:
+        """Counts what is being answered."""
+        with self._counted:
+            self._open += 1
+        try:
+            yield
+        finally:
+            with self._counted:
+                self._open -= 1
+
+    def settle(self, patience: float) -> None:
+        """Waits until those that are being answered have what they asked for."""
+        ended = time.monotonic() + patience
+        quiet = time.monotonic()
+        while time.monotonic() < ended and time.monotonic() - quiet < QUIET:
+            if self._open:
+                quiet = time.monotonic()
+            time.sleep(0.1)
+
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A browser that has gone is no error."""
         error = sys.exc_info()[1]
@@ -244,5 +267,3 @@ class Server(ThreadingHTTPServer):
             self.shutdown()
             self.server_close()
             thread.join(timeout=5)
-
-

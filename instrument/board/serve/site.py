@@ -22,7 +22,6 @@ from ...read.history import SourceError
 from ..marks import MarksError
 from ..page import board_page
 from ..watch import Board
-from .follow import run_answer, run_page, served
 from .server import JSON_TYPE, Answer, Stream, plain
 
 HEARTBEAT, BATCH = 10.0, 0.5
@@ -55,6 +54,8 @@ class BoardSite:
             return None
         if place[1] == "study":
             return None if place[3] else self._study(row.one.path)
+        from .follow import run_answer, run_page  # pandas, which takes a second
+
         if place[3]:
             return run_answer(row.one.path, place[3], query, last)
         return run_page(row.one.path, back="../../")
@@ -70,7 +71,9 @@ class BoardSite:
         except MarksError as error:
             return _json({"error": str(error)}, 409)
         except OSError as error:
-            return _json({"error": say("board.marks.cannot_write", path=self.board.marks.path, what=error.strerror)}, 500)
+            return _json(
+                {"error": say("board.marks.cannot_write", path=self.board.marks.path, what=error.strerror)}, 500
+            )
         return None if kept is None else _json(kept)
 
     def _board(self) -> Answer:
@@ -92,6 +95,7 @@ class BoardSite:
     def _study(self, path: Path) -> Answer:
         from ...advise.page import SCRIPTS
         from ...advise.page.data import study_data
+        from .follow import served
 
         try:
             return served(path.resolve().name, study_data(path), SCRIPTS, back="../../")
@@ -102,6 +106,7 @@ class BoardSite:
         from ...judge.explain import read_history
         from ...show.compare import compare_runs
         from ...show.compare.overlay import SCRIPTS, comparison_data
+        from .follow import served
 
         rows = [row for id in dict.fromkeys(ids) if (row := self.board.row(id)) is not None and row.one.kind == "run"]
         if not 2 <= len(rows) <= MOST_COMPARED:

@@ -1,0 +1,63 @@
+"""`lora-train report --follow RUN`: the page of a run on this machine, growing as the run does; written at its end."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from pathlib import Path
+
+from ....instrument.messages import say
+from ...errors import UserError, problem
+
+POLL, PATIENCE = 1.0, 30.0
+
+
+def follow(source: Path, output: Path | None) -> Path:
+    """Serves the page until the run has ended or the user ends it, and writes it then.
+
+    Args:
+        source: the folder of a run, which need not be there yet.
+        output: None for report.html in it.
+
+    Raises:
+        SourceError: it holds something else than a run.
+        OSError: the page cannot be written.
+        KeyboardInterrupt: before the run had begun.
+    """
+    from ....instrument.board.serve.follow import RunSite, begun
+    from ....instrument.board.serve.server import Server
+    from ....instrument.read.logs import read_history
+    from ....instrument.show.report import write_report
+
+    if begun(source):
+        read_history(source)  # says at once where it is no run
+        if is_over(source):
+            return write_report(source, output=output)
+    try:
+        server = Server(RunSite(source), None)
+    except OSError as error:
+        raise UserError(problem("board.no_port", address=error.filename, what=error.strerror)) from error
+    with server.running():
+        print(say("report.serving", path=source, address=server.address), flush=True)
+        print(say("board.remote", port=server.server_port), flush=True)
+        if not begun(source):
+            print(say("report.waiting", path=source), flush=True)
+            while not begun(source):
+                time.sleep(POLL)
+            read_history(source)
+        with contextlib.suppress(KeyboardInterrupt):
+            while not is_over(source):
+                time.sleep(POLL)
+            server.settle(PATIENCE)  # open pages ask for the end
+    return write_report(source, output=output)
+
+
+def is_over(source: Path) -> bool:
+    """Whether the run has ended or stopped. One that was killed may go on: it is waited for."""
+    from ....instrument.board.card import peek
+    from ....instrument.board.status import is_held
+    from ....instrument.read.logs.run_folder import incidents_of
+
+    if is_held(source):
+        return False
+    return bool(peek(source).get("finished")) or any(one["action"] == "stop" for one in incidents_of(source))
