@@ -4,6 +4,7 @@ from lora_train.instrument import load_run             reads a run; imports no t
 from lora_train.instrument import InstrumentCallback   records transformers' Trainer and TRL's SFTTrainer
 from lora_train.instrument import Instrument           records a loop of your own
 from lora_train.instrument import watch                records a tensor of your own
+from lora_train.instrument import show_runs            all runs under a folder, in a notebook's cell
 """
 
 from __future__ import annotations
@@ -16,15 +17,17 @@ from .quiet import quiet_notes
 if TYPE_CHECKING:
     from .attach.callback import InstrumentCallback
     from .attach.instrument import Instrument
+    from .board.static import show_runs
     from .read.load import load_run
     from .record.recorder import watch
 
-__all__ = ["Instrument", "InstrumentCallback", "load_run", "watch"]
+__all__ = ["Instrument", "InstrumentCallback", "load_run", "show_runs", "watch"]
 
 _HOME = {
     "Instrument": ".attach.instrument",
     "InstrumentCallback": ".attach.callback",
     "load_run": ".read.load",
+    "show_runs": ".board.static",
     "watch": ".record.recorder",
 }
 

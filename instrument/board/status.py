@@ -6,8 +6,9 @@ stopped      by a collapse, or in order: the state of its last step is saved
 crashed      its lock is free and it came to no end
 unfinished   it has no lock, and who trained it does not say
 
-The lock is looked at with a shared lock that is dropped at once and writes nothing. Whoever starts a run in that very
-instant would be refused, so callers ask only where the lock's file has changed, or where it was held before.
+What the system lists of its locks disturbs nobody (`listed`). What it does not list (another machine of a shared disk,
+another container) shows in a shared lock that is dropped at once and writes nothing (`is_held`); whoever starts a run
+in that very instant would be refused, so callers ask only where the run's files have changed.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,29 @@ STATES = ("running", "ended", "stopped", "crashed", "unfinished")
 FRESH = 120.0
 END_OF_STREAM = b"\xff\xff\xff\xff\x00\x00\x00\x00"
 """What an Arrow stream ends with once it is closed."""
+_LISTED = re.compile(r"FLOCK +\S+ +WRITE +\S+ ([0-9a-f]+):([0-9a-f]+):(\d+) ")
+
+
+def listed() -> set[tuple[int, int, int]]:
+    """Device (major, minor) and inode of every file that a process of this machine has locked, as far as is known."""
+    try:
+        lines = Path("/proc/locks").read_text(encoding="ascii", errors="replace").splitlines()
+    except OSError:
+        return set()
+    found = set()
+    for line in lines:  # "1: FLOCK  ADVISORY  WRITE 1234 08:01:131072 0 EOF"
+        if match := _LISTED.search(line):
+            found.add((int(match[1], 16), int(match[2], 16), int(match[3])))
+    return found
+
+
+def identity(folder: Path) -> tuple[tuple[int, int, int], int] | None:
+    """What `listed` calls the lock of a run folder, and when it was written; None where it has none."""
+    try:
+        facts = os.stat(folder / LOCK, follow_symlinks=False)
+    except OSError:
+        return None
+    return (os.major(facts.st_dev), os.minor(facts.st_dev), facts.st_ino), facts.st_mtime_ns
 
 
 def is_held(folder: Path) -> bool | None:

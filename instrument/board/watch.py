@@ -7,8 +7,6 @@ quick one without the verdict, the newest run first, then the verdicts.
 
 from __future__ import annotations
 
-import contextlib
-import os
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -21,7 +19,7 @@ from .card import card_of, peek
 from .find import Found, find_runs
 from .index import Index
 from .marks import Marks
-from .status import LOCK, is_held, status_of
+from .status import identity, is_held, listed, status_of
 from .tail import Tail, points
 from .work import Task, Worker
 
@@ -68,7 +66,7 @@ class Row:
     version: int = 0
     points: list[tuple[int, list[float | None]]] = field(default_factory=list)
     held: bool | None = None
-    lock_changed: int = -1
+    seen: tuple[int, str] = (-1, "")
     tail: Tail | None = None
     next_ask: float = 0.0
     asked: float = 0.0
@@ -219,10 +217,10 @@ class Board:
 
     def _judge_states(self, rows: Iterable[Row]) -> None:
         """Of runs from their locks and files; then of studies from their trials."""
-        now = time.time()
+        now, locks = time.time(), listed()
         for row in list(rows):
             if row.one.kind == "run":
-                self._hold(row)
+                self._hold(row, locks)
                 self._say(row, status_of(row.one.path, row.card, row.held, now - row.one.changed))
         running = {row.one.study for row in self.rows.values() if row.status == "running"}
         for row in self.rows.values():
@@ -230,16 +228,18 @@ class Board:
                 ended = bool((row.card or {}).get("finished"))
                 self._say(row, "running" if row.one.id in running else "ended" if ended else "stopped")
 
-    def _hold(self, row: Row) -> None:
-        """Looks at the lock where somebody may have taken it or let it go."""
-        if not row.one.locked:
+    def _hold(self, row: Row, locks: set[tuple[int, int, int]]) -> None:
+        """Looks at the lock: at the system's list; itself only where somebody may have taken it or let it go."""
+        lock = identity(row.one.path) if row.one.locked else None
+        if lock is None:
             row.held = None
             return
-        changed = 0
-        with contextlib.suppress(OSError):
-            changed = os.stat(row.one.path / LOCK).st_mtime_ns
-        if row.held or changed != row.lock_changed:
-            row.held, row.lock_changed = is_held(row.one.path), changed
+        seen = (lock[1], row.one.stamp)
+        if lock[0] in locks:
+            row.held = True
+        elif row.held or seen != row.seen:
+            row.held = is_held(row.one.path)
+        row.seen = seen
 
     def _say(self, row: Row, status: str) -> None:
         if status == row.status and row.version:

@@ -23,7 +23,7 @@
     /* private windows */
   }
 
-  const place = el("p", { id: "feed", class: "dim", role: "status" });
+  const place = el("span", { id: "feed", class: "dim", role: "status" });
   const bar = el("nav", { id: "board", "aria-label": words("board.live.navigation") });
   // the policy of the page allows no other style but its own
   bar.style.cssText = "max-width: 1240px; margin: 0 auto; padding: 8px 20px 0; display: flex; gap: 16px; font-size: 14px";
@@ -32,18 +32,18 @@
     link.style.color = "var(--note)";
     bar.append(link);
   }
-  if (DATA.running) bar.append(place);
+  bar.append(place);
   document.body.prepend(bar);
   const tell = (key) => {
     if (place.dataset.key === key) return;
     place.dataset.key = key;
-    place.textContent = words(key);
+    place.textContent = key ? words(key) : "";
   };
 
   function listen() {
     if (stream || over || asking || document.hidden) return;
     stream = new EventSource("events?from=" + from);
-    stream.onopen = () => tell("board.live.on");
+    stream.onopen = () => tell("");
     stream.onerror = () => tell("board.live.lost");
     stream.addEventListener("rows", (event) => {
       from = Number(event.lastEventId);
