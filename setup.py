@@ -52,6 +52,7 @@ setup(
     package_data={
         "lora_train": ["py.typed"],
         "lora_train.instrument": ["catalogue/*.json", "py.typed"],
+        "lora_train.instrument.board.page": ["*.html", "*.css", "*.js"],
         "lora_train.instrument.show.page": ["*.html", "*.css", "*.js", "charts/*.js", "layers/*.js", "vendor/*"],
         "lora_train.kernels.cpu": ["*.c", "*.h", "low_rank/*.h"],
     },

@@ -64,22 +64,25 @@ def board_page(title: str, data: dict[str, Any]) -> tuple[str, str]:
 def waiting_page(sentences: dict[str, str]) -> tuple[str, str]:
     """The page of a run that has not begun, and its policy."""
     script, style = _file("waiting.js"), _file("board.css")
-    page = (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1"><title>lora-train</title>'
-        f'<style>{style}</style></head><body><main><h1>lora-train</h1><p class="empty" role="status"></p></main>'
-        f'<script type="application/json" id="data">{as_json(sentences)}</script>'
-        f"<script>{script}</script></body></html>"
+    body = (
+        '<main><h1>lora-train</h1><p class="empty" role="status"></p></main>'
+        f'<script type="application/json" id="data">{as_json(sentences)}</script><script>{script}</script>'
     )
-    return page, policy([script], [style])
+    return _bare(f"<style>{style}</style>", body), policy([script], [style])
 
 
 def simple_page(sentence: str) -> str:
     """A page of one sentence."""
+    return _bare(
+        '<meta name="color-scheme" content="light dark">', f"<main><h1>lora-train</h1><p>{escape(sentence)}</p></main>"
+    )
+
+
+def _bare(head: str, body: str) -> str:
     return (
-        f'<!doctype html><html lang="{language()}"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width"><meta name="color-scheme" content="light dark">'
-        f"<title>lora-train</title></head><body><main><h1>lora-train</h1><p>{escape(sentence)}</p></main></body></html>"
+        f'<!doctype html><html lang="{language()}"><head><meta charset="utf-8"><link rel="icon" href="data:,">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1"><title>lora-train</title>'
+        f"{head}</head><body>{body}</body></html>"
     )
 
 

@@ -81,6 +81,7 @@
         from = data.from;
         delete data.text;
         loraTrain.update(data);
+        over ||= !data.running;
       }
     } catch (_) {
       tell("board.live.lost");
@@ -90,7 +91,8 @@
     next = now + Math.max(AGAIN, took);
     if (layered) layers = now + Math.max(LAYERS, took);
     asking = false;
-    if (over) tell("board.live.over");
+    if (over && !layered) again(true);
+    else if (over) tell("board.live.over");
     else listen();
   }
 

@@ -266,5 +266,4 @@ function start(build) {
     rebuild();
     if (PAPER.matches) drawAll(); // paper is light: a dark page changes its scheme after beforeprint
   });
-  if (DATA.following && location.protocol === "file:") setTimeout(() => location.reload(), 5000);
 }
