@@ -93,7 +93,8 @@ def report(sources: Sequence[Path], output: Path | None, following: bool) -> int
         raise UserError(problem("report.follow_needs_run", path=sources[-1]))
     with as_user_errors():
         if following:
-            _written(follow(sources[0], output))
+            with contextlib.suppress(KeyboardInterrupt):
+                _written(follow(sources[0], output))
         elif output is not None and output.is_dir():
             raise UserError(problem("report.cannot_write", path=output, what=os.strerror(errno.EISDIR)))
         elif len(sources) == 1 and is_study(sources[0]):

@@ -60,7 +60,7 @@ def folder_of(given: Path | None) -> Path:
     Raises:
         UserError: it is none.
     """
-    folder = given or (DEFAULT if DEFAULT.is_dir() else Path())
+    folder = given or (DEFAULT if DEFAULT.is_dir() else Path.cwd())
     if not folder.is_dir():
         raise UserError(problem("board.is_file" if folder.exists() else "board.no_folder", folder=folder))
     return folder
