@@ -97,6 +97,9 @@ class Worker:
         except OSError:
             return None
         self._child, self._answers = child, queue.Queue()
+        if self._closed.is_set():  # meanwhile
+            self._end()
+            return None
         threading.Thread(target=_hand_on, args=(child, self._answers), daemon=True).start()
         return child
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import threading
+import time
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from pathlib import Path
 
 from ....instrument.messages import say
 from ...errors import UserError, problem
 
-DEFAULT = Path("runs")
+DEFAULT, POLL = Path("runs"), 0.5
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -46,7 +46,8 @@ def _serve(folder: Path, number: int | None) -> int:
         with server.running():
             print(say("board.serving", folder=folder, address=server.address), flush=True)
             print(say("board.remote", port=server.server_port), flush=True)
-            threading.Event().wait()
+            while True:  # a signal that another thread received is seen when this one next runs
+                time.sleep(POLL)
     except KeyboardInterrupt:
         print(say("board.closed"), flush=True)
     finally:
