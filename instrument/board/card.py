@@ -93,7 +93,7 @@ def _empty() -> dict[str, Any]:
 def _run(path: Path, judged: bool) -> dict[str, Any]:
     from ..judge.explain import explain, read_history
     from ..show.page.people import run_name, without_paths
-    from ..show.report.charts import lost_steps, series
+    from ..show.report.charts import lost_steps, numbers
     from ..show.report.overview import gravest
 
     history = read_history(path)
@@ -101,9 +101,9 @@ def _run(path: Path, judged: bool) -> dict[str, Any]:
     judged = judged or history.run is None  # a log is judged at once: its zeros may be no losses
     findings = explain(history) if judged else []
     leading = gravest(findings) if judged else None
-    lost = lost_steps(history, findings) if len(history.steps) else []
-    columns = series(history, lost) if len(history.steps) else {"step": [], "loss": []}
-    steps, loss = columns["step"], columns["loss"]
+    steps, loss = numbers(history.steps["step"]), numbers(history.steps["loss"])
+    lost = set(lost_steps(history, findings)) if steps else set()
+    loss = [None if step in lost else value for step, value in zip(steps, loss, strict=True)]
     verdict = None
     if leading is not None and len(history.steps):
         sentence = without_paths({lang: leading.sentence(lang) for lang in LANGUAGES})
