@@ -94,6 +94,7 @@ def _run(path: Path, judged: bool) -> dict[str, Any]:
     from ..judge.explain import explain, read_history
     from ..show.page.people import run_name, without_paths
     from ..show.report.charts import lost_steps, numbers
+    from ..show.report.data import counted_in_lines
     from ..show.report.overview import gravest
 
     history = read_history(path)
@@ -107,6 +108,7 @@ def _run(path: Path, judged: bool) -> dict[str, Any]:
     verdict = None
     if leading is not None and len(history.steps):
         sentence = without_paths({lang: leading.sentence(lang) for lang in LANGUAGES})
+        sentence = sentence if history.numbered else counted_in_lines(sentence)
         verdict = {"verdict": leading.verdict, "topic": leading.topic, "sentence": sentence}
     return _empty() | {
         "step": history.last_step,

@@ -22,7 +22,7 @@ from ...show.page import as_json
 FOLDER = Path(__file__).parent
 SCRIPTS = ("kit.js", "notes.js", "board.js")
 LIVE = FOLDER / "live.js"
-FAMILIES = ("board.page.", "board.status.")
+FAMILIES = ("board.page.", "board.status.", "page.topic.")
 
 
 def texts() -> dict[str, dict[str, str]]:

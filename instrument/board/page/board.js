@@ -163,7 +163,7 @@ function show(row) {
 function keyOf(name, row) {
   const parts = {
     name: [row.name, row.tags, row.note, row.trials, row.ended, STATE.open.includes(row.id)],
-    state: [row.status],
+    state: [row.status, row.pending, !row.spark],
     loss: [row.loss, row.spark],
     best: [row.best],
     verdict: [row.error, row.verdict, row.pending],
@@ -176,7 +176,7 @@ function keyOf(name, row) {
 
 function matches(row) {
   const found = STATE.find.trim().toLowerCase().split(/\s+/);
-  const text = [row.name, ...row.tags, row.note, row.best ? row.best.name : "", row.verdict ? row.verdict.topic : ""].join("\n").toLowerCase();
+  const text = [row.name, ...row.tags, row.note, row.best ? row.best.name : "", row.verdict ? row.verdict.topic + " " + t("page.topic." + row.verdict.topic) : ""].join("\n").toLowerCase();
   return (
     found.every((word) => text.includes(word)) &&
     (!STATE.status || row.status === STATE.status) &&

@@ -60,8 +60,10 @@ function clock(seconds) {
 
 function when(milliseconds) {
   const date = new Date(milliseconds),
-    today = new Date().toDateString() === date.toDateString();
-  return date.toLocaleString(LANGUAGE(), today ? { timeStyle: "short" } : { dateStyle: "medium" });
+    now = new Date(),
+    today = now.toDateString() === date.toDateString(),
+    short = now.getFullYear() === date.getFullYear() ? { month: "short", day: "numeric" } : { dateStyle: "medium" };
+  return date.toLocaleString(LANGUAGE(), today ? { timeStyle: "short" } : short);
 }
 
 // Losses as a line of 110 x 26; where one is not finite the line has a gap and a red tick below, never a 0.
@@ -125,7 +127,10 @@ const CELLS = {
     ),
     row.note ? el("p", { class: "note", title: row.note }, row.note) : null,
   ],
-  state: (row) => [el("span", { class: "state " + row.status }, t("board.status." + row.status))],
+  state: (row) =>
+    row.status === "unfinished" && row.pending && !row.spark
+      ? ["…"] // not read yet
+      : [el("span", { class: "state " + row.status }, t("board.status." + row.status))],
   loss: (row) =>
     row.spark && row.spark[0].length
       ? [el("div", { class: "loss" }, spark(row.spark), el("span", {}, number(row.loss)))]
@@ -150,7 +155,7 @@ const CELLS = {
       : row.verdict
         ? [
             el("span", { class: "word " + row.verdict.verdict }, t("board.page.verdict." + row.verdict.verdict)),
-            row.verdict.topic === "overall" ? "" : el("span", { class: "dim" }, " " + row.verdict.topic),
+            row.verdict.topic === "overall" ? "" : el("span", { class: "dim" }, " " + t("page.topic." + row.verdict.topic)),
             el("div", { class: "says", title: said(row.verdict.sentence) }, said(row.verdict.sentence)),
           ]
         : [el("span", { class: "dim" }, row.kind === "run" && row.pending ? t("board.page.pending") : "–")],

@@ -10,6 +10,7 @@ import pytest
 import yaml
 from lora_train.instrument.board.card import POINTS, card_of, peek, thinned
 from lora_train.instrument.judge.explain import explain, read_history
+from lora_train.instrument.show.page.people import both
 from lora_train.instrument.show.report.data import report_data
 from lora_train.instrument.show.report.overview import gravest
 
@@ -23,7 +24,11 @@ EVERY = ("healed", "healthy", "lengths", "overfitting", "stock", "v0_1_0/collaps
 def test_the_verdict_is_the_one_that_the_report_gives(source):
     card = card_of(RUNS / source, "run")
     status = report_data(read_history(RUNS / source))["status"]
-    assert card["verdict"] == {name: status[name] for name in ("verdict", "topic", "sentence")}
+    assert {name: card["verdict"][name] for name in ("verdict", "sentence")} == {
+        name: status[name] for name in ("verdict", "sentence")
+    }
+    topic = card["verdict"]["topic"]
+    assert status["topic"] == (None if topic == "overall" else both(f"page.topic.{topic}"))
     json.dumps(card, allow_nan=False)
     assert card["judged"]
 
@@ -116,3 +121,12 @@ def test_a_peek_at_the_end(tmp_path):
     shutil.rmtree(run)
     assert peek(run) == {"started": None, "finished": False}
     assert gravest(explain(history)) is not None
+
+
+def test_a_log_that_numbers_no_steps_counts_lines_as_its_report_does(tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    lines = [{"loss": 2.0 - i / 100, "learning_rate": 1e-4} for i in range(40)]
+    (run / "trainer_log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    status = report_data(read_history(run))["status"]
+    assert card_of(run, "run")["verdict"]["sentence"] == status["sentence"]

@@ -93,7 +93,7 @@ def test_rows_say_what_the_runs_are(served, browse):
     page = browse(server.address)
     assert sorted(page.evaluate(NAMES)) == ["healthy", "overfitting", "stock"]
     line = line_of(page, "overfitting").inner_text()
-    for said in ("ended", "0.2961", "2.239", "step 30", "watch eval_loss", "120"):
+    for said in ("ended", "0.2961", "2.239", "step 30", "watch evaluation", "120"):
         assert said in line
     stock = line_of(page, "stock")
     assert "WRONG loss" in stock.inner_text()
