@@ -16,7 +16,7 @@ from typing import Any
 
 from ..read.store import METRICS
 from .card import card_of, peek
-from .find import Found, find_runs
+from .find import Found, find_runs, readable
 from .index import Index
 from .marks import Marks
 from .status import identity, is_held, listed, status_of
@@ -96,8 +96,10 @@ class Board:
     """
 
     def __init__(self, root: Path):
-        self.root, self.index, self.marks = root, Index(root), Marks(root)
-        self.version, self.rows = 0, {}
+        self.root, self.index, self.version = root, Index(root), 0
+        # of a folder that is a run itself the notes lie beside it: nothing is written into a run
+        self._is_run = any(one.path == root and one.kind == "run" for one in find_runs(root))
+        self.marks = Marks(root.resolve().parent if self._is_run else root)
         self._changed = threading.Condition(threading.RLock())
         self._gone: list[tuple[int, str]] = []
         self._closed = threading.Event()
@@ -157,7 +159,7 @@ class Board:
         row = self.row(id)
         if row is None:
             return None
-        kept = self.marks.write(row.one.name, tags, note)
+        kept = self.marks.write(self._marked(row.one), tags, note)
         with self._changed:
             row.marks = kept
             self._bump(row)
@@ -192,7 +194,7 @@ class Board:
                 self.version += 1
                 self._gone.append((self.version, id))
             for id, one in found.items():
-                kept = marks.get(one.name, {"tags": [], "note": ""})
+                kept = marks.get(self._marked(one), {"tags": [], "note": ""})
                 row = self.rows.get(id)
                 if row is None:
                     self._add(one, kept)
@@ -202,6 +204,11 @@ class Board:
                     if row.status != "running" or not moved:
                         self._bump(row)
             self._judge_states(self.rows.values())
+
+    def _marked(self, one: Found) -> str:
+        """What a run is called among the notes: its path below the folder that they lie in."""
+        is_below = self._is_run and one.path != self.root
+        return f"{readable(self.root.resolve().name)}/{one.name}" if is_below else one.name
 
     def _add(self, one: Found, marks: dict[str, Any]) -> None:
         card, fresh = self.index.get(one)

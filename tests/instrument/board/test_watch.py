@@ -151,6 +151,20 @@ def test_marks_are_rows_too(tmp_path, boards):
     assert rows(boards(tmp_path, started=False))["a"]["tags"] == ["x"]
 
 
+def test_of_a_folder_that_is_a_run_the_notes_lie_beside_it(tmp_path, boards):
+    run = copy(tmp_path / "runs" / "a")
+    copy(run / "second")
+    before = tree(run)
+    board = boards(run, started=False)
+    for name, row in rows(board).items():
+        board.mark(row["id"], [name], "")
+    assert tree(run) == before
+    above = rows(boards(tmp_path / "runs", started=False))
+    assert {name: row["tags"] for name, row in above.items()} == {"a": ["a"], "a/second": ["second"]}
+    again = rows(boards(run, started=False))
+    assert {name: row["tags"] for name, row in again.items()} == {"a": ["a"], "second": ["second"]}
+
+
 def test_without_a_thread_every_card_can_be_made_at_once(tmp_path, boards):
     for name in ("a", "b"):
         copy(tmp_path / name)
