@@ -97,8 +97,9 @@ class Board:
 
     def __init__(self, root: Path):
         self.root, self.index, self.version = root, Index(root), 0
+        found = find_runs(root)
         # of a folder that is a run itself the notes lie beside it: nothing is written into a run
-        self._is_run = any(one.path == root and one.kind == "run" for one in find_runs(root))
+        self._is_run = any(one.path == root and one.kind == "run" for one in found)
         self.marks = Marks(root.resolve().parent if self._is_run else root)
         self._changed = threading.Condition(threading.RLock())
         self._gone: list[tuple[int, str]] = []
@@ -106,7 +107,7 @@ class Board:
         self._worker: Worker | None = None
         self._thread: threading.Thread | None = None
         self.rows: dict[str, Row] = {}
-        self.scan()
+        self._take(found)
 
     def start(self) -> None:
         """Watches from here on."""
@@ -186,7 +187,11 @@ class Board:
 
     def scan(self) -> None:
         """Searches the folder."""
-        found = {one.id: one for one in find_runs(self.root)}
+        self._take(find_runs(self.root))
+
+    def _take(self, runs: Iterable[Found]) -> None:
+        """Makes the rows those of the runs that were found."""
+        found = {one.id: one for one in runs}
         marks = self.marks.read()
         with self._changed:
             for id in self.rows.keys() - found.keys():

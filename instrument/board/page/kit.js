@@ -39,15 +39,22 @@ function el(tag, attributes, ...content) {
   return element;
 }
 
+// Making a formatter takes longer than a hundred numbers.
+const FORMATS = new Map();
+function format(make, lang, options) {
+  const key = make.name + lang + JSON.stringify(options);
+  if (!FORMATS.has(key)) FORMATS.set(key, new make(lang, options));
+  return FORMATS.get(key);
+}
+
 function number(value, digits = 4) {
   if (value === null || value === undefined) return "–";
   const size = Math.abs(value);
-  if (Number.isInteger(value) && size < 1e15) return value.toLocaleString("en-US");
+  if (Number.isInteger(value) && size < 1e15) return format(Intl.NumberFormat, "en-US", {}).format(value);
   if (size < 1e-3 || size >= 1e15)
     return value.toExponential(digits - 1).replace(/\.?0+e/, "e").replace("e+", "e");
-  return value.toLocaleString("en-US", {
-    maximumFractionDigits: Math.max(0, digits - 1 - Math.floor(Math.log10(size))),
-  });
+  const places = Math.max(0, digits - 1 - Math.floor(Math.log10(size)));
+  return format(Intl.NumberFormat, "en-US", { maximumFractionDigits: places }).format(value);
 }
 
 function clock(seconds) {
@@ -63,7 +70,7 @@ function when(milliseconds) {
     now = new Date(),
     today = now.toDateString() === date.toDateString(),
     short = now.getFullYear() === date.getFullYear() ? { month: "short", day: "numeric" } : { dateStyle: "medium" };
-  return date.toLocaleString(LANGUAGE(), today ? { timeStyle: "short" } : short);
+  return format(Intl.DateTimeFormat, LANGUAGE(), today ? { timeStyle: "short" } : short).format(date);
 }
 
 // Losses as a line of 110 x 26; where one is not finite the line has a gap and a red tick below, never a 0.
@@ -168,7 +175,7 @@ const CELLS = {
     row.kind === "study" ? null : el("span", { class: "narrow" }, " " + t("board.page.column.steps")),
   ],
   time: (row) => [clock(row.seconds)],
-  date: (row) => [el("span", { title: new Date(row.date).toLocaleString(LANGUAGE()) }, when(row.date))],
+  date: (row) => [el("span", { title: format(Intl.DateTimeFormat, LANGUAGE(), { dateStyle: "medium", timeStyle: "short" }).format(row.date) }, when(row.date))],
 };
 
 function fold(row) {

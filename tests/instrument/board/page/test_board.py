@@ -79,7 +79,7 @@ def browse(chromium) -> Iterator[Any]:
     yield browse_to
     for page, address, complaints, asked in every:
         page.context.close()
-        # what the server refuses, a browser logs: notes that cannot be kept; an icon that only a page without its policy asks
+        # what the server refuses, a browser logs: notes that cannot be kept; the icon of a page without its policy
         assert [text for text in complaints if "409" not in text and "Forbidden" not in text] == []
         assert [url for url in asked if not url.startswith(address)] == []
 
