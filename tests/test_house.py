@@ -205,6 +205,7 @@ TESTED_ELSEWHERE = {
     ("trainer/data/labels", "balance rows"): "trainer/data/labels/test_load.py",
     ("trainer/dry_run", "fake_model"): "trainer/dry_run/test_memory.py",
     ("trainer/dry_run", "headroom"): "trainer/dry_run/test_show.py",
+    ("trainer/export", "adapter_file command families model_file"): "trainer/export/test_write.py",
     ("trainer/loop", "warm_up"): "benchmarks/test_fake_cuda.py",
     ("trainer/loop", "snapshots"): "trainer/collapse/test_remedy.py",
     ("trainer/dry_run", "outlook"): "trainer/checks/test_tips.py",

@@ -22,6 +22,7 @@ from ..kernels.cpu_level import LevelError
 from .collapse import replay_arguments
 from .errors import UserError, drop_output, in_words, is_output_lost, problem, tell
 from .rows import command as rows
+from .export import command as export
 from .signals import ended_in_order, interruptible, last_word
 from .sweep import command as sweep
 from .verbs import advise, lengthen
@@ -235,6 +236,7 @@ VERBS = {
     "replay": Verb("cli.replay", replay_arguments.add_arguments, replay_arguments.run),
     "inspect": Verb("cli.inspect", _inspect_arguments, _inspect),
     "merge": Verb("cli.merge", _merge_arguments, _merge),
+    "export": Verb("cli.export", export.add_arguments, export.run),
     "chat": Verb("cli.chat", _chat_arguments, _chat),
     "predict": Verb("cli.predict", predict_arguments, run_predict),
     "evaluate": Verb("cli.evaluate", evaluate_arguments, run_evaluate),
