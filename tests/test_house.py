@@ -217,6 +217,7 @@ TESTED_ELSEWHERE = {
     ("trainer/sweep", "trial"): "trainer/sweep/test_command.py",
     ("trainer/verbs/answers", "classifier evaluate"): "trainer/verbs/answers/test_predict.py",
     ("trainer/verbs", "adapter_folder"): "trainer/verbs/test_merge.py",
+    ("trainer/verbs/entries", "adapters"): "trainer/verbs/test_merge.py trainer/verbs/test_chat.py",
 }
 
 

@@ -102,13 +102,13 @@ def write_adapter_file(adapter: Adapter, family: Family, name: str, path: Path) 
         UserError: the adapter holds what such a file cannot.
         OSError: the disk refused.
     """
-    from gguf import GGUFWriter
+    from gguf import GGUFType, GGUFWriter, Keys
 
     tensors = exported_pairs(adapter, family)
     writer = GGUFWriter(path, family.arch)
-    writer.add_type("adapter")
-    writer.add_string("adapter.type", "lora")
-    writer.add_float32("adapter.lora.alpha", alpha_of(adapter))
+    writer.add_type(GGUFType.ADAPTER)
+    writer.add_string(Keys.Adapter.TYPE, "lora")
+    writer.add_float32(Keys.Adapter.LORA_ALPHA, alpha_of(adapter))
     writer.add_name(name)
     for tensor, values in tensors.items():
         writer.add_tensor(tensor, np.ascontiguousarray(values))

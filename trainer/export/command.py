@@ -16,7 +16,7 @@ from pathlib import Path
 from ...instrument.messages import say
 
 FORMS = {
-    "gguf-adapter": "adapter.gguf",
+    "gguf-adapter": "lora.gguf",
     "merged-gguf": "merged.gguf",
     "ollama": "ollama",
     "safetensors": "merged",

@@ -38,10 +38,10 @@ def write_model_file(model: PreTrainedModel, tokenizer: Any, family: Family, dty
         UserError: llama.cpp has no place for a tensor, does not compute such a model, or splits text otherwise.
         OSError: the disk refused.
     """
-    from gguf import GGMLQuantizationType, GGUFWriter, LlamaFileType, quants
+    from gguf import GGMLQuantizationType, GGUFType, GGUFWriter, LlamaFileType, quants
 
     writer = GGUFWriter(path, family.arch)
-    writer.add_type("model")
+    writer.add_type(GGUFType.MODEL)
     writer.add_file_type(LlamaFileType[FILE_TYPES[dtype]])
     writer.add_quantization_version(2)
     write_sizes(writer, family)

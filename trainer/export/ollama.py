@@ -1,6 +1,6 @@
 """A folder that `ollama create` takes: the model, or the adapter for one it has, and a Modelfile.
 
-FROM ./model.gguf  or  FROM llama3.2:1b and ADAPTER ./adapter.gguf
+FROM ./model.gguf  or  FROM llama3.2:1b and ADAPTER ./lora.gguf
 TEMPLATE, SYSTEM, PARAMETER stop
 """
 
@@ -15,7 +15,7 @@ from ..verbs.chat import plain_prompt
 from ..verbs.ends import trained_end
 from .go_template import FIRST, GoTemplate, go_template
 
-MODEL, ADAPTER, MODELFILE = "model.gguf", "adapter.gguf", "Modelfile"
+MODEL, ADAPTER, MODELFILE = "model.gguf", "lora.gguf", "Modelfile"
 
 
 @dataclass(frozen=True)

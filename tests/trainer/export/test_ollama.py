@@ -40,13 +40,13 @@ def test_a_chat_run_becomes_a_folder_with_template_and_stop_token(tiny_models, t
 def test_with_a_model_that_ollama_has_the_folder_holds_the_adapter(tiny_models, tmp_path):
     run = make_run(tmp_path / "run", tiny_models["llama"])  # koalpaca's format
     assert main(["export", str(run), "--to", "ollama", "--from", "llama3.2:1b"]) == 0
-    assert {path.name for path in (run / "ollama").iterdir()} == {"Modelfile", "adapter.gguf"}
+    assert {path.name for path in (run / "ollama").iterdir()} == {"Modelfile", "lora.gguf"}
     assert (run / "ollama" / "Modelfile").read_text() == (
-        "FROM llama3.2:1b\nADAPTER ./adapter.gguf\n"
+        "FROM llama3.2:1b\nADAPTER ./lora.gguf\n"
         'TEMPLATE """### 질문: {{ .Prompt }}\n\n### 답변:{{ .Response }}"""\n'
         'PARAMETER stop "<|endoftext|>"\n'
     )
-    got = with_adapter_file(tiny_models["llama"], run / "ollama" / "adapter.gguf")
+    got = with_adapter_file(tiny_models["llama"], run / "ollama" / "lora.gguf")
     torch.testing.assert_close(got, peft_logits(tiny_models["llama"], run), rtol=0, atol=1e-3)
 
 

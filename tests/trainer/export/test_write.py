@@ -166,7 +166,7 @@ def test_an_adapter_file_computes_what_peft_does(bases, tmp_path, family):
     run = run_of(tmp_path / "run", bases[family])
     assert main(["export", str(run), "--to", "gguf-adapter"]) == 0
     expected = trained(bases[family], run)
-    got = with_adapter_file(bases[family], run / "adapter.gguf")
+    got = with_adapter_file(bases[family], run / "lora.gguf")
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-3)
     assert (logits(AutoModelForCausalLM.from_pretrained(bases[family])) - expected).abs().max() > 0.05
 
@@ -227,7 +227,7 @@ def test_every_factor_that_peft_knows_reaches_the_file(bases, tmp_path, settings
     folder = peft_adapter(bases["llama"], tmp_path / "adapter", **settings)
     assert main(["export", str(folder), "--to", "gguf-adapter"]) == 0
     model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(bases["llama"]), folder)
-    got = with_adapter_file(bases["llama"], tmp_path / "adapter-adapter.gguf")
+    got = with_adapter_file(bases["llama"], tmp_path / "adapter-lora.gguf")
     torch.testing.assert_close(got, logits(model), rtol=0, atol=1e-3)
 
 
@@ -281,9 +281,9 @@ def test_other_families_are_refused_by_name(tmp_path, tiny_models, capsys):
 
 def test_what_is_there_is_not_written_over_and_nothing_is_left_behind(bases, tmp_path, capsys):
     run = run_of(tmp_path / "run", bases["llama"])
-    (run / "adapter.gguf").touch()
+    (run / "lora.gguf").touch()
     assert main(["export", str(run), "--to", "gguf-adapter"]) == 2
-    assert "adapter.gguf exists already" in capsys.readouterr().err
+    assert "lora.gguf exists already" in capsys.readouterr().err
     before = sorted(path.name for path in run.iterdir())
     (tmp_path / "file").touch()
     assert main(["export", str(run), "--to", "gguf-adapter", "-o", str(tmp_path / "file" / "x.gguf")]) == 2
@@ -323,6 +323,6 @@ def test_a_run_of_this_trainer_is_exported(cli, bases, tmp_path):
     assert settings["lora_alpha"] == 8
     result = cli("export", tmp_path / "run", "--to", "gguf-adapter")
     assert result.returncode == 0, result.stderr
-    assert f"llama-cli -m BASE.gguf --lora {tmp_path / 'run' / 'adapter.gguf'}" in result.stdout
-    got = with_adapter_file(bases["qwen3"], tmp_path / "run" / "adapter.gguf")
+    assert f"llama-cli -m BASE.gguf --lora {tmp_path / 'run' / 'lora.gguf'}" in result.stdout
+    got = with_adapter_file(bases["qwen3"], tmp_path / "run" / "lora.gguf")
     torch.testing.assert_close(got, trained(bases["qwen3"], tmp_path / "run"), rtol=0, atol=1e-3)
