@@ -26,6 +26,7 @@ from .export import command as export
 from .guide import completion
 from .guide.wrapping import hanging, width
 from .init import command as init
+from .phases import phase
 from .signals import ended_in_order, interruptible, last_word
 from .sweep import command as sweep
 from .verbs import advise, lengthen
@@ -83,13 +84,12 @@ def _train(arguments: Namespace) -> int:
         for name in [source] if isinstance(source, str) else source:
             ask_first(name, kind="dataset")
     quiet_libraries()
-    if arguments.dry_run:
-        from .dry_run.show import dry_run
-
-        return dry_run(config)
-    from .run.start import run  # imports torch, which takes seconds
-
-    return run(config, arguments.resume)
+    with phase(say("phase.importing")):  # torch, which takes seconds
+        if arguments.dry_run:
+            from .dry_run.show import dry_run
+        else:
+            from .run.start import run
+    return dry_run(config) if arguments.dry_run else run(config, arguments.resume)
 
 
 def _explain_arguments(parser: ArgumentParser) -> None:
