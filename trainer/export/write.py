@@ -130,4 +130,6 @@ def _tell(request: Request, console: Console) -> None:
     elif request.is_merged:
         console.line(say("export.use_merged", path=output))
     else:
-        console.line(say("export.use_adapter", path=output, base=request.adapter.base))
+        is_file = request.adapter.base.endswith(".gguf")
+        told = "export.use_adapter_on" if is_file else "export.use_adapter"
+        console.line(say(told, path=output, base=request.adapter.base))
