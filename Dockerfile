@@ -4,6 +4,8 @@
 # Its steps were run in a clean folder; the image itself has been built nowhere yet.
 FROM python:3.11-slim
 
+# the release that the image has is the one that fits it
+# hadolint ignore=DL3008
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends gcc libc6-dev \
     && rm -rf /var/lib/apt/lists/*
@@ -23,8 +25,8 @@ COPY typings typings
 RUN pip install --no-cache-dir -c constraints.txt ".[gguf]" && lora-train --version
 
 ENV HF_HOME=/cache XDG_CACHE_HOME=/cache
-RUN useradd --create-home trainer && mkdir -p /data /cache && chown trainer /data /cache
-USER trainer
+RUN useradd --create-home --uid 1000 trainer && mkdir -p /data /cache && chown 1000 /data /cache
+USER 1000
 WORKDIR /data
 ENTRYPOINT ["lora-train"]
 CMD ["--help"]

@@ -4,43 +4,20 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import gguf
 import numpy as np
 import pytest
 import torch
 from lora_train.trainer.cli import main
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from transformers.models import gemma, gemma2, gemma3, gpt_neox, llama, qwen2, qwen3
+
+from benchmarks.llama_cpp.families import FAMILIES, make_adapter, make_base
 
 from ..verbs.test_merge import make_run
 
 TOKENS = torch.arange(24)[None] + 3
-SIZES: dict[str, Any] = {"vocab_size": 512, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3}
-GROUPED: dict[str, Any] = {**SIZES, "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 128}
-GEMMA: dict[str, Any] = {**GROUPED, "head_dim": 32, "query_pre_attn_scalar": 32}
-LLAMA3: Any = {
-    "rope_type": "llama3", "rope_theta": 500.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 64,
-}  # fmt: skip
-FAMILIES: dict[str, Any] = {
-    "llama": (llama.LlamaForCausalLM, llama.LlamaConfig(**GROUPED)),
-    "llama tied, wide heads": (
-        llama.LlamaForCausalLM,
-        llama.LlamaConfig(**GROUPED, head_dim=32, tie_word_embeddings=True, rope_parameters=LLAMA3),
-    ),
-    "qwen2": (qwen2.Qwen2ForCausalLM, qwen2.Qwen2Config(**GROUPED)),
-    "qwen3": (qwen3.Qwen3ForCausalLM, qwen3.Qwen3Config(**GROUPED, head_dim=16, tie_word_embeddings=True)),
-    "gemma": (gemma.GemmaForCausalLM, gemma.GemmaConfig(**GROUPED, head_dim=32)),
-    "gemma2": (gemma2.Gemma2ForCausalLM, gemma2.Gemma2Config(**GEMMA, sliding_window=8)),
-    "gemma3": (gemma3.Gemma3ForCausalLM, gemma3.Gemma3TextConfig(**GEMMA, sliding_window=8)),
-    "gpt_neox": (
-        gpt_neox.GPTNeoXForCausalLM,
-        gpt_neox.GPTNeoXConfig(**SIZES, num_attention_heads=4, max_position_embeddings=128),
-    ),
-}
 # Names in a GGUF file -> those of transformers, written down by hand.
 LAYER = {
     "attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj", "attn_v": "self_attn.v_proj",
@@ -63,16 +40,11 @@ NEOX_OUTSIDE = {"token_embd": "gpt_neox.embed_in", "output_norm": "gpt_neox.fina
 @pytest.fixture(scope="module")
 def bases(tiny_models, tmp_path_factory) -> dict[str, Path]:
     """A folder with a tiny model of each family whose every weight is drawn, norms and biases included."""
+    tokenizer = AutoTokenizer.from_pretrained(tiny_models["llama"])
     folders = {}
-    for name, (kind, config) in FAMILIES.items():
-        torch.manual_seed(0)
-        model = kind(config)
-        with torch.no_grad():
-            for parameter in model.parameters():
-                parameter.add_(torch.randn_like(parameter) * 0.1)
-        folders[name] = tmp_path_factory.mktemp("bases") / name.replace(" ", "_")
-        model.save_pretrained(folders[name])
-        AutoTokenizer.from_pretrained(tiny_models["llama"]).save_pretrained(folders[name])
+    for name in FAMILIES:
+        folder = tmp_path_factory.mktemp("bases") / name.replace(" ", "_")
+        folders[name] = make_base(name, folder, tokenizer)
     return folders
 
 
@@ -206,15 +178,6 @@ def test_matrices_are_stored_as_asked_and_vectors_in_float32(bases, tmp_path, dt
     assert not torch.equal(weight, exact)
 
 
-def peft_adapter(base: Path, folder: Path, **settings) -> Path:
-    """An adapter made elsewhere, every weight drawn."""
-    torch.manual_seed(1)
-    settings = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear", "init_lora_weights": False} | settings
-    model = get_peft_model(AutoModelForCausalLM.from_pretrained(base), LoraConfig(task_type="CAUSAL_LM", **settings))
-    model.save_pretrained(str(folder))
-    return folder
-
-
 @pytest.mark.parametrize(
     "settings",
     [
@@ -224,7 +187,7 @@ def peft_adapter(base: Path, folder: Path, **settings) -> Path:
     ],
 )
 def test_every_factor_that_peft_knows_reaches_the_file(bases, tmp_path, settings):
-    folder = peft_adapter(bases["llama"], tmp_path / "adapter", **settings)
+    folder = make_adapter(bases["llama"], tmp_path / "adapter", **settings)
     assert main(["export", str(folder), "--to", "gguf-adapter"]) == 0
     model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(bases["llama"]), folder)
     got = with_adapter_file(bases["llama"], tmp_path / "adapter-lora.gguf")
@@ -244,7 +207,7 @@ def test_every_factor_that_peft_knows_reaches_the_file(bases, tmp_path, settings
 )
 def test_what_is_more_than_products_is_merged_instead(bases, tmp_path, capsys, settings, what):
     """The adapter file is refused with the key, and the merged file holds it."""
-    folder = peft_adapter(bases["qwen2"], tmp_path / "adapter", **settings)
+    folder = make_adapter(bases["qwen2"], tmp_path / "adapter", **settings)
     assert main(["export", str(folder), "--to", "gguf-adapter"]) == 2
     error = capsys.readouterr().err
     assert what in error
@@ -258,7 +221,7 @@ def test_what_is_more_than_products_is_merged_instead(bases, tmp_path, capsys, s
 
 def test_lora_on_a_tied_output_layer_is_merged_into_a_table_of_its_own(bases, tmp_path, capsys):
     base = bases["llama tied, wide heads"]
-    folder = peft_adapter(base, tmp_path / "adapter", target_modules=["q_proj", "lm_head"])
+    folder = make_adapter(base, tmp_path / "adapter", target_modules=["q_proj", "lm_head"])
     assert main(["export", str(folder), "--to", "gguf-adapter"]) == 2
     assert "lm_head (tied)" in capsys.readouterr().err
     assert main(["export", str(folder), "--to", "merged-gguf", "-o", str(tmp_path / "merged.gguf")]) == 0
@@ -271,7 +234,7 @@ def test_other_families_are_refused_by_name(tmp_path, tiny_models, capsys):
     base = tmp_path / "gpt2"
     GPT2LMHeadModel(GPT2Config(vocab_size=512, n_embd=32, n_layer=1, n_head=2, n_positions=64)).save_pretrained(base)
     AutoTokenizer.from_pretrained(tiny_models["llama"]).save_pretrained(base)
-    folder = peft_adapter(base, tmp_path / "adapter", target_modules=["c_attn"])
+    folder = make_adapter(base, tmp_path / "adapter", target_modules=["c_attn"])
     for form in ("gguf-adapter", "merged-gguf", "ollama"):
         assert main(["export", str(folder), "--to", form]) == 2
         assert f"error: {base} is a gpt2 model, whose GGUF files are not tested here" in capsys.readouterr().err
