@@ -24,6 +24,7 @@ from .errors import UserError, drop_output, in_words, is_output_lost, problem, t
 from .rows import command as rows
 from .export import command as export
 from .guide import completion
+from .guide.words import translated_error, translated_help
 from .guide.wrapping import hanging, width
 from .init import command as init
 from .phases import phase
@@ -41,11 +42,14 @@ EXIT_BROKEN_PIPE = 141
 
 class _Parser(ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        verb = self.prog.partition(" ")[2]
+        verb, message = self.prog.partition(" ")[2], translated_error(message)
         sentence = (
             problem("cli.verb_usage", message=message, verb=verb) if verb else problem("cli.usage", message=message)
         )
         raise UserError(sentence)
+
+    def format_help(self) -> str:
+        return translated_help(super().format_help())
 
 
 @dataclass(frozen=True)

@@ -25,9 +25,10 @@ def hanging(label: str, text: str, indent: int, columns: int | None) -> str:
     gap = " " * max(1, indent - cell_len(label))
     if columns is None:
         return f"{label}{gap}{text}"
-    indent = indent if indent <= columns // 2 else columns // 4
-    lines, line = [], label + gap
-    begun = False
+    lines, line, begun = [], label + gap, False
+    if indent > columns // 2:  # the label has a line of its own
+        indent = columns // 8
+        lines, line = [label], " " * indent
     for word in text.split(" "):
         if cell_len(line) + begun + cell_len(word) > columns and line.strip():
             lines.append(line.rstrip())

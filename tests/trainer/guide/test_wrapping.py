@@ -10,7 +10,7 @@ from lora_train.trainer.guide.wrapping import hanging, width
         (None, "  r      one two three four"),
         (40, "  r      one two three four"),
         (20, "  r      one two\n         three four"),
-        (12, "  r      one\n   two three\n   four"),  # half of it would be indent
+        (12, "  r\n one two\n three four"),  # half of it would be indent
     ],
 )
 def test_lines_go_on_under_their_text(columns, expected):
