@@ -14,6 +14,7 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 from ...instrument.messages import say
+from ..phases import phase
 
 FORMS = {
     "gguf-adapter": "lora.gguf",
@@ -56,7 +57,8 @@ def run(arguments: Namespace) -> int:
     require_new_folder(output)
     ask_first(adapter.base, adapter.revision)
     quiet_libraries()
-    from .write import Request, export  # imports torch, which takes seconds
+    with phase(say("phase.importing")):  # torch, which takes seconds
+        from .write import Request, export
 
     return export(Request(adapter, arguments.to, output, arguments.dtype, arguments.base))
 

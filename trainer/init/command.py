@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...instrument.messages import say
+from ..phases import phase
 
 if TYPE_CHECKING:
     from .machines import Machine
@@ -47,9 +48,9 @@ def run(arguments: Namespace) -> int:
     for name in (model, data):
         _require_there(name)
     quiet_libraries()
-    from .plan import plan_for  # imports torch, which takes seconds
-    from .text import as_yaml
-
+    with phase(say("phase.importing")):  # torch, which takes seconds
+        from .plan import plan_for
+        from .text import as_yaml
     print(say("init.plans", model=model), flush=True)
     plan = plan_for(model, machine)
     text = as_yaml(plan, model, data, output)
