@@ -21,13 +21,13 @@ from ..instrument.messages import LANGUAGES, VARIABLE, language, say
 from ..kernels.cpu_level import LevelError
 from .collapse import replay_arguments
 from .errors import UserError, drop_output, in_words, is_output_lost, problem, tell
-from .rows import command as rows
 from .export import command as export
 from .guide import completion
 from .guide.words import translated_error, translated_help
 from .guide.wrapping import hanging, width
 from .init import command as init
 from .phases import phase
+from .rows import command as rows
 from .signals import ended_in_order, interruptible, last_word
 from .sweep import command as sweep
 from .verbs import advise, lengthen
