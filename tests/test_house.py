@@ -211,7 +211,7 @@ TESTED_ELSEWHERE = {
     ("trainer/dry_run", "outlook"): "trainer/checks/test_tips.py",
     ("trainer/loop", "components"): "trainer/loop/test_train.py",
     ("trainer/model", "loss"): "trainer/loop/test_train.py",
-    ("trainer/run", "finish lock start"): "trainer/test_cli.py trainer/run/test_endings.py",
+    ("trainer/run", "lock start"): "trainer/test_cli.py trainer/run/test_endings.py",
     ("trainer/sweep", "cost"): "trainer/sweep/test_command.py",
     ("trainer/sweep", "reading"): "trainer/sweep/test_study_file.py",
     ("trainer/sweep", "trial"): "trainer/sweep/test_command.py",
