@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 LANGUAGES = ("en", "ko")
+VARIABLE = "LORA_TRAIN_LANG"
 _CATALOGUE = Path(__file__).with_name("catalogue")
 
 
 def language() -> str:
     """The language of this process: "ko" or "en"."""
-    for variable in ("LORA_TRAIN_LANG", "LC_ALL", "LC_MESSAGES", "LANG"):
+    for variable in (VARIABLE, "LC_ALL", "LC_MESSAGES", "LANG"):
         value = os.environ.get(variable, "")
         if value:
             return "ko" if value.lower().startswith("ko") else "en"

@@ -205,17 +205,19 @@ TESTED_ELSEWHERE = {
     ("trainer/data/labels", "balance rows"): "trainer/data/labels/test_load.py",
     ("trainer/dry_run", "fake_model"): "trainer/dry_run/test_memory.py",
     ("trainer/dry_run", "headroom"): "trainer/dry_run/test_show.py",
+    ("trainer/export", "adapter_file command families model_file"): "trainer/export/test_write.py",
     ("trainer/loop", "warm_up"): "benchmarks/test_fake_cuda.py",
     ("trainer/loop", "snapshots"): "trainer/collapse/test_remedy.py",
     ("trainer/dry_run", "outlook"): "trainer/checks/test_tips.py",
     ("trainer/loop", "components"): "trainer/loop/test_train.py",
     ("trainer/model", "loss"): "trainer/loop/test_train.py",
-    ("trainer/run", "finish lock start"): "trainer/test_cli.py trainer/run/test_endings.py",
+    ("trainer/run", "lock start"): "trainer/test_cli.py trainer/run/test_endings.py",
     ("trainer/sweep", "cost"): "trainer/sweep/test_command.py",
     ("trainer/sweep", "reading"): "trainer/sweep/test_study_file.py",
     ("trainer/sweep", "trial"): "trainer/sweep/test_command.py",
     ("trainer/verbs/answers", "classifier evaluate"): "trainer/verbs/answers/test_predict.py",
     ("trainer/verbs", "adapter_folder"): "trainer/verbs/test_merge.py",
+    ("trainer/verbs/entries", "adapters"): "trainer/verbs/test_merge.py trainer/verbs/test_chat.py",
 }
 
 

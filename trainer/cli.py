@@ -8,25 +8,32 @@ from __future__ import annotations
 import argparse
 import difflib
 import importlib.metadata
-import math
+import os
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from ..instrument.judge.wording import TRAINERS
-from ..instrument.messages import LANGUAGES, language, say
+from ..instrument.messages import LANGUAGES, VARIABLE, language, say
 from ..kernels.cpu_level import LevelError
 from .collapse import replay_arguments
 from .errors import UserError, drop_output, in_words, is_output_lost, problem, tell
+from .export import command as export
+from .guide import completion
+from .guide.words import translated_error, translated_help
+from .guide.wrapping import hanging, width
+from .init import command as init
+from .phases import phase
 from .rows import command as rows
 from .signals import ended_in_order, interruptible, last_word
 from .sweep import command as sweep
 from .verbs import advise, lengthen
 from .verbs.answers.evaluate import evaluate_arguments, run_evaluate
 from .verbs.answers.predict import predict_arguments, run_predict
+from .verbs.entries import adapters
 from .verbs.runs import board, ls
 
 EXIT_DISK = 1
@@ -36,11 +43,14 @@ EXIT_BROKEN_PIPE = 141
 
 class _Parser(ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        verb = self.prog.partition(" ")[2]
+        verb, message = self.prog.partition(" ")[2], translated_error(message)
         sentence = (
             problem("cli.verb_usage", message=message, verb=verb) if verb else problem("cli.usage", message=message)
         )
         raise UserError(sentence)
+
+    def format_help(self) -> str:
+        return translated_help(super().format_help())
 
 
 @dataclass(frozen=True)
@@ -79,74 +89,12 @@ def _train(arguments: Namespace) -> int:
         for name in [source] if isinstance(source, str) else source:
             ask_first(name, kind="dataset")
     quiet_libraries()
-    if arguments.dry_run:
-        from .dry_run.show import dry_run
-
-        return dry_run(config)
-    from .run.start import run  # imports torch, which takes seconds
-
-    return run(config, arguments.resume)
-
-
-def _merge_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("run", metavar="RUN", type=Path, help=say("cli.adapter"))
-    parser.add_argument("-o", "--output", type=Path, metavar="FOLDER", help=say("cli.merge.output"))
-    dtypes = ("auto", "float16", "bfloat16", "float32")
-    parser.add_argument("--dtype", choices=dtypes, default="auto", help=say("cli.merge.dtype"))
-    parser.add_argument("--trust-remote-code", action="store_true", help=say("cli.trust_remote_code"))
-
-
-def _merge(arguments: Namespace) -> int:
-    from .console import quiet_libraries
-    from .hub import ask_first
-    from .verbs.adapter_folder import require_new_folder
-    from .verbs.adapter_kinds import MERGE, usable_adapter
-
-    run: Path = arguments.run
-    adapter = usable_adapter(run, MERGE, arguments.trust_remote_code)
-    beside = run / "merged" if adapter.folder != run else run.resolve().with_name(f"{run.resolve().name}-merged")
-    output = arguments.output or beside
-    require_new_folder(output)
-    ask_first(adapter.base, adapter.revision)
-    quiet_libraries()
-    from .verbs.merge import Request, merge  # imports torch, which takes seconds
-
-    return merge(Request(adapter, output, arguments.dtype))
-
-
-def _chat_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("run", metavar="RUN", type=Path, help=say("cli.adapter"))
-    parser.add_argument("--prompt", metavar="TEXT", help=say("cli.chat.prompt"))
-    parser.add_argument(
-        "--max-new-tokens", type=_at_least_one, default=256, metavar="N", help=say("cli.chat.max_new_tokens")
-    )
-    parser.add_argument("--temperature", type=_temperature, default=0.0, metavar="T", help=say("cli.chat.temperature"))
-    parser.add_argument("--seed", type=_seed, default=0, metavar="N", help=say("cli.chat.seed"))
-    parser.add_argument("--trust-remote-code", action="store_true", help=say("cli.trust_remote_code"))
-
-
-def _chat(arguments: Namespace) -> int:
-    from .console import quiet_libraries
-    from .hub import ask_first
-    from .verbs.adapter_kinds import CHAT, usable_adapter
-
-    adapter = usable_adapter(arguments.run, CHAT, arguments.trust_remote_code)
-    ask_first(adapter.base, adapter.revision)
-    quiet_libraries()
-    from .verbs.chat import Request, chat  # imports torch, which takes seconds
-
-    return chat(Request(adapter, arguments.prompt, arguments.max_new_tokens, arguments.temperature, arguments.seed))
-
-
-def _inspect_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("adapter", metavar="ADAPTER", type=Path, help=say("cli.inspect.adapter"))
-    parser.add_argument("--json", action="store_true", help=say("cli.json"))
-
-
-def _inspect(arguments: Namespace) -> int:
-    from .verbs.inspect_adapter import inspect_adapter
-
-    return inspect_adapter(arguments.adapter, arguments.json)
+    with phase(say("phase.importing")):  # torch, which takes seconds
+        if arguments.dry_run:
+            from .dry_run.show import dry_run
+        else:
+            from .run.start import run
+    return dry_run(config) if arguments.dry_run else run(config, arguments.resume)
 
 
 def _explain_arguments(parser: ArgumentParser) -> None:
@@ -225,7 +173,36 @@ def _import(arguments: Namespace) -> int:
     return import_config(arguments.file, arguments.output, arguments.force)
 
 
+def _help_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("word", nargs="?", metavar="VERB|KEY", help=say("cli.help.word"))
+    parser.add_argument("--lang", choices=LANGUAGES, help=say("cli.lang"))
+
+
+def _help(arguments: Namespace) -> int:
+    if arguments.lang is not None:
+        os.environ[VARIABLE] = arguments.lang
+    word = arguments.word
+    if word is None or word == "train":
+        print(_train_parser().format_help(), end="")
+    elif word in VERBS:
+        print(_parser(word, VERBS[word]).format_help(), end="")
+    else:
+        from .guide.keys import describe_key
+        from .guide.wrapping import width
+
+        print(describe_key(word, width()))
+    return 0
+
+
+def _completion(arguments: Namespace) -> int:
+    parsers = {"": _parser("", TRAIN), "train": _parser("", TRAIN)}
+    parsers |= {name: _parser(name, verb) for name, verb in VERBS.items()}
+    print(completion.script(arguments, parsers), end="")
+    return 0
+
+
 VERBS = {
+    "init": Verb("cli.init", init.add_arguments, init.run),
     "explain": Verb("cli.explain", _explain_arguments, _explain),
     "report": Verb("cli.report", _report_arguments, _report),
     "compare": Verb("cli.compare", _compare_arguments, _compare),
@@ -236,14 +213,17 @@ VERBS = {
     "sweep": Verb("cli.sweep", sweep.add_arguments, sweep.run),
     "rows": Verb("cli.rows", rows.add_arguments, rows.run),
     "replay": Verb("cli.replay", replay_arguments.add_arguments, replay_arguments.run),
-    "inspect": Verb("cli.inspect", _inspect_arguments, _inspect),
-    "merge": Verb("cli.merge", _merge_arguments, _merge),
-    "chat": Verb("cli.chat", _chat_arguments, _chat),
+    "inspect": Verb("cli.inspect", adapters.inspect_arguments, adapters.run_inspect),
+    "merge": Verb("cli.merge", adapters.merge_arguments, adapters.run_merge),
+    "export": Verb("cli.export", export.add_arguments, export.run),
+    "chat": Verb("cli.chat", adapters.chat_arguments, adapters.run_chat),
     "predict": Verb("cli.predict", predict_arguments, run_predict),
     "evaluate": Verb("cli.evaluate", evaluate_arguments, run_evaluate),
     "env": Verb("cli.env", _env_arguments, _env),
     "import": Verb("cli.import", _import_arguments, _import),
     "schema": Verb("cli.schema", _schema_arguments, _schema),
+    "help": Verb("cli.help", _help_arguments, _help),
+    "completion": Verb("cli.completion", completion.add_arguments, _completion),
 }
 TRAIN_OPTIONS = ("--config", "--resume", "--dry-run", "--version", "--debug", "--help")
 # what the command does without a verb
@@ -263,11 +243,13 @@ def _parser(name: str, verb: Verb) -> ArgumentParser:
 
 
 def _train_parser() -> ArgumentParser:
-    from .config.reference import describe
+    from .guide.keys import describe_keys
 
-    verbs = "\n".join(f"  {name:<10} {say(verb.summary)}" for name, verb in VERBS.items())
+    columns = width()
+    told = {"train": say("cli.train"), **{name: say(verb.summary) for name, verb in VERBS.items()}}
+    verbs = "\n".join(hanging(f"  {name}", summary, 13, columns) for name, summary in told.items())
     parser = _parser("", TRAIN)
-    parser.epilog = "\n".join((say("cli.verbs"), verbs, "", say("cli.epilog"), describe()))
+    parser.epilog = "\n".join((say("cli.verbs"), verbs, "", describe_keys(columns)))
     return parser
 
 
@@ -282,6 +264,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main(argv: list[str]) -> int:
+    if len(argv) == 2 and argv[0] in ("-h", "--help"):  # --help training.learning_rate
+        argv = ["help", argv[1]]
     verb = VERBS.get(argv[0]) if argv else None
     try:
         if verb is not None:
@@ -310,33 +294,11 @@ def _refuse_unknown_verb(argv: Sequence[str]) -> None:
     # an override holds a dot or an equals sign, an option starts with a dash
     if not argv or argv[0].startswith("-") or "." in argv[0] or "=" in argv[0]:
         return
-    close = difflib.get_close_matches(argv[0], VERBS, n=1)
+    close = difflib.get_close_matches(argv[0], ("train", *VERBS), n=1)
     known = ", ".join(VERBS)
     if close:
         raise UserError(problem("cli.mistyped_verb", verb=argv[0], guess=close[0], known=known))
     raise UserError(problem("cli.unknown_verb", verb=argv[0], known=known))
-
-
-def _at_least_one(text: str) -> int:
-    return _number(text, int, lambda value: value >= 1, "cli.at_least_one")
-
-
-def _temperature(text: str) -> float:
-    return _number(text, float, lambda value: 0 <= value < math.inf, "cli.not_negative")
-
-
-def _seed(text: str) -> int:
-    return _number(text, int, lambda value: 0 <= value < 2**63, "cli.not_negative")
-
-
-def _number(text: str, kind: Callable[[str], int | float], allowed: Callable[[float], bool], sentence: str) -> Any:
-    try:
-        value = kind(text)
-    except ValueError:
-        value = None
-    if value is None or not allowed(value):
-        raise argparse.ArgumentTypeError(say(sentence, value=text))
-    return value
 
 
 if __name__ == "__main__":

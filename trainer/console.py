@@ -13,6 +13,7 @@ from rich.text import Text
 
 from ..instrument.messages import say
 from .errors import is_output_lost, tell
+from .phases import attach, detach
 
 
 class Console:
@@ -66,6 +67,7 @@ class Console:
         self._bar = Progress(*columns, console=self._rich, transient=True)
         self._bar.add_task("", completed=step, total=n_steps)
         self._bar.start()
+        attach(self._bar)
 
     def advance(self, step: int, text: str) -> None:
         """Moves the bar."""
@@ -75,6 +77,7 @@ class Console:
     def end(self) -> None:
         """Removes the bar."""
         if self._bar is not None:
+            detach(self._bar)
             self._bar.stop()
             self._bar = None
 

@@ -454,8 +454,8 @@ print(code, "torch" in sys.modules, "transformers" in sys.modules)
 
 
 VERBS = (
-    "explain", "report", "compare", "board", "ls", "advise", "lengthen", "sweep", "rows", "replay", "inspect", "merge",
-    "chat", "predict", "evaluate", "env", "import", "schema",
+    "init", "explain", "report", "compare", "board", "ls", "advise", "lengthen", "sweep", "rows", "replay", "inspect",
+    "merge", "export", "chat", "predict", "evaluate", "env", "import", "schema", "help", "completion",
 )  # fmt: skip
 
 
@@ -491,7 +491,7 @@ def test_help_lists_every_verb(capsys):
         (
             ["fit"],
             "fit is no verb of lora-train",
-            "the verbs are explain, report, compare, board, ls, advise, lengthen, sweep, rows, replay, inspect, merge",
+            "the verbs are init, explain, report, compare, board, ls, advise, lengthen, sweep, rows, replay, inspect, merge",
         ),
         (["train"], "the following arguments are required: --config", "lora-train --config koalpaca.yaml"),
         (["koalpaca.yaml"], "the following arguments are required: --config", "lora-train --config koalpaca.yaml"),

@@ -10,7 +10,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ...instrument.messages import language, say
 from .schema import Config, Section, sections
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
@@ -58,17 +57,6 @@ def in_languages(description: str) -> dict[str, str]:
     """
     english, korean = (" ".join(part.split()) for part in description.split("\n\n"))
     return {"en": english, "ko": korean}
-
-
-def describe() -> str:
-    """Every key with its default and its meaning in the user's language, for --help."""
-    lines, section = [], ""
-    for key in keys():
-        before, (section, _, name) = section, key.name.partition(".")
-        lines += [f"\n{section}:"] if section != before else []
-        default = say("cli.required") if key.default is None else say("cli.default", value=key.default)
-        lines.append(f"  {name:<28} {key.meaning[language()]} ({default})")
-    return "\n".join(lines)
 
 
 def json_schema() -> dict[str, Any]:

@@ -17,9 +17,10 @@ from typing import Any
 
 import numpy as np
 
-from ...instrument.messages import language
+from ...instrument.messages import language, say
 from ..config.schema import DataSection
 from ..errors import Problem, UserError, problem
+from ..phases import is_shown, phase
 from .cache import Packed, cache_key, load_packed, save_packed, tokenizer_hash
 from .conversations import ChatFormat, find_template
 from .dataset import IGNORE_INDEX as IGNORE_INDEX
@@ -131,9 +132,11 @@ def _tokenized(origin: Source, data: DataSection, tokenizer: Any, limit: int | N
         rows = renamed_rows(rows, aliases)
         found.notes[("data.read_as", tuple(sorted(aliases.items())))] = 0
     rendered = _rendered(itertools.chain(opening, rows), form, bad)
-    while chunk := list(itertools.islice(rendered, CHUNK)):
-        if not bad.count or data.on_bad_row == "skip":  # else the rest is read for its errors only
-            found.add(chunk)
+    with phase(say("phase.tokenizing", source=origin.name), _n_rows(origin, limit)) as advance:
+        while chunk := list(itertools.islice(rendered, CHUNK)):
+            if not bad.count or data.on_bad_row == "skip":  # else the rest is read for its errors only
+                found.add(chunk)
+            advance(len(chunk))
     if bad.count and data.on_bad_row == "error":
         raise bad.error()
     if bad.count and not found.kept and not found.dropped:
@@ -141,6 +144,17 @@ def _tokenized(origin: Source, data: DataSection, tokenizer: Any, limit: int | N
     if not found.kept:
         raise UserError(found.why_nothing(origin.name))
     return found.packed(name, bad)
+
+
+def _n_rows(origin: Source, limit: int | None) -> int | None:
+    """Rows there are to read, for whoever watches; None where that is not known without reading them."""
+    if not is_shown() or any(path.suffix != ".jsonl" for path in origin.files):
+        return None
+    n_rows = len(origin.table) if origin.table is not None else 0
+    for path in origin.files:
+        with path.open("rb") as file:
+            n_rows += sum(block.count(b"\n") for block in iter(lambda file=file: file.read(1 << 20), b""))
+    return n_rows if limit is None else min(n_rows, limit)
 
 
 class _Tokens:

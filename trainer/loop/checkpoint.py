@@ -26,9 +26,11 @@ from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from ...instrument.messages import say
 from ..config.names import checkpoint_step
 from ..errors import UserError, problem
 from ..model.load import trainable
+from ..phases import phase
 from ..saved.state import STATE, Progress, Torn, read_state, state_text
 from ..saved.whole import ADAPTER, OPTIMIZER, write_sums
 from .best import follow_metrics
@@ -84,7 +86,7 @@ def save_checkpoint(
         OSError: the disk refused; earlier checkpoints stay.
     """
     final = run_dir / f"checkpoint-{progress.step}"
-    with partial_folder(final) as partial:
+    with phase(say("phase.saving", folder=final.name)), partial_folder(final) as partial:
         _write(partial, components, state_text(progress, config))
         commit(partial, final)
     if keep is not None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from ...instrument.messages import say
 from ...instrument.read.eval_rows import Confusion, EvaluationRows
 from ...instrument.read.schema import Evaluation
 from ...instrument.record.once import in_mode
@@ -21,6 +22,7 @@ from ..data.examples import Dataset, Example
 from ..data.labels.labels import SEVERAL, SINGLE, VALUE, Labels
 from ..model.classify import ClassifierLoss
 from ..model.load import autocast
+from ..phases import phase
 from .components import Components
 from .engine import fits
 
@@ -77,8 +79,10 @@ def evaluate(
     sums = torch.zeros(2 + len(dataset.examples), dtype=torch.float64, device=engine.device)
     totals, of_rows = sums[:2], sums[2:]  # a row is some process's, and 0 in the others
     starts, kept = np.cumsum([0, *map(len, batches)]), {}
-    with in_mode(components.model, training=False):
-        for number in range(engine.rank, len(batches), engine.world_size):
+    share = range(engine.rank, len(batches), engine.world_size)
+    told = phase(say("phase.evaluating"), len(share))
+    with in_mode(components.model, training=False), told as advance:
+        for number in share:
             if engine.world_size == 1 and cut_short():
                 raise CutShort
             examples = batches[number]
@@ -90,6 +94,7 @@ def evaluate(
             of_rows[starts[number] : starts[number + 1]] = by_row(
                 losses, [example.n_supervised for example in examples]
             )
+            advance(1)
     engine.sum_([sums])
     loss_total, n_right, *loss_of_rows = sums.tolist()
     rows = _in_source_order(dataset, [example for examples in batches for example in examples], loss_of_rows)

@@ -25,6 +25,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
+from ...instrument.messages import say
 from ...instrument.record.four_bit import is_4bit_linear
 from ..config.names import is_installed
 from ..config.schema import Config
@@ -32,6 +33,7 @@ from ..config.settings import with_settings
 from ..errors import Problem, UserError, problem
 from ..hub import limit_first_answer, refusal
 from ..patterns import require_quick
+from ..phases import phase
 from .gguf import converted_gguf
 from .heads import HEAD_MODULES, linears_in, mark_new, n_places, new_modules
 
@@ -170,19 +172,22 @@ def load_base(config: Config, device: torch.device, head: Head = LANGUAGE_MODEL)
     if head.task != "CAUSAL_LM":
         torch.manual_seed(config.training.seed)  # of the new head
         extra["ignore_mismatched_sizes"] = True
+    quantizes = config.quantization.load_in_4bit or config.quantization.load_in_8bit
+    told = say("phase.quantizing" if quantizes else "phase.loading", model=model.name_or_path)
     try:
-        base, info = MODEL_CLASSES[head.task].from_pretrained(
-            resolve(model.name_or_path),
-            revision=model.revision,
-            dtype=getattr(torch, config.storage_dtype),
-            attn_implementation=model.attn_implementation,
-            trust_remote_code=model.trust_remote_code,
-            device_map={"": device},
-            use_safetensors=True,
-            output_loading_info=True,
-            **extra,
-            **head.settings,
-        )
+        with phase(told):
+            base, info = MODEL_CLASSES[head.task].from_pretrained(
+                resolve(model.name_or_path),
+                revision=model.revision,
+                dtype=getattr(torch, config.storage_dtype),
+                attn_implementation=model.attn_implementation,
+                trust_remote_code=model.trust_remote_code,
+                device_map={"": device},
+                use_safetensors=True,
+                output_loading_info=True,
+                **extra,
+                **head.settings,
+            )
     except (OSError, ValueError, ImportError, SafetensorError) as error:
         if "attention implementation" in str(error):
             if head.task != "CAUSAL_LM" and model.attn_implementation == "sdpa":  # DeBERTa has attention of its own

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -10,6 +11,7 @@ from ...instrument.messages import say
 from ...instrument.read.compact import compact as compact_stats
 from ...instrument.read.row_log import ROWS, compact_rows
 from ...instrument.read.store import STATS
+from ..config.schema import Config
 from ..console import compact, duration
 from ..errors import problem
 from ..loop.best import best_step, stops_early
@@ -68,10 +70,25 @@ def write_result(session: Session) -> int:
     console.line(say("end.done", steps=progress.step, time=seconds, loss=compact(progress.final_loss)))
     console.line(say("end.adapter", folder=folder))
     console.line(say("end.look", folder=run_dir))
+    console.line(next_step(components.config, progress, run_dir))
     if progress.heals:
         what = "; ".join(f"{heal['step']} {heal['kind']} {heal['module'] or ''}".rstrip() for heal in progress.heals)
         console.line(say("end.healed", n=len(progress.heals), what=what))
     return push(folder, components.config, console) if training.push_to_hub else 0
+
+
+def next_step(config: Config, progress: Progress, run_dir: Path) -> str:
+    """One line: what to do next, and why that."""
+    training, measured = config.training, [step for step, value in progress.evaluations if math.isfinite(value)]
+    best = best_step(training, progress.evaluations)
+    if progress.heals:
+        return say("end.next_healed", folder=run_dir, n=len(progress.heals))
+    if best is None or len(measured) < 2:
+        return say("end.next_unmeasured" if config.is_classifier else "end.next_unmeasured_chat", folder=run_dir)
+    values = {"folder": run_dir, "metric": training.metric_for_best_model, "best": best, "last": measured[-1]}
+    if best < measured[-1]:
+        return say("end.next_past_best", **values)
+    return say("end.next_longer", **values, steps=2 * progress.step)
 
 
 def write_adapter(components: Components, progress: Progress, folder: Path) -> None:

@@ -84,6 +84,7 @@ def model_card(config: Config, final_loss: float | None, has_tokenizer: bool = T
     named = shared_name(base)
     front_matter = {
         **({} if named is None else {"base_model": named}),
+        **({"datasets": shared} if (shared := shared_data(config)) else {}),
         "library_name": "peft",
         "pipeline_tag": PIPELINES[config.model.task],
         "tags": ["lora", "lora-train"],
@@ -128,6 +129,12 @@ def shared_name(base: str) -> str | None:
         return base
     path = Path(os.path.expanduser(base))
     return gguf_repository(path) if path.suffix == ".gguf" else None
+
+
+def shared_data(config: Config) -> list[str]:
+    """Ids on the hub of the training rows; files are not among them."""
+    sources = [config.data.train] if isinstance(config.data.train, str) else config.data.train
+    return [source for source in sources if not is_path(source)]
 
 
 def without_place(value: Any) -> Any:

@@ -120,23 +120,28 @@ def prompt_ids(form: str | None, tokenizer: Any, messages: Sequence[Message], te
     Raises:
         UserError: the tokenizer has no chat template.
     """
-    question = messages[-1]["content"]
-    fields = template_fields(template) if template is not None else []
-    if template is not None and len(fields) > 1:
-        text, _ = custom_format(template).template(dict.fromkeys(fields, "") | {fields[0]: question})
-    elif form in PLAIN or template is not None:
-        text = question
-    elif form in ONE_QUESTION:
-        text, _ = FORMATS[form].template({"instruction": question, "input": "", "output": ""})
-    elif tokenizer.chat_template is None:
-        raise UserError(problem("chat.no_template", form=form))
-    else:
+    text = plain_prompt(form, messages[-1]["content"], template)
+    if text is None:
+        if tokenizer.chat_template is None:
+            raise UserError(problem("chat.no_template", form=form))
         text = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
         return tokenizer(text, add_special_tokens=False)["input_ids"]  # the template has written them
     ids = tokenizer(text)["input_ids"]
     ids = ids[1:] if begins_twice(ids, tokenizer) else ids
     # some tokenizers end every text; here the answer is still to come
     return ids[:-1] if len(ids) > 1 and ids[-1] == tokenizer.eos_token_id else ids
+
+
+def plain_prompt(form: str | None, question: str, template: str | None) -> str | None:
+    """The text before the answer to one question; None where the tokenizer's chat template writes it."""
+    fields = template_fields(template) if template is not None else []
+    if template is not None and len(fields) > 1:
+        return custom_format(template).template(dict.fromkeys(fields, "") | {fields[0]: question})[0]
+    if form in PLAIN or template is not None:
+        return question
+    if form in ONE_QUESTION:
+        return FORMATS[form].template({"instruction": question, "input": "", "output": ""})[0]
+    return None
 
 
 def answer(talker: Talker, messages: Sequence[Message]) -> str:

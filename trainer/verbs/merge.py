@@ -26,7 +26,7 @@ from ..config.schema import Config
 from ..console import Console
 from ..errors import UserError, first_line, problem
 from ..loop.checkpoint import commit
-from ..model.load import LANGUAGE_MODEL, MODEL_CLASSES, cannot_load, load_tokenizer, resolve
+from ..model.load import LANGUAGE_MODEL, MODEL_CLASSES, Head, cannot_load, load_tokenizer, resolve
 from .adapter_folder import Adapter
 from .ends import stop_on, trained_end
 from .load_adapter import base_config, head_of, load_trained
@@ -43,6 +43,15 @@ class Request:
     dtype: str
 
 
+@dataclass(frozen=True)
+class Merged:
+    """One model where base and adapter were two; its tokenizer, and what it gives out."""
+
+    model: PreTrainedModel
+    tokenizer: Any
+    head: Head
+
+
 def merge(request: Request) -> int:
     """Merges and writes; returns the exit code 0.
 
@@ -52,30 +61,48 @@ def merge(request: Request) -> int:
     """
     transformers.logging.set_verbosity_error()
     console = Console()
-    config = base_config(request.adapter)
+    merged = merged_model(request.adapter, request.dtype, console)
+    write_whole(merged.model, merged.tokenizer, request.output)
+    kind = MODEL_CLASSES[merged.head.task].__name__
+    console.line(say("merge.done", folder=request.output, size=folder_size(request.output) / GIB, kind=kind))
+    return 0
+
+
+def merged_model(adapter: Adapter, asked: str, console: Console) -> Merged:
+    """Merges, on the CPU.
+
+    Args:
+        asked: the dtype of the merged weights, or auto.
+        console: is told what is merged into what.
+
+    Raises:
+        UserError: base or adapter cannot be loaded, or the merged weights are not finite.
+    """
+    config = base_config(adapter)
     own_dtype = unquantized_dtype(config)
-    dtype = merged_dtype(config if request.adapter.config else None, own_dtype, request.dtype)
-    console.line(say("merge.what", adapter=request.adapter.folder, base=request.adapter.base, dtype=dtype))
+    dtype = merged_dtype(config if adapter.config else None, own_dtype, asked)
+    console.line(say("merge.what", adapter=adapter.folder, base=adapter.base, dtype=dtype))
     if config.quantization.load_in_4bit:
         console.warn(say("merge.four_bit", dtype=dtype))
     # on the CPU: peft adds one layer at a time, and no GPU need hold the model
     storage = {"quantization.load_in_4bit": False, "training.fp16": False, "training.bf16": False, "model.dtype": dtype}
-    model = load_trained(request.adapter, storage, torch.device("cpu"), merging=True)
+    model = load_trained(adapter, storage, torch.device("cpu"), merging=True)
     untie(model)
     try:
         merged = model.merge_and_unload(safe_merge=True)
     except ValueError as error:  # safe_merge found a value that is not finite, in fp16 perhaps an overflow
-        raise UserError(problem("merge.not_finite", folder=request.adapter.folder, dtype=dtype)) from error
+        raise UserError(problem("merge.not_finite", folder=adapter.folder, dtype=dtype)) from error
     assert isinstance(merged, PreTrainedModel)
     declare_untied(merged)
-    tokenizer = own_tokenizer(request.adapter) or load_tokenizer(config)
-    head = head_of(request.adapter)
+    tokenizer, head = tokenizer_of(adapter), head_of(adapter)
     if head == LANGUAGE_MODEL:
-        stop_on(merged, trained_end(request.adapter.config, tokenizer))
-    write_whole(merged, tokenizer, request.output)
-    kind = MODEL_CLASSES[head.task].__name__
-    console.line(say("merge.done", folder=request.output, size=folder_size(request.output) / GIB, kind=kind))
-    return 0
+        stop_on(merged, trained_end(adapter.config, tokenizer))
+    return Merged(merged, tokenizer, head)
+
+
+def tokenizer_of(adapter: Adapter) -> Any:
+    """The tokenizer that lies with the adapter, else the base model's."""
+    return own_tokenizer(adapter) or load_tokenizer(base_config(adapter))
 
 
 def untie(model: PeftModel) -> None:

@@ -15,6 +15,7 @@ from ...instrument.judge.explain import SourceError, advised, exit_code, glossar
 from ...instrument.judge.explain import explain as judge
 from ...instrument.messages import say
 from ..errors import UserError, is_output_lost, problem, tell
+from ..painting import show
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ def _explain(question: Question) -> int:
     history = read_history(*question.sources) if question.sources else None
     findings = judge(history) if history is not None else []
     if question.what is not None:
-        print("\n".join(glossary(question.what, history, findings, question.lang)))
+        show(glossary(question.what, history, findings, question.lang), question.lang)
         return 0
     if history is None:
         raise UserError(problem("explain.nothing"))
@@ -71,7 +72,7 @@ def _explain(question: Question) -> int:
         trainer = question.trainer or advised(history)
         print(json.dumps([f.as_json(question.lang, trainer) for f in findings], ensure_ascii=False, indent=1))
     else:
-        print("\n".join(lines(history, findings, question.lang, question.trainer)))
+        show(lines(history, findings, question.lang, question.trainer), question.lang)
     return exit_code(findings) if question.exit_code else 0
 
 
@@ -116,7 +117,7 @@ def compare(sources: Sequence[Path], output: Path | None, lang: str) -> int:
         raise UserError(problem("compare.one_run"))
     with as_user_errors():
         comparison = compare_runs([read_history(source) for source in sources])
-        print("\n".join(comparison_lines(comparison, lang)))
+        show(comparison_lines(comparison, lang), lang)
         if output is not None:
             _written(write_comparison(comparison, output))
     return 0

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 from lora_train.trainer.checks.read_config import read_config
-from lora_train.trainer.config.reference import DIALECT, describe, in_languages, json_schema, keys
+from lora_train.trainer.config.reference import DIALECT, in_languages, json_schema, keys
 from lora_train.trainer.config.schema import Config, sections
 from lora_train.trainer.errors import UserError
 
@@ -150,21 +150,6 @@ def test_every_key_and_section_is_described_in_both_languages():
 def test_a_description_in_one_language_is_refused(description):
     with pytest.raises(ValueError, match="unpack"):
         in_languages(description)
-
-
-@pytest.mark.parametrize(
-    ("lang", "lines"),
-    [
-        ("en", ["r                            Rank of the adapter. (default 8)", "(required)"]),
-        ("ko", ["r                            어댑터의 rank. (기본값 8)", "(필수)"]),
-    ],
-)
-def test_help_is_in_the_users_language(monkeypatch, lang, lines):
-    monkeypatch.setenv("LORA_TRAIN_LANG", lang)
-    text = describe()
-    assert all(line in text for line in lines)
-    assert re.findall(r"^(\w+):$", text, re.M) == list(sections())
-    assert sum(line.startswith("  ") for line in text.splitlines()) == len(list(keys()))
 
 
 def test_allowed_values_are_those_of_the_types():

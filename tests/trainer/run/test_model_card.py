@@ -83,6 +83,20 @@ def test_a_base_on_the_hub_is_named(tmp_path, monkeypatch):
     assert "base_model" not in front(model_card(config_of("owner/model"), None))
 
 
+def test_the_hub_takes_the_front_matter(tmp_path, monkeypatch):
+    """huggingface_hub reads it as a card, with the data sets that are on the hub and no others."""
+    from huggingface_hub import ModelCard
+
+    monkeypatch.chdir(tmp_path)
+    config = config_of("owner/model", data={"train": ["owner/rows", "/home/someone/rows.jsonl"]})
+    data = ModelCard(model_card(config, 0.5)).data
+    assert (data.base_model, data.library_name, data.pipeline_tag) == ("owner/model", "peft", "text-generation")
+    assert data.datasets == ["owner/rows"]
+    assert data.tags == ["lora", "lora-train"]
+    local = ModelCard(model_card(config_of("owner/model", data={"train": "rows.jsonl"}), 0.5))
+    assert local.data.datasets is None
+
+
 def test_a_gguf_file_whose_repository_is_known_is_named_by_it(tmp_path):
     path = write_gguf(tmp_path, lambda writer: writer.add_source_repo_url("https://huggingface.co/owner/model"))
     card = model_card(config_of(str(path)), None)

@@ -1,0 +1,1 @@
+"""Exported files in llama.cpp itself: `python -m benchmarks.llama_cpp`."""

@@ -1,0 +1,78 @@
+"""The script for bash, run by bash; those for zsh and fish by theirs where they are there."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from lora_train.trainer.cli import VERBS, main
+
+
+@pytest.fixture
+def script(capsys) -> str:
+    assert main(["completion", "bash"]) == 0
+    return capsys.readouterr().out
+
+
+def completed(script: str, words: list[str], cwd: Path) -> list[str]:
+    """What a Tab behind the last word offers. bash splits words at =."""
+    quoted = " ".join(f"'{word}'" for word in words)
+    asked = f"COMP_WORDS=({quoted}); COMP_CWORD={len(words) - 1}; _lora_train"
+    program = f"{script}\n{asked}\nprintf '%s\\n' \"${{COMPREPLY[@]}}\""
+    ran = subprocess.run(["bash", "--norc", "-c", program], capture_output=True, text=True, cwd=cwd, check=False)
+    assert ran.stderr == ""
+    return ran.stdout.split()
+
+
+def test_verbs_and_keys(script, tmp_path):
+    assert completed(script, ["lora-train", "ex"], tmp_path) == ["explain", "export"]
+    assert set(VERBS) | {"train"} <= set(completed(script, ["lora-train", ""], tmp_path))
+    assert completed(script, ["lora-train", "train", "training.learning"], tmp_path) == ["training.learning_rate="]
+    assert completed(script, ["lora-train", "--config", "x.yaml", "lora.r"], tmp_path) == ["lora.r="]
+
+
+def test_values_of_keys(script, tmp_path):
+    assert completed(script, ["lora-train", "model.dtype", "=", "fl"], tmp_path) == ["float32", "float16"]
+    assert completed(script, ["lora-train", "model.dtype", "="], tmp_path)[0] == "auto"
+    assert completed(script, ["lora-train", "training.bf16=t"], tmp_path) == ["training.bf16=true"]
+
+
+def test_options_and_their_values(script, tmp_path):
+    assert completed(script, ["lora-train", "--dry"], tmp_path) == ["--dry-run"]
+    assert completed(script, ["lora-train", "merge", "--dt"], tmp_path) == ["--dtype"]
+    assert completed(script, ["lora-train", "export", "x", "--to", "m"], tmp_path) == ["merged-gguf"]
+    assert completed(script, ["lora-train", "explain", "--lang", ""], tmp_path) == ["en", "ko"]
+    assert completed(script, ["lora-train", "completion", "z"], tmp_path) == ["zsh"]
+    assert completed(script, ["lora-train", "help", "me"], tmp_path) == ["merge"]
+
+
+def test_run_folders_before_other_files(script, tmp_path):
+    for name in ("runs/one", "runs/two", "elsewhere"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "metrics.jsonl").touch()
+    (tmp_path / "log.txt").touch()
+    assert sorted(set(completed(script, ["lora-train", "explain", "ru"], tmp_path))) == ["runs/one", "runs/two"]
+    assert completed(script, ["lora-train", "merge", "else"], tmp_path) == ["elsewhere"]
+    assert completed(script, ["lora-train", "explain", "lo"], tmp_path) == ["log.txt"]
+    assert completed(script, ["lora-train", "--config", "lo"], tmp_path) == ["log.txt"]
+
+
+@pytest.mark.parametrize("shell", ["zsh", "fish"])
+def test_other_shells(capsys, tmp_path, shell):
+    assert main(["completion", shell]) == 0
+    text = capsys.readouterr().out
+    for verb in VERBS:
+        assert verb in text
+    assert "training.learning_rate=" in text or "training.learning_rate" in text
+    if shell == "zsh":
+        assert "bashcompinit" in text
+    else:
+        assert "complete -c lora-train -n '__fish_seen_subcommand_from export' -l to -x -a 'gguf-adapter " in text
+    if shutil.which(shell) is None:
+        pytest.skip(f"no {shell} here: its script is looked at and not run")
+    file = tmp_path / "script"
+    file.write_text(text)
+    flag = "-n" if shell == "zsh" else "--no-execute"
+    assert subprocess.run([shell, flag, str(file)], capture_output=True, check=False).returncode == 0

@@ -1,0 +1,41 @@
+"""The last line of a run: what to do next, and why."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from lora_train.trainer.config.schema import Config
+from lora_train.trainer.run.finish import next_step
+from lora_train.trainer.saved.state import Progress
+
+CONFIG = {"model": {"name_or_path": "a/b"}, "data": {"train": "c/d"}}
+SCORED = {**CONFIG, "model": {"name_or_path": "a/b", "task": "seq_cls"}}
+HEAL = {"step": 3, "kind": "forward", "module": "x"}
+
+
+@pytest.mark.parametrize(
+    ("config", "evaluations", "heals", "command", "why"),
+    [
+        (CONFIG, [], [], "lora-train chat runs/x", "too few evaluations"),
+        (CONFIG, [(10, 2.0)], [], "lora-train chat runs/x", "too few evaluations"),
+        (SCORED, [], [], "lora-train evaluate runs/x FILE", "too few evaluations"),
+        (CONFIG, [(10, 2.0), (20, 1.5)], [], "lora-train lengthen runs/x --max-steps 40", "step 20"),
+        (CONFIG, [(10, 1.5), (20, 2.0)], [], "lora-train advise runs/x", "best at step 10 and worse at step 20"),
+        (CONFIG, [(10, float("nan")), (20, 2.0)], [], "lora-train chat runs/x", "too few evaluations"),
+        (CONFIG, [(10, 1.5), (20, 2.0)], [HEAL], "lora-train explain runs/x", "healed (1)"),
+    ],
+)
+def test_what_to_do_next(config, evaluations, heals, command, why):
+    progress = Progress(step=20, evaluations=evaluations, heals=heals)
+    line = next_step(Config.model_validate(config), progress, Path("runs/x"))
+    assert line.startswith(f"next    {command} ")
+    assert why in line
+    assert "\n" not in line
+
+
+def test_a_score_that_grows_is_better(monkeypatch):
+    training = {"metric_for_best_model": "eval_accuracy"}
+    config = Config.model_validate({**SCORED, "training": training})
+    progress = Progress(step=20, evaluations=[(10, 0.7), (20, 0.9)])
+    assert "lengthen runs/x --max-steps 40" in next_step(config, progress, Path("runs/x"))

@@ -1,0 +1,1 @@
+"""What the command says of itself: verbs, keys, and completion in a shell. Imports neither numpy nor torch."""

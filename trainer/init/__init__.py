@@ -1,0 +1,1 @@
+"""`lora-train init`: a first configuration from three answers."""
