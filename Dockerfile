@@ -1,7 +1,7 @@
 # lora-train for one NVIDIA GPU, or for small models on a CPU. Build it in the folder of this file:
 #   docker build -t lora-train .
 #   docker run --gpus all -v "$PWD:/data" -v "$HOME/.cache/huggingface:/cache" lora-train --config koalpaca.yaml
-# Its steps were run in a clean folder; the image itself has been built nowhere yet.
+# Of its steps the installation of this package was run in a clean folder; the image itself has been built nowhere yet.
 FROM python:3.11-slim
 
 # the release that the image has is the one that fits it

@@ -66,9 +66,10 @@ of the same rows, in whatever run. `lora_train.instrument.read.eval_rows.read_ro
 ## Training rows
 
 `rows/` has a row for every row of every step. `load_run(folder).rows()` reads it and computes `loss`, `loss_sum /
-n_supervised`, and `grad_norm`, the gradient norm of the row's mean loss: `sqrt(sumsq) N / n_supervised`, N the supervised
-tokens of the step. The squares are those of the gradient as the backward pass summed it, dropout and rounding included.
-A classifier's head, which is trained in full, is not in them; the file's metadata has `whole`, false where that is so.
+n_supervised`, and `grad_norm`, the gradient norm of the row's mean loss: `sqrt(sumsq) N / n_supervised`, N the
+supervised tokens of the step. The squares are those of the gradient as the backward pass summed it, dropout and
+rounding included. A classifier's head, which is trained in full, is not in them; the file's metadata has `whole`, false
+where that is so.
 
 {training_rows}
 
@@ -206,7 +207,13 @@ def numbers(lang: str) -> str:
         "evaluation": {**columns_of(Evaluation), **SCORES},
         "summary": columns_of(Summary),
     }
-    of_stats = {"rows": EVALUATION_ROWS, "training_rows": TRAINING_ROWS, "statistics": STATISTICS, "exponents": EXPONENTS, "computed": COMPUTED}
+    of_stats = {
+        "rows": EVALUATION_ROWS,
+        "training_rows": TRAINING_ROWS,
+        "statistics": STATISTICS,
+        "exponents": EXPONENTS,
+        "computed": COMPUTED,
+    }
     written = {name: _columns(columns, lang, True) for name, columns in tables.items()}
     written |= {name: _columns(columns, lang, False) for name, columns in of_stats.items()}
     return NUMBERS[lang].format(**written) + NOTE.format(source="instrument/read/schema.py")

@@ -23,6 +23,13 @@ BARS, CURVE = "▁▂▃▄▅▆▇█", 12
 LOST = "×"
 COLOURS = {"wrong": "31;1", "watch": "33", "healthy": "32", "crashed": "31", "stopped": "33", "running": "34"}
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+STATUSES = {
+    "running": "board.status.running",
+    "ended": "board.status.ended",
+    "stopped": "board.status.stopped",
+    "crashed": "board.status.crashed",
+    "unfinished": "board.status.unfinished",
+}
 
 
 def table(rows: Sequence[dict[str, Any]], lang: str, width: int | None = None, colour: bool = False) -> list[str]:
@@ -96,7 +103,7 @@ def cells_of(row: dict[str, Any], lang: str) -> dict[str, str]:
         steps = f"{steps}/{number(planned)}"
     found = {
         "name": row["name"],
-        "state": say_in(lang, f"board.status.{row['status']}"),
+        "state": say_in(lang, STATUSES[row["status"]]),
         "curve": curve((row.get("spark") or [[], []])[1]),
         "loss": number(row.get("loss")) if row["kind"] == "run" else "",
         "best": _best(best),

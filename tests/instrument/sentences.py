@@ -71,7 +71,8 @@ def asked_by(root: Path) -> Asked:
             if path.name == NO_ASKING:
                 continue
             asked.python(path.read_text(encoding="utf-8"), str(path.relative_to(root)))
-    for path in sorted((root / "instrument/show/page").rglob("*.js")):
+    scripts = [path for page in ("show/page", "board/page") for path in (root / "instrument" / page).rglob("*.js")]
+    for path in sorted(scripts):
         asked.script(path.read_text(encoding="utf-8"), path.name)
     return asked
 

@@ -491,7 +491,7 @@ def test_help_lists_every_verb(capsys):
         (
             ["fit"],
             "fit is no verb of lora-train",
-            "the verbs are init, explain, report, compare, board, ls, advise, lengthen, sweep, rows, replay, inspect, merge",
+            "the verbs are init, explain, report, compare, board, ls, advise, lengthen, sweep, rows, replay, inspect",
         ),
         (["train"], "the following arguments are required: --config", "lora-train --config koalpaca.yaml"),
         (["koalpaca.yaml"], "the following arguments are required: --config", "lora-train --config koalpaca.yaml"),

@@ -59,11 +59,11 @@ function bar() {
   });
   compare = el("button", { id: "compare", class: "go", onclick: comparing }, "");
   selects = {
-    status: choice("status", [["", t("board.page.any")], ...STATUSES.map((s) => [s, t("board.status." + s)])]),
-    verdict: choice("verdict", [["", t("board.page.any")], ...VERDICTS.map((v) => [v, t("board.page.verdict." + v)])]),
+    status: choice("status", [["", t("board.page.any")], ...STATUSES.map((s) => [s, t(STATUS_WORDS[s])])]),
+    verdict: choice("verdict", [["", t("board.page.any")], ...VERDICTS.map((v) => [v, t(VERDICT_WORDS[v])])]),
     sort: choice(
       "sort",
-      Object.keys(COLUMNS).map((name) => [name, t("board.page.column." + name)]),
+      Object.keys(COLUMNS).map((name) => [name, t(COLUMN_WORDS[name])]),
       "sorting",
     ),
   };
@@ -82,7 +82,7 @@ function choice(key, options, className = "") {
     },
     ...options.map(([value, name]) => el("option", { value, selected: STATE[key] === value }, name)),
   );
-  return el("label", { class: className }, el("span", {}, t("board.page." + key)), select);
+  return el("label", { class: className }, el("span", {}, t(CHOICE_WORDS[key])), select);
 }
 
 const downwards = (name) => ["steps", "time", "date"].includes(name);
@@ -100,7 +100,7 @@ function table() {
             arrange();
           },
         },
-        t("board.page.column." + name),
+        t(COLUMN_WORDS[name]),
         el("span", { class: "order", "aria-hidden": "true" }),
       ),
     ),
@@ -176,7 +176,7 @@ function keyOf(name, row) {
 
 function matches(row) {
   const found = STATE.find.trim().toLowerCase().split(/\s+/);
-  const text = [row.name, ...row.tags, row.note, row.best ? row.best.name : "", row.verdict ? row.verdict.topic + " " + t("page.topic." + row.verdict.topic) : ""].join("\n").toLowerCase();
+  const text = [row.name, ...row.tags, row.note, row.best ? row.best.name : "", row.verdict ? row.verdict.topic + " " + topicWord(row.verdict) : ""].join("\n").toLowerCase();
   return (
     found.every((word) => text.includes(word)) &&
     (!STATE.status || row.status === STATE.status) &&

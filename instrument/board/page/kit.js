@@ -105,8 +105,40 @@ function spark([steps, loss]) {
   return picture;
 }
 
-const VERDICTS = ["wrong", "watch", "undecided", "healthy", "note"];
-const STATUSES = ["running", "ended", "stopped", "crashed", "unfinished"];
+// Keys of words, the gravest or the liveliest first.
+const VERDICT_WORDS = {
+  wrong: "board.page.verdict.wrong",
+  watch: "board.page.verdict.watch",
+  undecided: "board.page.verdict.undecided",
+  healthy: "board.page.verdict.healthy",
+  note: "board.page.verdict.note",
+};
+const STATUS_WORDS = {
+  running: "board.status.running",
+  ended: "board.status.ended",
+  stopped: "board.status.stopped",
+  crashed: "board.status.crashed",
+  unfinished: "board.status.unfinished",
+};
+const COLUMN_WORDS = {
+  name: "board.page.column.name",
+  state: "board.page.column.state",
+  loss: "board.page.column.loss",
+  best: "board.page.column.best",
+  verdict: "board.page.column.verdict",
+  steps: "board.page.column.steps",
+  time: "board.page.column.time",
+  date: "board.page.column.date",
+};
+const CHOICE_WORDS = { status: "board.page.status", verdict: "board.page.verdict", sort: "board.page.sort" };
+const VERDICTS = Object.keys(VERDICT_WORDS);
+const STATUSES = Object.keys(STATUS_WORDS);
+// A topic's word is one of the run page's: its keys stand there.
+const TOPIC_WORDS = "page.topic.";
+const topicWord = ({ topic }) => {
+  const key = TOPIC_WORDS + topic;
+  return t(key);
+};
 // Of each column: what a row is sorted by; nothing known comes last either way.
 const COLUMNS = {
   name: (row) => row.name.toLowerCase(),
@@ -137,7 +169,7 @@ const CELLS = {
   state: (row) =>
     row.status === "unfinished" && row.pending && !row.spark
       ? ["…"] // not read yet
-      : [el("span", { class: "state " + row.status }, t("board.status." + row.status))],
+      : [el("span", { class: "state " + row.status }, t(STATUS_WORDS[row.status]))],
   loss: (row) =>
     row.spark && row.spark[0].length
       ? [el("div", { class: "loss" }, spark(row.spark), el("span", {}, number(row.loss)))]
@@ -161,8 +193,8 @@ const CELLS = {
       ? [el("span", { class: "dim" }, said(row.error))]
       : row.verdict
         ? [
-            el("span", { class: "word " + row.verdict.verdict }, t("board.page.verdict." + row.verdict.verdict)),
-            row.verdict.topic === "overall" ? "" : el("span", { class: "dim" }, " " + t("page.topic." + row.verdict.topic)),
+            el("span", { class: "word " + row.verdict.verdict }, t(VERDICT_WORDS[row.verdict.verdict])),
+            row.verdict.topic === "overall" ? "" : el("span", { class: "dim" }, " " + topicWord(row.verdict)),
             el("div", { class: "says", title: said(row.verdict.sentence) }, said(row.verdict.sentence)),
           ]
         : [el("span", { class: "dim" }, row.kind === "run" && row.pending ? t("board.page.pending") : "–")],
@@ -172,7 +204,7 @@ const CELLS = {
       : row.planned && row.planned !== row.step
         ? t("board.page.of", { step: number(row.step), planned: number(row.planned) })
         : number(row.step),
-    row.kind === "study" ? null : el("span", { class: "narrow" }, " " + t("board.page.column.steps")),
+    row.kind === "study" ? null : el("span", { class: "narrow" }, " " + t(COLUMN_WORDS.steps)),
   ],
   time: (row) => [clock(row.seconds)],
   date: (row) => [el("span", { title: format(Intl.DateTimeFormat, LANGUAGE(), { dateStyle: "medium", timeStyle: "short" }).format(row.date) }, when(row.date))],

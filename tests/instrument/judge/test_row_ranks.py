@@ -64,11 +64,11 @@ def test_shares_are_of_all():
     found = rank_rows(frame)
     assert found["share"].sum() == pytest.approx(1)
     assert found["token_share"].sum() == pytest.approx(1)
-    row = frame[frame["row"] == 7]
+    row = frame.loc[frame["row"] == 7]
     own = found.set_index("row").loc[7]
     assert own["share"] == pytest.approx(row["sumsq"].sum() / frame["sumsq"].sum())
-    assert own["loss"] == row["loss"].iloc[0]
-    assert own["loss_last"] == row["loss"].iloc[-1]
+    assert own["loss"] == row["loss"].tolist()[0]
+    assert own["loss_last"] == row["loss"].tolist()[-1]
     assert own["seen"] == 2
 
 

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import yaml
 from lora_train.trainer.config.schema import Config
@@ -89,12 +90,12 @@ def test_the_hub_takes_the_front_matter(tmp_path, monkeypatch):
 
     monkeypatch.chdir(tmp_path)
     config = config_of("owner/model", data={"train": ["owner/rows", "/home/someone/rows.jsonl"]})
-    data = ModelCard(model_card(config, 0.5)).data
+    data: Any = ModelCard(model_card(config, 0.5)).data
     assert (data.base_model, data.library_name, data.pipeline_tag) == ("owner/model", "peft", "text-generation")
     assert data.datasets == ["owner/rows"]
     assert data.tags == ["lora", "lora-train"]
-    local = ModelCard(model_card(config_of("owner/model", data={"train": "rows.jsonl"}), 0.5))
-    assert local.data.datasets is None
+    local: Any = ModelCard(model_card(config_of("owner/model", data={"train": "rows.jsonl"}), 0.5)).data
+    assert local.datasets is None
 
 
 def test_a_gguf_file_whose_repository_is_known_is_named_by_it(tmp_path):
