@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ...instrument.messages import say
-from ..config.reference import keys
 
 SHELLS = ("bash", "zsh", "fish")
 # Words behind which a file, a run or a choice is expected, by what argparse calls it.
@@ -50,6 +49,8 @@ def words_of(parser: ArgumentParser) -> Words:
 
 def key_values() -> dict[str, tuple[str, ...]]:
     """Each key with the words it may be."""
+    from ..config.reference import keys  # imports pydantic, which takes a third of a second
+
     found = {}
     for key in keys():
         words = [word for word in key.allowed if not word.startswith(("≥", ">", "≤", "<")) and " " not in word]

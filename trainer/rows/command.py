@@ -32,7 +32,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("-n", "--number", type=_number, default=SHOWN, metavar="N", help=say("cli.rows.number"))
     parser.add_argument("--probe", action="store_true", help=say("cli.rows.probe"))
     parser.add_argument("--csv", action="store_true", help=say("cli.rows.csv"))
-    parser.add_argument("--yaml", action="store_true", help=say("cli.rows.yaml"))
+    parser.add_argument("--yaml", action="store_true", help=say("cli.rows.skip"))
     parser.add_argument("--no-text", action="store_true", help=say("cli.rows.no_text"))
     parser.add_argument("--lang", choices=LANGUAGES, default=language(), help=say("cli.lang"))
 
@@ -158,7 +158,7 @@ def _print_yaml(found: pd.DataFrame) -> None:
     from .score import FLAGGED
 
     flagged = found[found["score"] >= FLAGGED]
-    print(say("rows.yaml", n=len(flagged), of=len(found), score=FLAGGED))
+    print(say("rows.skip", n=len(flagged), of=len(found), score=FLAGGED))
     print("data:\n  skip_rows: [" + ", ".join(map(str, sorted(flagged["row"]))) + "]")
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +12,7 @@ from lora_train.instrument.judge.explain import explain, read_history
 from lora_train.instrument.read.load import load_run
 from lora_train.instrument.show.report import write_report
 
-from ....conftest import COMMAND_ENVIRONMENT, ROOT
+from ....conftest import ROOT
 from ...conftest import wait_until
 
 RUNS = ROOT / "tests" / "runs"
@@ -408,34 +406,6 @@ def test_runs_that_are_not_whole_give_a_page(opened, run, state):
         assert page.evaluate("STEPS") == [1]
     if state == "damaged_stats":
         assert "cannot be read" in page.inner_text("main")
-
-
-def test_follow_waits_shows_what_comes_and_keeps_its_place(opened, run, tmp_path):
-    live = tmp_path / "live"
-    lines = [line for line in (run / "metrics.jsonl").read_text().splitlines() if "train_runtime" not in line]
-    (run / "metrics.jsonl").write_text("\n".join(lines[:10]) + "\n")
-    command = [str(Path(sys.executable).with_name("lora-train")), "report", str(live), "--follow"]
-    with subprocess.Popen(command, env=COMMAND_ENVIRONMENT, stdout=subprocess.PIPE, text=True) as process:
-        try:
-            assert process.stdout is not None
-            assert process.stdout.readline().startswith(f"waiting for {live}")
-            run.rename(live)
-            assert "report.html" in process.stdout.readline()
-            page = opened(live / "report.html").page
-            assert page.inner_text(".status .state").startswith("Running, step 10")
-            page.click("#lang-ko")
-            page.evaluate("window.scrollTo(0, 700)")
-            with (live / "metrics.jsonl").open("a") as file:
-                file.write("\n".join(lines[10:30]) + "\n")
-            wait_until(page, "STEPS.length > 10")
-            assert page.get_attribute("html", "lang") == "ko"
-            assert page.evaluate("window.scrollY") == pytest.approx(700, abs=5)
-            with (live / "metrics.jsonl").open("a") as file:
-                file.write(json.dumps({"start": 0, "train_runtime": 1.0}) + "\n")
-            assert process.wait(60) == 0
-            assert process.stdout.read() == ""  # one line, not one a rewrite
-        finally:
-            process.kill()
 
 
 def test_a_page_of_sixty_lines_is_small(tmp_path):
