@@ -58,7 +58,8 @@ def test_evaluate_gives_the_scores_of_the_run(runs, cli, kind):
     found, recorded = json.loads(done.stdout), last_evaluation(runs[kind])
     assert found["rows"] == 24
     for name, value in found["scores"].items():
-        assert value == pytest.approx(recorded[f"eval_{name}"], abs=1e-5), name
+        # a correlation of predictions that hardly differ enlarges what other sums in float32 leave
+        assert value == pytest.approx(recorded[f"eval_{name}"], abs=1e-4), name
     stored = read_rows(runs[kind], recorded["step"])
     assert stored is not None
     if kind == "value":
