@@ -52,8 +52,8 @@ TRAINING_ROWS = {
         ("sumsq", "", "float", "sum(|dA_r|^2 + |dB_r|^2)", _NOT_TOLD_APART,
          "Squared norm of what the row adds to the step's gradient, over every fused LoRA matrix, before clipping and "
          "without the loss scale; NaN or inf where a value is.",
-         "이 행이 스텝의 그래디언트에 더한 것의 노름 제곱. fused LoRA 행렬 전체, 클리핑 전, loss scale이 곱해지지 않은 값이며 "
-         "유한하지 않으면 NaN이나 inf입니다."),
+         "이 행이 스텝의 그래디언트에 더한 것의 노름 제곱. fused LoRA 행렬 전체, 클리핑 전, loss scale이 곱해지지 않은 "
+         "값이며 유한하지 않으면 NaN이나 inf입니다."),
         ("shares", "", "list", "", _NOT_THIS_STEP, "The same of each module.", "모듈마다 구한 같은 값."),
     )
 }  # fmt: skip
