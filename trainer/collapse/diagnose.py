@@ -96,9 +96,11 @@ def diagnose(components: Components, trouble: Trouble) -> Diagnosis:
 
 
 def first_bad_row(trouble: Trouble, found: Found) -> int | None:
-    """The first row of the micro-batch to blame that was not finite when the step ran; None where all were, or nobody
-    recorded it.
+    """The first row of the micro-batch to blame that was not finite when the step ran; None where all of several were,
+    the weights are to blame, or nobody recorded it.
     """
+    if found.kind in (Kind.BAD_WEIGHT, Kind.DEAD_ADAPTER):
+        return None
     rows = trouble.bad_rows.get((found.micro_batch, found.rank))
     return rows[0] if rows else None
 

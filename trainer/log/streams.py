@@ -94,7 +94,7 @@ class Streams:
     def bad_rows_of(self, step: int) -> dict[tuple[int, int], list[int]]:
         """Rows whose loss or gradient was not finite, by (micro-batch, process), if that step was the last to arrive.
 
-        Where every row of a micro-batch is so, or of the step, the weights are what is wrong, and no row.
+        Where every one of several rows of a micro-batch is so, the weights are what is wrong, and no row.
         """
         return self._bad_rows[1] if self._bad_rows[0] == step else {}
 
@@ -134,8 +134,6 @@ def _recorded_places(places: list[tuple[int, int, int, Any]]) -> list[tuple[int,
 
 def _bad_rows(columns: dict[str, Any], bad: np.ndarray) -> dict[tuple[int, int], list[int]]:
     found: dict[tuple[int, int], list[int]] = {}
-    if bad.all():
-        return found
     places = list(zip(columns["micro_batch"], columns["process"], strict=True))
     for place in dict.fromkeys(places):
         own = [at for at, other in enumerate(places) if other == place]

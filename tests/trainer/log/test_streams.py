@@ -98,7 +98,7 @@ def test_a_step_after_the_one_that_went_wrong_is_dropped(tmp_path: Path):
         ([[[5, 1], []], [[2, 3], []]], {5, 1, 2, 3}, {}),
         ([[[5], []], [[2], []]], {2}, {(1, 0): [2]}),
         ([[[5], [1]]], {1}, {(0, 1): [1]}),
-        ([[[5], []]], {5}, {}),
+        ([[[5], []]], {5}, {(0, 0): [5]}),
     ],
 )
 def test_a_bad_row_is_named_where_others_are_not(shares: list, bad: set[int], expected: dict):
