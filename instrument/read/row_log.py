@@ -1,13 +1,13 @@
 """What each training row added to each step, in rows/ of a run folder: one Arrow stream a start, and at the end one
 Parquet file. Imports no torch.
 
-    RowsWriter(folder, start, modules).write(step, columns, shares)      rows/start-<n>.arrows
+    RowsWriter(folder, start, modules, whole).write(columns, shares)      rows/start-<n>.arrows
     compact_rows(folder)                                                  rows/start-<n>.parquet
     read_training_rows(folder)                                            a frame, one row for each row of a step
 
 TRAINING_ROWS has the columns. `shares` is a list of as many numbers as modules, whose names are in the schema's
-metadata, on the steps that have them. A step that was run twice is what its last start says. 10,000 steps of 16 rows,
-with the shares of 210 modules every 100 steps, take 3.5 MB.
+metadata, on the steps that have them. A step that was run twice is what its last start says. Files are to stay below
+6 MB for 10,000 steps of 16 rows with the shares of 210 modules every 100 steps; a test holds a fifth of that.
 """
 
 from __future__ import annotations

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import csv
 import sys
-from argparse import ArgumentParser, ArgumentTypeError, Namespace
+from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...instrument.messages import LANGUAGES, language, say, say_in
 from ..errors import UserError, problem
+from ..verbs.lengthen import at_least_one
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -29,22 +30,12 @@ _HEAD = "{row:>8} {score:>6} {loss:>7} {z:>6} {grad:>6} {like:>14} {course:<14} 
 def add_arguments(parser: ArgumentParser) -> None:
     """Its arguments."""
     parser.add_argument("run", metavar="RUN", type=Path, help=say("cli.rows.run"))
-    parser.add_argument("-n", "--number", type=_number, default=SHOWN, metavar="N", help=say("cli.rows.number"))
+    parser.add_argument("-n", "--number", type=at_least_one, default=SHOWN, metavar="N", help=say("cli.rows.number"))
     parser.add_argument("--probe", action="store_true", help=say("cli.rows.probe"))
     parser.add_argument("--csv", action="store_true", help=say("cli.rows.csv"))
     parser.add_argument("--yaml", action="store_true", help=say("cli.rows.skip"))
     parser.add_argument("--no-text", action="store_true", help=say("cli.rows.no_text"))
     parser.add_argument("--lang", choices=LANGUAGES, default=language(), help=say("cli.lang"))
-
-
-def _number(text: str) -> int:
-    try:
-        value = int(text)
-    except ValueError:
-        value = 0
-    if value < 1:
-        raise ArgumentTypeError(say("cli.at_least_one", value=text))
-    return value
 
 
 def run(arguments: Namespace) -> int:

@@ -2,9 +2,8 @@
 
     ratio = mean loss of the answer after its question / mean loss of the answer alone
 
-A question that the answer belongs to makes the answer less surprising, and the ratio small. Tried on 104 English
-instruction rows of which 12 had another row's answer, SmolLM2-135M: of a random pair of a swapped and another row the
-swapped one had the larger ratio in 98% (the loss alone: 74%; the gradient norm: 52 to 65%).
+A question that the answer belongs to makes the answer less surprising, and the ratio small. `python -m benchmarks.rows`
+prints how often that tells a swapped answer from others, with loss and gradient norm alone beside it.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ from ...instrument.judge.row_ranks import standing_out
 from ..data.examples import Example
 from ..data.overlap import alike
 
-# A row from here on is named as one to look at: one in 2,000 of rows that are as others are, were they normal.
+# A row from here on is named as one to look at: so far out is one in 2,000 of normal values, for one part.
 FLAGGED = 3.3
 # Of runs in common what is no duplicate yet, and what every further tenth of them is worth in spreads.
 PHRASES, TENTH = 0.3, 1.0

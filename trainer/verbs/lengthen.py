@@ -36,11 +36,18 @@ COLD, MOST = 0.1, 0.5
 def add_arguments(parser: ArgumentParser) -> None:
     """Its arguments."""
     parser.add_argument("run", metavar="RUN", type=Path, help=say("cli.lengthen.run"))
-    parser.add_argument("--max-steps", required=True, type=_steps, metavar="N", help=say("cli.lengthen.max_steps"))
+    parser.add_argument(
+        "--max-steps", required=True, type=at_least_one, metavar="N", help=say("cli.lengthen.max_steps")
+    )
     parser.add_argument("-o", "--output", type=Path, metavar="FILE", help=say("cli.lengthen.output"))
 
 
-def _steps(text: str) -> int:
+def at_least_one(text: str) -> int:
+    """A whole number of an argument.
+
+    Raises:
+        ArgumentTypeError: it is none, or below 1.
+    """
     try:
         value = int(text)
     except ValueError:
