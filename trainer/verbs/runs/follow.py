@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
 from pathlib import Path
 
@@ -38,17 +37,20 @@ def follow(source: Path, output: Path | None) -> Path:
     except OSError as error:
         raise UserError(problem("board.no_port", address=error.filename, what=error.strerror)) from error
     with server.running():
-        print(say("report.serving", path=source, address=server.address), flush=True)
-        print(say("board.remote", port=server.server_port), flush=True)
-        if not begun(source):
-            print(say("report.waiting", path=source), flush=True)
-            while not begun(source):
-                time.sleep(POLL)
-            read_history(source)
-        with contextlib.suppress(KeyboardInterrupt):
+        try:
+            print(say("report.serving", path=source, address=server.address), flush=True)
+            print(say("board.remote", port=server.server_port), flush=True)
+            if not begun(source):
+                print(say("report.waiting", path=source), flush=True)
+                while not begun(source):
+                    time.sleep(POLL)
+                read_history(source)
             while not is_over(source):
                 time.sleep(POLL)
             server.settle(PATIENCE)  # open pages ask for the end
+        except KeyboardInterrupt:  # at any moment: what there is, is written
+            if not begun(source):
+                raise
     return write_report(source, output=output)
 
 

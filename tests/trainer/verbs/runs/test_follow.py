@@ -6,6 +6,8 @@ import signal
 from urllib.request import urlopen
 
 import pytest
+from lora_train.instrument.board.serve import follow as serve
+from lora_train.trainer.verbs.runs import follow
 
 from ....instrument.board.build import append, copy, held, metrics, until
 from .process import Running
@@ -41,6 +43,27 @@ def test_ended_by_hand_it_writes_what_there_is(tmp_path, number):
         assert report.line("report page.html")
     assert (tmp_path / "page.html").is_file()
     assert not (run / "report.html").exists()
+
+
+@pytest.mark.parametrize("moment", ["begun", "is_over"])
+def test_ended_by_hand_at_any_moment_it_writes_what_there_is(tmp_path, monkeypatch, moment):
+    run = copy(tmp_path / "run", lines=20)
+    calls, module = iter([False, KeyboardInterrupt()]), follow if moment == "is_over" else serve
+    asked = getattr(module, moment)
+
+    def interrupted(path):
+        answer = next(calls, None)
+        if isinstance(answer, KeyboardInterrupt):
+            raise answer
+        return asked(path)
+
+    monkeypatch.setattr(module, moment, interrupted)
+    with held(run):
+        try:
+            assert follow.follow(run, tmp_path / "page.html") == tmp_path / "page.html"
+        except KeyboardInterrupt:
+            pytest.fail("ended by the signal, with nothing written")
+    assert (tmp_path / "page.html").is_file()
 
 
 def test_ended_by_hand_before_the_run_has_begun_it_writes_nothing(tmp_path):
