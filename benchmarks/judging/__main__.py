@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 
 import numpy as np
+from lora_train.instrument.judge.explain.rules.evaluation import ALIKE
 from lora_train.instrument.judge.noise import CRITICAL, noise_of, statistic
 
 from . import __doc__ as description
@@ -112,8 +113,8 @@ def quick() -> list[int]:
     return [place for place, cell in enumerate(cells()) if cell.n in QUICK.get(cell.part, QUICK_LINES)]
 
 
-def critical(seeds: int = CRITICAL_SEEDS) -> dict[int, float]:
-    """CRITICAL of instrument/judge/noise.py, but for its first two entries, drawn from seeds of their own."""
+def critical(seeds: int = CRITICAL_SEEDS, alike: float = 0.0) -> dict[int, float]:
+    """CRITICAL of instrument/judge/noise.py, or CRITICAL_ALIKE, but for its first entries, from seeds of their own."""
     table = {}
     for n in (n for n in CRITICAL if n > 5):
         reached = []
@@ -124,7 +125,7 @@ def critical(seeds: int = CRITICAL_SEEDS) -> dict[int, float]:
             drawn = (
                 draw.correlated(n, random) if kind == "AR 0.5" else draw.noise(kind, n, random) for _ in range(seeds)
             )
-            reached.append(float(np.quantile([statistic(x, noise_of(x))[0] for x in drawn], share)))
+            reached.append(float(np.quantile([statistic(x, noise_of(x, alike=alike))[0] for x in drawn], share)))
         table[n] = round(max(reached), 2)
     return table
 
@@ -147,10 +148,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--quick", action="store_true", help=f"some sizes, {QUICK_SEEDS} seeds")
     parser.add_argument("--short", action="store_true", help="print only what falls short")
     parser.add_argument("--summary", action="store_true", help="print the table of docs/measured.md at the end")
-    parser.add_argument("--critical", action="store_true", help="print the table of critical values instead")
+    parser.add_argument("--critical", action="store_true", help="print the tables of critical values instead")
     options = parser.parse_args(arguments)
     if options.critical:
         print(critical())
+        print(critical(alike=ALIKE))
         return 0
     every = cells()
     places = quick() if options.quick else list(range(len(every)))

@@ -35,6 +35,9 @@ STEEP = 6.0
 KNOWN_RHO, MOST_RHO, AROUND, ALIKE = 40, 0.8, 15, 30
 # Below FEW values the scatter is not known: no evaluation of a hundred rows wobbles by more than ASSUMED of its level.
 FEW, ASSUMED = 6, 0.05
+# From so many values on a first quarter that is steep is left out of sigma whether or not each value is below the last:
+# what remains shows the scatter well enough.
+PLENTY = 20
 # A change below this share of the level is not worth a name.
 SMALL = 0.005
 # What T reaches by chance in one of 100 series that stay, of the worst of three kinds of noise (Gaussian, Student's t
@@ -45,15 +48,17 @@ CRITICAL = {
     3: 2.4, 4: 2.8, 5: 2.8, 6: 3.25, 8: 3.2, 10: 3.5, 12: 3.2, 15: 3.25, 19: 3.5,
     20: 3.2, 30: 3.5, 39: 3.6, 40: 3.25, 60: 3.25, 80: 3.3, 120: 3.4, 200: 3.7,
 }  # fmt: skip
+# The same where neighbours are taken for correlated until they show it (`alike`): that widens the noise already.
+CRITICAL_ALIKE = {**CRITICAL, 40: 3.05, 60: 3.0, 80: 3.05, 120: 3.3, 200: 3.55}
 # By how much the fit of shapes that have ended must be better than that of shapes that go on (chi-squared units):
 # the shapes of `_shapes` are told apart by 16 and more where the fall is as large as CRITICAL finds.
 GOES_ON = 2.5
 # What ended is told the more easily the more values there are: by the least number of them, how much better the other
 # may fit. At 40 values a line of 3 sigma is called ended in 3 of 100, at 80 in fewer than 1.
-ENDED = {0: -0.7, 40: 0.7}
+ENDED = {0: -0.7, 15: 0.3, 30: 0.7, 80: 1.5}
 # Standard errors of the best of those shapes that chance alone seldom reaches, by the least number of values; what it
 # costs in false verdicts is printed by python -m benchmarks.judging.
-FALL = {0: 4.3, 10: 3.4, 40: 2.8}
+FALL = {0: 4.3, 10: 3.4, 15: 3.1, 30: 2.9, 40: 2.8, 80: 2.35}
 # Fewer are too few to say that nothing moved.
 STAYS = 10
 # A rise of so many values or more is over where the last ones keep less of it than this.
@@ -147,7 +152,7 @@ def noise_of(values: np.ndarray, assumed: float = ASSUMED, alike: float = 0.0) -
     x = np.asarray(values, "float64")
     least = quantum(x) / 2 if len(x) else 0.0
     sigma, start = _sigma(x), len(x) // 4
-    if len(x) >= 2 * FEW and np.all(np.diff(x[: start + 1]) < 0):
+    if len(x) >= 2 * FEW and (len(x) >= PLENTY or np.all(np.diff(x[: start + 1]) < 0)):
         rest = _sigma(x[start:])
         sigma = rest if x[0] - x[start] > STEEP * rest else sigma
     if len(x) < FEW:
@@ -227,9 +232,10 @@ def _splits(n: int, shortest: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, 
     return i, k, k - i, n - k
 
 
-def critical(n: int) -> float:
-    """What T of n values reaches by chance in one of 100 series, between the entries of CRITICAL in log n."""
-    return float(np.interp(math.log(n), np.log(list(CRITICAL)), list(CRITICAL.values())))
+def critical(n: int, alike: bool = False) -> float:
+    """What T of n values reaches by chance in one of 100 series, between the entries of its table in log n."""
+    table = CRITICAL_ALIKE if alike else CRITICAL
+    return float(np.interp(math.log(n), np.log(list(table)), list(table.values())))
 
 
 def from_table(table: Mapping[int, float], n: int) -> float:
@@ -265,7 +271,7 @@ def _judged(raw: bytes, small: float, assumed: float, sigma: float, alike: float
         return Course("undecided", float(x[0]), 0, float(x[0]), noise, n)
     worth = small * abs(float(np.median(x)))
     size, i, k = statistic(x, noise)
-    limit = critical(n)
+    limit = critical(n, alike > 0 and n == len(values))
     low, end = float(np.mean(x[i:k])) if k else float(x.min()), float(np.mean(x[k:])) if k else float(x[-1])
     if size >= limit and end - low > worth and not _came_back(x, low, end):
         return Course("rose", low, int(where[(i + k - 1) // 2]), end, noise, n)
@@ -307,11 +313,19 @@ def _ending(x: np.ndarray, noise: Noise, worth: float) -> str:
     ended, going = _shapes(len(y))
     fits = [np.max(np.maximum(shapes @ y, 0) ** 2) for shapes in (ended, going)]
     better = (fits[1] - fits[0]) / (noise.sigma * noise.inflation) ** 2
-    half = len(y) // 2
-    lately = float(np.mean(y[half : half + (len(y) - half) // 2]) - np.mean(y[half + (len(y) - half) // 2 :]))
     if better > GOES_ON:
-        return "falling" if lately > worth / 4 else "settled"
+        best = going[int(np.argmax(going @ y))]
+        error = noise.sigma * noise.inflation * math.sqrt(16 / len(y))
+        foretold = _lately(best) * float(best @ y)
+        least = worth / 4 if foretold < worth / 4 else min(worth / 4, foretold - 2 * error)
+        return "falling" if _lately(y) > least else "settled"
     return "settled" if better < from_table(ENDED, len(y)) else "fell"
+
+
+def _lately(y: np.ndarray) -> float:
+    """By how much the mean of the last quarter is below that of the one before it."""
+    half, quarter = len(y) // 2, (len(y) - len(y) // 2) // 2
+    return float(np.mean(y[half : half + quarter]) - np.mean(y[half + quarter :]))
 
 
 def trend(x: np.ndarray, noise: Noise) -> float:

@@ -22,6 +22,9 @@ PARTS, RISING, MOST_IN_ONE, LATE = 8, 6, 0.4, 0.3
 MOSTLY = 0.6
 # A trend of so many standard errors beside it: the share alone is reached by chance in one of 50 runs of 50 steps.
 SLOWER, MUCH_SLOWER, SLOWED = 1.07, 1.3, 1.5
+# A line through all steps scatters less than two thirds do: of 50 steps whose times scatter by 8% it rises so much in
+# one of 60 by chance, and by less in one of 200 that become slower by a fifth.
+LINE = 1.085
 EVAL_SHARE, SAVE_SHARE = 0.2, 0.1
 # What memory may have grown with: the column that rises then, and what is said.
 MEMORY_GREW = {"eval_seconds_total": "explain.memory_eval", "save_seconds_total": "explain.memory_save"}
@@ -85,14 +88,14 @@ def drift(history: History) -> Finding | None:
     facts = {"early": early, "late": late, "percent": 100 * (late / early - 1)}
     if late < early / SLOWER:
         return Finding("time", "healthy", "explain.time_faster", facts)
-    if late < SLOWER * early or not _slowed(seconds[2:]):
+    if (late < SLOWER * early and _line(seconds[2:]) < LINE) or not _slowed(seconds[2:]):
         return Finding("time", "healthy", "explain.time_steady", facts)
     verdict = "watch" if late > MUCH_SLOWER * early else "note"
     if not np.isfinite(tokens).all():
         return Finding("time", verdict, "explain.time_slower_seconds", facts)
     rates = _level(tokens[2:third] / seconds[2:third]), _level(tokens[-third:] / seconds[-third:])
     facts |= {"tokens_early": median(tokens[2:third]), "tokens_late": median(tokens[-third:])}
-    if rates[1] > rates[0] / SLOWER**0.5:
+    if facts["tokens_late"] > facts["tokens_early"] and rates[1] > rates[0] / SLOWER**0.5:
         return Finding("time", "healthy", "explain.time_lengths", facts)
     on_gpu = bool(history.steps["memory_reserved_gib"].notna().any())
     key = "explain.time_slower" if on_gpu else "explain.time_slower_cpu"
@@ -102,6 +105,15 @@ def drift(history: History) -> Finding | None:
 def _level(values: np.ndarray) -> float:
     """Their mean, outliers cut off: a median of so few scatters by a quarter more."""
     return float(blocks(values, 1)[0][0])
+
+
+def _line(seconds: np.ndarray) -> float:
+    """By what factor a line through their logarithms rises from end to end, outliers cut off."""
+    logs = np.log(np.maximum(seconds, 1e-9))
+    middle = np.median(logs)
+    reach = 3 * 1.4826 * np.median(np.abs(logs - middle))
+    t = np.linspace(-0.5, 0.5, len(logs))
+    return float(np.exp(t @ np.clip(logs - middle, -reach, reach) / (t @ t)))
 
 
 def _slowed(seconds: np.ndarray) -> bool:
