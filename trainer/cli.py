@@ -80,14 +80,11 @@ def _train(arguments: Namespace) -> int:
     from .checks.own_code import own_word
     from .checks.read_config import read_config
     from .console import note, quiet_libraries
-    from .hub import ask_first
+    from .hub import ask_for_run
 
     config = read_config(arguments.config, arguments.overrides, note)
     config = own_word(config, arguments.config, arguments.overrides)
-    ask_first(config.model.name_or_path, config.model.revision)
-    for source in (config.data.train, config.data.eval or []):
-        for name in [source] if isinstance(source, str) else source:
-            ask_first(name, kind="dataset")
+    ask_for_run(config)
     quiet_libraries()
     with phase(say("phase.importing")):  # torch, which takes seconds
         if arguments.dry_run:

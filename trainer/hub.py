@@ -24,7 +24,7 @@ import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import (
     HfApi,
@@ -49,6 +49,9 @@ from huggingface_hub.utils._http import default_client_factory
 from ..instrument.messages import say
 from .config.names import is_path
 from .errors import Problem, UserError, first_line, problem
+
+if TYPE_CHECKING:
+    from .config.schema import Config
 
 FIRST_ANSWER = 5.0  # seconds until the head of an answer; the library's own limits are on each read
 MAX_SHOWN = 110  # characters of a library's own sentence
@@ -106,6 +109,18 @@ def ask_first(name: str, revision: str | None = None, kind: str = "model") -> No
             return
         sentence = "data.hub" if kind == "dataset" else "model.load"
         raise UserError(Problem(say(sentence, name=name, source=name, what=why.error), why.hint)) from error
+
+
+def ask_for_run(config: Config) -> None:
+    """Asks first for the model and the data sets of a run.
+
+    Raises:
+        UserError: as ask_first.
+    """
+    ask_first(config.model.name_or_path, config.model.revision)
+    for source in (config.data.train, config.data.eval or []):
+        for name in [source] if isinstance(source, str) else source:
+            ask_first(name, kind="dataset")
 
 
 def _is_cached(name: str, revision: str | None, kind: str) -> bool:

@@ -76,7 +76,7 @@ class MetricsLog:
         """Writes one line; floats that are not finite become null.
 
         Raises:
-            OSError: the disk refused; nothing of the line is left.
+            OSError: the disk refused; nothing of the line is left where the disk allows that.
         """
         clean = {key: _finite_or_none(value) for key, value in {"start": self._start, **values}.items()}
         line = (json.dumps(clean, allow_nan=False) + "\n").encode()
@@ -85,7 +85,8 @@ class MetricsLog:
             while line:  # a full disk takes a part of it before it refuses
                 line = line[self._file.write(line) :]
         except OSError:
-            self._file.truncate(size)
+            with contextlib.suppress(OSError):  # what the disk said first is the reason
+                self._file.truncate(size)
             raise
 
     def close(self) -> None:

@@ -128,6 +128,21 @@ def test_every_command_that_loads_a_model_asks_before_torch_is_imported(tmp_path
     assert ended.stderr.count("owner/model is not in the cache, and HF_HUB_OFFLINE is set") == len(commands)
 
 
+def test_from_python_too_torch_is_imported_after_the_question(tmp_path):
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"text": "a"}\n')
+    config = {"model": {"name_or_path": "owner/model"}, "data": {"train": str(rows)}}
+    program = (
+        "import json, sys\nfrom lora_train import UserError, train\n"
+        "try:\n    train(json.loads(sys.argv[1]))\n"
+        "except UserError as error:\n    print(error, 'torch' in sys.modules)"
+    )
+    command = [sys.executable, "-c", program, json.dumps(config)]
+    ended = subprocess.run(command, env=COMMAND_ENVIRONMENT, capture_output=True, text=True, timeout=120, check=False)
+    assert "owner/model is not in the cache, and HF_HUB_OFFLINE is set" in ended.stdout, ended.stderr
+    assert ended.stdout.endswith("False\n")
+
+
 def test_nothing_of_the_libraries_retries_is_printed(scenarios):
     noise = ("Retrying", "thrown while requesting", "Retry ", "Traceback")
     assert not [line for line in scenarios[1].splitlines() if any(word in line for word in noise)]

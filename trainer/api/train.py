@@ -41,8 +41,11 @@ def train(config: Mapping[str, Any] | str | Path, *, resume: str | Path | None =
         Stopped: the disk refused what must be written, or another process is gone.
         KeyboardInterrupt: the stop button; a checkpoint holds the state reached, and `resume="auto"` goes on from it.
     """
+    from ..hub import ask_for_run
+
     console = NotebookConsole() if in_notebook() else Console()
     checked = settings(config, overrides, console.line)
+    ask_for_run(checked)
     folders: list[Path] = []
     try:
         with _left_as_found():

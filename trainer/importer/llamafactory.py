@@ -142,13 +142,16 @@ def _model(draft: Draft) -> None:
         draft.put("model.attn_implementation", "eager", "flash_attn")
 
 
-def _data(draft: Draft) -> None:
-    dataset = draft.take("dataset")
+def _sets(value: object) -> list[str]:
+    """The names of data sets: a list, or one text with commas; none where it is neither."""
     try:
-        sets = names(dataset) if dataset is not None else []
+        return names(value) if value is not None else []
     except Unreadable:
-        sets = []
-    if sets:
+        return []
+
+
+def _data(draft: Draft) -> None:
+    if sets := _sets(draft.take("dataset")):
         draft.put("data.train", sets if len(sets) > 1 else sets[0], "dataset", say("import.dataset_info"))
     template = draft.take("template")
     if draft.raw.get("stage") == "pt":
@@ -162,14 +165,14 @@ def _data(draft: Draft) -> None:
 
 
 def _evaluation(draft: Draft) -> None:
-    size, sets = draft.take("val_size"), draft.take("eval_dataset")
+    size, sets = draft.take("val_size"), _sets(draft.take("eval_dataset"))
     steps, strategy = draft.take("eval_steps"), draft.take("eval_strategy", "evaluation_strategy")
     try:
         share = 0.0 if is_off(size) else number(size)
     except Unreadable:
         share = 0.0
-    if isinstance(sets, str) and sets:
-        draft.put("data.eval", sets.split(",")[0].strip(), "eval_dataset", say("import.dataset_info"))
+    if sets:
+        draft.put("data.eval", sets if len(sets) > 1 else sets[0], "eval_dataset", say("import.dataset_info"))
     elif 0 < share < 1:
         draft.put("data.eval_fraction", share, "val_size")
     elif share >= 1:

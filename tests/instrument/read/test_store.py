@@ -553,3 +553,10 @@ print(len(run.stats()), run.exponents("model.layers.0.q_proj:out", 1), "torch" i
 """
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ran.stdout.splitlines() == ["set()", "5 1 5", "5 None False"]
+
+
+def test_what_the_disk_said_first_is_the_reason(tmp_path):
+    """/dev/full can't be cut to what it held: that is no reason to hide that there is no room."""
+    (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left"):
+        MetricsLog(tmp_path, start=0).write({"step": 1})

@@ -52,7 +52,8 @@ def test_what_is_trained_on():
 
 
 def test_all_data_sets_are_named():
-    draft = llamafactory({**MINIMAL, "dataset": "identity, alpaca_en_demo"})
+    draft = llamafactory({**MINIMAL, "dataset": "identity, alpaca_en_demo", "eval_dataset": "first, second"})
+    assert draft.values["data.eval"] == ["first", "second"]
     assert draft.values["data.train"] == ["identity", "alpaca_en_demo"]
     assert draft.left == []
     assert "dataset_info.json" in draft.remarks["data.train"]
