@@ -6,6 +6,7 @@ import json
 import os
 import pty
 import re
+import shlex
 import struct
 import subprocess
 import sys
@@ -106,7 +107,7 @@ def test_a_folder_without_runs_and_one_that_is_not_there(cli, tmp_path):
 
 
 def test_a_reader_that_has_seen_enough_is_no_error(folder):
-    command = f'{sys.executable} -c "{PROGRAM}" ls | head -n 1; exit ${{PIPESTATUS[0]}}'
+    command = f"{shlex.quote(sys.executable)} -c {shlex.quote(PROGRAM)} ls | head -n 1; exit ${{PIPESTATUS[0]}}"
     result = subprocess.run(
         ["bash", "-c", command], cwd=folder, env=COMMAND_ENVIRONMENT, capture_output=True, text=True
     )
