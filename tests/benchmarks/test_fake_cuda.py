@@ -28,8 +28,10 @@ def python(*arguments: object, cwd: Path = ROOT, path: str = "") -> subprocess.C
 
 
 def test_whole_runs_compile_early_launch_little_and_never_wait(tmp_path: Path):
-    """Training, evaluation, collapse, replay and the callback on a T4, an A100 and an H100; every variant compiles."""
-    done = python("-m", "benchmarks.fake_cuda", "--compile", "--json", tmp_path / "seen.json")
+    """Training, evaluation, collapse, replay and the callback on an H100; every variant compiles. On a T4 and an A100
+    `make gpu-dry` does it.
+    """
+    done = python("-m", "benchmarks.fake_cuda", "--chip", 90, "--compile", "--json", tmp_path / "seen.json")
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
     assert json.loads((tmp_path / "seen.json").read_text()) == {"problems": []}
     print(done.stdout)
