@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 
 import numpy as np
+from lora_train.instrument.judge.course import CRITICAL, statistic
 from lora_train.instrument.judge.explain.rules.evaluation import ALIKE
-from lora_train.instrument.judge.noise import CRITICAL, noise_of, statistic
+from lora_train.instrument.judge.noise import noise_of
 
 from . import __doc__ as description
 from . import draw
@@ -114,7 +115,7 @@ def quick() -> list[int]:
 
 
 def critical(seeds: int = CRITICAL_SEEDS, alike: float = 0.0) -> dict[int, float]:
-    """CRITICAL of instrument/judge/noise.py, or CRITICAL_ALIKE, but for its first entries, from seeds of their own."""
+    """CRITICAL of instrument/judge/course.py, or CRITICAL_ALIKE, but for its first entries, from seeds of their own."""
     table = {}
     for n in (n for n in CRITICAL if n > 5):
         reached = []

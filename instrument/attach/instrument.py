@@ -34,6 +34,7 @@ from ...kernels.backend import is_gpu
 from ...kernels.statistics.tensor_stats import exponent_histogram, tensor_stats
 from ..constants import GIB
 from ..judge.detect import Detectors, Diagnosis, Kind, Trouble
+from ..judge.wording import OTHER_TROUBLE, TROUBLES
 from ..messages import say
 from ..read.schema import StepLine, Summary
 from ..read.store import SCHEMA_VERSION, Site
@@ -275,7 +276,8 @@ class Instrument:
         action = "stop" if self._options.stops else "none"
         diagnosis = Diagnosis(kind, trouble.step, module, blame.phase, [], evidence, action=action)
         self._files.diagnosis(trouble.step, diagnosis.as_json())
-        self._warn(say("attach.trouble", step=trouble.step, kind=kind, module=module or "-", run=self.run_dir))
+        words = say(TROUBLES.get(kind, OTHER_TROUBLE))
+        self._warn(say("attach.trouble", step=trouble.step, trouble=words, module=module or "-", run=self.run_dir))
         return Trouble(trouble.step, kind, module, evidence)
 
     def _blame(self, result: StepResult) -> Blame:

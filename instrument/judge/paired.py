@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .noise import SMALL
+from .course import SMALL
 
 
 @dataclass(frozen=True)

@@ -81,3 +81,18 @@ def lines_of(text: str, lang: str) -> str:
     """`text` about a log that does not number its steps: what is counted there are its lines."""
     pattern, word = _STEP[lang]
     return pattern.sub(word, text)
+
+
+TROUBLES = {
+    "forward_overflow": "trouble.forward_overflow",
+    "backward_overflow": "trouble.backward_overflow",
+    "scale_collapse": "trouble.scale_collapse",
+    "scale_underflow": "trouble.scale_underflow",
+    "bad_weight": "trouble.bad_weight",
+    "dead_adapter": "trouble.dead_adapter",
+    "no_supervised_tokens": "trouble.no_supervised_tokens",
+    "divergence": "trouble.divergence",
+    "not_reproduced": "trouble.not_reproduced",
+}
+"""What went wrong with a step, as a part of a sentence, by the kinds of detect.py."""
+OTHER_TROUBLE = "trouble.other"

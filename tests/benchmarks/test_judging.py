@@ -87,7 +87,7 @@ def test_a_bar_beyond_the_best_test_is_printed_as_short_and_asked_for_by_its_sha
 def test_critical_values_are_drawn(monkeypatch):
     monkeypatch.setattr(judging, "CRITICAL", {4: 0.0, 6: 0.0, 40: 0.0})
     drawn = critical(200)
-    # what is assumed of fewer than six values is not drawn; the others are those of noise.py within their scatter
+    # what is assumed of fewer than six values is not drawn; the others are those of course.py within their scatter
     assert list(drawn) == [6, 40]
     assert drawn[6] == pytest.approx(CRITICAL[6], abs=0.6)
     assert drawn[40] == pytest.approx(CRITICAL[40], abs=0.6)

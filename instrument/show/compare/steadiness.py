@@ -13,10 +13,11 @@ from typing import Any
 
 import numpy as np
 
+from ...judge.course import judge
 from ...judge.explain.finding import Finding, ends
 from ...judge.explain.rules.evaluation import evaluations
 from ...judge.explain.rules.norms import micro_batches
-from ...judge.noise import FEW, judge
+from ...judge.noise import FEW
 from ...read.history import History
 from ..page.people import number
 from .differences import repeated

@@ -118,7 +118,7 @@ def test_the_silent_zero_is_caught_before_the_adapter_dies(tiny_models, tmp_path
     assert (diagnosis["kind"], diagnosis["step"]) == ("forward_overflow", 1)
     assert diagnosis["module"].startswith("model.layers.1.mlp")
     assert load_run(tmp_path / "run").metrics()["loss"].isna().tolist() == [True]
-    assert "COLLAPSE at step 1: forward_overflow in model.layers.1.mlp" in capsys.readouterr().out
+    assert "COLLAPSE at step 1: overflow in the forward pass, model.layers.1.mlp" in capsys.readouterr().out
 
 
 def test_under_a_scaler_losses_are_unscaled_and_skips_are_seen(tiny_models, tmp_path):

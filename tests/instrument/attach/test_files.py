@@ -93,7 +93,7 @@ def test_a_collapse_is_caught_on_a_full_disk(tiny_models, tmp_path, small_disk, 
     assert all(torch.equal(p, before[name]) for name, p in model.named_parameters() if p.requires_grad)
     said = capsys.readouterr().out
     assert said.count(STOPPED) == 1
-    assert "COLLAPSE at step 1: forward_overflow in model.layers.1.mlp" in said
+    assert "COLLAPSE at step 1: overflow in the forward pass, model.layers.1.mlp" in said
 
 
 def test_a_loop_of_ones_own_goes_on(tiny_models, small_disk, capsys):

@@ -1,4 +1,4 @@
-"""The evaluation loss beside the training loss, judged against its own wobble (judge/noise.py).
+"""The evaluation loss beside the training loss, judged against its own wobble (judge/course.py).
 
 It rose after its lowest stretch: overfitting where the training loss fell meanwhile. It fell and goes on, fell and
 settled, or stayed. What cannot be told is `undecided`, with what would tell it. Nothing is said of the end of a run
@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from ....read.history import History
-from ...noise import FEW, Course, judge
+from ...course import Course, judge
+from ...noise import FEW
 from ..finding import WINDOW, Finding, clock, listed, median, scatter
 
 # Correlation of neighbouring evaluations, until they show their own: a fall leaves few that stay.

@@ -7,8 +7,8 @@ import math
 import numpy as np
 
 from ....read.history import History
-from ...noise import STAYS as FEW
-from ...noise import Course, judge
+from ...course import STAYS as FEW
+from ...course import Course, judge
 from ..finding import WINDOW, Finding, at_end, ends, listed, median, scatter
 from .schedule import FAR_RATE
 
@@ -54,7 +54,7 @@ def nonfinite(history: History) -> Finding | None:
 
 
 def course(history: History) -> Finding | None:
-    """Down, flat, up, or down and up again, against its own scatter (judge/noise.py). GRPO's and PPO's say nothing."""
+    """Down, flat, up, or down and up again, against its own scatter (judge/course.py). GRPO's and PPO's say nothing."""
     step, loss = history.finite("loss")
     if stock_zeros(history) or blew_up(history) is not None or history.task in NO_LOSS:
         return None

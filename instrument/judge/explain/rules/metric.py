@@ -15,8 +15,8 @@ import numpy as np
 
 from ....read.eval_rows import EvaluationRows
 from ....read.history import History
+from ...course import Course, judge
 from ...metrics import DECIDES, lower_is_better, measured, named
-from ...noise import Course, judge
 from ...paired import paired
 from ..finding import Finding
 from ..reconcile import BY_LOSS, BY_METRIC, CHOICE, MOVES

@@ -7,7 +7,8 @@ from dataclasses import replace
 from typing import Any
 
 from ....read.history import History
-from ..finding import WINDOW, Finding, at_end, ends, listed, median, scatter
+from ...wording import OTHER_TROUBLE, TROUBLES
+from ..finding import WINDOW, Finding, Phrase, at_end, ends, listed, median, scatter
 
 MOST = 5
 # The end is a median of a dozen losses and the start may be a single one.
@@ -44,6 +45,7 @@ def incidents(history: History) -> list[Finding]:
         values = {
             "step": incident["step"],
             "kind": incident["kind"],
+            "trouble": Phrase(TROUBLES.get(incident["kind"], OTHER_TROUBLE)),
             "module": incident.get("module") or "-",
             "rows": listed(incident["evidence"]["rows_alone"] or incident["rows"]) or "-",
             "change": change or "-",

@@ -2,7 +2,7 @@
 
 An allocator takes blocks: its total rises in steps, ever rarer. A leak rises throughout: of PARTS equal parts
 nearly every one is above the one before, and none takes most of the growth. A machine has pauses and moods: a
-slow-down is one that its scatter does not explain (judge/noise.py) and that is worth a name.
+slow-down is one that its scatter does not explain (judge/course.py) and that is worth a name.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from ....read.history import History
-from ...noise import blocks, judge, noise_of, trend
+from ...course import blocks, judge, trend
+from ...noise import noise_of
 from ..finding import WINDOW, Finding, clock, median
 
 # An allocator's blocks move a total by a percent or two; a tenth of a GiB is what a reader notices.

@@ -15,7 +15,8 @@ import numpy as np
 
 from ....read.eval_rows import EvaluationRows, read_rows, stored_steps
 from ....read.history import History
-from ...noise import FEW, SMALL
+from ...course import SMALL
+from ...noise import FEW
 from ...paired import UNLIKELY, Paired, paired
 from ..finding import Finding, listed
 from .evaluation import train_at
