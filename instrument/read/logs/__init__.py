@@ -69,12 +69,27 @@ def read_history(*sources: str | Path) -> History:
 
 
 def _run_folder(path: Path) -> Path | None:
+    """The run folder that is meant: itself, its metrics.jsonl, or one of its own checkpoints, which keep no log."""
+    checkpoint = path.parent if path.name == STATE else path
+    if re.fullmatch(CHECKPOINT, checkpoint.name) and (checkpoint.parent / METRICS).is_file():
+        try:
+            own = _is_own_state(parse_json((checkpoint / STATE).read_text(encoding="utf-8")))
+        except (OSError, UnicodeDecodeError):
+            own = False
+        if own:
+            return checkpoint.parent
     if path.name == METRICS and path.is_file() and any((path.parent / name).is_file() for name in OURS):
         return path.parent
     return path if path.is_dir() and any((path / name).is_file() for name in (METRICS, SITES)) else None
 
 
 OURS = (SITES, "env.json", "config.yaml")
+CHECKPOINT = r"checkpoint-(\d+)"
+
+
+def _is_own_state(values: object) -> bool:
+    """Whether a trainer_state.json is that of lora-train, which keeps its log in metrics.jsonl."""
+    return isinstance(values, dict) and {"schema_version", "start", "skipped"} <= values.keys()
 
 
 def _read(source: str | Path) -> tuple[str, str, Log]:
@@ -113,7 +128,7 @@ def _newest_state(path: Path) -> Path | None:
     found = [
         (int(match.group(1)), state)
         for state in path.glob(f"checkpoint-*/{STATE}")
-        if (match := re.fullmatch(r"checkpoint-(\d+)", state.parent.name)) and state.is_file()
+        if (match := re.fullmatch(CHECKPOINT, state.parent.name)) and state.is_file()
     ]
     return max(found)[1] if found else None
 
@@ -157,6 +172,8 @@ def _from_bytes(name: str, data: bytes) -> tuple[str, Log]:
     values = parse_json(text.strip())
     if isinstance(values, dict) and (state := read_state(values)) is not None:
         return "trainer", state
+    if _is_own_state(values):
+        raise SourceError("source.own_checkpoint", path=name)
     printed = notebook_text(values)
     log = _from_text(name, clean(text if printed is None else printed)) if values is None or printed else None
     log = log or read_values(values)

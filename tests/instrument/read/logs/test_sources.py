@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import shutil
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -254,3 +255,28 @@ def test_torch_is_not_imported(tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+OWN_STATE = json.dumps({"schema_version": 1, "step": 4, "start": 0, "skipped": 0, "heals": []})
+
+
+def test_a_checkpoint_of_a_run_is_read_as_the_run(tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(RUN, run)
+    state = run / "checkpoint-4" / "trainer_state.json"
+    state.parent.mkdir()
+    state.write_text(OWN_STATE)
+    whole = read_history(run)
+    for source in (state.parent, state):
+        found = read_history(source)
+        assert (found.kind, found.name, found.last_step) == ("run", whole.name, whole.last_step)
+    # one of the Trainer's beside it is its own log
+    state.write_text(json.dumps({"log_history": [{"step": 2, "loss": 1.5}], "global_step": 2, "max_steps": 9}))
+    assert read_history(state.parent).last_step == 2
+
+
+def test_a_checkpoint_without_its_run_is_told_where_the_log_is(tmp_path):
+    state = tmp_path / "checkpoint-4" / "trainer_state.json"
+    state.parent.mkdir()
+    state.write_text(OWN_STATE)
+    assert refused(state.parent) == refused(state) == "own_checkpoint"
