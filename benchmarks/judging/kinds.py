@@ -32,9 +32,13 @@ def kinds() -> Iterator[Cell]:
         yield from _pair("PPO score rises", n, "ppo_rose", _ppo(n, 0.0), _ppo(n, d))
         yield from _pair("PPO score falls", n, "ppo_fell", _ppo(n, 0.0), _ppo(n, -d))
         yield from _pair("PPO pays in KL", n, "ppo_penalty", _ppo(n, d), _ppo(n, d, kl=2 * d))
+        yield from _pair("PPO moves too far", n, "ppo_ratio", _update(n, ratio=1.0), _update(n, ratio=2.6))
+        yield from _pair("PPO clips too much", n, "ppo_clipped", _update(n, clipped=0.15), _update(n, clipped=0.5))
+        yield from _pair("PPO says one thing", n, "ppo_entropy", _update(n, entropy=0.6), _update(n, entropy=0.04))
         yield from _pair("PPO below zero KL", n, "ppo_kl_negative", _ppo(n, 0.0), _ppo(n, 0.0, kl=-3.0))
     for n in (12, 40, 80):
         yield Cell("kinds", "a rise that came back", n, explained(_hump(n)), ROSE, FALSE)
+        yield from _pair("the metric chooses", n, "choice_metric", _chosen(n, "loss"), _chosen(n, "accuracy"))
 
 
 def _pair(name: str, n: int, key: str, without: Make, with_it: Make) -> Iterator[Cell]:
@@ -145,6 +149,41 @@ def _ppo(n: int, change: float, kl: float | None = None) -> Make:
         made.steps["objective/rlhf_reward"] = score - (1.0 if kl is not None else 0.05) * away
         made.steps.attrs["printed"] = ("learning_rate",)
         return _of(made, "ppo")
+
+    return make
+
+
+def _update(n: int, ratio: float = 1.0, clipped: float = 0.1, entropy: float = 0.8) -> Make:
+    """Updates that end at this ratio of the policies, this share clipped, this share of the first entropy."""
+
+    def make(random: Random) -> History:
+        t = np.linspace(0, 1, n)
+        made = draw.history(learning_rate=3e-6 * (1 - t) + 1e-9)
+        end = np.log(ratio) * random.choice([-1, 1]) * random.uniform(1.0, 2.0)
+        made.steps["val/ratio"] = np.exp(end * np.sqrt(t) + 0.05 * random.standard_normal(n))
+        share = clipped * random.uniform(0.9, 1.1)
+        made.steps["policy/clipfrac_avg"] = random.binomial(200, share, n) / 200
+        level = random.uniform(5, 200) * (1 - (1 - entropy) * np.minimum(1.5 * t, 1))
+        made.steps["objective/entropy"] = level * np.exp(0.1 * random.standard_normal(n))
+        made.steps.attrs["printed"] = ("learning_rate",)
+        return _of(made, "ppo")
+
+    return make
+
+
+def _chosen(n: int, by: str) -> Make:
+    """A loss that turns half-way while the accuracy, counted over 500 rows, goes on rising; either may choose."""
+
+    def make(random: Random) -> History:
+        t, level = np.linspace(0, 1, n), draw.level("fall, then line", n, random.uniform(15, 30))
+        evals = {
+            "eval_loss": draw.losses(level, random.standard_normal(n), "Gaussian"),
+            "eval_accuracy": random.binomial(500, random.uniform(0.6, 0.7) + random.uniform(0.12, 0.2) * t) / 500,
+            "eval_runtime": np.full(n, 10.0),
+            "eval_samples_per_second": np.full(n, 50.0),
+        }
+        config = {"training": {"metric_for_best_model": by}}
+        return _of(draw.history(evals, config, loss=draw.training_loss(40, random)), "seq_cls")
 
     return make
 
