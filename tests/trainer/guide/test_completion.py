@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from lora_train.trainer.cli import VERBS, main
+
+from ...conftest import COMMAND_ENVIRONMENT
 
 
 @pytest.fixture
@@ -76,3 +79,25 @@ def test_other_shells(capsys, tmp_path, shell):
     file.write_text(text)
     flag = "-n" if shell == "zsh" else "--no-execute"
     assert subprocess.run([shell, flag, str(file)], capture_output=True, check=False).returncode == 0
+
+
+FISH = shutil.which("fish")
+
+
+@pytest.mark.skipif(FISH is None, reason="no fish here")
+@pytest.mark.parametrize(
+    ("typed", "found"),
+    [
+        ("lora-train exp", {"explain", "export"}),
+        ("lora-train export run --to ", {"gguf-adapter", "merged-gguf", "ollama", "safetensors"}),
+        ("lora-train --config koalpaca.yaml training.learning", {"training.learning_rate="}),
+    ],
+)
+def test_fish_completes(capsys, tmp_path, typed, found):
+    assert main(["completion", "fish"]) == 0
+    (tmp_path / "script.fish").write_text(capsys.readouterr().out)
+    environment = {**COMMAND_ENVIRONMENT, "PATH": f"{Path(sys.executable).parent}:{COMMAND_ENVIRONMENT['PATH']}"}
+    command = [FISH, "--no-config", "-c", "source script.fish; complete -C $argv", typed]
+    ended = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    said = {line.split("\t")[0] for line in ended.stdout.splitlines()}
+    assert found <= said, ended.stderr
