@@ -36,7 +36,7 @@ CRITICAL = {
     20: 3.2, 30: 3.5, 39: 3.6, 40: 3.25, 60: 3.25, 80: 3.3, 120: 3.4, 200: 3.7,
 }  # fmt: skip
 # The same where neighbours are taken for correlated until they show it (`alike`): that widens the noise already.
-CRITICAL_ALIKE = {**CRITICAL, 40: 3.05, 60: 3.0, 80: 3.05, 120: 3.3, 200: 3.55}
+CRITICAL_ALIKE = {**CRITICAL, 40: 3.05, 60: 3.0, 80: 3.1, 120: 3.3, 200: 3.55}
 # By how much the fit of shapes that have ended must be better than that of shapes that go on (chi-squared units):
 # the shapes of `_shapes` are told apart by 16 and more where the fall is as large as CRITICAL finds.
 GOES_ON = 2.5
@@ -45,7 +45,7 @@ GOES_ON = 2.5
 ENDED = {0: -0.7, 15: 0.3, 30: 0.7, 80: 1.5}
 # Standard errors of the best of those shapes that chance alone seldom reaches, by the least number of values; what it
 # costs in false verdicts is printed by python -m benchmarks.judging.
-FALL = {0: 4.3, 10: 3.4, 15: 3.1, 30: 2.9, 40: 2.8, 80: 2.35}
+FALL = {0: 4.3, 10: 3.4, 15: 3.1, 30: 2.9, 40: 2.8, 80: 2.5}
 # Fewer are too few to say that nothing moved.
 STAYS = 10
 # A rise of so many values or more is over where the last ones keep less of it than this.
