@@ -82,6 +82,7 @@ def machine_code(variant: AotVariant, chip: int) -> Any:
         "num_warps": variant.num_warps,
         "num_stages": variant.num_stages,
         "enable_fp_fusion": False,
+        "maxnreg": variant.maxnreg,
     }
     return triton.compile(source, target=GPUTarget("cuda", chip, 32), options=options)
 

@@ -3,23 +3,26 @@
     launch      loads                                          stores
     down        X c,  A rows,  seed                            H splits
     up          Z,  L parts tiles,  R rows,  seed              Z,  H if it was split
-    grad        Z c,  R splits,  L strips,  seed               D strips,  E splits
-    total       parts splits                                   out
+    grad        Z c,  R splits,  L strips,  seed, spans        D strips,  E splits,  squares
+    total       parts splits,  spans                           out,  squares
     rows        statistics of all launches, by a table         a row for each tensor
 
-c = rank chunks of 64, rows = row blocks, and a factor is how often the operand is touched. Every launch leaves 64 bytes
+Where examples are known, spans are the splits, and squares 8 bytes a program and example that was not cut. c = rank
+chunks of 64, rows = row blocks, and a factor is how often the operand is touched. Every launch leaves 64 bytes
 of statistics per program where it counts. tests/benchmarks holds these formulas to what the kernels load and store
 in Triton's interpreter, byte for byte. Products that cuBLAS makes are counted as each operand once.
 
 One projection, forward and backward, from sm_80 on (on sm_75 cuBLAS makes the rank products).
 """
 
+import itertools
 import math
 from dataclasses import dataclass
 
 import torch
 import triton
-from lora_train.kernels.lora_linear.shapes import MAX_PARTIALS, shares
+from lora_train.kernels.lora_linear.read.spans import SPAN_COLUMNS, Spans, cut
+from lora_train.kernels.lora_linear.shapes import MAX_PARTIALS, read_shape, shares
 from lora_train.kernels.lora_linear.tiles import CAST_BLOCK, TOTAL_BLOCK, chunk_of, padded_rank, tile_for
 from lora_train.kernels.statistics.pending_rows import N_COLUMNS
 from lora_train.kernels.statistics.reduce import N_FIELDS, N_PARTIALS
@@ -29,6 +32,7 @@ from .traffic import THROUGH_A_TABLE, Access, Launch
 PARTIAL_BYTES = 8 * N_PARTIALS
 ROW_BYTES = 8 * N_FIELDS
 SEED_BYTES = 8
+SQUARE_BYTES = 8
 BAD_BYTES = 16
 """The two counts of a partial that say whether what went into a product was finite."""
 TABLE_LINE_BYTES = 8 * N_COLUMNS
@@ -49,6 +53,13 @@ class Linear:
     n_multiprocessors: int = 132
     autocast_x: bool = False
     """X arrives in fp32, as from GPT-NeoX's LayerNorm under autocast, and is rounded here. False: in `dtype`."""
+    examples: tuple[int, ...] = ()
+    """Tokens of each example, whose squares are taken; empty: nobody knows."""
+
+    @property
+    def starts(self) -> tuple[int, ...]:
+        """Where each begins, and M."""
+        return (0, *itertools.accumulate(self.examples))
 
 
 def _add_statistics(launch: Launch, layer: Linear, tensor: str, n_programs: int) -> None:
@@ -109,12 +120,24 @@ def total_gradients(layer: Linear) -> Launch:
             "out_ptr": Access("gradients", a + b, stored=a + b),
         },
     )
-    _add_statistics(launch, layer, "gradients", _gradient_programs(layer))
+    _add_statistics(launch, layer, "gradients", sum(_gradient_programs(layer)))
+    if layer.examples:
+        spans, programs = [_spans(layer, kernel) for kernel in ("dA", "grad")], _gradient_programs(layer)
+        for name, own, n in zip("ab", spans, programs, strict=True):
+            # where both are cut alike, one table stands for both arguments
+            access = launch.accesses.setdefault(
+                f"{'a' if spans[0] is own else name}_spans_ptr", Access("spans", 4 * own.n)
+            )
+            access.loaded += 4 * own.n * n
+        if n_bytes := SQUARE_BYTES * sum(own.n_cut * n for own, n in zip(spans, programs, strict=True)):
+            launch.accesses["squares_ptr"] = Access("squares of cut examples", n_bytes, stored=n_bytes)
     return launch
 
 
-def _gradient_programs(layer: Linear) -> int:
-    return sum(triton.cdiv(n * layer.rank, TOTAL_BLOCK) for n in (layer.n_in, layer.n_out))
+def _gradient_programs(layer: Linear) -> tuple[int, int]:
+    """Of dA and of dB."""
+    n_in, n_out = (triton.cdiv(n * layer.rank, TOTAL_BLOCK) for n in (layer.n_in, layer.n_out))
+    return n_in, n_out
 
 
 def _up_shape(layer: Linear, n_cols: int) -> tuple[int, int, int]:
@@ -170,12 +193,21 @@ def da(layer: Linear) -> Launch:
     return launch
 
 
+def _spans(layer: Linear, kernel: str) -> Spans:
+    """How the examples are dealt to splits."""
+    cols = (layer.n_out if kernel == "grad" else layer.n_in,)
+    shape = read_shape(kernel, cols, (layer.rank,), layer.dtype, layer.n_multiprocessors, layer.starts)
+    return cut(layer.starts, shape.tile.block_m, shape.wanted)
+
+
 def _read_shape(layer: Linear, kernel: str) -> tuple[int, int, int]:
     """Strips of columns, splits of rows and chunks of the rank."""
     padded = chunk_of(kernel, layer.dtype, layer.rank)
     tile = tile_for(kernel, layer.dtype, padded)
     strips = triton.cdiv(layer.n_out if kernel == "grad" else layer.n_in, tile.block_c)
     splits, _ = shares(layer.n_tokens, tile.block_m, layer.n_multiprocessors // strips)
+    if layer.examples:
+        splits = _spans(layer, kernel).n
     return strips, splits, triton.cdiv(layer.rank, padded)
 
 
@@ -193,8 +225,19 @@ def _read(layer: Linear, kernel: str, names: tuple[str, str, str], n_cols: int, 
             "outer_ptr": Access(f"{outer} parts", outer_bytes, stored=outer_bytes),
         },
     )
+    n_tiles = triton.cdiv(m, block_m)
+    if layer.examples:
+        spans, n = _spans(layer, kernel), len(layer.examples)
+        n_tiles, n_ends = spans.n_tiles, spans.numbers_at - SPAN_COLUMNS * splits
+        table = 4 * (
+            (SPAN_COLUMNS - 1) * splits + n_ends
+        )  # all columns but one of a span, and the ends of its examples
+        launch.accesses["spans_ptr"] = Access("spans", table, loaded=strips * chunks * table)
+        squares = SQUARE_BYTES * strips * chunks * (n - spans.n_cut)
+        if squares:
+            launch.accesses["squares_ptr"] = Access(f"squares of {outer}", squares, stored=squares)
     if dropout:
-        _add_seed(launch, layer, strips * chunks * triton.cdiv(m, block_m))
+        _add_seed(launch, layer, strips * chunks * n_tiles)
     return launch
 
 
@@ -210,19 +253,27 @@ def product(name: str, layer: Linear, left: str, right: str, out: str) -> Launch
     return Launch(name, accesses)
 
 
-def _rows(counts: list[tuple[int, int, int]], touched: int) -> Launch:
+def _rows(layer: Linear, counts: list[tuple[int, int, int]], touched: int) -> Launch:
     """The launch that writes rows, which a run makes once for all its layers.
 
     Args:
         counts: of each row, the partials of its tensor, and those of what went into it: whole, and of H.
         touched: bytes of all these partials, each counted once.
     """
-    n_rows = len(counts)
+    n_rows, n_lines = len(counts), len(counts) + 2 * bool(layer.examples)
     loaded = sum(own * PARTIAL_BYTES + (inputs + h) * BAD_BYTES for own, inputs, h in counts)
-    table = n_rows * TABLE_LINE_BYTES
+    stored, table = n_rows * ROW_BYTES, n_lines * TABLE_LINE_BYTES
+    if layer.examples:
+        n, kernels = SQUARE_BYTES * len(layer.examples), ("dA", "grad")
+        spans = [_spans(layer, kernel) for kernel in kernels]
+        for kernel, own, n_blocks in zip(kernels, spans, _gradient_programs(layer), strict=True):
+            strips, _, chunks = _read_shape(layer, kernel)
+            squares = (n - SQUARE_BYTES * own.n_cut) * strips * chunks + SQUARE_BYTES * own.n_cut * n_blocks
+            loaded, touched, stored = loaded + n + squares, touched + n + squares, stored + n
+        touched -= n if spans[0] is spans[1] else 0  # numbers of the examples, in one table
     accesses = {
         "table_ptr": Access("table", table, loaded=table),
-        THROUGH_A_TABLE: Access("statistics", touched + n_rows * ROW_BYTES, loaded, n_rows * ROW_BYTES),
+        THROUGH_A_TABLE: Access("statistics", touched + stored, loaded, stored),
     }
     return Launch("rows", accesses, statistics=True)
 
@@ -268,7 +319,7 @@ def backward(layer: Linear) -> list[Launch]:
             *(math.prod(_up_shape(layer, n)[:2]) for n in (layer.n_out, layer.n_in)),
         )
         counts = [(x, 0, 0), (y, x, 0), (dy, 0, 0), (a, dy, bad), (b, dy, bad), (dx, dy, 0)]
-        launches.append(_rows(counts, (x + y + dy + a + b + dx) * PARTIAL_BYTES + bad * BAD_BYTES))
+        launches.append(_rows(layer, counts, (x + y + dy + a + b + dx) * PARTIAL_BYTES + bad * BAD_BYTES))
     return launches
 
 

@@ -12,6 +12,7 @@ import argparse
 import os
 import sys
 from collections.abc import Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from unittest import mock
 
@@ -28,6 +29,18 @@ RANKS = (8, 16, 64)
 TARGET_RATIO = 0.75
 TARGET_RANK = 16
 TARGET_STATISTICS = 0.01
+TARGET_SQUARES = 0.05
+
+BATCHES: dict[str, tuple[int, ...]] = {
+    "2 x 1024 tokens": (1024,) * 2,
+    "8 x 256": (256,) * 8,
+    "8 of 20 to 400": (20, 400, 74, 345, 128, 291, 182, 237),
+    "32 x 64": (64,) * 32,
+    "128 x 16": (16,) * 128,
+    "1 x 2048": (2048,),
+    "512 x 1": (1,) * 512,
+}
+"""Tokens of each example of a micro-batch."""
 
 MODELS = {
     "Polyglot-Ko 12.8B": {
@@ -52,6 +65,9 @@ CHECKED = (
     Linear(123, 300, 530, 33, torch.float16, True, True, False, 40, True),
     Linear(70, 72, 48, 100, torch.float32, False, False, True, 8),
     Linear(33, 530, 300, 16, torch.float16, False, True, True, 132),
+    Linear(123, 130, 72, 8, torch.float16, True, True, True, 8, examples=(1, 70, 20, 0, 16, 16)),
+    Linear(123, 300, 530, 33, torch.float16, True, True, False, 40, True, (123,)),
+    Linear(70, 72, 48, 100, torch.float32, False, True, True, 8, examples=(35, 35)),
 )
 
 
@@ -77,8 +93,9 @@ def count_fused(layer: Linear) -> list[Launch]:
     """The Triton launches of one forward and backward in the interpreter, with the bytes they move."""
     from lora_train.kernels.backend import triton_on_cpu
     from lora_train.kernels.lora_linear import launch
-    from lora_train.kernels.lora_linear.group import NO_DROPOUT, Dropout, Group
+    from lora_train.kernels.lora_linear.group import NO_DROPOUT, Dropout, Examples, Group
     from lora_train.kernels.lora_linear.ops import cast_with_stats
+    from lora_train.kernels.lora_linear.read import launches as launches_of_read
     from lora_train.kernels.statistics.pending_rows import PendingRows, Rows
 
     from .count_traffic import counted_traffic
@@ -87,9 +104,15 @@ def count_fused(layer: Linear) -> list[Launch]:
     x, dy, weight = (torch.randn(shape).to(layer.dtype) for shape in ((m, k), (m, n), (n, k)))
     bias = torch.randn(n).to(layer.dtype) if layer.bias else None
     dropout = Dropout(torch.tensor([3]), p) if layer.dropout else NO_DROPOUT
-    group = Group([weight], [bias], [torch.randn(r, k)], [torch.randn(n, r)], [2.0], dropout)
-    multiprocessors = mock.patch.object(launch, "n_multiprocessors", return_value=layer.n_multiprocessors)
-    with multiprocessors, triton_on_cpu(), counted_traffic() as launches:
+    examples = None
+    if layer.examples:
+        examples = Examples(layer.starts, torch.empty(len(layer.examples), 2, dtype=torch.float64))
+    group = Group([weight], [bias], [torch.randn(r, k)], [torch.randn(n, r)], [2.0], dropout, examples)
+    with ExitStack() as stack:
+        for module in (launch, launches_of_read):
+            stack.enter_context(mock.patch.object(module, "n_multiprocessors", return_value=layer.n_multiprocessors))
+        stack.enter_context(triton_on_cpu())
+        launches = stack.enter_context(counted_traffic())
         if layer.autocast_x:
             cast_with_stats(x.float(), layer.dtype)
         pending, slot = PendingRows(), torch.empty(6, 9, dtype=torch.float64)
@@ -225,6 +248,44 @@ def print_models(dropout: bool) -> list[str]:
     return missed
 
 
+@dataclass(frozen=True)
+class Cut:
+    """What it adds to a linear that the examples are known and their squares taken: bytes, and launches."""
+
+    n_bytes: float
+    launches: int
+
+
+def cut(layer: Linear, examples: tuple[int, ...]) -> Cut:
+    """Of M tokens that are those of `examples`, beside the same M without."""
+    m = sum(examples)
+    plain, known = replace(layer, n_tokens=m), replace(layer, n_tokens=m, examples=examples)
+    lists = [forward(one) + backward(one) for one in (plain, known)]
+    hbm = [total_traffic(launches).hbm for launches in lists]
+    return Cut(hbm[1] / hbm[0] - 1, len(lists[1]) - len(lists[0]))
+
+
+def print_examples(dropout: bool) -> list[str]:
+    """What squares of examples add, at most over all linears; returns what is missed."""
+    print(f"what squares of examples add to a linear, at most: bytes (target: {TARGET_SQUARES:.0%}) and launches (0)")
+    missed = []
+    for name, examples in BATCHES.items():
+        words = []
+        for rank in RANKS:
+            found = [
+                (cut(layer_of(model, linear, rank, dropout), examples), f"{model} {linear}")
+                for model, linears in MODELS.items()
+                for linear in linears
+            ]
+            worst, where = max(found, key=lambda one: one[0].n_bytes)
+            words.append(f"r={rank} {worst.n_bytes:.2%} ({where})")
+            if worst.n_bytes > TARGET_SQUARES or any(one.launches for one, _ in found):
+                missed.append(f"squares of {name}, r={rank}: {worst.n_bytes:.2%}, {worst.launches} launches")
+        print(f"  {name:<22}", ", ".join(words))
+    print()
+    return missed
+
+
 def print_passes() -> None:
     n = N_TOKENS * 5120
     print_launches("tensor_stats, fp16 [2048, 5120]", stats(n, torch.float16))
@@ -251,7 +312,7 @@ def main() -> None:
         "MiB through HBM; L2: the fused kernels' loads that L2 serves; stats: what statistics add; PEFT16, PEFT4: eager"
     )
     print("PEFT on a 16-bit base, and on a 4-bit base already decoded; no L2: the ratio if nothing were ever cached\n")
-    missed = print_models(dropout)
+    missed = print_models(dropout) + print_examples(dropout)
     print(f"\ntarget (r <= {TARGET_RANK}): < {TARGET_RATIO}x of eager PEFT, statistics < {TARGET_STATISTICS:.0%}")
     print("\n".join(f"MISSED  {line}" for line in missed) or "predicted to be met by every linear above")
     for either in (True, False):

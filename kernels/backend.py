@@ -181,6 +181,8 @@ class AotVariant:
     """Arguments divisible by 16, as torch's allocations and most sizes are; else no 16-byte copies."""
     num_warps: int = 4
     num_stages: int = 3
+    maxnreg: int | None = None
+    """The most registers of a thread; None: ptxas weighs them against blocks on an SM."""
     chips: tuple[int, ...] = field(default=(75, 80, 86, 89, 90, 100, 120))
     """Compute capabilities it is shipped for."""
     tensor_cores: bool = False

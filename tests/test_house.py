@@ -187,6 +187,10 @@ TESTED_ELSEWHERE = {
         "kernels/lora_linear",
         "aten gemm kernels launch ops projections reference tiles totals",
     ): "kernels/lora_linear/test_lora_linear.py kernels/lora_linear/test_shapes.py",
+    (
+        "kernels/lora_linear/read",
+        "grad scratch",
+    ): "kernels/lora_linear/read/test_launches.py kernels/lora_linear/test_scratch.py",
     ("kernels", "dropout"): "kernels/lora_linear/test_lora_linear.py",
     ("kernels", "ledger"): "kernels/lora_linear/test_scratch.py",
     ("kernels/statistics", "rounding"): "kernels/elementwise/test_elementwise_triton.py",

@@ -43,7 +43,7 @@ def edges(_folder: Path, chip: int) -> Seen:
     """One of everything: one row, one column, one rank, one token, one value."""
     import torch
     from lora_train.kernels.cross_entropy import linear_cross_entropy
-    from lora_train.kernels.lora_linear import lora_linear
+    from lora_train.kernels.lora_linear import Examples, lora_linear
     from lora_train.kernels.statistics.exponents import exponent_histogram
     from lora_train.kernels.statistics.multi_tensor import multi_tensor_stats
     from lora_train.kernels.statistics.tensor_stats import tensor_stats
@@ -54,8 +54,10 @@ def edges(_folder: Path, chip: int) -> Seen:
             a, b = torch.zeros(rank, k, requires_grad=True), torch.zeros(n, rank, requires_grad=True)
             slot, seed = torch.zeros(6, 9, dtype=torch.float64), torch.zeros(1, dtype=torch.int64)
             weight = torch.zeros(n, k, dtype=torch.float16)
-            (y,) = lora_linear(x, [weight], [a], [b], [1.0], dropout_p=0.1, seed=seed, slot=slot)
-            y.backward(torch.ones_like(y))
+            for examples in (None, Examples([0, m], torch.zeros(1, 2, dtype=torch.float64))):
+                how: Any = {"dropout_p": 0.1, "seed": seed, "slot": slot, "examples": examples}
+                (y,) = lora_linear(x, [weight], [a], [b], [1.0], **how)
+                y.backward(torch.ones_like(y))
             hidden = torch.zeros(m, k, dtype=torch.float16, requires_grad=True)
             linear_cross_entropy(hidden, weight, torch.zeros(m, dtype=torch.int64))[0].backward()
             exponent_histogram(x)
@@ -118,16 +120,19 @@ LORA_KERNELS = {
 
 
 def launches_of_a_linear(chip: int) -> int:
-    """Launches of one LoRA linear, forward and backward, that leaves its rows to whoever writes them together."""
+    """Launches of one LoRA linear, forward and backward, that leaves its rows, and the squares of two examples, to
+    whoever writes them together.
+    """
     import torch
-    from lora_train.kernels.lora_linear import lora_linear
+    from lora_train.kernels.lora_linear import Examples, lora_linear
     from lora_train.kernels.statistics.pending_rows import PendingRows
 
     x = torch.randn(64, 64, dtype=torch.float16, requires_grad=True)
     weight, a, b = torch.randn(64, 64).half(), torch.randn(4, 64, requires_grad=True), torch.randn(64, 4)
-    slot = torch.empty(6, 9, dtype=torch.float64)
+    slot, examples = torch.empty(6, 9, dtype=torch.float64), Examples([0, 9, 64], torch.empty(2, 2).double())
+    how: Any = {"slot": slot, "pending": PendingRows(), "examples": examples}
     with fake_cuda(chip) as driver:
-        (y,) = lora_linear(x, [weight], [a], [b.requires_grad_()], [1.0], slot=slot, pending=PendingRows())
+        (y,) = lora_linear(x, [weight], [a], [b.requires_grad_()], [1.0], **how)
         y.backward(torch.ones_like(y))
     return driver.launches.total()
 

@@ -36,6 +36,9 @@ from triton.runtime.jit import JITFunction
 MULTIPROCESSORS = {75: 40, 80: 108, 86: 82, 89: 128, 90: 132, 100: 148, 120: 170}
 """Of a T4, A100, 3090, 4090, H100, B200, 5090 (their data sheets)."""
 
+OPTIONS = "num_warps", "num_stages", "enable_fp_fusion", "maxnreg"
+"""Of a launch, those that decide what is compiled."""
+
 # Triton keeps what it compiled by device number: each driver has one of its own.
 _device_numbers = itertools.count(1000)
 
@@ -58,7 +61,7 @@ class Variant:
 
     def key(self) -> str:
         """Equal for variants that differ in the chip alone."""
-        options = {name: self.options.get(name) for name in ("num_warps", "num_stages", "enable_fp_fusion")}
+        options = {name: self.options.get(name) for name in OPTIONS}
         fields = (self.signature, self.constexprs, self.attrs, options)
         return f"{self.fn.__module__}.{self.name} " + " ".join(str(sorted(f.items(), key=str)) for f in fields)
 
@@ -70,7 +73,7 @@ class Variant:
         """
         chip = chip or self.chip
         source = ASTSource(self.fn, self.signature, self.constexprs, self.attrs)
-        options = {n: self.options[n] for n in ("num_warps", "num_stages", "enable_fp_fusion") if n in self.options}
+        options = {n: self.options[n] for n in OPTIONS if n in self.options}
         return triton.compile(source, target=GPUTarget("cuda", chip, 32), options=options)
 
 

@@ -17,8 +17,10 @@ from ..ledger import FLOAT, Ledger
 from ..statistics.pending_rows import PARTIAL_BYTES, Partials, regions, room
 from ..statistics.reduce import FIELDS, N_PARTIALS
 from . import kernels
-from .group import NO_DROPOUT, Dropout, Factor
+from .group import NO_DROPOUT, Dropout, Factor, Group
+from .passes import outer
 from .projections import four
+from .read.launches import Sides
 from .tiles import ADD_TILE, WIDEN_TILE, Tile
 
 BLOCK = 1 << 22
@@ -80,9 +82,11 @@ def _add(z: Tensor, delta: Tensor, first_row: int, scale: float, dropout: Dropou
 
 
 def grad(
-    grads: Sequence[Tensor], h: Tensor, right: Sequence[Tensor], scales: Sequence[float], g: Tensor, with_stats: bool
+    grads: Sequence[Tensor], sides: Sides, g: Tensor, with_stats: bool
 ) -> tuple[Tensor, list[Partials], list[Partials]]:
     """Writes G to `g`; dB in one part, partials of every dY, in one buffer, and of every H."""
+    h, right, _, scales = sides
+    assert right is not None
     outer = h.new_zeros((1, sum(b.numel() for b in right)))
     found, counts, bad, first, at = [], [], [], 0, 0
     for dy, b, scale in zip(grads, right, scales, strict=True):
@@ -115,6 +119,16 @@ def da(x: Tensor, g: Tensor, dropout: Dropout) -> Tensor:
     for rows in _row_blocks(x):
         product.addmm_(g[rows].t(), widen(x[rows], rows.start, dropout, False)[0])
     return parts
+
+
+def squares(grads: Sequence[Tensor], x: Tensor, factors: tuple[Tensor, Tensor], group: Group) -> None:
+    """Squares of every example's dA_i and dB_i, by products of their own, from H and G."""
+    (h, g), examples, ranks = factors, group.examples, [a.shape[0] for a in group.lora_A]
+    assert examples is not None
+    assert examples.squares is not None
+    outer(g, widen(x, 0, group.dropout, False)[0], ranks, examples, 0)
+    for i, (dy, own_h, scale) in enumerate(zip(grads, h.split(ranks, dim=1), group.factors, strict=True)):
+        outer(own_h * scale, dy.float(), [ranks[i]], examples, len(ranks) + i)
 
 
 def widen(z: Tensor, first_row: int, dropout: Dropout, with_stats: bool) -> tuple[Tensor, Tensor]:

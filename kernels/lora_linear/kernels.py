@@ -5,7 +5,7 @@
                                                                          dX (L = G, R = A)
     grad             D_i = s_i Z_i R_i, E_i = s_i Z_i^T L_i              statistics of Z_i: dY_i gives G and dB_i
                                                         reads Z_i once   (R_i = B_i, L = H), and X gives dA (L = G),
-                                                                         without D
+                                                                         without D (read/grad.py)
     total down       G = sum of its parts               fixed order
     total gradients  dA_i, dB_i = sums of their parts   fixed order      statistics of dA_i and dB_i
     widen            fp32 of keep(Z)                    for sm_75        statistics of Z
@@ -25,18 +25,13 @@ import triton.language as tl
 
 from ..backend import jit
 from ..dropout import kept
-from ..statistics.reduce import FIELDS, N_PARTIALS
 from ..statistics.tile_stats import recount, write_partials
 from ..statistics.tile_sums import add_tile, matrix_partials, only_tile_partials, start_sums
-from .projections import outer_place, projection
-
-_N_PARTIALS = tl.constexpr(N_PARTIALS)
-_N_NAN = tl.constexpr(FIELDS.index("n_nan"))
-_N_INF = tl.constexpr(FIELDS.index("n_inf"))
+from .projections import projection
 
 
 @jit
-def _operand(x, PRECISION: tl.constexpr):
+def operand(x, PRECISION: tl.constexpr):
     """fp32 operand of a TF32 product, rounded to its 11 bits. The hardware would cut the rest off, a bias of
     2^-12.
 
@@ -51,7 +46,7 @@ def _operand(x, PRECISION: tl.constexpr):
 
 
 @jit
-def _has_non_finite(x):
+def has_non_finite(x):
     """Whether an fp32 tile holds NaN or infinity: 0 times it is NaN then, and so is the sum."""
     return tl.sum(x * 0.0) != 0.0
 
@@ -86,14 +81,14 @@ def _down_kernel(
             x = kept(x, seed_ptr, rows, start, n_cols, p, BLOCK_M, BLOCK_C)
         a_mask = col_mask[:, None] & rank_mask[None, :]
         a = tl.load(a_ptr + ranks[None, :] * n_cols + cols[:, None], mask=a_mask, other=0.0)
-        acc = tl.dot(x, _operand(a, PRECISION), acc, input_precision=PRECISION)
+        acc = tl.dot(x, operand(a, PRECISION), acc, input_precision=PRECISION)
     h_ptrs = h_ptr + (split * n_rows + rows[:, None]) * rank + ranks[None, :]
     tl.store(h_ptrs, acc, mask=row_mask[:, None] & rank_mask[None, :])
     if STATS and chunk == 0:
         null = tl.full((), float("nan"), tl.float64)
         nans, infs = tl.full((), 0.0, tl.float64), tl.full((), 0.0, tl.float64)
         # NaN or infinity in x makes its row of acc so, whatever it is multiplied with, unless it was dropped.
-        if _has_non_finite(sums[0] if DROPOUT else acc):
+        if has_non_finite(sums[0] if DROPOUT else acc):
             last_row, last_col = tl.minimum((row_block + 1) * BLOCK_M, n_rows), tl.minimum(last * BLOCK_C, n_cols)
             found = recount(
                 x_ptr, row_block * BLOCK_M, last_row, first * BLOCK_C, last_col, n_cols, False, False, BLOCK_M, BLOCK_C
@@ -117,7 +112,7 @@ def _left(
         total += tl.load(l_ptr + part * n_rows * row_stride + offsets, mask=mask, other=0.0)
     if (n_parts > 1) & keeps:
         tl.store(out_ptr + offsets, total, mask=mask)
-    return _operand(total, PRECISION)
+    return operand(total, PRECISION)
 
 
 @jit
@@ -143,7 +138,7 @@ def _product_by_chunks(
             l_ptr, l_out_ptr, rows, row_mask, ranks, l_first, rank, n_rows, l_row_stride, n_l_parts, keeps, PRECISION
         )  # fmt: skip
         right = _rights(r_ptr, ranks, cols, rank, n_cols, ACROSS)
-        acc = tl.dot(left, _operand(right, PRECISION), acc, input_precision=PRECISION)
+        acc = tl.dot(left, operand(right, PRECISION), acc, input_precision=PRECISION)
     return acc
 
 
@@ -187,7 +182,7 @@ def _up_kernel(
             acc = tl.load(delta_ptr + offsets, mask=mask, other=0.0)
         elif not CHUNKED:
             right = _rights(r_ptr, ranks, cols, rank, n_cols, ACROSS)
-            acc = tl.dot(left, _operand(right, PRECISION), input_precision=PRECISION)
+            acc = tl.dot(left, operand(right, PRECISION), input_precision=PRECISION)
         else:
             acc = _product_by_chunks(
                 l_ptr, l_out_ptr, r_ptr, rows, cols, row_mask, n_rows, n_cols, rank, l_first, l_row_stride, n_l_parts,
@@ -208,97 +203,6 @@ def _up_kernel(
             BLOCK_M, BLOCK_C,
         )  # fmt: skip
         write_partials(partials_ptr, tl.cast(col_block, tl.int64) * tl.num_programs(0) + row_block, total)
-
-
-@jit
-def _store(outer, outer_ptr, cols, ranks, n_cols, rank, mask, DOWN: tl.constexpr):
-    if DOWN:
-        pointers = outer_ptr + (cols[:, None] * rank + ranks[None, :])
-    else:
-        pointers = outer_ptr + (ranks[None, :] * n_cols + cols[:, None])
-    tl.store(pointers, outer, mask=mask)
-
-
-@jit
-def _bad(partials_ptr, first_bad, index, suspect, l_ptr, offsets, l_first, rank_mask, first, last, row_stride):
-    """Non-finite values of l in some rows, looked for only if `suspect`: NaN and infinity times anything are not
-    finite, times 0 neither.
-    """
-    BLOCK_M: tl.constexpr = offsets.shape[0]
-    l_nan = tl.zeros((BLOCK_M,), dtype=tl.int32)
-    l_inf = tl.zeros((BLOCK_M,), dtype=tl.int32)
-    if suspect:
-        for start in range(first, last, BLOCK_M):
-            left_mask = (tl.arange(0, BLOCK_M) < last - start)[:, None] & rank_mask[None, :]
-            left = tl.load(l_ptr + (start * row_stride + l_first) + offsets, mask=left_mask, other=0.0)
-            l_nan += tl.sum((left != left).to(tl.int32), axis=1)
-            l_inf += tl.sum((tl.abs(left) == float("inf")).to(tl.int32), axis=1)
-    split = tl.program_id(1).to(tl.int64)
-    program = first_bad + (index * tl.num_programs(1) + split) * tl.num_programs(2) + tl.program_id(2)
-    tl.store(partials_ptr + program * _N_PARTIALS + _N_NAN, tl.sum(l_nan).to(tl.float64))
-    tl.store(partials_ptr + program * _N_PARTIALS + _N_INF, tl.sum(l_inf).to(tl.float64))
-
-
-@jit(do_not_specialize=["n_rows", "rows_per_split", "first_bad"])
-def _grad_kernel(
-    z0_ptr, z1_ptr, z2_ptr, z3_ptr, r0_ptr, r1_ptr, r2_ptr, r3_ptr, l_ptr, down_ptr, outer_ptr, seed_ptr, partials_ptr,
-    c0, c1, c2, c3, k0, k1, k2, k3, l_row_stride, n_rows, rows_per_split, first_bad, s0, s1, s2, s3, p,
-    GROUP: tl.constexpr, DROPOUT: tl.constexpr, DOWN: tl.constexpr, STATS: tl.constexpr, COUNT_SMALL: tl.constexpr,
-    PRECISION: tl.constexpr, RANK: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr,
-):  # fmt: skip
-    """Reads every z_i [M, c_i] once, a strip of BLOCK_C columns and some rows per program: outer_i[split] = s_i z_i^T
-    l_i stays in registers, down[strip of i] [M, own ranks of k0 + k1 + ...] = s_i z_i r_i leaves with every tile. DOWN:
-    r_i is [c_i, k_i], and outer_i [c_i, k_i] lie one behind the other in each split; else outer is [k_i, c_i].
-    Statistics of z are followed, from `first_bad` on, by the non-finite counts of l.
-    """
-    strip, split, chunk = tl.program_id(0).to(tl.int32), tl.program_id(1).to(tl.int64), tl.program_id(2)
-    index, own_strip, z_ptr, r_ptr, n_cols, rank, scale, l_first = projection(
-        strip, BLOCK_C, z0_ptr, z1_ptr, z2_ptr, z3_ptr, r0_ptr, r1_ptr, r2_ptr, r3_ptr,
-        c0, c1, c2, c3, k0, k1, k2, k3, s0, s1, s2, s3, GROUP,
-    )  # fmt: skip
-    outer_first, outer_size = outer_place(index, c0, k0, c1, k1, c2, k2, c3, k3, GROUP)
-    n_rows = tl.cast(n_rows, tl.int64)
-    cols, ranks = own_strip * BLOCK_C + tl.arange(0, BLOCK_C), chunk * RANK + tl.arange(0, RANK).to(tl.int64)
-    col_mask, rank_mask = cols < n_cols, ranks < rank
-    first = split * rows_per_split
-    last = tl.minimum(first + rows_per_split, n_rows)
-    outer, sums = tl.zeros((BLOCK_C, RANK), dtype=tl.float32), start_sums()
-    right_mask = col_mask[:, None] & rank_mask[None, :]
-    if DOWN:
-        right = _operand(tl.load(r_ptr + cols[:, None] * rank + ranks[None, :], mask=right_mask, other=0.0), PRECISION)
-    # offsets in a tile fit in 32 bits; what does not goes into the address of the tile
-    in_tile = tl.arange(0, BLOCK_M)
-    z_offsets = in_tile[:, None] * tl.cast(n_cols, tl.int32) + tl.arange(0, BLOCK_C)[None, :]
-    l_offsets = in_tile[:, None] * l_row_stride + tl.arange(0, RANK)[None, :]
-    strip_ptr = z_ptr + own_strip * BLOCK_C
-    l_first += chunk * RANK
-    for start in range(first, last, BLOCK_M):
-        row_mask = in_tile < last - start
-        mask = row_mask[:, None] & col_mask[None, :]
-        stored = tl.load(strip_ptr + start * n_cols + z_offsets, mask=mask, other=0.0, eviction_policy="evict_first")
-        z = stored.to(tl.float32)
-        left_mask = row_mask[:, None] & rank_mask[None, :]
-        left = tl.load(l_ptr + (start * l_row_stride + l_first) + l_offsets, mask=left_mask, other=0.0)
-        if DROPOUT:
-            z = kept(z, seed_ptr, start + in_tile.to(tl.int64), own_strip * BLOCK_C, n_cols, p, BLOCK_M, BLOCK_C)
-        if DOWN:
-            down = tl.dot(z, right, input_precision=PRECISION) * scale
-            tile_ptr = down_ptr + ((own_strip * n_rows + start) * l_row_stride + l_first)
-            tl.store(tile_ptr + l_offsets, down, mask=left_mask, eviction_policy="evict_last")
-        outer = tl.dot(tl.trans(z), _operand(left, PRECISION), outer, input_precision=PRECISION)
-        if STATS:
-            sums = add_tile(sums, stored, stored, False, COUNT_SMALL)
-    suspect = _has_non_finite(outer) if STATS else False
-    _store(outer * scale, outer_ptr + split * outer_size + outer_first, cols, ranks, n_cols, rank, right_mask, DOWN)
-    if STATS and own_strip == 0:
-        _bad(partials_ptr, first_bad, index, suspect, l_ptr, l_offsets, l_first, rank_mask, first, last, l_row_stride)
-    if STATS and chunk == 0:
-        first_col, last_col = own_strip * BLOCK_C, tl.minimum((own_strip + 1) * BLOCK_C, n_cols)
-        total = matrix_partials(
-            sums, tl.cdiv(last - first, BLOCK_M), z_ptr, first, last, first_col, last_col, n_cols,
-            False, COUNT_SMALL, BLOCK_M, BLOCK_C,
-        )  # fmt: skip
-        write_partials(partials_ptr, tl.cast(strip, tl.int64) * tl.num_programs(1) + split, total)
 
 
 @jit(do_not_specialize=["n_rows", "first_row"])

@@ -6,7 +6,8 @@ costs the host the same however little it computes, so a group of up to four pro
     forward     down, up of every Y
     backward    grad of every dY, total of G, grad of X for dA, total of every dA and dB, up of dX
 
-Rows of statistics wait for a launch of all together (pending_rows.py). On sm_75, where Triton has no tensor cores, the
+Those of backward but the last are in read/. Rows of statistics, and the squares of examples, wait for a launch of all
+together (pending_rows.py). On sm_75, where Triton has no tensor cores, the
 rank products are cuBLAS's too: gemm.py.
 """
 
@@ -20,19 +21,24 @@ from torch import Tensor
 from ..backend import cdiv, has_tensor_cores, n_multiprocessors
 from ..frozen.base_product import base_grad, base_product
 from ..launcher import launch
-from ..statistics.pending_rows import AFTER_PRODUCT, NOTHING, NULL, ONLY_COUNTS, Partials, Rows, regions, room
-from . import gemm, kernels, totals
+from ..statistics.pending_rows import (
+    AFTER_PRODUCT,
+    NOTHING,
+    NULL,
+    ONLY_COUNTS,
+    Partials,
+    PendingRows,
+    Rows,
+    regions,
+    room,
+)
+from . import gemm, kernels
 from .group import NO_DROPOUT, Dropout, Factor, Group
-from .passes import outer
 from .projections import MAX_GROUP, four
-from .shapes import down_shape, gradients_shape, read_shape, up_shape
-from .tiles import CAST_BLOCK, GRADIENT_ALIGN, TOTAL_BLOCK, chunk_of, tile_for
+from .read.launches import Passed, Sides, add_squares, grad, read, total_gradients
+from .shapes import down_shape, up_shape
+from .tiles import CAST_BLOCK, precision
 from .tiles import aot_variants as aot_variants
-
-
-def precision(x: Tensor) -> str:
-    """How `tl.dot` multiplies where the stored side is `x`: see kernels.py."""
-    return "tf32x3" if x.dtype == torch.float32 else "tf32"
 
 
 def down(x: Tensor, a: Tensor, dropout: Dropout, with_stats: bool) -> tuple[Tensor, Tensor]:
@@ -86,77 +92,6 @@ def up(
         num_warps=tile.num_warps, num_stages=tile.num_stages, enable_fp_fusion=False,
     )  # fmt: skip
     return total, regions(found, shape.n_programs, with_stats)
-
-
-def read(
-    zs: Sequence[Tensor], left: Tensor, rights: Sequence[Tensor] | None, scales: Sequence[float], dropout: Dropout,
-    with_stats: bool,
-) -> tuple[Tensor | None, Tensor, list[Partials], list[Partials]]:  # fmt: skip
-    """down = s_i z_i r_i and outer_i = s_i z_i^T l_i in parts, of up to four projections.
-
-    Args:
-        zs: [M, c_i], contiguous.
-        left: fp32 [M, sum of k_i]; contiguous if there are rights.
-        rights: [c_i, k_i], contiguous. Without them there is no `down`, and one z with the ranks of `left`.
-
-    Returns:
-        down fp32 [strips, M, sum of k_i] or None; outer fp32 [splits, sum of c_i k_i]; partials of each z_i; partials
-        with the non-finite counts of each l_i.
-    """
-    z, n_rows, (seed, p) = zs[0], zs[0].shape[0], dropout
-    ranks = (left.shape[1],) if rights is None else tuple([right.shape[1] for right in rights])
-    cols, kernel = tuple([z.shape[1] for z in zs]), "dA" if rights is None else "grad"
-    shape = read_shape(kernel, n_rows, cols, ranks, z.dtype, n_multiprocessors(z.device))
-    tile = shape.tile
-    outer = left.new_empty((shape.splits, shape.n_outer))
-    down = None if rights is None else left.new_empty((shape.n_strips, n_rows, sum(ranks)))
-    n_found = shape.grid[0] * shape.splits
-    row_stride = left.stride(0) if n_rows > 1 else left.shape[1]  # one row of a slice counts as contiguous
-    found = room(left, n_found + shape.n_left * len(zs), with_stats)
-    launch(
-        kernels._grad_kernel, shape.grid,
-        (*four(zs), *four(zs if rights is None else rights), left, outer if down is None else down, outer,
-         z if seed is None else seed, found),
-        (*shape.sizes, row_stride), (n_rows, shape.length, n_found, *four(scales), p),
-        (len(zs), p > 0, rights is not None, with_stats, z.dtype != torch.float32, precision(z), shape.padded,
-         tile.block_m, tile.block_c),
-        num_warps=tile.num_warps, num_stages=tile.num_stages, enable_fp_fusion=False,
-    )  # fmt: skip
-    bad = regions(found, [shape.n_left] * len(zs), with_stats, n_found)
-    return down, outer, regions(found, shape.n_programs, with_stats), bad
-
-
-def total_down(parts: Tensor, out: Tensor, cols: Sequence[int], ranks: Sequence[int], strip: int) -> None:
-    """Writes the sums of parts [strips, M, sum of ranks] to `out` [M, sum of ranks], a slice of columns."""
-    _, n_rows, width = parts.shape
-    launch(
-        totals._total_down_kernel, (max(1, cdiv(n_rows * width, TOTAL_BLOCK)), 1, 1), (parts, out),
-        (*four(cols), *four(ranks), width, out.stride(0)), (n_rows,), (len(cols), strip, TOTAL_BLOCK),
-        num_warps=4, enable_fp_fusion=False,
-    )  # fmt: skip
-
-
-def total_gradients(
-    a_parts: Tensor, b_parts: Tensor, lora_A: Sequence[Tensor], lora_B: Sequence[Tensor], with_stats: bool
-) -> tuple[list[Tensor], list[Partials]]:
-    """Every dA and then every dB, and their sites, of up to four projections.
-
-    Args:
-        a_parts: fp32 [parts, sum of r_i, K].
-        b_parts: fp32 [parts, sum of N_i r_i].
-    """
-    shapes = tuple([tensor.shape for tensor in (*lora_A, *lora_B)])
-    shape = gradients_shape(shapes)
-    n_blocks = sum(shape.n_programs)
-    out = a_parts.new_empty(shape.n)
-    found = room(out, n_blocks, with_stats)
-    launch(
-        totals._total_gradients_kernel, (n_blocks, 1, 1), (a_parts, b_parts, out, found), shape.sizes,
-        (a_parts.shape[0], b_parts.shape[0]), (len(lora_A), with_stats, shape.aligned, TOTAL_BLOCK, GRADIENT_ALIGN),
-        num_warps=4, enable_fp_fusion=False,
-    )  # fmt: skip
-    gradients = [out.as_strided(size, (size[1], 1), place) for size, place in zip(shapes, shape.places, strict=True)]
-    return gradients, regions(found, shape.n_programs, with_stats)
 
 
 def cast(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Partials]:
@@ -217,61 +152,47 @@ def backward(
         for i, dy in enumerate(grads):
             weight = next(weights)  # zip would hold on to those before
             dx = base_grad(dy, weight, dx if i else None)
-    dAs, dBs, passes, of_gradients = [], [], [], []
-    first = 0
+    dAs, dBs, passes, of_gradients, of_examples, first = [], [], [], [], [], 0
+    on_tensor_cores = has_tensor_cores(x.device)
     for some in _chunks(len(grads)):
         a, b = lora_A[some], right[some]
-        ranks = [matrix.shape[0] for matrix in a]
+        ranks = tuple([matrix.shape[0] for matrix in a])
         columns = slice(first, first + sum(ranks))
         first = columns.stop
         # G's parts are as wide as the rows of what is read beside them
         own_h = h if len(grads) <= MAX_GROUP else h[:, columns].contiguous()
-        how = (grads[some], own_h, b, scales[some], g[:, columns], with_stats)
-        b_parts, *found = (_grad if has_tensor_cores(x.device) else gemm.grad)(*how)
-        a_parts = _da(x, g[:, columns], dropout)
-        both, sites = total_gradients(a_parts.view(a_parts.shape[0], sum(ranks), -1), b_parts, a, b, with_stats)
-        dAs += both[: len(ranks)]
-        dBs += both[len(ranks) :]
-        passes.append(found)
-        of_gradients.append(sites)
+        sides = Sides(own_h, b, ranks, scales[some])
+        if on_tensor_cores:
+            found = grad(grads[some], sides, g[:, columns], with_stats, group.examples)
+            da = read([x], Sides(g[:, columns], None, ranks, [1.0]), dropout, False, group.examples)
+        else:
+            found = Passed(*gemm.grad(grads[some], sides, g[:, columns], with_stats))
+            da = Passed(gemm.da(x, g[:, columns], dropout), [], [])
+        both = total_gradients(da, found, a, b, with_stats)
+        dAs += both.values[: len(ranks)]
+        dBs += both.values[len(ranks) :]
+        passes.append((found.sites, found.bad))
+        of_gradients.append(both.sites)
+        of_examples.append((da.pieces, found.pieces, both.cut))
     dx_site = None
     if needs_dx:
         dx_site = up([dx], g[None], Factor([_stacked(lora_A)], across=False), [1.0], dropout, with_stats)[1]
     if rows is not None:
         _add_rows(rows, passes, of_gradients, dx_site, [*grads, dx], [*dAs, *dBs])
     if group.examples is not None and group.examples.squares is not None:
-        _square(grads, x, h, g, group)
+        if on_tensor_cores:
+            _add_squares(rows, group.examples.squares, of_examples)
+        else:
+            gemm.squares(grads, x, (h, g), group)
     return dx, dAs, dBs
 
 
-def _square(grads: Sequence[Tensor], x: Tensor, h: Tensor, g: Tensor, group: Group) -> None:
-    """Squares of every example's dA_i and dB_i, by products of their own: the kernels' parts are cut elsewhere."""
-    examples, ranks = group.examples, [a.shape[0] for a in group.lora_A]
-    assert examples is not None
-    assert examples.squares is not None
-    outer(g, gemm.widen(x, 0, group.dropout, False)[0], ranks, examples, 0)
-    for i, (dy, own_h, scale) in enumerate(zip(grads, h.split(ranks, dim=1), group.factors, strict=True)):
-        outer(own_h * scale, dy.float(), [ranks[i]], examples, len(ranks) + i)
-
-
-def _grad(
-    grads: Sequence[Tensor], h: Tensor, right: Sequence[Tensor], scales: Sequence[float], g: Tensor, with_stats: bool
-) -> tuple[Tensor, list[Partials], list[Partials]]:
-    """Writes G to `g` [M, sum of ranks], a slice of columns; dB in parts, partials of every dY and of every H."""
-    parts, outer, sites, bad = read(grads, h, right, scales, NO_DROPOUT, with_stats)
-    assert parts is not None
-    ranks = [b.shape[1] for b in right]
-    dtype = grads[0].dtype
-    strip = tile_for("grad", dtype, chunk_of("grad", dtype, max(ranks))).block_c
-    total_down(parts, g, [dy.shape[1] for dy in grads], ranks, strip)
-    return outer, sites, bad
-
-
-def _da(x: Tensor, g: Tensor, dropout: Dropout) -> Tensor:
-    """dA in parts, fp32 [parts, sum of ranks * K]."""
-    if not has_tensor_cores(x.device):
-        return gemm.da(x, g, dropout)
-    return read([x], g, None, [1.0], dropout, False)[1]
+def _add_squares(rows: Rows | None, into: Tensor, found: Sequence[tuple]) -> None:
+    pending = PendingRows() if rows is None else rows.pending
+    for i, (of_A, of_B, cut) in enumerate(found):
+        add_squares(pending, (into, i * MAX_GROUP), (of_A, of_B), cut)
+    if rows is None:
+        pending.flush()
 
 
 def _add_rows(

@@ -27,7 +27,8 @@ from .group import NO_DROPOUT, Dropout, Examples, Group
 from .ops import Operands
 from .passes import Cuts, n_drawn, outer_scratch
 from .projections import MAX_GROUP
-from .shapes import down_shape, gradients_shape, read_shape, up_shape
+from .read.scratch import ReadScratch
+from .shapes import down_shape, gradients_shape, up_shape
 from .tiles import CAST_BLOCK
 
 
@@ -284,7 +285,8 @@ def backward_on_gpu(
     ledger: Ledger, grads: Sequence[Tensor], x: Tensor, group: Group, wanted: tuple[bool, bool, bool]
 ) -> None:  # fmt: skip
     """As forward."""
-    (m, k), ranks, (needs_dx, with_stats, _) = x.shape, _ranks(group), wanted
+    (m, k), ranks, (needs_dx, with_stats, with_squares) = x.shape, _ranks(group), wanted
+    read = ReadScratch(ledger, x, group.examples, with_stats, with_squares)
     ledger.take(sum(dense(dy) for dy in grads))
     ledger.take(FLOAT * m * sum(ranks))
     weights = _Weights(ledger, group, x)
@@ -301,15 +303,16 @@ def backward_on_gpu(
         ledger.give(old_h)
         old_h = new_h
         cols = tuple(b.shape[0] for b in group.lora_B[some])
-        new_b, partials = _grad_on_gpu(ledger, x, cols, tuple(ranks[some]), with_stats)
+        new_b, partials = read.grad(cols, tuple(ranks[some]))
         n_sites += partials
         ledger.give(old_b)
-        new_a = _da_on_gpu(ledger, x, own)
+        new_a = read.da(tuple(ranks[some]))
         ledger.give(old_a)
         old_b, old_a = new_b, new_a
         shape = gradients_shape(tuple(t.shape for t in (*group.lora_A[some], *group.lora_B[some])))
         ledger.keep(FLOAT * shape.n)
         ledger.wait(PARTIAL_BYTES * sum(shape.n_programs) if with_stats else 0)
+        read.total(sum(shape.n_programs))
     if needs_dx:
         stacked = ledger.take(FLOAT * sum(ranks) * k if len(ranks) > 1 else 0)
         if has_tensor_cores(x.device):
@@ -320,30 +323,3 @@ def backward_on_gpu(
         ledger.give(stacked)
         if with_stats and len(ranks) > 2 * MAX_GROUP:
             ledger.wait(PARTIAL_BYTES * n_sites)
-
-
-def _grad_on_gpu(
-    ledger: Ledger, x: Tensor, cols: tuple[int, ...], ranks: tuple[int, ...], with_stats: bool
-) -> tuple[int, int]:
-    """Bytes of dB in parts, and how many partials there are of dY."""
-    m = x.shape[0]
-    if not has_tensor_cores(x.device):
-        return gemm.grad_scratch(ledger, m, cols, ranks, with_stats)
-    shape = read_shape("grad", m, cols, ranks, x.dtype, n_multiprocessors(x.device))
-    outer = ledger.take(FLOAT * shape.splits * shape.n_outer)
-    down = ledger.take(FLOAT * shape.n_strips * m * sum(ranks))
-    n_found = shape.grid[0] * shape.splits
-    ledger.wait(PARTIAL_BYTES * (n_found + shape.n_left * len(cols)) if with_stats else 0)
-    ledger.give(down)
-    return outer, n_found
-
-
-def _da_on_gpu(ledger: Ledger, x: Tensor, rank: int) -> int:
-    """Bytes of dA in parts."""
-    m, k = x.shape
-    if not has_tensor_cores(x.device):
-        parts = ledger.take(FLOAT * rank * k)
-        gemm.da_scratch(ledger, m, k)
-        return parts
-    shape = read_shape("dA", m, (k,), (rank,), x.dtype, n_multiprocessors(x.device))
-    return ledger.take(FLOAT * shape.splits * shape.n_outer)

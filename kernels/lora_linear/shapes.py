@@ -12,6 +12,7 @@ import torch
 
 from ..backend import cdiv
 from .projections import four
+from .read.spans import cut
 from .tiles import GRADIENT_ALIGN, TOTAL_BLOCK, Tile, chunk_of, padded_rank, tile_for
 
 MAX_PARTIALS = 512
@@ -19,6 +20,7 @@ MAX_PARTIALS = 512
 micro-batch. Nearly four blocks on each of the 132 multiprocessors of an H100."""
 
 Grid = tuple[int, int, int]
+Rows = int | tuple[int, ...]
 
 
 def shares(n: int, block: int, wanted: int) -> tuple[int, int]:
@@ -80,7 +82,7 @@ def up_shape(m: int, cols: tuple[int, ...], ranks: tuple[int, ...], dtype: torch
 
 @dataclass(frozen=True)
 class Read:
-    """Launch of one pass over every z_i: strips of columns by splits of `length` rows."""
+    """Launch of one pass over every z_i: strips of columns by splits of `length` rows, or by the splits of spans."""
 
     tile: Tile
     padded: int
@@ -95,21 +97,37 @@ class Read:
     n_left: int
     """Programs that count the non-finite values of l, for each projection."""
     sizes: tuple[int, ...]
+    n_squares: tuple[int, ...]
+    """Programs that leave a square of an example, for each gradient."""
+    wanted: tuple[int, int]
+    """Splits that keep every multiprocessor busy once, and at most."""
 
 
 @functools.lru_cache(maxsize=4096)
 def read_shape(
-    kernel: str, m: int, cols: tuple[int, ...], ranks: tuple[int, ...], dtype: torch.dtype, n_sm: int
+    kernel: str, cols: tuple[int, ...], ranks: tuple[int, ...], dtype: torch.dtype, n_sm: int, rows: Rows
 ) -> Read:
-    """z_i [M, c_i], of rank k_i; `kernel` is grad or dA."""
-    padded = chunk_of(kernel, dtype, max(ranks))
-    tile, chunks = tile_for(kernel, dtype, padded), cdiv(max(ranks), padded)
+    """z_i [M, c_i], of rank k_i, for grad; one z [M, c] and the ranks k_i of every gradient, for dA. `rows` is M, or
+    where examples begin and M, as in read/spans.py.
+    """
+    alone = kernel == "dA"
+    rank = sum(ranks) if alone else max(ranks)
+    padded = chunk_of(kernel, dtype, rank)
+    tile, chunks = tile_for(kernel, dtype, padded), cdiv(rank, padded)
     strips = [cdiv(n, tile.block_c) for n in cols]
-    splits, length = shares(m, tile.block_m, n_sm // sum(strips))
-    n_outer = sum(n * rank for n, rank in zip(cols, ranks, strict=True))
+    busy = max(1, n_sm // sum(strips))
+    wanted = busy, max(busy, min(busy + busy // 2, n_sm * tile.blocks_per_sm // sum(strips)))
+    if isinstance(rows, int):
+        splits, length = shares(rows, tile.block_m, busy)
+    else:
+        splits, length = cut(rows, tile.block_m, wanted).n, 0
+    n_outer = cols[0] * rank if alone else sum(n * rank for n, rank in zip(cols, ranks, strict=True))
     n_programs, sizes = tuple(n * splits for n in strips), (*four(cols), *four(ranks))
+    n_squares = tuple(n * chunks for n in (strips * len(ranks) if alone else strips))
     grid = sum(strips), splits, chunks
-    return Read(tile, padded, grid, max(strips), splits, length, n_outer, n_programs, splits * chunks, sizes)
+    return Read(
+        tile, padded, grid, max(strips), splits, length, n_outer, n_programs, splits * chunks, sizes, n_squares, wanted
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)

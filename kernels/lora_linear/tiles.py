@@ -7,12 +7,14 @@ all that they keep in registers. None has been timed.
 
 import re
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from ..backend import AotVariant
 from . import kernels, totals
 from .projections import MAX_GROUP
+from .read import grad
 
 CHIPS_WITH_TENSOR_CORES = (80, 86, 89, 90, 100, 120)
 
@@ -34,28 +36,41 @@ class Tile:
     block_c: int
     num_warps: int
     num_stages: int
+    registers: int | None = None
+    """The most of a thread of grad and dA; left to itself ptxas spills to hold three blocks on an SM of sm_86."""
+
+    @property
+    def blocks_per_sm(self) -> int:
+        """That registers leave room for."""
+        return max(1, (1 << 16) // (32 * self.num_warps * (self.registers or 255)))
 
 
 # fmt: off
 TILES = {
     ("down", 16): Tile(32, 64, 4, 3), ("down", 32): Tile(32, 64, 4, 3), ("down", 64): Tile(32, 64, 8, 2),
     ("up", 16): Tile(32, 64, 4, 2), ("up", 32): Tile(32, 64, 4, 2), ("up", 64): Tile(64, 64, 8, 1),
-    ("grad", 16): Tile(32, 128, 4, 2), ("grad", 32): Tile(32, 64, 4, 2), ("grad", 64): Tile(16, 64, 4, 2),
-    ("dA", 16): Tile(32, 128, 4, 2), ("dA", 32): Tile(32, 128, 8, 2), ("dA", 64): Tile(32, 128, 8, 2),
+    ("grad", 16): Tile(32, 128, 4, 2, 255), ("grad", 32): Tile(32, 64, 4, 2, 255),
+    ("grad", 64): Tile(16, 64, 4, 1, 255),
+    ("dA", 16): Tile(32, 128, 4, 2, 255), ("dA", 32): Tile(16, 128, 4, 2, 255), ("dA", 64): Tile(32, 128, 8, 2, 255),
 }
 """By kernel and padded rank, for 16-bit X."""
 
 FP32_TILES = {
     ("down", 16): Tile(32, 32, 4, 2), ("down", 32): Tile(32, 32, 4, 2), ("down", 64): Tile(32, 32, 4, 2),
     ("up", 16): Tile(32, 64, 4, 1), ("up", 32): Tile(32, 64, 8, 1), ("up", 64): Tile(32, 64, 8, 1),
-    ("grad", 16): Tile(16, 64, 4, 2), ("grad", 32): Tile(32, 64, 8, 1),
-    ("dA", 16): Tile(32, 64, 4, 2), ("dA", 32): Tile(32, 64, 8, 2), ("dA", 64): Tile(32, 64, 8, 2),
+    ("grad", 16): Tile(16, 64, 4, 2, 255), ("grad", 32): Tile(16, 64, 4, 2, 255),
+    ("dA", 16): Tile(32, 64, 4, 2, 255), ("dA", 32): Tile(16, 64, 4, 2, 255), ("dA", 64): Tile(16, 64, 4, 2, 255),
 }
 """For fp32 X, whose products are three TF32 products: twice the bytes and three times the registers."""
 
 ADD_TILE = Tile(16, 256, 8, 1)
 WIDEN_TILE = Tile(16, 256, 8, 1)
 # fmt: on
+
+
+def precision(x: torch.Tensor) -> str:
+    """How `tl.dot` multiplies where the stored side is `x`: see kernels.py."""
+    return "tf32x3" if x.dtype == torch.float32 else "tf32"
 
 
 def tile_for(kernel: str, dtype: torch.dtype, padded: int) -> Tile:
@@ -81,14 +96,15 @@ def aot_variants() -> list[AotVariant]:
         names = [name for name in fn.arg_names if name not in constexprs]
         pointer = {name: "*fp32" for name in names if name.endswith("_ptr")}
         pointer |= {name: f"*{dtype}" for name in names if name == "x_ptr" or re.fullmatch(r"z\d?_ptr", name)}
-        pointer |= {name: "*fp64" for name in names if name in ("partials_ptr", "l_bad_ptr")}
+        pointer |= {name: "*fp64" for name in names if name in ("partials_ptr", "squares_ptr")}
+        pointer |= {name: "*i32" for name in names if name.endswith("spans_ptr")}
         kinds = {"seed_ptr": "*i64", "p": "fp32", **{f"s{i}": "fp32" for i in range(MAX_GROUP)}, **overrides}
         signature = {name: kinds.get(name, pointer.get(name, "i32")) for name in names}
         widths = ("n_cols", "n_in", "width", "out_stride", *(f"c{i}" for i in range(MAX_GROUP)))
         chips = CHIPS_WITH_TENSOR_CORES if dot else (75, *CHIPS_WITH_TENSOR_CORES)
         aligned = tuple(name for name in names if name in pointer or name in widths)
-        how = tile.num_warps, tile.num_stages, chips, dot
-        variants.append(AotVariant(name, fn, signature, constexprs, aligned, *how))
+        how: Any = {"num_warps": tile.num_warps, "num_stages": tile.num_stages, "maxnreg": tile.registers}
+        variants.append(AotVariant(name, fn, signature, constexprs, aligned, **how, chips=chips, tensor_cores=dot))
 
     for dtype, precise in (("fp16", "tf32"), ("bf16", "tf32"), ("fp32", "tf32x3")):
         small = {"COUNT_SMALL": dtype != "fp32"}
@@ -101,10 +117,12 @@ def aot_variants() -> list[AotVariant]:
                     kernels._up_kernel,
                     {**small, "GROUP": 1, "ACROSS": False, "CHUNKED": False, "ROUNDED": dtype == "fp32"},
                 ),
-                ("grad", kernels._grad_kernel, {**small, "GROUP": 3, "DOWN": True, "DROPOUT": False}),
-                ("dA", kernels._grad_kernel, {**small, "GROUP": 1, "DOWN": False, "STATS": False}),
+                ("grad", grad._grad_kernel, {**small, "GROUP": 3, "DOWN": True, "DROPOUT": False, "CUT": False}),
+                ("grad_rows", grad._grad_kernel, {**small, "GROUP": 3, "DOWN": True, "DROPOUT": False, "CUT": True}),
+                ("dA_rows", grad._grad_kernel, {**small, "GROUP": 3, "DOWN": False, "STATS": False, "CUT": True}),
+                ("dA", grad._grad_kernel, {**small, "GROUP": 1, "DOWN": False, "STATS": False, "CUT": False}),
             ):
-                tile = (FP32_TILES if dtype == "fp32" else TILES).get((name, rank))
+                tile = (FP32_TILES if dtype == "fp32" else TILES).get((name.removesuffix("_rows"), rank))
                 if tile is None:
                     continue
                 shape = {"BLOCK_M": tile.block_m, "BLOCK_C": tile.block_c}
@@ -119,7 +137,8 @@ def aot_variants() -> list[AotVariant]:
     strip = {"GROUP": 3, "STRIP": TILES["grad", 16].block_c, "BLOCK": TOTAL_BLOCK}
     add("lora total down", totals._total_down_kernel, plain, strip, False)
     ends = {"GROUP": 3, "STATS": True, "ALIGNED": True, "BLOCK": TOTAL_BLOCK, "ALIGN": GRADIENT_ALIGN}
-    add("lora total gradients", totals._total_gradients_kernel, plain, ends, False)
+    add("lora total gradients", totals._total_gradients_kernel, plain, {**ends, "CUT": False}, False)
+    add("lora total gradients_rows", totals._total_gradients_kernel, plain, {**ends, "CUT": True}, False)
     block = {"ALIGNED": True, "BLOCK": CAST_BLOCK}
     add("lora cast", kernels._cast_kernel, plain, block, False, "fp32", out_ptr="*fp16")
     return variants

@@ -9,6 +9,10 @@ program a row, which reads a line of a table of addresses.
     AFTER_PRODUCT    n_overflow = n_inf if none of the inputs had a non-finite value, else null
     NULL             all null
 
+A line may also stand for a column of squares, of an example each (lora_linear/read/):
+
+    out[e] = sum over the partials fp64 of e    SQUARES; those of an example that was cut lie elsewhere
+
 What went into a product is named by up to two ranges of partials, of which columns n_nan and n_inf are read.
 """
 
@@ -24,11 +28,13 @@ from torch import Tensor
 from ..backend import AotVariant, is_gpu, jit, on_device
 from .reduce import BLOCK_P, FIELDS, N_FIELDS, N_PARTIALS, add_programs, store_row
 
-ONLY_COUNTS, AFTER_PRODUCT, NULL = 1, 2, 3
+ONLY_COUNTS, AFTER_PRODUCT, NULL, SQUARES = 1, 2, 3, 4
 N_COLUMNS = 9
 PARTIAL_BYTES, ROW_BYTES = 8 * N_PARTIALS, 8 * N_FIELDS
 
 _ONLY_COUNTS, _AFTER_PRODUCT, _NULL = tl.constexpr(ONLY_COUNTS), tl.constexpr(AFTER_PRODUCT), tl.constexpr(NULL)
+_SQUARES = tl.constexpr(SQUARES)
+_EXAMPLES, _PROGRAMS = tl.constexpr(16), tl.constexpr(64)
 _N_COLUMNS = tl.constexpr(N_COLUMNS)
 _N_PARTIALS = tl.constexpr(N_PARTIALS)
 _N_NAN = tl.constexpr(FIELDS.index("n_nan"))
@@ -93,6 +99,19 @@ class PendingRows:
         self._table.append((where, partials[1], partials[2], n, rule, first[1], first[2], second[1], second[2]))
         self._kept += (rows.slot, partials[0], first[0], second[0])
 
+    def add_squares(self, into: Tensor, column: int, whole: Partials, cut: Partials, numbers: Partials) -> None:
+        """A column of squares to write.
+
+        Args:
+            into: float64 [E, columns], rows dense.
+            whole: float64 [E, count].
+            cut: float64 [examples that were cut, count]; count 0 where none was.
+            numbers: int32 [E], which of those that were cut each is, or -1.
+        """
+        where, stride, n = into.data_ptr() + 8 * column, into.stride(0), into.shape[0]
+        self._table.append((where, whole[1], whole[2], n, SQUARES, numbers[1], cut[1], cut[2], stride))
+        self._kept += (into, whole[0], cut[0], numbers[0])
+
     def flush(self) -> None:
         """Writes all rows; of a row added twice the later, which under checkpointing says the same again."""
         if not self._table:
@@ -153,12 +172,9 @@ def _n_bad(address, count):
 
 
 @jit
-def _pending_rows_kernel(table_ptr):
-    """One program per line of the table, int64 [rows, 9]."""
-    line = table_ptr + tl.program_id(0).to(tl.int64) * _N_COLUMNS
+def _write_row(line, rule):
     row_ptr = tl.load(line).to(tl.pointer_type(tl.float64))
     row = add_programs(tl.load(line + 1).to(tl.pointer_type(tl.float64)), tl.load(line + 2))
-    rule = tl.load(line + 4)
     n_bad = _n_bad(tl.load(line + 5), tl.load(line + 6)) + _n_bad(tl.load(line + 7), tl.load(line + 8))
     columns = tl.arange(0, _N_PARTIALS)
     null = float("nan")
@@ -170,6 +186,37 @@ def _pending_rows_kernel(table_ptr):
     row = tl.where((rule == _AFTER_PRODUCT) & (columns == _N_OVERFLOW), overflow, row)
     n = tl.load(line + 3).to(tl.float64)
     store_row(row, tl.where(rule == _NULL, null, n), row_ptr)
+
+
+@jit
+def _write_squares(line):
+    out_ptr, out_stride = tl.load(line).to(tl.pointer_type(tl.float64)), tl.load(line + 8)
+    whole_ptr, n_whole = tl.load(line + 1).to(tl.pointer_type(tl.float64)), tl.load(line + 2)
+    cut_ptr, n_cut = tl.load(line + 6).to(tl.pointer_type(tl.float64)), tl.load(line + 7)
+    n_examples, numbers_ptr = tl.load(line + 3), tl.load(line + 5).to(tl.pointer_type(tl.int32))
+    for first in range(0, n_examples, _EXAMPLES):
+        examples = first + tl.arange(0, _EXAMPLES).to(tl.int64)
+        mask = examples < n_examples
+        numbers = tl.load(numbers_ptr + examples, mask=mask, other=-1).to(tl.int64)
+        total = tl.zeros((_EXAMPLES, _PROGRAMS), dtype=tl.float64)
+        for start in range(0, tl.maximum(n_whole, n_cut), _PROGRAMS):
+            programs = start + tl.arange(0, _PROGRAMS).to(tl.int64)
+            is_whole = (mask & (numbers < 0))[:, None] & (programs < n_whole)[None, :]
+            total += tl.load(whole_ptr + (examples * n_whole)[:, None] + programs[None, :], mask=is_whole, other=0.0)
+            is_cut = (numbers >= 0)[:, None] & (programs < n_cut)[None, :]
+            total += tl.load(cut_ptr + (numbers * n_cut)[:, None] + programs[None, :], mask=is_cut, other=0.0)
+        tl.store(out_ptr + examples * out_stride, tl.sum(total, axis=1), mask=mask)
+
+
+@jit
+def _pending_rows_kernel(table_ptr):
+    """One program per line of the table, int64 [rows, 9]."""
+    line = table_ptr + tl.program_id(0).to(tl.int64) * _N_COLUMNS
+    rule = tl.load(line + 4)
+    if rule == _SQUARES:
+        _write_squares(line)
+    else:
+        _write_row(line, rule)
 
 
 def aot_variants() -> list[AotVariant]:

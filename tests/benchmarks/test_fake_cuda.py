@@ -76,19 +76,19 @@ PUT_BACK = {
             BY_TRITON,
             UNCHECKED,
             (
-                "kernels/lora_linear/kernels.py",
-                '@jit(do_not_specialize=["n_rows", "rows_per_split", "first_bad"])',
+                "kernels/lora_linear/read/grad.py",
+                '@jit(do_not_specialize=["n_rows", "rows_per_split", "first_bad", "n_examples"])',
                 "@jit",
             ),
         ],
         ("--run", "llama"),
-        "compiled after the first step: lora_train.kernels.lora_linear.kernels._grad_kernel",
+        "compiled after the first step: lora_train.kernels.lora_linear.read.grad._grad_kernel",
     ),
     "an argument that is specialised unseen": (
         [
             (
-                "kernels/lora_linear/kernels.py",
-                '@jit(do_not_specialize=["n_rows", "rows_per_split", "first_bad"])',
+                "kernels/lora_linear/read/grad.py",
+                '@jit(do_not_specialize=["n_rows", "rows_per_split", "first_bad", "n_examples"])',
                 "@jit",
             ),
         ],

@@ -2,7 +2,16 @@
 
 import pytest
 
-from benchmarks.kernel_bytes import MODELS, TARGET_RATIO, TARGET_STATISTICS, compare, layer_of
+from benchmarks.kernel_bytes import (
+    BATCHES,
+    MODELS,
+    TARGET_RATIO,
+    TARGET_SQUARES,
+    TARGET_STATISTICS,
+    compare,
+    cut,
+    layer_of,
+)
 
 
 @pytest.mark.parametrize("dropout", [True, False], ids=["dropout", ""])
@@ -15,3 +24,13 @@ def test_targets_are_met(model: str, rank: int, dropout: bool):
         assert {peft: c.ratio(peft) for peft in c.peft if c.ratio(peft) >= TARGET_RATIO} == {}, name
         assert 0 < c.statistics < TARGET_STATISTICS, name
         assert all(c.bound < traffic.hbm for traffic in (c.fused, *c.peft.values())), name
+
+
+@pytest.mark.parametrize("batch", BATCHES)
+def test_squares_of_examples_take_few_bytes_and_no_launch(batch: str):
+    for model, linears in MODELS.items():
+        for name in linears:
+            for rank in (8, 16, 64):
+                added = cut(layer_of(model, name, rank, True), BATCHES[batch])
+                assert added.n_bytes <= TARGET_SQUARES, (name, rank)
+                assert added.launches == 0

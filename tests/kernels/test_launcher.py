@@ -19,6 +19,7 @@ import pytest
 import torch
 from lora_train.kernels import backend
 from lora_train.kernels.lora_linear import kernels
+from lora_train.kernels.lora_linear.read import grad
 from lora_train.kernels.backend import jit
 from lora_train.kernels.launcher import launch
 from benchmarks.fake_cuda import fake_cuda
@@ -55,9 +56,9 @@ with fake_cuda(75) as driver:  # another GPU has compiled nothing yet
     widen(z, 64, 64)
     assert len(driver.variants) == 1
     with pytest.raises(TypeError, match="_grad_kernel: n_rows varies with the batch; name it in do_not_specialize"):
-        kernels._grad_kernel.params[22].do_not_specialize = False
-        assert kernels._grad_kernel.params[22].name == "n_rows"
-        launch(kernels._grad_kernel, (1, 1, 1), (z,) * 13, (64,) * 9, (1, 64, 0, 1.0, 1.0, 1.0, 1.0, 0.0), ())
+        grad._grad_kernel.params[24].do_not_specialize = False
+        assert grad._grad_kernel.params[24].name == "n_rows"
+        launch(grad._grad_kernel, (1, 1, 1), (z,) * 15, (64,) * 9, (1, 64, 0, 0, 1.0, 1.0, 1.0, 1.0, 0.0), ())
 """
 
 

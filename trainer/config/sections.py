@@ -312,11 +312,11 @@ class InstrumentSection(Section):
 
     이 스텝마다 마이크로배치 하나에서 LoRA가 없는 모듈의 출력을 봅니다. 0이면 보지 않습니다."""
     rows: bool | Literal["auto"] = "auto"
-    """Record the loss and the gradient norm of every training row at every step (lora-train rows). auto: on the CPU,
-    where it is all but free; on a GPU it takes matrix products of its own.
+    """Record the loss and the gradient norm of every training row at every step (lora-train rows). auto: wherever the
+    kernels that sum the gradients give it: not on GPUs before sm_80 (T4), where it takes matrix products of its own.
 
-    모든 스텝에서 학습 행마다 loss와 그래디언트 노름을 기록합니다(lora-train rows). auto이면 비용이 거의 들지 않는
-    CPU에서만 기록합니다. GPU에서는 행렬 곱이 따로 듭니다."""
+    모든 스텝에서 학습 행마다 loss와 그래디언트 노름을 기록합니다(lora-train rows). auto이면 그래디언트를 더하는 커널이
+    함께 구해 주는 곳에서 기록합니다. sm_80보다 오래된 GPU(T4)에서는 행렬 곱이 따로 들므로 기록하지 않습니다."""
     rows_every: int = Field(default=100, ge=0)
     """Record each module's share of every row's gradient every so many steps. 0: never.
 

@@ -17,7 +17,7 @@ from ...instrument.record.patch import Patched
 from ...instrument.record.recorder import Recorder
 from ...instrument.record.rows.gradients import RowWatching
 from ...instrument.record.sites import Watching
-from ...kernels.backend import uses_triton_on
+from ...kernels.lora_linear import fuses_squares
 from ..config.schema import Config
 from ..console import Console
 from ..data.batches import Plan
@@ -159,7 +159,7 @@ def make_recorder(config: Config, engine: Engine, built: Built, most_rows: int) 
     sites, model, keys = config.instrument.sites, built.model, config.instrument
     gather = engine.gather if engine.world_size > 1 else None
     n_micro = config.training.gradient_accumulation_steps
-    takes_rows = not uses_triton_on(engine.device) if keys.rows == "auto" else keys.rows
+    takes_rows = fuses_squares(engine.device) if keys.rows == "auto" else keys.rows
     watching = Watching(
         n_micro,
         histogram_every=config.instrument.histogram_every,

@@ -10,12 +10,13 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from lora_train.kernels import cpu
-from lora_train.kernels.backend import StandIn, standing_in
+from lora_train.kernels.backend import StandIn, has_tensor_cores, standing_in
 from lora_train.kernels.frozen.nf4 import NF4Weight
 from lora_train.kernels.ledger import Ledger
 from lora_train.kernels.lora_linear import gemm, launch
-from lora_train.kernels.lora_linear.group import NO_DROPOUT, Dropout, Group
+from lora_train.kernels.lora_linear.group import NO_DROPOUT, Dropout, Examples, Group
 from lora_train.kernels.lora_linear.ops import operands
+from lora_train.kernels.lora_linear.read import launches, spans
 from lora_train.kernels.lora_linear.scratch import backward_on_gpu, forward_on_gpu
 from lora_train.kernels.scratch import scratch_of
 from lora_train.kernels.statistics.pending_rows import PendingRows, Rows
@@ -143,7 +144,8 @@ def test_a_gpu_takes_what_is_predicted(chip: StandIn, monkeypatch: pytest.Monkey
     write rows.
     """
     monkeypatch.setattr(torch.backends.mkldnn, "enabled", False)  # its copies are not a GPU's
-    for module in (launch, gemm):
+    monkeypatch.setattr(torch.Tensor, "pin_memory", torch.Tensor.clone)
+    for module in (launch, gemm, launches):
         monkeypatch.setattr(module, "launch", lambda *_, **__: None)
     rng = random.Random(0)
     with standing_in(chip):
@@ -154,20 +156,29 @@ def test_a_gpu_takes_what_is_predicted(chip: StandIn, monkeypatch: pytest.Monkey
 
 def check_on_gpu(case: Case) -> None:
     """That the launches of forward and backward take what is predicted."""
-    x, group, grads, with_stats, needs_dx, _ = case
+    x, group, grads, with_stats, needs_dx, starts = case
+    with_squares = len(starts) > 1 and with_stats and has_tensor_cores(x.device)
+    squares = torch.empty(len(starts) - 1, 2 * len(grads), dtype=torch.float64) if with_squares else None
+    if len(starts) > 1:
+        group = group._replace(examples=Examples(starts, squares))
+        spans._tables.clear()
+        h = torch.zeros(len(x), sum(a.shape[0] for a in group.lora_A))
+        launch.backward(grads, x, h, group._replace(examples=Examples(starts)), False, None)  # makes the tables
     slot, pending = torch.zeros(2 + 4 * len(grads), N_FIELDS, dtype=torch.float64), [PendingRows(), PendingRows()]
     rows = [Rows(slot, waiting) if with_stats else None for waiting in pending]
     ledgers = Ledger(), Ledger()
     forward_on_gpu(ledgers[0], x, group, with_stats)
     taken, (_, h) = inside(lambda: launch.forward(x, group, rows[0]))
-    backward_on_gpu(ledgers[1], grads, x, group, (needs_dx, with_stats, False))
+    backward_on_gpu(ledgers[1], grads, x, group, (needs_dx, with_stats, with_squares))
     taken_back, _ = inside(lambda: launch.backward(grads, x, h, group, needs_dx, rows[1]))
-    found = [(taken, held(pending[0])), (taken_back, held(pending[1]))]
+    outs = [slot] if squares is None else [slot, squares]
+    found = [(taken, held(pending[0], outs)), (taken_back, held(pending[1], outs))]
     assert [(ledger.scratch().inside, ledger.waits) for ledger in ledgers] == found
 
 
-def held(pending: PendingRows) -> int:
-    """Bytes of the partials of rows that are not written yet."""
-    partials = [tensor for tensor in pending._kept if tensor.dtype == torch.float64 and tensor.shape[-1] == 8]
+def held(pending: PendingRows, outs: list[torch.Tensor]) -> int:
+    """Bytes of the partials of rows and squares that are not written yet."""
+    kept = [tensor for tensor in pending._kept if all(tensor is not out for out in outs)]
+    partials = [tensor for tensor in kept if tensor.dtype == torch.float64]
     storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in partials}
     return sum(storages.values())

@@ -1,7 +1,8 @@
 """Every launcher against float64 on the device at hand; outputs begin as NaN, so that what is not written shows.
 
     lora_linear      forward, backward and every row of statistics: M rows from 1 on, groups, dropout, three dtypes, and
-                     the path of chips without tensor cores, where a block of rows may be one row long
+                     the path of chips without tensor cores, where a block of rows may be one row long; and where
+                     examples are known, the square of each one's gradients, and that asking changes no bit
     the others       statistics, histogram, loss, NF4 decode (passes.py), norms, activations, rotary
                      (elementwise.py)
 
@@ -15,13 +16,15 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from itertools import accumulate, pairwise
+from typing import Any
 from unittest import mock
 
 import torch
 from lora_train.kernels.backend import triton_on_cpu
+from lora_train.kernels.lora_linear import Examples, lora_linear
 from lora_train.kernels.lora_linear import gemm as lora_linear_gemm
 from lora_train.kernels.lora_linear import launch as lora_linear_launch
-from lora_train.kernels.lora_linear import lora_linear
 from lora_train.kernels.lora_linear.group import Dropout, Group
 from lora_train.kernels.lora_linear.reference import Watched, lora_linear_reference, slot_reference
 from lora_train.kernels.statistics.reduce import FIELDS
@@ -33,12 +36,16 @@ from . import elementwise, passes
 
 ROUNDING = {torch.float32: 2e-6, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
 TF32 = 2.0**-11
+MOST_EXAMPLES = 16
+"""Of a layer, whose squares are looked at."""
 FP32, FP16, BF16 = torch.float32, torch.float16, torch.bfloat16
 
 
 @dataclass(frozen=True)
 class Layer:
-    """M tokens through a group of projections of K in and `ns` out; `old`: as on a chip without tensor cores."""
+    """M tokens through a group of projections of K in and `ns` out; `old`: as on a chip without tensor cores;
+    `examples`: how many tokens each has, if that is known.
+    """
 
     m: int
     k: int
@@ -48,10 +55,12 @@ class Layer:
     p: float = 0.0
     bias: bool = False
     old: bool = False
+    examples: tuple[int, ...] = ()
 
     @property
     def name(self) -> str:
         words = (f"p={self.p}" * (self.p > 0), "bias" * self.bias, "sm_75" * self.old)
+        words += (f"examples {'+'.join(map(str, self.examples[:4]))}.." * bool(self.examples),)
         shape = f"M={self.m} K={self.k} N={'+'.join(map(str, self.ns))} r={self.r}"
         return " ".join(filter(None, ("lora_linear", str(self.dtype)[6:], shape, *words)))
 
@@ -66,6 +75,7 @@ def layers(small: bool) -> list[Layer]:
             Layer(33, 48, (64,), old=True),
             Layer(1, 48, (64,), r=1, old=True),
             Layer(1, 1, (1,), r=1),
+            *(Layer(49, 48, (80, 32), r=4, dtype=d, p=0.25, examples=(30, 1, 0, 18)) for d in (FP16, FP32)),
         ]
     return [
         *(Layer(m, 256, (512,), dtype=d) for m in (1, 2, 17, 273, 274, 820, 1025) for d in (FP16, BF16, FP32)),
@@ -76,6 +86,11 @@ def layers(small: bool) -> list[Layer]:
         Layer(2048, 4096, (14336,), 16),
         Layer(2048, 14336, (4096,), 16, BF16),
         Layer(1, 1, (1,), r=1),
+        *(Layer(2048, 4096, (4096, 1024, 1024), r, d, 0.05, examples=e)
+          for r, d in ((16, FP16), (64, BF16), (32, FP32)) for e in ((1024,) * 2, (20, 400, 74, 345, 128, 1081))),
+        Layer(512, 1024, (1024,), 8, examples=(1,) * 512),
+        Layer(2048, 256, (512,), 100, examples=(16,) * 128),
+        Layer(2048, 5120, (15360,), 16, p=0.05, examples=(2048,)),
     ]  # fmt: skip
 
 
@@ -113,7 +128,8 @@ def launch() -> None:
     """
     for layer in layers(False):
         n = layer.ns[0] if layer.ns[0] < 1024 else 512
-        Inputs(replace(layer, m=min(layer.m, 33), k=min(layer.k, 512), ns=(n, *layer.ns[1:]))).results()
+        m, examples = min(layer.m, 33), (20, 13) if layer.examples else ()
+        Inputs(replace(layer, m=m, k=min(layer.k, 512), ns=(n, *layer.ns[1:]), examples=examples)).results()
     for _, case in passes.cases(True) + elementwise.cases(True):
         case()
 
@@ -155,15 +171,21 @@ class Inputs:
         self.grads = [self._randn(layer.m, n).to(layer.dtype) for n in layer.ns]
         self.scalings = [2.0 / (i + 1) for i in range(len(layer.ns))]
         self.seed = torch.tensor([7], device=DEVICE) if layer.p else None
+        self.squares = torch.full((len(layer.examples), 2 * len(layer.ns)), -1.0, dtype=torch.float64, device=DEVICE)
         self.slot = torch.full((2 + 4 * len(layer.ns), len(FIELDS)), -1.0, dtype=torch.float64, device=DEVICE)
 
     def _randn(self, *shape: int) -> Tensor:
         return torch.randn(*shape, generator=self._generator, device=DEVICE)
 
-    def results(self) -> tuple[list[Tensor], list[Tensor], Tensor | None]:
-        """Y of each projection; dX, every dA, every dB; the dropout mask [M, K]."""
+    def examples(self, asked: bool) -> Examples | None:
+        starts = (0, *accumulate(self.layer.examples))
+        return Examples(starts, self.squares if asked else None) if self.layer.examples else None
+
+    def results(self, asked: bool = True) -> tuple[list[Tensor], list[Tensor], Tensor | None]:
+        """Y of each projection; dX, every dA, every dB; the dropout mask [M, K]. `asked`: for the squares, too."""
         layer, leaves = self.layer, [t.requires_grad_() for t in (self.x, *self.lora_A, *self.lora_B)]
-        how = {"biases": self.biases, "dropout_p": layer.p, "seed": self.seed, "slot": self.slot}
+        how: Any = {"biases": self.biases, "dropout_p": layer.p, "seed": self.seed, "slot": self.slot}
+        how["examples"] = self.examples(asked)
         with chip_of(layer):
             ys = lora_linear(self.x, self.weights, self.lora_A, self.lora_B, self.scalings, **how)
             found = torch.autograd.grad(ys, leaves, self.grads)
@@ -180,6 +202,20 @@ class Inputs:
         ys = lora_linear_reference(x, group, keep)
         return [*(y.detach() for y in ys), *torch.autograd.grad(ys, [x, *lora], [g.double() for g in self.grads])]
 
+    def squares_of(self, own: slice, keep: Tensor | None, absolute: bool) -> Tensor:
+        """|dA_i|^2 and |dB_i|^2 of some tokens in float64, or those of the sums of absolute values."""
+
+        def wide(x: Tensor) -> Tensor:
+            return x.detach().double().abs() if absolute else x.detach().double()
+
+        x, found_A, found_B = wide(self.x[own]), [], []
+        x = x if keep is None else torch.where(keep[own], x, 0.0) / (1 - self.layer.p)
+        for a, b, s, dy in zip(self.lora_A, self.lora_B, self.scalings, self.grads, strict=True):
+            dy = wide(dy[own])
+            found_A.append((s * (dy @ wide(b)).t() @ x).square().sum())
+            found_B.append((s * dy.t() @ (x @ wide(a).t())).square().sum())
+        return torch.stack([*found_A, *found_B])
+
 
 def wrong(layer: Layer) -> str:
     """What is wrong with a layer's results, or nothing."""
@@ -187,7 +223,34 @@ def wrong(layer: Layer) -> str:
     ys, found, keep = inputs.results()
     lora = found[1 : 1 + group], found[1 + group :]
     row = slot_reference(Watched(inputs.x.detach(), ys, inputs.grads, found[0], *lora))
-    return compare(layer, [*ys, *found], inputs.expected(keep)) or compare_rows(inputs.slot, row)
+    return (
+        compare(layer, [*ys, *found], inputs.expected(keep))
+        or compare_rows(inputs.slot, row)
+        or (compare_squares(inputs, keep, found) if layer.examples else "")
+    )
+
+
+def compare_squares(inputs: Inputs, keep: Tensor | None, found: list[Tensor]) -> str:
+    """Squares against the gradients of float64 one example at a time, of which those of TF32 operands may be off by
+    1e-3 of the sums of absolute values; twice the same bits, and the same gradients without asking.
+    """
+    layer, squares = inputs.layer, inputs.squares.clone()
+    again = inputs.results()[1]
+    if not torch.equal(squares, inputs.squares):
+        return "squares are not the same twice"
+    silent = inputs.results(asked=False)[1]
+    if not all(torch.equal(one, other) for both in (again, silent) for one, other in zip(found, both, strict=True)):
+        return "gradients are not the same bits with squares and without"
+    tolerance = 1e-6 if layer.dtype == FP32 or layer.old else 1e-3
+    for e, (start, stop) in enumerate(pairwise((0, *accumulate(layer.examples)))):
+        if e >= MOST_EXAMPLES:
+            break
+        own = slice(start, stop)
+        wanted, most = (inputs.squares_of(own, keep, absolute) for absolute in (False, True))
+        error = ((squares[e] - wanted).abs() / most.clamp(min=1e-300)).max()
+        if not float(error) <= tolerance:
+            return f"squares of example {e} are off by {float(error):.2e}, more than {tolerance:.0e}"
+    return ""
 
 
 def drawn_mask(layer: Layer, seed: Tensor) -> Tensor:
