@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -60,3 +63,11 @@ def previews(examples: Sequence[Example], tokenizer: Any) -> dict[int, str]:
 
 def _line(text: str) -> str:
     return "".join(c if c.isprintable() else " " for c in " ".join(text.split()))
+
+
+def texts_of_run(run: Path) -> Texts | None:
+    """Copies among a run's rows and how they begin; None, and a line says so, where the data cannot be read."""
+    config, tokenizer, examples = read_data(run / "config.yaml", partial(print, file=sys.stderr, flush=True))
+    if not examples:
+        return None
+    return replace(read_texts(examples, config.data.cutoff_len), previews=previews(examples, tokenizer))
