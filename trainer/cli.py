@@ -114,12 +114,17 @@ def _report_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("sources", metavar="RUN|FILE|-", type=Path, nargs="+", help=say("cli.report.source"))
     parser.add_argument("-o", "--output", type=Path, metavar="FILE", help=say("cli.report.output"))
     parser.add_argument("--follow", action="store_true", help=say("cli.report.follow"))
+    parser.add_argument("--rows-text", action="store_true", help=say("cli.report.rows_text"))
 
 
 def _report(arguments: Namespace) -> int:
     from .verbs.read_run import report
 
-    return report(arguments.sources, arguments.output, arguments.follow)
+    read_texts = None
+    if arguments.rows_text:
+        from .rows.texts import texts_of_run as read_texts
+
+    return report(arguments.sources, arguments.output, arguments.follow, read_texts)
 
 
 def _compare_arguments(parser: ArgumentParser) -> None:

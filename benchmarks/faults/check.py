@@ -138,8 +138,8 @@ def _named(expected: Expected, diagnoses: list[dict[str, Any]], plan: Plan, modu
     if expected.bad_rows - alone or expected.good_rows & alone:
         wrong.append(f"rows_alone {sorted(alone)}, not {sorted(expected.bad_rows)}")
     # of a forward fault of one row the step itself knew which: no replay was needed
-    bad = found["evidence"].get("first_bad_row")
-    if expected.kind == "forward_overflow" and len(expected.bad_rows) == 1 and {bad} != expected.bad_rows:
+    bad = found["evidence"].get("first_bad_row", "missing")
+    if bad == "missing" or (len(expected.bad_rows) == 1 and {bad} != expected.bad_rows):
         wrong.append(f"first_bad_row {bad}, not {sorted(expected.bad_rows)}")
     return wrong
 

@@ -8,6 +8,7 @@ import json
 import random
 import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ PACKAGES = ("numpy", "numpy.linalg", "numpy.random", "torch", "torch.nn", "torch
 MOST_WORDS, LEAST_WORDS = 36, 8
 
 
+@cache
 def documented() -> list[dict[str, str]]:
     """Rows of public functions and classes, each answer once."""
     rows, seen = [], set()

@@ -82,8 +82,10 @@ class Trouble:
         latched: whether the device has held the state of the step.
         module: in the base model, where one is to blame.
         evidence: numbers.
-        bad_rows: rows whose loss or gradient was not finite while others' were, as the step recorded it, by
-            (micro-batch, process); empty where it did not, or where all were.
+        bad_rows: rows that were not finite, as the step recorded it, by (micro-batch, process): by their losses where
+            one of the step's is not, else by their gradients. Without the micro-batches of which every one of several
+            rows was so; empty where nobody recorded it.
+        all_bad: whether every row of the step was.
     """
 
     step: int
@@ -92,6 +94,7 @@ class Trouble:
     evidence: Mapping[str, Any] = field(default_factory=dict)
     latched: bool = False
     bad_rows: Mapping[tuple[int, int], Sequence[int]] = field(default_factory=dict)
+    all_bad: bool = False
 
 
 @dataclass
@@ -104,7 +107,7 @@ class Diagnosis:
         module: as in the base model, or None where none is to blame.
         phase: forward, backward, optimizer or data.
         rows: source indices of the step's rows; those that alone reproduce it are in evidence["rows_alone"], and the
-            first that the step itself recorded as not finite is evidence["first_bad_row"].
+            first that the step itself recorded as not finite is evidence["first_bad_row"], None where none is to blame.
         evidence: numbers.
         remedies: {"change", "verified", "loss"} for each that was tried, cheapest first.
         action: heal, rollback or stop.

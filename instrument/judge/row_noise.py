@@ -14,6 +14,7 @@ token depends on the length of its row, it is not.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -73,6 +74,55 @@ def row_noise(frame: pd.DataFrame, norms: pd.Series) -> RowNoise | None:
     noise = (parts / count - 2 * crossed / mean + shared * square / mean**2) / mean**2
     shared = shared / mean**2
     return RowNoise(sums.index.to_numpy()[kept], round(count.mean()), shared + noise, shared, float(mean))
+
+
+def group_noise(
+    frame: pd.DataFrame, norms: pd.DataFrame, groups: Mapping[str, Sequence[str]]
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """S and |G|^2 of groups of modules at each step whose rows were recorded module by module.
+
+    Args:
+        frame: `row_log.read_training_rows` with shares.
+        norms: gradient norms, steps x modules.
+        groups: name -> modules.
+
+    Returns:
+        name -> (S, |G|^2), [steps] each, of the same steps; without groups of which a module is not known.
+    """
+    import pandas as pd
+
+    names = frame.attrs.get("modules", [])
+    rows = frame[frame["shares"].notna()] if len(frame) else frame
+    if not len(rows):
+        return {}
+    shares = np.array([list(own) for own in rows["shares"]], "float64")
+    found: dict[str, RowNoise] = {}
+    for name, modules in groups.items():
+        if set(modules) <= set(names) and set(modules) <= set(norms.columns):
+            own = shares[:, [names.index(module) for module in modules]].sum(axis=1)
+            whole = np.sqrt(np.square(norms[list(modules)].to_numpy("float64")).sum(axis=1))
+            noise = row_noise(rows.assign(sumsq=own), pd.Series(whole, index=norms.index))
+            found |= {} if noise is None else {name: noise}
+    kept = sorted(set.intersection(*(set(noise.steps.tolist()) for noise in found.values()))) if found else []
+    places = {name: np.searchsorted(noise.steps, kept) for name, noise in found.items()}
+    return {name: (found[name].row[at] - found[name].shared[at], found[name].shared[at]) for name, at in places.items()}
+
+
+def log_ratio(one: tuple[np.ndarray, np.ndarray], other: tuple[np.ndarray, np.ndarray]) -> tuple[float, float] | None:
+    """ln of the ratio of two noise scales over the same steps, and its standard error (jackknife over the steps: what
+    both share cancels); None where a direction is not seen without one of the steps.
+    """
+    n = len(one[0])
+    if n < 2:
+        return None
+    sums = np.array([part.sum() for part in (*one, *other)])
+    without = sums[:, None] - np.stack([*one, *other])
+    if not (sums > 0).all() or not (without > 0).all():
+        return None
+    noise, shared, of_noise, of_shared = np.log(without)
+    logs = noise - shared - of_noise + of_shared
+    value = np.log(sums) @ [1, -1, -1, 1]
+    return float(value), float(np.sqrt((n - 1) / n * np.square(logs - logs.mean()).sum()))
 
 
 def _sum(values: pd.Series) -> float:

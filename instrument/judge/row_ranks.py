@@ -10,6 +10,7 @@ z is the mean over the epochs it was seen in.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -28,17 +29,31 @@ LEARNED, FORGOTTEN, NEVER, STEADY, ONCE = "learned", "forgotten", "never_learned
 trained on once, and nobody knows."""
 
 
-def rank_rows(frame: pd.DataFrame) -> pd.DataFrame:
+def backed_off(metrics: pd.DataFrame) -> set[int]:
+    """Steps after which the loss scale fell: their gradients overflowed, whatever their rows.
+
+    Args:
+        metrics: `step`, `skipped`, `loss_scale`, a line a step, in order.
+    """
+    if not {"loss_scale", "skipped"} <= set(metrics):
+        return set()
+    scale, skipped = metrics["loss_scale"].to_numpy("float64"), metrics["skipped"].to_numpy("float64") > 0
+    return set(metrics["step"].to_numpy()[:-1][skipped[:-1] & (scale[1:] < scale[:-1])].astype(int).tolist())
+
+
+def rank_rows(frame: pd.DataFrame, fell: Collection[int] = ()) -> pd.DataFrame:
     """One line for each row that was trained on.
 
     Args:
         frame: `row_log.read_training_rows`.
+        fell: steps whose gradients say nothing of their rows: `backed_off`.
 
     Returns:
         by `row`:
             seen                      how often it was trained on
             n_tokens, n_supervised
             loss, loss_last           of the first time and the last, nat a token
+            loss_mean                 over the times
             grad_norm                 of its mean loss, mean over the times
             loss_z, grad_z            see above
             share, token_share        of all rows' |g|^2, and of all supervised tokens
@@ -58,7 +73,7 @@ def rank_rows(frame: pd.DataFrame) -> pd.DataFrame:
     with np.errstate(divide="ignore", invalid="ignore"):
         norms = np.where(column["grad_norm"] > 0, np.log(column["grad_norm"]), np.nan)
     # NaN is a square that nobody took, as well as one that is none: an infinite loss tells the two apart
-    bad = ~np.isfinite(column["loss"]) | np.isinf(column["sumsq"])
+    bad = ~np.isfinite(column["loss"]) | (np.isinf(column["sumsq"]) & ~np.isin(column["step"], list(fell)))
     squares = np.where(np.isfinite(column["sumsq"]), column["sumsq"], 0.0)
 
     def total(values: np.ndarray) -> np.ndarray:
@@ -77,6 +92,7 @@ def rank_rows(frame: pd.DataFrame) -> pd.DataFrame:
         "n_supervised": frame["n_supervised"].to_numpy()[last],
         "loss": column["loss"][first],
         "loss_last": column["loss"][last],
+        "loss_mean": mean(column["loss"]),
         "grad_norm": mean(column["grad_norm"]),
         "loss_z": mean(_standing_out(column["loss"], length, column["step"], epoch)),
         "grad_z": mean(_standing_out(norms, length, column["step"], epoch)),

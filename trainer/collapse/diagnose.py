@@ -76,32 +76,42 @@ def diagnose(components: Components, trouble: Trouble) -> Diagnosis:
     numbers = list(rows.numbers)
     if trouble.kind is not None:
         phase = PHASES.get(trouble.kind, "backward")
-        return Diagnosis(trouble.kind, step, trouble.module, phase, numbers, dict(trouble.evidence))
-    adapter = adapter_facts(components)
+        evidence = {**trouble.evidence, "first_bad_row": first_bad_row(trouble, trouble.kind)}
+        return Diagnosis(trouble.kind, step, trouble.module, phase, numbers, evidence)
+    adapter: dict[str, Any] = adapter_facts(components)
     if rows.n_supervised == 0:
-        return Diagnosis(Kind.NO_SUPERVISED_TOKENS, step, None, "data", numbers, {"n_supervised": 0, **adapter})
+        evidence = {"n_supervised": 0, **adapter, "first_bad_row": None}
+        return Diagnosis(Kind.NO_SUPERVISED_TOKENS, step, None, "data", numbers, evidence)
     dead = dead_module(components)
     if dead is not None:  # whatever came of it, and wherever: softmax hides an infinite score in the forward pass
+        adapter["first_bad_row"] = first_bad_row(trouble, Kind.DEAD_ADAPTER)
         return Diagnosis(Kind.DEAD_ADAPTER, step, dead, PHASES[Kind.DEAD_ADAPTER], numbers, adapter)
     found = [item for item in components.engine.gather_objects(_find(components, rows)) if item]
     if not found:
+        adapter["first_bad_row"] = first_bad_row(trouble, Kind.NOT_REPRODUCED)
         return Diagnosis(Kind.NOT_REPRODUCED, step, None, "forward", numbers, adapter)
     # a gradient that overflows while the scale still falls is no trouble beside a forward pass that does
     first = min(found, key=lambda item: (item.phase != "forward", item.micro_batch, item.rank))
     same = [item for item in found if (item.phase, item.micro_batch) == (first.phase, first.micro_batch)]
     alone = sorted({row for item in same for row in item.rows_alone})
     evidence = {**first.evidence, "micro_batch": first.micro_batch, "rows_alone": alone, **adapter}
-    evidence["first_bad_row"] = first_bad_row(trouble, first)
+    evidence["first_bad_row"] = first_bad_row(trouble, first.kind, (first.micro_batch, first.rank))
     return Diagnosis(first.kind, step, first.module, PHASES.get(first.kind, "backward"), numbers, evidence)
 
 
-def first_bad_row(trouble: Trouble, found: Found) -> int | None:
-    """The first row of the micro-batch to blame that was not finite when the step ran; None where all of several were,
-    the weights are to blame, or nobody recorded it.
+def first_bad_row(trouble: Trouble, kind: Kind, place: tuple[int, int] | None = None) -> int | None:
+    """The first row that was not finite when the step ran, without running it again.
+
+    Args:
+        place: micro-batch and process to blame; None: the first that has such a row.
+
+    Returns:
+        None where every one of several rows was, where weights are to blame and no row was spared, or where nobody
+        recorded it.
     """
-    if found.kind in (Kind.BAD_WEIGHT, Kind.DEAD_ADAPTER):
+    if kind in (Kind.BAD_WEIGHT, Kind.DEAD_ADAPTER) and trouble.all_bad:
         return None
-    rows = trouble.bad_rows.get((found.micro_batch, found.rank))
+    rows = trouble.bad_rows.get(min(trouble.bad_rows, default=(0, 0)) if place is None else place)
     return rows[0] if rows else None
 
 

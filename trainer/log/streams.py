@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 
+from ...instrument.judge.detect import Trouble
 from ...instrument.messages import say
 from ...instrument.read.row_log import ROWS, RowsWriter
 from ...instrument.read.store import STATS, StatsWriter
@@ -34,7 +36,7 @@ class Streams:
     def __init__(self, config: Config, console: Console, stats: StatsWriter | None, rows: RowsWriter | None):
         self._config, self._console, self._stats, self._rows = config, console, stats, rows
         self._expected: dict[int, StepRows] = {}
-        self._bad_rows: tuple[int, dict[tuple[int, int], list[int]]] = (0, {})
+        self._bad_rows: tuple[int, dict[tuple[int, int], list[int]], bool] = (0, {}, False)
 
     def expect(self, rows: StepRows) -> None:
         """Keeps which rows a step has until their values arrive."""
@@ -67,8 +69,10 @@ class Streams:
         )
         values = found.values.numpy()[at]
         loss, sumsq, known = values[:, LOSS], values[:, SUMSQ], values[:, KNOWN] > 0
-        bad = ~np.isfinite(loss) | (~np.isfinite(sumsq) & known)
-        self._bad_rows = rows.step, _bad_rows(columns, bad)
+        bad = ~np.isfinite(loss)
+        if not bad.any():  # while the loss scale still falls, gradients overflow in rows that are healthy
+            bad = ~np.isfinite(sumsq) & known
+        self._bad_rows = rows.step, _bad_rows(columns, bad), bool(bad.all())
         writer = self._rows
         if writer is None:
             return
@@ -91,12 +95,10 @@ class Streams:
             return False
         return True
 
-    def bad_rows_of(self, step: int) -> dict[tuple[int, int], list[int]]:
-        """Rows whose loss or gradient was not finite, by (micro-batch, process), if that step was the last to arrive.
-
-        Where every one of several rows of a micro-batch is so, the weights are what is wrong, and no row.
-        """
-        return self._bad_rows[1] if self._bad_rows[0] == step else {}
+    def with_bad_rows(self, trouble: Trouble) -> Trouble:
+        """The same trouble and its step's bad rows, if that step was the last to arrive."""
+        step, rows, all_bad = self._bad_rows
+        return replace(trouble, bad_rows=rows, all_bad=all_bad) if step == trouble.step else trouble
 
     def open(self) -> list[Any]:
         """Those that are still written to."""
@@ -133,6 +135,7 @@ def _recorded_places(places: list[tuple[int, int, int, Any]]) -> list[tuple[int,
 
 
 def _bad_rows(columns: dict[str, Any], bad: np.ndarray) -> dict[tuple[int, int], list[int]]:
+    """By (micro-batch, process); where every one of several rows is bad, the weights are, and no row."""
     found: dict[tuple[int, int], list[int]] = {}
     places = list(zip(columns["micro_batch"], columns["process"], strict=True))
     for place in dict.fromkeys(places):

@@ -121,7 +121,7 @@ class RunLog:
                 if not trouble.latched:
                     self.step(step, values.tolist())
             self._pending.clear()
-            return replace(trouble, bad_rows=self._streams.bad_rows_of(trouble.step))
+            return self._streams.with_bad_rows(trouble)
         return None
 
     def step(self, step: int, values: list[float]) -> Trouble | None:

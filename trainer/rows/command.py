@@ -23,7 +23,6 @@ CSV_COLUMNS = (
     *("row", "score", "loss_z", "grad_z", "duplicate", "probe_z", "cut", "like", "ratio", "loss", "loss_last"),
     *("grad_norm", "share", "token_share", "seen", "n_tokens", "n_supervised", "course", "not_finite", "text"),
 )
-PREVIEW = 300
 _HEAD = "{row:>8} {score:>6} {loss:>7} {z:>6} {grad:>6} {like:>14} {course:<14} {text}"
 
 
@@ -44,21 +43,31 @@ def run(arguments: Namespace) -> int:
     Raises:
         UserError: there is no run, it recorded no rows, or the model cannot be loaded.
     """
-    from ...instrument.judge.row_ranks import rank_rows
+    from ...instrument.judge.row_ranks import backed_off, rank_rows
+    from ...instrument.judge.row_score import scored
     from ...instrument.read.load import load_run
-    from .score import read_texts, scored
+    from ..checks.run_config import run_config
 
     config_file = arguments.run / "config.yaml"
     if not config_file.is_file():
         raise UserError(problem("rows.no_run", folder=arguments.run))
-    frame = load_run(arguments.run).rows()
+    recorded = load_run(arguments.run)
+    frame = recorded.rows()
     if not len(frame):
         raise UserError(problem("rows.none", folder=arguments.run))
-    config, tokenizer, examples = _data(config_file, wanted=arguments.probe or not arguments.no_text)
-    texts = read_texts(examples, config.data.cutoff_len) if examples else None
-    ratios = _probed(config, tokenizer, examples, set(frame["row"].tolist())) if arguments.probe else None
-    found = scored(rank_rows(frame), texts, ratios)
-    found["text"] = _previews(found["row"].tolist(), {} if arguments.no_text else _texts(examples, tokenizer))
+    texts, own, ratios = None, {}, None
+    if arguments.probe or not arguments.no_text:
+        from .texts import previews, read_data, read_texts
+
+        config, tokenizer, examples = read_data(config_file, _aside)
+        texts = read_texts(examples, config.data.cutoff_len) if examples else None
+        own = {} if arguments.no_text else previews(examples, tokenizer)
+        if arguments.probe:
+            ratios = _probed(config, tokenizer, examples, set(frame["row"].tolist()))
+    else:
+        run_config(config_file)  # says where it is none
+    found = scored(rank_rows(frame, backed_off(recorded.metrics())), texts, ratios)
+    found["text"] = [own.get(row, "") for row in found["row"].tolist()]
     if arguments.csv:
         _print_csv(found)
     elif arguments.yaml:
@@ -66,27 +75,6 @@ def run(arguments: Namespace) -> int:
     else:
         _print_table(found, arguments, whole=frame.attrs["whole"])
     return 0
-
-
-def _data(config_file: Path, wanted: bool) -> tuple[Config, Any, list[Example]]:
-    """The run's rows as tokens; says so where they are not there any more, and goes on without."""
-    from ..checks.run_config import run_config
-    from ..console import Console, quiet_libraries
-
-    config = run_config(config_file)
-    if not wanted:
-        return config, None, []
-    quiet_libraries()
-    from ..data.load import load_data
-    from ..model.load import load_tokenizer
-
-    try:
-        tokenizer = load_tokenizer(config)
-        data, _ = load_data(config, tokenizer, Console(silent=True))
-    except UserError as error:
-        _aside(say("rows.no_data", what=error))
-        return config, None, []
-    return config, tokenizer, list(data.examples)
 
 
 def _aside(text: str, end: str = "\n") -> None:
@@ -108,18 +96,6 @@ def _probed(config: Config, tokenizer: Any, examples: list[Example], trained: se
             _aside(say("rows.probing", done=done, of=len(own)), end="\r" if done < len(own) else "\n")
 
     return probe(config, tokenizer, own, advance)
-
-
-def _texts(examples: list[Example], tokenizer: Any) -> dict[int, str]:
-    if tokenizer is None:
-        return {}
-    texts = tokenizer.batch_decode([e.input_ids.tolist()[:PREVIEW] for e in examples], skip_special_tokens=True)
-    return {example.row: text for example, text in zip(examples, texts, strict=True)}
-
-
-def _previews(rows: list[int], texts: dict[int, str]) -> list[str]:
-    """One line each, without what moves a cursor."""
-    return ["".join(c if c.isprintable() else " " for c in " ".join(texts.get(row, "").split())) for row in rows]
 
 
 def _print_csv(found: pd.DataFrame) -> None:
@@ -146,7 +122,7 @@ def _plain(value: Any) -> Any:
 
 
 def _print_yaml(found: pd.DataFrame) -> None:
-    from .score import FLAGGED
+    from ...instrument.judge.row_score import FLAGGED
 
     flagged = found[found["score"] >= FLAGGED]
     print(say("rows.skip", n=len(flagged), of=len(found), score=FLAGGED))
@@ -156,7 +132,7 @@ def _print_yaml(found: pd.DataFrame) -> None:
 def _print_table(found: pd.DataFrame, arguments: Namespace, whole: bool) -> None:
     import shutil
 
-    from .score import FLAGGED
+    from ...instrument.judge.row_score import FLAGGED, PREVIEW
 
     lang = arguments.lang
     n = int((found["score"] >= FLAGGED).sum())

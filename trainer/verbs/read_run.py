@@ -9,6 +9,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ...instrument.constants import MIB
 from ...instrument.judge.explain import SourceError, advised, exit_code, glossary, lines, read_history
@@ -16,6 +17,9 @@ from ...instrument.judge.explain import explain as judge
 from ...instrument.messages import say
 from ..errors import UserError, is_output_lost, problem, tell
 from ..painting import show
+
+if TYPE_CHECKING:
+    from .runs.follow import ReadTexts
 
 
 @dataclass(frozen=True)
@@ -76,12 +80,13 @@ def _explain(question: Question) -> int:
     return exit_code(findings) if question.exit_code else 0
 
 
-def report(sources: Sequence[Path], output: Path | None, following: bool) -> int:
+def report(sources: Sequence[Path], output: Path | None, following: bool, read_texts: ReadTexts | None = None) -> int:
     """Writes the page of a run.
 
     Args:
         sources: as of `Question`.
         following: serves it while the run goes on, and writes it at the end.
+        read_texts: reads the texts of its training rows for the page that is written; None: it is to have none.
 
     Raises:
         UserError: it is no run, or the page cannot be written.
@@ -92,16 +97,19 @@ def report(sources: Sequence[Path], output: Path | None, following: bool) -> int
 
     if following and (len(sources) > 1 or sources[0].is_file() or str(sources[0]) == "-"):
         raise UserError(problem("report.follow_needs_run", path=sources[-1]))
+    if read_texts is not None and (len(sources) > 1 or not (following or (sources[0] / "config.yaml").is_file())):
+        raise UserError(problem("report.rows_text_needs_run", path=sources[-1]))
     with as_user_errors():
         if following:
             with contextlib.suppress(KeyboardInterrupt):
-                _written(follow(sources[0], output))
+                _written(follow(sources[0], output, read_texts))
         elif output is not None and output.is_dir():
             raise UserError(problem("report.cannot_write", path=output, what=os.strerror(errno.EISDIR)))
         elif len(sources) == 1 and is_study(sources[0]):
             _written(write_study_page(sources[0], output))
         else:
-            _written(write_report(*sources, output=output))
+            texts = read_texts(sources[0]) if read_texts is not None else None
+            _written(write_report(*sources, output=output, texts=texts))
     return 0
 
 

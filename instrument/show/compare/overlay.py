@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ...judge.explain import Finding, History, explain
+from ...judge.explain.rules.norms import micro_batches
 from ...messages import LANGUAGES
 from ..page import texts
 from ..page.people import both, number, run_name, without_paths
@@ -37,7 +38,7 @@ COLUMNS = (
 def comparison_data(comparison: Comparison) -> dict[str, Any]:
     """The data of the page of a comparison."""
     named = [replace(history, name=run_name(history.name)) for history in comparison.histories]
-    runs = [_run(history, explain(history)) for history in named]
+    runs = [_run(history, explain(history)) | {"foretold": foretold(history, named)} for history in named]
     told = {
         "names": comparison.names,
         "differing": [[difference.key, *difference.values] for difference in comparison.differing],
@@ -65,6 +66,24 @@ def _run(history: History, findings: Sequence[Finding]) -> dict[str, Any]:
         "evals": {name: numbers(history.evals[name].astype("float64")) for name in evals},
         "marks": marks(history, lost, ()),
     }
+
+
+def foretold(history: History, histories: Sequence[History]) -> list[dict[str, Any]]:
+    """The run's gradient norm if its steps had the rows of another's, over its course, where its own rows tell it:
+    `of` (that run's number), `rows`, `at` (places in `steps`), `y`.
+    """
+    micro = micro_batches(history)
+    if micro is None or not micro.is_seen:
+        return []
+    place = {int(step): at for at, step in enumerate(history.column("step"))}
+    found = []
+    for number_of, other in enumerate(histories):
+        rows = int(other.rows_per_step) if other.rows_per_step.isdigit() else 0
+        if other is not history and rows > 0 and rows != micro.rows and micro.is_told(rows):
+            steps, norms = micro.course(rows)
+            at = [place[int(step)] for step in steps]
+            found.append({"of": number_of, "rows": rows, "at": at, "y": numbers(norms)})
+    return found
 
 
 def _row(history: History, run: dict[str, Any]) -> dict[str, Any]:

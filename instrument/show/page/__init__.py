@@ -4,6 +4,7 @@ page.html   where everything is put           common.js   text without markup, a
 page.css    light and dark, phone and print   charts/     lines over steps, epochs, rows, tokens or time, and how they
 vendor/     uPlot, as npm has it                          are read
 people.py   numbers as people write them      layers/     layers by projections
+                                              rows.js     training rows, loss against gradient
                                               drawing.js  a study's values and what they reached
                                               live.js     window.loraTrain: points that come while a page is open
                                               report.js, compare.js, study.js   what a page shows, in order

@@ -145,6 +145,18 @@ function overlaid() {
         quiet: both,
         group,
       });
+    if (metric.id === "grad_norm")
+      for (const own of run.foretold)
+        lines.push({
+          label: t("compare.page.foretold", { run: DATA.names[i], rows: number(own.rows) }),
+          x: own.at.map((at) => axis.steps[at]),
+          y: own.y,
+          // over the line of the run whose rows they are
+          colour: COLOURS[own.of % COLOURS.length],
+          dashed: true,
+          points: true,
+          group: DATA.names[own.of],
+        });
     for (const mark of run.marks)
       if (mark.kind !== "skipped" && (!mark.on || mark.on.includes(metric.id)))
         marks.push({
@@ -166,7 +178,10 @@ function overlaid() {
     extent: every.length ? [least, most] : [0, 1],
     lines,
     marks,
-    caption: metric.steps && metric.evals ? [t("compare.page.kinds")] : [],
+    caption: [
+      ...(metric.steps && metric.evals ? [t("compare.page.kinds")] : []),
+      ...(metric.id === "grad_norm" && DATA.runs.some((run) => run.foretold.length) ? [t("compare.page.foretold_says")] : []),
+    ],
   };
 }
 

@@ -39,6 +39,7 @@ function build() {
     if (charts(name).length) chartSection(name, t(title), charts(name));
     if (name === "evals" && DATA.classes) classes(DATA.classes);
   }
+  rowSection();
   if (STEPS.length) layerSection();
   if (charts("resources").length) chartSection("resources", t("report.resources"), charts("resources"));
   section(

@@ -15,9 +15,10 @@ import pyarrow as pa
 from ...judge.explain import TOPICS, Finding, History, advised, explain
 from ...judge.explain.finding import VERDICTS
 from ...judge.forecast import Forecaster
+from ...judge.row_score import Texts
 from ...judge.wording import DESCRIBED, OURS, lines_of
 from ...messages import LANGUAGES, say_in
-from ..page import texts
+from ..page import texts as sentences
 from ..page.people import run_name, setting, without_paths
 from .aggregate import GRIDS, aggregate, histograms
 from .charts import (
@@ -37,6 +38,7 @@ from .charts import (
 )
 from .classes import classes
 from .overview import PROBLEMS, TOPIC_NAMES, state, status, tiles
+from .rows import training_rows
 
 REMEDIES = {
     "rollback": "report.remedy.rollback",
@@ -51,13 +53,16 @@ REMEDIES = {
 _LAYER = re.compile(r"^(.*?)\.(\d+)\.(.+)$")
 
 
-def report_data(history: History, following: bool = False, layered: bool = True) -> dict[str, Any]:
+def report_data(
+    history: History, following: bool = False, layered: bool = True, texts: Texts | None = None
+) -> dict[str, Any]:
     """The data of a report.
 
     Args:
         history: of the run.
         following: whether the run goes on.
-        layered: whether the grids of the layers are wanted, which take longest.
+        layered: whether the grids of the layers and the training rows are wanted, which take longest.
+        texts: of the training rows, for a page that is to show them.
     """
     history = replace(history, name=run_name(history.name))
     findings = explain(history)
@@ -75,12 +80,12 @@ def report_data(history: History, following: bool = False, layered: bool = True)
     }
     if not history.numbered:
         told, drawing = counted_in_lines(told), counted_in_lines(drawing)
-    grids = {"layers": layers(history)} if layered else {}
+    grids = {"layers": layers(history), "rows": training_rows(history, texts)} if layered else {}
     return {
         **without_paths(told),
         "made": round(time.time() * 1000),
         "following": following and not history.finished,
-        "text": texts("report."),
+        "text": sentences("report."),
         **drawing,
         **grids,
         "classes": classes(history),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
-from lora_train.instrument.judge.row_noise import RowNoise, row_noise
+from lora_train.instrument.judge.row_noise import RowNoise, group_noise, log_ratio, row_noise
 
 STEPS, ROWS, PARAMETERS, SPREAD = 50, 8, 40, 2.5
 # Of logarithms of lengths; the lengths themselves are not rounded, so that their moments are known.
@@ -73,3 +73,57 @@ def test_a_step_that_is_not_finite_is_left_out():
     found = row_noise(frame, pd.Series([2.0, np.nan], index=[1, 2]))
     assert found is not None
     assert found.steps.tolist() == [1]
+
+
+SCALES = {"layers.0.q": 1.0, "layers.0.v": 2.0, "layers.1.q": 1.0, "layers.1.v": 2.0}
+
+
+def recorded(steps: int) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Rows of one length and the norms of their steps, by module: a direction of 1 and noise of the module's SCALES."""
+    draw = np.random.default_rng(5)
+    shares, norms = [], []
+    for scale in SCALES.values():
+        own = draw.normal(0, scale * SPREAD / np.sqrt(PARAMETERS), (steps, ROWS, PARAMETERS))
+        own[..., 0] += 1.0
+        shares.append(np.square(own / ROWS).sum(-1).ravel())
+        norms.append(np.sqrt(np.square(own.mean(1)).sum(1)))
+    step = np.arange(1, steps + 1)
+    frame = pd.DataFrame({"step": np.repeat(step, ROWS), "row": 0, "n_supervised": 20})
+    frame["shares"] = list(map(list, np.stack(shares, axis=1)))
+    frame.attrs["modules"] = list(SCALES)
+    return frame, pd.DataFrame(np.stack(norms, axis=1), index=step, columns=pd.Index(list(SCALES)))
+
+
+def test_groups_of_modules_have_noise_scales_of_their_own():
+    """v's is four times q's: the ratio is told within its interval, and that of two alike is not told from 1."""
+    frame, norms = recorded(200)
+    groups = {"q": ["layers.0.q", "layers.1.q"], "v": ["layers.0.v", "layers.1.v"], "half": list(SCALES)[:2],
+              "gone": ["layers.7.q"]}  # fmt: skip
+    found = group_noise(frame, norms, {"": list(SCALES), **groups})
+    assert set(found) == {"", "q", "v", "half"}
+    noise, shared = found["q"]
+    assert len(noise) == 200
+    assert (noise.mean(), shared.mean()) == (pytest.approx(2 * SPREAD**2, rel=0.05), pytest.approx(2, rel=0.2))
+    ratio = log_ratio(found["v"], found["q"])
+    assert ratio is not None
+    assert abs(ratio[0] - np.log(4)) < 2 * ratio[1] < 0.8
+    alike = log_ratio(found["half"], found[""])
+    assert alike is not None
+    assert abs(alike[0]) < 2 * alike[1]
+
+
+def test_the_error_of_a_ratio_is_what_it_scatters_by():
+    draw = np.random.default_rng(11)
+    found = []
+    for _ in range(400):
+        base, one, other = draw.lognormal(0, 0.4, (3, 30))
+        found.append(log_ratio((base * one, base), (other * base, base)))
+    values, errors = np.array([ratio for ratio in found if ratio is not None]).T
+    assert np.mean(np.abs(values) < 2 * errors) == pytest.approx(0.95, abs=0.03)
+
+
+def test_a_direction_that_is_not_seen_has_no_ratio():
+    ones = np.ones(5)
+    assert log_ratio((ones, np.array([5.0, -1, -1, -1, -1])), (ones, ones)) is None
+    assert log_ratio((ones[:1], ones[:1]), (ones[:1], ones[:1])) is None
+    assert group_noise(recorded(3)[0].assign(shares=None), pd.DataFrame(), {"": []}) == {}

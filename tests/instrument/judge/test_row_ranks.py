@@ -11,6 +11,7 @@ from lora_train.instrument.judge.row_ranks import (
     NEVER,
     ONCE,
     STEADY,
+    backed_off,
     course,
     rank_rows,
     standing_out,
@@ -112,3 +113,12 @@ def test_rows_that_are_all_alike_do_not_stand_out():
     frame = drawn(1, {})
     frame["loss"] = 1.0
     assert rank_rows(frame)["loss_z"].isna().all()
+
+
+def test_a_gradient_that_overflowed_as_the_loss_scale_fell_says_nothing_of_its_row():
+    metrics = pd.DataFrame({"step": [1, 2, 3], "skipped": [True, True, False], "loss_scale": [64.0, 32.0, 32.0]})
+    assert (backed_off(metrics), backed_off(pd.DataFrame({"step": [1]}))) == ({1}, set())
+    frame = drawn(4, {}, rows=40)
+    frame.loc[frame["step"] <= 2, "sumsq"] = np.inf
+    assert rank_rows(frame, backed_off(metrics))["not_finite"].sum() == 4, "of step 2 alone"
+    assert rank_rows(frame)["not_finite"].sum() == 8

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from lora_train.instrument.judge.detect import Trouble
-from lora_train.trainer.collapse.diagnose import diagnose
+import pytest
+from lora_train.instrument.judge.detect import Kind, Trouble
+from lora_train.trainer.collapse.diagnose import diagnose, first_bad_row
 
 from ..loop.test_train import make_components, make_config
 
@@ -38,3 +39,31 @@ def test_a_forward_pass_is_blamed_before_a_gradient_of_an_earlier_micro_batch(ti
     assert diagnosis.evidence["micro_batch"] == 1
     assert row in diagnosis.evidence["rows_alone"]
     assert not {example.row for example in first} & set(diagnosis.evidence["rows_alone"])
+
+
+@pytest.mark.parametrize(
+    ("kind", "place", "all_bad", "expected"),
+    [
+        (Kind.FORWARD_OVERFLOW, (1, 0), False, 8),
+        (Kind.FORWARD_OVERFLOW, (0, 0), False, None),
+        (Kind.FORWARD_OVERFLOW, (1, 0), True, 8),
+        (Kind.BAD_WEIGHT, (1, 0), False, 8),
+        (Kind.BAD_WEIGHT, (1, 0), True, None),
+        (Kind.DEAD_ADAPTER, None, True, None),
+        (Kind.NOT_REPRODUCED, None, False, 9),
+    ],
+)
+def test_the_first_bad_row_is_of_the_micro_batch_to_blame(
+    kind: Kind, place: tuple[int, int] | None, all_bad: bool, expected: int | None
+):
+    """Weights that spared no row are to blame, not the rows; of a step that is healthy again any place will do."""
+    trouble = Trouble(4, bad_rows={(1, 0): [8, 3], (0, 1): [9]}, all_bad=all_bad)
+    assert first_bad_row(trouble, kind, place) == expected
+
+
+def test_a_diagnosis_says_where_no_row_is_bad(tiny_models):
+    components = make_components(make_config(tiny_models["llama"]))
+    healthy = diagnose(components, Trouble(1))
+    trend = diagnose(components, Trouble(1, Kind.DIVERGENCE, evidence={"limit": 2.0}))
+    assert (healthy.kind, healthy.evidence["first_bad_row"]) == (Kind.NOT_REPRODUCED, None)
+    assert trend.evidence == {"limit": 2.0, "first_bad_row": None}

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from lora_train.instrument.judge.detect import Trouble
 from lora_train.instrument.read.row_log import RowsWriter, read_training_rows
 from lora_train.instrument.record.rows.gradients import KNOWN, LOSS, SUMSQ, RowValues
 from lora_train.trainer.config.schema import Config
@@ -91,27 +92,34 @@ def test_a_step_after_the_one_that_went_wrong_is_dropped(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("shares", "bad", "expected"),
+    ("shares", "bad", "expected", "all_bad"),
     [
-        ([[[5, 1], []], [[2, 3], []]], {1}, {(0, 0): [1]}),
-        ([[[5, 1], []], [[2, 3], []]], {5, 1}, {}),
-        ([[[5, 1], []], [[2, 3], []]], {5, 1, 2, 3}, {}),
-        ([[[5], []], [[2], []]], {2}, {(1, 0): [2]}),
-        ([[[5], [1]]], {1}, {(0, 1): [1]}),
-        ([[[5], []]], {5}, {(0, 0): [5]}),
+        ([[[5, 1], []], [[2, 3], []]], {1}, {(0, 0): [1]}, False),
+        ([[[5, 1], []], [[2, 3], []]], {5, 1}, {}, False),
+        ([[[5, 1], []], [[2, 3], []]], {5, 1, 2, 3}, {}, True),
+        ([[[5], []], [[2], []]], {2}, {(1, 0): [2]}, False),
+        ([[[5], [1]]], {1}, {(0, 1): [1]}, False),
+        ([[[5], []]], {5}, {(0, 0): [5]}, True),
     ],
 )
-def test_a_bad_row_is_named_where_others_are_not(shares: list, bad: set[int], expected: dict):
+@pytest.mark.parametrize("column", [LOSS, SUMSQ])
+def test_a_bad_row_is_named_where_others_are_not(
+    column: int, shares: list, bad: set[int], expected: dict, all_bad: bool
+):
+    """Where a loss is not finite, gradients do not matter: those of all rows overflow at a scale that still falls."""
     rows = step_rows(*shares)
     found = values(rows)
+    if column == LOSS:
+        found.values[..., SUMSQ] = torch.nan
     columns, where = row_columns(rows)
     for row, (process, micro, at) in zip(columns["row"], where, strict=True):
         if row in bad:
-            found.values[process, micro, at, SUMSQ] = torch.inf
+            found.values[process, micro, at, column] = torch.inf
     into = streams(None)
     receive(into, rows, found)
-    assert into.bad_rows_of(4) == expected
-    assert into.bad_rows_of(3) == {}
+    trouble = into.with_bad_rows(Trouble(4))
+    assert (trouble.bad_rows, trouble.all_bad) == (expected, all_bad)
+    assert into.with_bad_rows(Trouble(3)) == Trouble(3)
 
 
 def test_a_square_that_nobody_took_makes_no_row_bad():
@@ -120,7 +128,7 @@ def test_a_square_that_nobody_took_makes_no_row_bad():
     found.values[..., SUMSQ], found.values[..., KNOWN] = torch.nan, 0.0
     into = streams(None)
     receive(into, rows, found)
-    assert into.bad_rows_of(4) == {}
+    assert into.with_bad_rows(Trouble(4)) == Trouble(4)
 
 
 @pytest.mark.parametrize("decision", ["continue", "stop"])

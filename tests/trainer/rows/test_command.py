@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -111,3 +112,26 @@ def test_a_folder_without_rows_is_refused(run: Path, cli: Cli, tmp_path: Path):
     result = cli("rows", bare)
     assert result.returncode == 2
     assert "recorded no rows" in result.stderr
+
+
+def test_a_page_has_texts_only_where_it_is_asked_for_them(run: Path, cli: Cli, tmp_path: Path):
+    pages = {}
+    for name, more in (("plain", ()), ("texts", ("--rows-text",))):
+        result = cli("report", run, "-o", tmp_path / f"{name}.html", *more)
+        assert result.returncode == 0, result.stderr
+        text = (tmp_path / f"{name}.html").read_text(encoding="utf-8")
+        found = re.search(r'<script type="application/json" id="data">(.*?)</script>', text)
+        assert found
+        pages[name] = json.loads(found[1])["rows"]
+        assert ("the colour of thing" in text) == (name == "texts")
+    assert pages["plain"]["texts"] is None
+    assert "colour of thing 3" in pages["texts"]["texts"]["3"]
+    assert {own[0] for own in pages["texts"]["like"] if own} == {4, 40}
+    assert not any(pages["plain"]["like"])
+
+
+def test_texts_are_asked_of_a_run(cli: Cli, tmp_path: Path):
+    (tmp_path / "log.txt").write_text("{'loss': 1.0, 'epoch': 0.1}\n")
+    result = cli("report", tmp_path / "log.txt", "--rows-text")
+    assert result.returncode == 2
+    assert "--rows-text takes the folder of one run" in result.stderr

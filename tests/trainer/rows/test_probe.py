@@ -12,7 +12,7 @@ from lora_train.trainer.model.load import load_tokenizer
 from lora_train.trainer.rows.probe import opening_token, probe, without_question
 from transformers import AutoModelForCausalLM
 
-from .test_score import example
+from .test_texts import example
 
 
 def test_the_question_is_taken_away_and_the_answer_stays():

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
 
 from ....instrument.messages import say
 from ...errors import UserError, problem
 
+if TYPE_CHECKING:
+    from ....instrument.judge.row_score import Texts
+
+ReadTexts: TypeAlias = "Callable[[Path], Texts | None]"
 POLL, PATIENCE = 1.0, 30.0
 
 
-def follow(source: Path, output: Path | None) -> Path:
+def follow(source: Path, output: Path | None, read_texts: ReadTexts | None = None) -> Path:
     """Serves the page until the run has ended or the user ends it, and writes it then.
 
     Args:
         source: the folder of a run, which need not be there yet.
         output: None for report.html in it.
+        read_texts: reads texts of the training rows for the page that is written, and not for the one that is served.
 
     Raises:
         SourceError: it holds something else than a run.
@@ -26,12 +33,11 @@ def follow(source: Path, output: Path | None) -> Path:
     from ....instrument.board.serve.follow import RunSite, begun
     from ....instrument.board.serve.server import Server
     from ....instrument.read.logs import read_history
-    from ....instrument.show.report import write_report
 
     if begun(source):
         read_history(source)  # says at once where it is no run
         if is_over(source):
-            return write_report(source, output=output)
+            return _write(source, output, read_texts)
     try:
         server = Server(RunSite(source), None)
     except OSError as error:
@@ -51,7 +57,13 @@ def follow(source: Path, output: Path | None) -> Path:
         except KeyboardInterrupt:  # at any moment: what there is, is written
             if not begun(source):
                 raise
-    return write_report(source, output=output)
+    return _write(source, output, read_texts)
+
+
+def _write(source: Path, output: Path | None, read_texts: ReadTexts | None) -> Path:
+    from ....instrument.show.report import write_report
+
+    return write_report(source, output=output, texts=None if read_texts is None else read_texts(source))
 
 
 def is_over(source: Path) -> bool:

@@ -18,13 +18,16 @@ gradient of a token depends on the length of its row, what that adds to the nois
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from ....read.history import TRAINED, History
-from ...row_noise import row_noise
+from ...row_noise import group_noise, log_ratio, row_noise
 from ..finding import WINDOW, Finding, median
 from .gradients import exploding, none_since, vanishing
 
@@ -40,6 +43,10 @@ NOISY, CLEAR = 0.8, 0.5
 TIMES = (0.5, 2, 4, 8)
 # A noise scale is told where two standard errors are no more than this share of it.
 TOLD = 0.3
+# Steps whose rows were recorded module by module, from which on modules are told apart; groups that are named.
+FEWEST, SHOWN = 8, 6
+# Windows over the run of whose steps another batch's norm is drawn.
+WINDOWS = 20
 
 
 @dataclass(frozen=True)
@@ -88,6 +95,18 @@ class Micro:
         n = min(rows, self.there_are or rows)
         left = 0.0 if self.there_are is None else (n - 1) / max(self.there_are - 1, 1)
         return max(float(self.row.mean()) / n * (1 - left), 0.0)
+
+    def course(self, rows: int) -> tuple[np.ndarray, np.ndarray]:
+        """The same norm over the run: the last steps of at most WINDOWS windows, and the norm of each."""
+        n = max(min(len(self.row) // WINDOW, WINDOWS), 1)
+        parts = np.array_split(np.arange(len(self.row)), n)
+        norms = [replace(self, row=self.row[own], shared=self.shared[own], steps=own).norm(rows) for own in parts]
+        return self.steps[[own[-1] for own in parts]], np.array(norms)
+
+    def is_told(self, rows: int) -> bool:
+        """Whether that norm is known to TOLD of it."""
+        low, high = self.reach(rows)
+        return high - low <= 2 * TOLD * self.norm(rows)
 
     def noise(self, part: slice = slice(None)) -> float:
         """Share of a step's squared norm that is noise, over a part of the steps."""
@@ -234,15 +253,79 @@ def noise_scale(history: History) -> Finding | None:
     micro = micro_batches(history)
     if micro is None or micro.tokens is None or not micro.is_seen:
         return None
-    value, error = micro.scale()
-    if not value > 0 or 2 * error > TOLD * value:
+    found = _told(micro, slice(None))
+    if found is None:
         return None
-    half = len(micro.row) // 2
-    values = {"scale": value, "low": value - 2 * error, "high": value + 2 * error, "tokens": value * micro.tokens}
-    values |= {"early": micro.scale(slice(None, half))[0], "late": micro.scale(slice(half, None))[0]}
-    values |= {"rows": micro.rows}
-    key = "explain.noise_scale_above" if micro.rows > value + 2 * error else "explain.noise_scale"
+    values = {"scale": found[0], "low": found[1], "high": found[2], "rows": micro.rows}
+    values |= {"tokens": found[0] * micro.tokens, "from_": found[1] * micro.tokens, "to": found[2] * micro.tokens}
+    key = "explain.noise_scale_above" if micro.rows > found[2] else "explain.noise_scale"
     return Finding("grad_norm", "note", key, values)
 
 
-RULES = (neither, noise, noise_scale, other_batches)
+def _told(micro: Micro, part: slice) -> tuple[float, float, float] | None:
+    """The noise scale over a part of the steps, between two standard errors; None where those are wide."""
+    value, error = micro.scale(part)
+    return (value, value - 2 * error, value + 2 * error) if value > 0 and 2 * error <= TOLD * value else None
+
+
+def noise_course(history: History) -> Finding | None:
+    """The noise scale of the first and the last third of the run, where both are known."""
+    micro = micro_batches(history)
+    if micro is None or micro.tokens is None or not micro.is_seen or len(micro.row) < 3 * WINDOW:
+        return None
+    third = len(micro.row) // 3
+    early, late = _told(micro, slice(None, third)), _told(micro, slice(-third, None))
+    if early is None or late is None:
+        return None
+    values = {"early": early[0], "early_low": early[1], "early_high": early[2], "early_tokens": early[0] * micro.tokens}
+    values |= {"late": late[0], "late_low": late[1], "late_high": late[2], "late_tokens": late[0] * micro.tokens}
+    gap = 2 * math.hypot((early[2] - early[1]) / 4, (late[2] - late[1]) / 4)
+    grew, fell = late[0] > early[0] + gap, late[0] < early[0] - gap
+    key = "explain.noise_grew" if grew else "explain.noise_fell" if fell else "explain.noise_stayed"
+    return Finding("grad_norm", "note", key, values)
+
+
+def noise_modules(history: History) -> Finding | None:
+    """Projections, and halves of the layers, whose noise scale is not that of all: as a ratio, whose error is known."""
+    frame = history.run.rows(shares=True) if history.run is not None else None
+    if frame is None or not len(frame) or not frame["shares"].notna().any():
+        return None
+    steps = sorted({int(step) for step in frame.loc[frame["shares"].notna(), "step"]})
+    statistics = history.stats(TRAINED, ["norm"], steps)
+    if len(steps) < FEWEST or statistics is None:
+        return None
+    modules = statistics["site"].astype(str).str.rpartition(":")[0].rename("module")
+    squares: Any = statistics["norm"].pow(2).groupby([statistics["step"], modules]).sum(min_count=1)
+    norms = squares.pow(0.5).unstack()
+    names = [name for name in frame.attrs["modules"] if name in norms.columns]
+    found = group_noise(frame, norms, {"": names, **groups_of(names)})
+    if "" not in found or len(found[""][0]) < FEWEST:
+        return None
+    told = [(name, *ratio) for name, own in found.items() if name and (ratio := log_ratio(own, found[""])) is not None]
+    apart = [one for one in told if 2 * abs(one[2]) <= TOLD and abs(one[1]) > 2 * one[2]]
+    if not apart:
+        return None
+    apart = sorted(sorted(apart, key=lambda one: -abs(one[1]))[:SHOWN], key=lambda one: one[1])
+    listed = ", ".join(
+        f"{name} {math.exp(log):.2f}x ({math.exp(log - 2 * error):.2f}-{math.exp(log + 2 * error):.2f})"
+        for name, log, error in apart
+    )
+    return Finding("grad_norm", "note", "explain.noise_modules", {"listed": listed, "k": len(found[""][0])})
+
+
+def groups_of(modules: Sequence[str]) -> dict[str, list[str]]:
+    """Modules by the last part of their names, and by the half of the layers they are in; no group of all of them."""
+    groups: dict[str, list[str]] = {}
+    layers = {name: int(found[1]) for name in modules if (found := re.search(r"\.(\d+)\.", name))}
+    ends, last = sorted(set(layers.values())), max(layers.values(), default=0)
+    for name in modules:
+        groups.setdefault(name.rpartition(".")[2], []).append(name)
+    if len(ends) > 1:
+        middle = ends[len(ends) // 2]
+        for name, layer in layers.items():
+            half = f"layers.{ends[0]}-{middle - 1}" if layer < middle else f"layers.{middle}-{last}"
+            groups.setdefault(half, []).append(name)
+    return {name: own for name, own in groups.items() if len(own) < len(modules)}
+
+
+RULES = (neither, noise, noise_scale, noise_course, noise_modules, other_batches)

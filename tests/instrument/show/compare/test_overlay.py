@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from lora_train.instrument.judge.explain import read_history
 from lora_train.instrument.show.compare import compare_runs, write_comparison
-from lora_train.instrument.show.compare.overlay import comparison_data, metrics
+from lora_train.instrument.show.compare.overlay import comparison_data, foretold, metrics
 
 from ....conftest import ROOT
 from ...judge.explain.build import falling, history
+from ...judge.explain.rules.test_norms import with_rows
 
 RUNS = ROOT / "tests" / "runs"
 DRAWN = """(() => {
@@ -106,3 +107,24 @@ def test_only_what_some_run_has_can_be_chosen():
 def test_paths_as_typed_are_not_in_the_data():
     data = comparison_data(compare_runs([read_history(RUNS / name) for name in ("healthy", "overfitting")]))
     assert str(ROOT) not in str(data)
+
+
+def test_another_batch_is_drawn_over_the_run_that_had_it(opened, tmp_path):
+    """The rows of a run with 8 a step foretell the norm of one with 64, within the scatter of its windows."""
+    small, large = with_rows(1.0, 4.0, 8), with_rows(1.0, 4.0, 64)
+    found = comparison_data(compare_runs([small, large]))
+    (own,), (other,) = (run["foretold"] for run in found["runs"])
+    assert (own["of"], own["rows"], other["of"], other["rows"]) == (1, 64, 0, 8)
+    assert own["at"][-1] == len(small.steps) - 1
+    measured = np.sqrt(np.mean(large.column("grad_norm") ** 2))
+    assert np.sqrt(np.mean(np.square(own["y"]))) == pytest.approx(measured, rel=0.15)
+    page = opened(write_comparison(compare_runs([small, large]), tmp_path / "compare.html")).page
+    page.select_option("#metric", "grad_norm")
+    labels = page.evaluate(DRAWN)["labels"]
+    assert [label for label in labels if "rows a step" in label] == ["A with 64 rows a step", "B with 8 rows a step"]
+    assert "foretell" in page.inner_text("#overlay figcaption")
+    page.select_option("#metric", "loss")
+    assert "foretell" not in page.inner_text("#overlay figcaption")
+    small.config["training"]["per_device_train_batch_size"] = 9
+    assert foretold(small, [small]) == [], "its own batch, whose last steps are smaller"
+    assert foretold(history(loss=[1.0], grad_norm=[1.0]), [small, large]) == []

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from lora_train.instrument.advise.page import write_study_page
 from lora_train.instrument.judge.explain import read_history
+from lora_train.instrument.judge.row_score import Texts
 from lora_train.instrument.read.eval_rows import Confusion
 from lora_train.instrument.show.compare import compare_runs, write_comparison
 from lora_train.instrument.show.report import write_report
@@ -17,11 +18,13 @@ from lora_train.instrument.show.report import write_report
 from ....conftest import ROOT
 from ...advise.page.build import study
 from ..report.test_classes import run_with
+from ..report.test_rows import run_with as run_of_rows
 
 RUNS = ROOT / "tests" / "runs"
 EVERYTHING = """(() => {
   for (const one of document.querySelectorAll("details")) one.open = true;
   for (const one of CHARTS) { if (!one.plot) one.draw(); if (!one.table) toggleTable(one); }
+  if (document.getElementById("scatter")) toggleRows();
 })()"""
 CONTROLS = """(() => {
   const all = "a, button, input, select, summary, [tabindex]",
@@ -42,6 +45,10 @@ def classifier(folder: Path) -> Path:
     return write_report(run_with(folder / "run", Confusion(["good", "bad"], [[5, 1], [2, 7]])))
 
 
+def of_rows(folder: Path) -> Path:
+    return write_report(run_of_rows(folder / "run"), texts=Texts({}, set(), {7: "a text"}))
+
+
 def comparison(folder: Path) -> Path:
     histories = [read_history(RUNS / name) for name in ("healthy", "overfitting", "stock")]
     return write_comparison(compare_runs(histories), folder / "compare.html")
@@ -60,7 +67,8 @@ def nothing_yet(folder: Path) -> Path:
 
 PAGES = {
     "healed": report_of("healed"), "overfitting": report_of("overfitting"), "log": report_of("stock"),
-    "classifier": classifier, "comparison": comparison, "study": study_page, "nothing_yet": nothing_yet,
+    "classifier": classifier, "rows": of_rows, "comparison": comparison, "study": study_page,
+    "nothing_yet": nothing_yet,
 }  # fmt: skip
 
 

@@ -8,8 +8,18 @@ import numpy as np
 import pandas as pd
 import pytest
 from lora_train.instrument.judge.explain import History
-from lora_train.instrument.judge.explain.rules.norms import micro_batches, neither, noise, noise_scale, other_batches
+from lora_train.instrument.judge.explain.rules.norms import (
+    groups_of,
+    micro_batches,
+    neither,
+    noise,
+    noise_course,
+    noise_modules,
+    noise_scale,
+    other_batches,
+)
 
+from ...test_row_noise import recorded
 from ..build import history
 
 STEPS, PARAMETERS = 400, 50
@@ -91,23 +101,26 @@ def test_other_batches_are_said_in_both_directions():
 class RecordedRun(FakeRun):
     """A run whose rows were recorded."""
 
+    sites = pd.DataFrame({"name": [], "dtype": []})
+
     def __init__(self, rows: pd.DataFrame):
         super().__init__(pd.DataFrame(columns=["step", "sumsq", "micro_sumsq"]))
         self.recorded = rows
 
-    def rows(self) -> pd.DataFrame:
+    def rows(self, shares: bool = False) -> pd.DataFrame:
         return self.recorded
 
 
-def with_rows(direction: float, spread: float, rows: int, whole: bool = True) -> History:
-    """One micro-batch a step: only its rows tell."""
+def with_rows(direction: float, spread: float, rows: int, whole: bool = True, end: float | None = None) -> History:
+    """One micro-batch a step: only its rows tell. The direction becomes `end` at the last step."""
     draw = np.random.default_rng(3)
     gradients = draw.normal(0, spread / np.sqrt(PARAMETERS), (STEPS, rows, PARAMETERS))
-    gradients[..., 0] += direction
+    gradients[..., 0] += np.linspace(direction, direction if end is None else end, STEPS)[:, None]
     norm = np.sqrt(np.square(gradients.mean(1)).sum(-1))
     step = np.repeat(np.arange(1, STEPS + 1), rows)
     frame = pd.DataFrame({"step": step, "row": 0, "n_supervised": 20})
     frame["sumsq"] = np.square(gradients / rows).sum(-1).ravel()
+    frame["shares"] = None
     frame.attrs["whole"] = whole
     found = history(loss=np.linspace(1, 0.5, STEPS), grad_norm=norm)
     found.config = {"training": {"per_device_train_batch_size": rows, "gradient_accumulation_steps": 1}}
@@ -134,6 +147,66 @@ def test_the_noise_scale_is_told_in_rows_and_tokens(rows: int, key: str):
 
 def test_a_noise_scale_that_chance_hides_is_not_told():
     assert noise_scale(with_rows(0.3, 8.0, 4)) is None
+    assert noise_course(with_rows(0.3, 8.0, 4)) is None
+
+
+def test_the_course_of_the_noise_scale_is_told_by_thirds():
+    """The direction of later steps is half as large: the scale is four times as large."""
+    found = noise_course(with_rows(1.0, 4.0, 64))
+    assert found is not None
+    assert found.key == "explain.noise_stayed"
+    assert found.values["early_low"] < 16 < found.values["early_high"]
+    assert found.values["late_tokens"] == pytest.approx(20 * found.values["late"])
+    grown = noise_course(with_rows(1.0, 2.0, 64, end=0.5))
+    assert grown is not None
+    assert grown.key == "explain.noise_grew"
+    assert grown.values["late"] > 2 * grown.values["early"]
+    fallen = noise_course(with_rows(0.5, 2.0, 64, end=1.0))
+    assert fallen is not None
+    assert fallen.key == "explain.noise_fell"
+
+
+def test_another_batch_has_a_norm_over_the_course():
+    micro = micro_batches(with_rows(1.0, 4.0, 64, end=0.5))
+    assert micro is not None
+    steps, norms = micro.course(16)
+    assert len(steps) == min(STEPS // 12, 20)
+    assert steps[-1] == STEPS
+    assert norms[0] == pytest.approx(np.sqrt(1 + 16 / 16), rel=0.1)
+    assert norms[-1] == pytest.approx(np.sqrt(0.25 + 16 / 16), rel=0.15)
+    assert micro.is_told(16)
+    hidden = micro_batches(with_rows(0.1, 8.0, 4))
+    assert hidden is not None
+    assert not hidden.is_told(4096)
+
+
+def test_modules_are_grouped_by_projection_and_half_of_the_layers():
+    names = [f"model.layers.{layer}.attn.{name}" for layer in range(4) for name in ("q", "v")]
+    assert groups_of(names) == {
+        "q": names[::2], "v": names[1::2], "layers.0-1": names[:4], "layers.2-3": names[4:]
+    }  # fmt: skip
+    assert groups_of(names[:2]) == {"q": names[:1], "v": names[1:2]}
+
+
+def test_modules_that_differ_are_named_with_their_intervals():
+    frame, norms = recorded(200)
+    found = history(loss=np.linspace(1, 0.5, 200), grad_norm=np.ones(200))
+    statistics = norms.stack().rename("norm").reset_index()
+    statistics.columns = pd.Index(["step", "site", "norm"])
+    statistics["site"] = (statistics["site"] + ":lora_B.grad").astype("category")
+    run = RecordedRun(frame)
+    run.stats = lambda *_: statistics  # pyright: ignore[reportAttributeAccessIssue]
+    found.run = run  # pyright: ignore[reportAttributeAccessIssue]
+    told = noise_modules(found)
+    assert told is not None
+    assert (told.key, told.values["k"]) == ("explain.noise_modules", 200)
+    first, second = told.values["listed"].split("), ")
+    assert first.startswith("q 0.")
+    assert second.startswith("v 1.")
+    run.recorded = frame.assign(
+        shares=[own if step < 8 else None for step, own in zip(frame["step"], frame["shares"], strict=True)]
+    )
+    assert noise_modules(found) is None, "seven steps"
 
 
 def test_without_micro_batches_nothing_is_said():

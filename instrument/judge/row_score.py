@@ -11,15 +11,13 @@ A row that was not finite is the worst of all.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
 
-from ...instrument.judge.row_ranks import standing_out
-from ..data.examples import Example
-from ..data.overlap import alike
+from .row_ranks import standing_out
 
 # A row from here on is named as one to look at: so far out is one in 2,000 of normal values, for one part.
 FLAGGED = 3.3
@@ -29,33 +27,28 @@ CUT = 1.0
 NOT_FINITE = 99.0
 
 
+PARTS = ("loss", "grad", "duplicate", "probe", "cut")
+PREVIEW = 300
+"""Characters that are shown of a row."""
+NO_KIND, NOT_FINITE_KIND = "", "not_finite"
+
+
 @dataclass(frozen=True)
 class Texts:
-    """What the tokens of the rows tell.
+    """What the rows themselves tell.
 
     Attributes:
         duplicate: row -> (the other row most like it, share of its runs of tokens that stand there).
         cut: rows of as many tokens as there may be.
+        previews: row -> how it begins, on one line; empty where nobody asked for it.
     """
 
-    duplicate: dict[int, tuple[int, float]]
+    duplicate: Mapping[int, tuple[int, float]]
     cut: set[int]
+    previews: Mapping[int, str] = field(default_factory=dict)
 
 
-def read_texts(examples: Sequence[Example], cutoff: int) -> Texts:
-    """Compares all rows with each other."""
-    found = alike([example.input_ids for example in examples])
-    duplicate = {examples[mine].row: (examples[other].row, share) for mine, other, share in found}
-    seen: dict[bytes, int] = {}
-    for example in examples:  # rows too short for a run
-        other = seen.setdefault(example.content(), example.row)
-        if other != example.row:
-            duplicate[example.row] = (other, 1.0)
-            duplicate.setdefault(other, (example.row, 1.0))
-    return Texts(duplicate, {example.row for example in examples if len(example.input_ids) >= cutoff})
-
-
-def scored(ranks: pd.DataFrame, texts: Texts | None, ratios: dict[int, float] | None) -> pd.DataFrame:
+def scored(ranks: pd.DataFrame, texts: Texts | None, ratios: Mapping[int, float] | None) -> pd.DataFrame:
     """The rows with their parts and their score, worst first.
 
     Args:
@@ -63,8 +56,8 @@ def scored(ranks: pd.DataFrame, texts: Texts | None, ratios: dict[int, float] | 
         ratios: of each row, loss with its question over loss without; None: nobody probed.
 
     Returns:
-        the columns of `ranks`, and `like` (the other row; <NA> for none), `duplicate`, `cut`, `ratio`, `probe_z` and
-        `score`.
+        the columns of `ranks`, and `like` (the other row; <NA> for none), `duplicate`, `cut`, `ratio`, `probe_z`,
+        `score`, and `kind`: which of PARTS it is that stands out, NOT_FINITE_KIND, or NO_KIND.
     """
     rows = ranks["row"].tolist()
     likes = [texts.duplicate.get(row, (None, 0.0)) if texts else (None, np.nan) for row in rows]
@@ -85,6 +78,9 @@ def scored(ranks: pd.DataFrame, texts: Texts | None, ratios: dict[int, float] | 
         found["probe_z"].to_numpy("float64"),
         np.where(found["cut"], CUT, -np.inf),
     ])  # fmt: skip
-    score = np.max(np.where(np.isfinite(parts), parts, -10.0), axis=0)
-    found["score"] = np.where(found["not_finite"] > 0, NOT_FINITE, score)
+    parts = np.where(np.isfinite(parts), parts, -10.0)
+    bad = found["not_finite"].to_numpy() > 0
+    found["score"] = np.where(bad, NOT_FINITE, np.max(parts, axis=0))
+    largest = np.where(found["score"] >= FLAGGED, parts.argmax(0), len(PARTS))
+    found["kind"] = np.where(bad, NOT_FINITE_KIND, np.array([*PARTS, NO_KIND], dtype=object)[largest])
     return found.sort_values(["score", "row"], ascending=[False, True], ignore_index=True)

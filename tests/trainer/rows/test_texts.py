@@ -1,11 +1,14 @@
-"""The parts of a row's score, and which of them decides."""
+"""Copies among the rows of a run, and how its rows begin."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
+from lora_train.instrument.judge.row_score import FLAGGED, scored
 from lora_train.trainer.data.examples import Example
-from lora_train.trainer.rows.score import FLAGGED, NOT_FINITE, read_texts, scored
+from lora_train.trainer.rows.texts import previews, read_texts
 
 
 def example(row: int, ids: list[int], supervised_from: int = 1) -> Example:
@@ -16,18 +19,6 @@ def ranks(**columns: list) -> pd.DataFrame:
     n = len(next(iter(columns.values())))
     plain = {"row": range(n), "n_supervised": [9] * n, "loss_z": [0.0] * n, "grad_z": [0.0] * n, "not_finite": [0] * n}
     return pd.DataFrame({**plain, **columns})
-
-
-def test_the_largest_part_is_the_score():
-    found = scored(ranks(loss_z=[4.0, 0.0, 0.0, 1.0], grad_z=[0.0, 6.0, 0.0, np.nan]), None, None).set_index("row")
-    assert found["score"].to_dict() == {0: 4.0, 1: 4.0, 2: 0.0, 3: 1.0}
-    assert found.index.tolist() == [0, 1, 3, 2]
-
-
-def test_a_row_that_was_not_finite_is_the_worst():
-    found = scored(ranks(loss_z=[9.0, np.nan], not_finite=[0, 1]), None, None)
-    assert found["row"].tolist() == [1, 0]
-    assert found["score"][0] == NOT_FINITE
 
 
 def test_copies_and_near_copies_are_found():
@@ -50,10 +41,10 @@ def test_copies_and_near_copies_are_found():
     assert (score.drop([3, 8, 30, 31, 32, 33]) < FLAGGED).all()
 
 
-def test_an_answer_that_owes_nothing_to_its_question_stands_out():
-    draw = np.random.default_rng(1)
-    ratios = dict(enumerate(np.exp(draw.normal(-0.7, 0.1, 60))))
-    ratios[7] = 1.02
-    found = scored(ranks(loss_z=[0.0] * 60), None, ratios)
-    assert found["row"][0] == 7
-    assert found["score"][0] > FLAGGED
+def test_a_preview_is_one_line_without_what_moves_a_cursor():
+    class Tokenizer:
+        def batch_decode(self, ids: list[list[int]], **_: Any) -> list[str]:
+            return [f"{len(own)}\n\x1b[2J  b\u202ec" for own in ids]
+
+    assert previews([example(3, list(range(400)))], Tokenizer()) == {3: "300  [2J b c"}
+    assert previews([example(3, [1])], None) == {}
