@@ -12,10 +12,10 @@ FAST := tests/instrument tests/kernels/statistics \
 demo: .venv/ready
 	$(RUN) examples/demo.py
 
-# Two processes share two cores; their models are tiny. In the order of the folders the longest files come first: none is
+# Three processes share two cores: tests wait for processes and browsers, and their models are tiny. In the order of the folders the longest files come first: none is
 # left to one process at the end.
 test: .venv/ready lint
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 # For the inner loop: no whole model, no process, no interpreter; under two minutes.
 test-fast: .venv/ready
