@@ -23,6 +23,8 @@ USUAL = {1, 2, 4, 5, 8, 10, 16, 20, 25, 30, 32, 40, 50, 64, 100, 200, 250, 400, 
 MOST_TRIED = 2000
 # So near a whole number two products lie by chance in one of four hundred logs, and ten never.
 WHOLE = 0.025
+# Above every step, and exact as a float.
+LARGEST = 2.0**53
 
 
 def fill_steps(records: list[Record], per_epoch: tuple[float, float] | None, every: int | None = None) -> bool:
@@ -70,7 +72,7 @@ def _from_epochs(rows: list[Record], per_epoch: tuple[float, float] | None) -> b
         per_epoch = (slope, slope)
     if per_epoch is None or len(epochs) < len(rows) or not epochs or not epochs[-1]:
         return False
-    if any(b < a for a, b in pairwise(epochs)):
+    if any(b < a for a, b in pairwise(epochs)) or not 0 < per_epoch[1] * epochs[-1] < LARGEST:
         return False
     steps = _exact(epochs, per_epoch) or _regular(epochs, per_epoch) or _each(epochs, per_epoch)
     for row, step in zip(rows, steps or (), strict=False):
@@ -141,4 +143,6 @@ def _by_epoch(epoch: object, known: list[tuple[float, float]], last: float) -> f
     at, step = max(known, key=lambda pair: pair[1])
     slope = step / at
     exact = slope * epoch
+    if not 0 <= exact < LARGEST:
+        return last
     return last if abs(exact - last) <= 2 * ROUNDED * slope + 0.5 else float(max(round(exact), 1))

@@ -59,3 +59,13 @@ def test_an_evaluation_behind_the_last_line():
     records = [*rows(0.32, 0.64, 0.96), {"eval_loss": 1.0, "epoch": 1.0}]
     assert fill_steps(records, (156.25, 156.25))
     assert [record["step"] for record in records] == [50, 100, 150, 156]
+
+
+@pytest.mark.parametrize("epoch", [1e300, 1e20])
+def test_epochs_beyond_any_step_tell_nothing(epoch):
+    records = rows(0.5, epoch)
+    assert not fill_steps(records, (1e10, 1e10))
+    printed = [{"loss": 1.5, "epoch": 1e-12, "step": 10.0}, {"loss": 1.4, "epoch": 2e-12, "step": 20.0}]
+    evaluated = [*printed, {"eval_loss": 1.0, "epoch": epoch}]
+    assert fill_steps(evaluated, None)
+    assert evaluated[-1]["step"] == 20.0
