@@ -12,8 +12,8 @@ FAST := tests/instrument tests/kernels/statistics \
 demo: .venv/ready
 	$(RUN) examples/demo.py
 
-# Three processes share two cores: tests wait for processes and browsers, and their models are tiny. In the order of the folders the longest files come first: none is
-# left to one process at the end.
+# Three processes share two cores: tests wait for other processes and for browsers, and their models are tiny. In the order
+# of the folders the longest files come first: none is left to one process at the end.
 test: .venv/ready lint
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
