@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import random
 import warnings
+from typing import Any
 
 import pytest
 from lora_train.trainer.metrics.entities import entities, entity_scores, is_iob
@@ -64,7 +65,7 @@ def test_scores_are_those_of_seqeval():
 
     draw = random.Random(0)
     names = ["O", "O", "B-PER", "I-PER", "B-LOC", "I-LOC", "B-X-Y", "I-X-Y"]
-    theirs = {"f1": f1_score, "precision": precision_score, "recall": recall_score}
+    theirs: dict[str, Any] = {"f1": f1_score, "precision": precision_score, "recall": recall_score}
     for _ in range(300):
         wanted = [[draw.choice(names) for _ in range(draw.randint(1, 12))] for _ in range(draw.randint(1, 4))]
         said = [[tag if draw.random() < 0.7 else draw.choice(names) for tag in row] for row in wanted]
