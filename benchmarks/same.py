@@ -27,8 +27,8 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("kernels", "instrument", "trainer")
 OF_THE_MACHINE = re.compile(r"seconds|runtime|per_second|_gib$|^started$|^command$|^path$|folder$")
 """Keys of what another run on the same machine has otherwise."""
-LEFT_OUT = ("config.yaml", "env.json", "README.md", "*.lock", "trainer_state.json")
-"""Files that name paths, times or versions."""
+LEFT_OUT = ("config.yaml", "env.json", "README.md", "*.lock", "trainer_state.json", "SHA256SUMS")
+"""Files that name paths, times or versions, or have the sums of those that do."""
 SHOWN = 10
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONHASHSEED": "0"}
 """peft writes its set of modules in the order of their hashes."""

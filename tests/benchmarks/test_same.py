@@ -28,6 +28,10 @@ def folders(tmp_path: Path) -> tuple[Path, Path]:
     head = Path(shutil.copytree(base, tmp_path / "head"))
     (head / "metrics.jsonl").write_text('{"step": 1, "loss": 2.5, "step_seconds": 0.2}\n{"step": 2, "loss": null}\n')
     (head / "env.json").write_text("{}")
+    for folder, seconds in ((base, "0.1"), (head, "0.2")):  # a checkpoint has the sums of what holds times
+        (folder / "checkpoint-2").mkdir()
+        (folder / "checkpoint-2" / "trainer_state.json").write_text(f'{{"train_seconds": {seconds}}}')
+        (folder / "checkpoint-2" / "SHA256SUMS").write_text(f"{seconds}  trainer_state.json")
     return base, head
 
 
