@@ -35,7 +35,8 @@ CRITICAL = {
     3: 2.4, 4: 2.8, 5: 2.8, 6: 3.25, 8: 3.2, 10: 3.5, 12: 3.2, 15: 3.25, 19: 3.5,
     20: 3.2, 30: 3.5, 39: 3.6, 40: 3.25, 60: 3.25, 80: 3.3, 120: 3.4, 200: 3.7,
 }  # fmt: skip
-# The same where neighbours are taken for correlated until they show it (`alike`): that widens the noise already.
+# The same where neighbours are taken for correlated until they show it (`alike`): that widens the noise already. The
+# second table that --critical prints.
 CRITICAL_ALIKE = {**CRITICAL, 40: 3.05, 60: 3.0, 80: 3.1, 120: 3.3, 200: 3.55}
 # By how much the fit of shapes that have ended must be better than that of shapes that go on (chi-squared units):
 # the shapes of `_shapes` are told apart by 16 and more where the fall is as large as CRITICAL finds.

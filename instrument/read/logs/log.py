@@ -11,7 +11,7 @@ from ..history import COLUMNS, PRINTED, PROGRESS, History, SourceError
 from .bars import Bar, seconds
 from .marks import task_of, trainer_of
 from .numbering import fill_steps, steps_per_epoch
-from .values import PLANNED_KEYS, STEP_KEYS, Record, evaluation, is_step, is_summary
+from .values import MOST_STEPS, PLANNED_KEYS, STEP_KEYS, Record, evaluation, is_step, is_summary
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -117,7 +117,7 @@ def _planned(records: Sequence[Record]) -> int | None:
     for record in reversed(records):
         for key in PLANNED_KEYS:
             value = record.get(key)
-            if isinstance(value, float) and 0 < value < 2**53:
+            if isinstance(value, float) and 0 < value < MOST_STEPS:
                 return int(value)
     return None
 

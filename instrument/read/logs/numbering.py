@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
-from .values import Record, evaluation, is_step
+from .values import MOST_STEPS, Record, evaluation, is_step
 
 # The Trainer prints epochs rounded to two decimals, since version 5 to four digits.
 ROUNDED = 0.006
@@ -23,8 +23,6 @@ USUAL = {1, 2, 4, 5, 8, 10, 16, 20, 25, 30, 32, 40, 50, 64, 100, 200, 250, 400, 
 MOST_TRIED = 2000
 # So near a whole number two products lie by chance in one of four hundred logs, and ten never.
 WHOLE = 0.025
-# Above every step, and exact as a float.
-LARGEST = 2.0**53
 
 
 def fill_steps(records: list[Record], per_epoch: tuple[float, float] | None, every: int | None = None) -> bool:
@@ -72,7 +70,7 @@ def _from_epochs(rows: list[Record], per_epoch: tuple[float, float] | None) -> b
         per_epoch = (slope, slope)
     if per_epoch is None or len(epochs) < len(rows) or not epochs or not epochs[-1]:
         return False
-    if any(b < a for a, b in pairwise(epochs)) or not 0 < per_epoch[1] * epochs[-1] < LARGEST:
+    if any(b < a for a, b in pairwise(epochs)) or not 0 < per_epoch[1] * epochs[-1] < MOST_STEPS:
         return False
     steps = _exact(epochs, per_epoch) or _regular(epochs, per_epoch) or _each(epochs, per_epoch)
     for row, step in zip(rows, steps or (), strict=False):
@@ -143,6 +141,6 @@ def _by_epoch(epoch: object, known: list[tuple[float, float]], last: float) -> f
     at, step = max(known, key=lambda pair: pair[1])
     slope = step / at
     exact = slope * epoch
-    if not 0 <= exact < LARGEST:
+    if not 0 <= exact < MOST_STEPS:
         return last
     return last if abs(exact - last) <= 2 * ROUNDED * slope + 0.5 else float(max(round(exact), 1))

@@ -16,7 +16,7 @@ from ..schema import kind_of
 from ..store import METRICS, SCHEMA_VERSION, read_metrics
 from .log import frame_of, put_evaluation, totals
 from .marks import task_of, trainer_of
-from .values import number
+from .values import MOST_STEPS, number
 
 
 def read_run_folder(path: Path) -> History:
@@ -69,7 +69,7 @@ def _ending(history: History, summary: dict[str, Any] | None) -> None:
     history.finished = summary is not None
     history.summary = totals({key: number(value) for key, value in (summary or {}).items()})
     maximum = history.number("training.max_steps") or 0
-    history.planned = int(maximum) if 0 < maximum < 2**53 else _by_epochs(history)
+    history.planned = int(maximum) if 0 < maximum < MOST_STEPS else _by_epochs(history)
     may_stop = history.attached or any(
         history.setting(f"training.{key}") for key in ("early_stopping_patience", "max_hours")
     )

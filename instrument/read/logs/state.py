@@ -8,7 +8,7 @@ import re
 from typing import Any
 
 from .log import Log
-from .values import Record, canonical, flat, is_known, is_summary, number
+from .values import MOST_STEPS, Record, canonical, flat, is_known, is_summary, number
 
 SETTINGS = {
     "logging_steps": "logging_steps",
@@ -87,7 +87,7 @@ def _best(records: list[Record], best: float, step: int, state: dict[str, Any]) 
 
 def _whole(value: Any) -> int:
     value = number(value)
-    return int(value) if isinstance(value, float) and math.isfinite(value) and 0 <= value < 2**53 else 0
+    return int(value) if isinstance(value, float) and math.isfinite(value) and 0 <= value < MOST_STEPS else 0
 
 
 def read_values(values: Any) -> Log | None:

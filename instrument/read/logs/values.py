@@ -13,6 +13,8 @@ import re
 from typing import Any
 
 Record = dict[str, Any]
+MOST_STEPS = 2**53
+"""Above every count of steps, and exact as a float."""
 
 NUMBER = r"[-+]?(?:\d[\d_]*\.?\d*(?:[eE][-+]?\d+)?|\.\d+(?:[eE][-+]?\d+)?|nan|NaN|NAN|inf|Infinity)"
 _WRAPPED = re.compile(rf"(?<![\w'\"])[A-Za-z_][\w.]*\(\s*\[*\s*'?({NUMBER})'?\s*\]*\s*(?:,[^()]*)?\)")
@@ -134,7 +136,7 @@ def canonical(record: Record) -> Record:
         if isinstance(value, str) and (parts := _OF_RUN.fullmatch(value.strip())):
             value, total = (float(part.replace(",", "")) for part in parts.groups())
             found.setdefault("max_steps", total)
-        if isinstance(value, float) and math.isfinite(value) and 0 <= value < 2**53:
+        if isinstance(value, float) and math.isfinite(value) and 0 <= value < MOST_STEPS:
             found["step"] = value
             break
     else:
