@@ -27,6 +27,8 @@ ADDRESS, PORT, TRIED = "127.0.0.1", 7007, 20
 LARGEST_BODY = 1 << 16
 SLOWEST = 20.0
 """Seconds that a client may take to send a request, or to take a piece of an answer."""
+LINGER, MOST_DROPPED = 2.0, 1 << 22
+"""Seconds for which, and bytes up to which, what a client still sends after its answer is read away."""
 MOST_STREAMS, QUIET = 48, 1.5
 HTML, JSON_TYPE = "text/html; charset=utf-8", "application/json"
 
@@ -248,6 +250,19 @@ class Server(ThreadingHTTPServer):
             if self._open:
                 quiet = time.monotonic()
             time.sleep(0.1)
+
+    def shutdown_request(self, request: Any) -> None:
+        """Ends a connection without a reset: one that is closed with bytes unread may take the answer with it."""
+        with contextlib.suppress(OSError):
+            request.shutdown(socket.SHUT_WR)
+            ended, left = time.monotonic() + LINGER, MOST_DROPPED
+            while left > 0 and (seconds := ended - time.monotonic()) > 0:
+                request.settimeout(seconds)
+                part = request.recv(1 << 16)
+                if not part:
+                    break
+                left -= len(part)
+        self.close_request(request)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A browser that has gone is no error."""

@@ -161,6 +161,18 @@ def test_a_huge_body_is_not_read(served):
     assert site.asked == []
 
 
+def test_who_sends_all_of_a_refused_body_still_gets_the_answer(served):
+    server, site = served
+    for _ in range(20):
+        with socket.create_connection(("127.0.0.1", server.server_port), timeout=60) as line:
+            head = f"POST /{server.token}/marks HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+            line.sendall(f"{head}Content-Length: {1 << 20}\r\n\r\n".encode())
+            line.sendall(b"x" * (1 << 20))
+            line.shutdown(socket.SHUT_WR)
+            assert b" 413 " in line.recv(1 << 16)
+    assert site.asked == []
+
+
 @pytest.mark.parametrize("text", NO_REQUEST)
 def test_what_is_no_request_does_not_end_it(served, text):
     server, _ = served
