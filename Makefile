@@ -17,7 +17,7 @@ demo: .venv/ready
 test: .venv/ready lint
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
-# For the inner loop: no whole model, no process, no interpreter; under two minutes.
+# For the inner loop: no whole model, process, browser or interpreter, and no rate that is counted; under two minutes.
 test-fast: .venv/ready
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile --fast $(FAST) tests/test_house.py tests/test_docs.py
 

@@ -47,8 +47,8 @@ os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
 COMMAND_ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 COMMAND_ENVIRONMENT.pop("TRITON_INTERPRET", None)  # a process of pytest-xdist inherits it
 ON_GPU = False
-SLOW_FIXTURES = {"tiny_models", "cli", "triton_device"}
-"""Of whole models, processes and Triton's interpreter."""
+SLOW_FIXTURES = {"tiny_models", "cli", "triton_device", "chromium"}
+"""Of whole models, processes, a browser and Triton's interpreter."""
 
 Cli = Callable[..., subprocess.CompletedProcess]
 
@@ -59,7 +59,8 @@ def wants_gpu(expression: str) -> bool:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--fast", action="store_true", help="leave out whole models, processes and Triton's interpreter")
+    left_out = "leave out whole models, processes, browsers, counted rates and Triton's interpreter"
+    parser.addoption("--fast", action="store_true", help=left_out)
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -85,7 +86,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         slow = {
             item
             for item in items
-            if "interpreter" in item.name or SLOW_FIXTURES & set(getattr(item, "fixturenames", ()))
+            if "interpreter" in item.name
+            or item.get_closest_marker("slow")
+            or SLOW_FIXTURES & set(getattr(item, "fixturenames", ()))
         }
         config.hook.pytest_deselected(items=list(slow))
         items[:] = [item for item in items if item not in slow]

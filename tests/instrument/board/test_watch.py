@@ -13,6 +13,8 @@ from lora_train.instrument.board.watch import Board
 from ..advise.page.build import study
 from .build import append, copy, held, metrics, tree, until
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True)
 def quick(tmp_path_factory, monkeypatch):

@@ -12,6 +12,8 @@ from lora_train.instrument.board.work import Task, Worker
 
 from .build import copy, until
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def worked():

@@ -41,6 +41,7 @@ def truth(power: float, degrees: int | None) -> tuple[float, float]:
     return (one / mean) ** 2, noise / mean**2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("degrees", [None, 8])
 @pytest.mark.parametrize("power", [0.0, -0.5, 0.3])
 def test_at_50_steps_of_8_rows_the_noise_scale_is_right_within_3_percent(power: float, degrees: int | None):

@@ -19,6 +19,7 @@ def winner(runs: list) -> str | None:
     return values[0] if values else None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("noise", [0.002, 0.01, 0.03])
 @pytest.mark.parametrize("n", [1, 3, 10, 40])
 def test_of_thirty_equal_runs_none_wins(noise: float, n: int):
@@ -40,6 +41,7 @@ def test_of_two_equal_runs_none_wins(n: int):
     assert named <= 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", [6, 10, 40])
 def test_the_run_that_is_a_tenth_better_is_found_among_thirty(n: int):
     right = 0
