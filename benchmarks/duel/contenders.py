@@ -45,6 +45,7 @@ OURS: dict[str, tuple[str, str, str]] = {
     "explain.loss_beyond": ("diverged", "since", "lower_rate"),
     "explain.loss_turned": ("diverged", "since", "lower_rate"),
     "explain.gradient_never_finite": ("backward_nonfinite", "everything", "earlier"),
+    "explain.gradient_none_scale": ("backward_nonfinite", "since", "earlier"),
     "explain.gradient_none_since": ("no_gradient", "since", "earlier"),
     "explain.exploding": ("diverged", "since", "lower_rate"),
     "explain.eval_rose": ("diverged", "since", "lower_rate"),

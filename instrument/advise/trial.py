@@ -21,7 +21,8 @@ DEATHS = (
     "explain.loss_blew_up", "explain.loss_blew_up_rate", "explain.loss_rose", "explain.exploding", "explain.loss_nan",
     "explain.loss_nan_frozen", "explain.loss_nan_moves", "explain.loss_nan_unknown", "explain.zero_from_start",
     "explain.zero_rate_frozen", "explain.zero_rate_moves", "explain.zero_unknown_rate", "explain.zero_other",
-    "explain.gradient_never_finite", "explain.gradient_none_since", "explain.eval_nan_both", "explain.no_model",
+    "explain.gradient_never_finite", "explain.gradient_none_scale", "explain.gradient_none_since",
+    "explain.eval_nan_both", "explain.no_model",
 )  # fmt: skip
 """Findings of explain after which a run's last numbers say nothing of its settings but that they do not work."""
 # How many standard errors of a difference of smoothed evaluations the best step may be ahead by chance: of the some

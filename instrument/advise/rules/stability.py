@@ -41,6 +41,7 @@ CAUSES = {
     "explain.loss_rose": "advise.died_diverged",
     "explain.exploding": "advise.died_diverged",
     "explain.gradient_never_finite": "advise.died_gradient",
+    "explain.gradient_none_scale": "advise.died_gradient",
     "explain.gradient_none_since": "advise.died_gradient",
 }
 KINDS = {

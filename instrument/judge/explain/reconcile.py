@@ -78,10 +78,13 @@ _FORWARD = (
     "explain.zero_rate_moves", "explain.zero_from_start", "explain.loss_nan", "explain.loss_nan_frozen",
     "explain.loss_nan_moves", "explain.loss_nan_unknown",
 )  # fmt: skip
+_NO_GRADIENT = (
+    "explain.gradient_never_finite", "explain.gradient_none_scale", "explain.gradient_none_since",
+)  # fmt: skip
 _COLLAPSED = (
     *_FORWARD, "explain.no_gradient", "explain.stopped", "explain.stopped_without_remedy", "explain.attached_stopped",
-    "explain.attached_went_on", "explain.gradient_never_finite", "explain.gradient_none_since", "explain.no_model",
-    "explain.loss_blew_up", "explain.loss_blew_up_rate", "explain.loss_beyond",
+    "explain.attached_went_on", *_NO_GRADIENT, "explain.no_model", "explain.loss_blew_up",
+    "explain.loss_blew_up_rate", "explain.loss_beyond",
 )  # fmt: skip
 STRENGTH = (
     *_COLLAPSED, "explain.healed_worse", "explain.exploding", "explain.vanishing", "explain.overfitting",
@@ -91,11 +94,11 @@ STRENGTH = (
 )  # fmt: skip
 """Strongest evidence first; what is not named comes after, in the order in which rules speak."""
 
-# of the window in which it began a logged loss may be finite and the norm is not
-_COURSE = (
+_FLAT = (
     "explain.loss_flat", "explain.loss_unclear", "explain.plateau", "explain.underfitting", "explain.eval_flat",
-    "explain.backward",
 )  # fmt: skip
+# of the window in which it began a logged loss may be finite and the norm is not
+_COURSE = (*_FLAT, "explain.backward")
 _FEW_MEANS = ("explain.eval_few", "explain.eval_last_rose", "explain.eval_unmoved")
 _ROWS_ROSE = ("explain.rows_overfit", "explain.rows_turned", "explain.rows_rose")
 SILENCES: dict[str, tuple[str, ...]] = {
@@ -104,8 +107,9 @@ SILENCES: dict[str, tuple[str, ...]] = {
         "explain.loss_flat", "explain.jagged", "explain.jagged_more", "explain.stairs", "explain.spikes",
     ),
     **dict.fromkeys(_COLLAPSED, _COURSE),
+    "explain.gradient_none_scale": _FLAT,  # the overflows are its cause
     # a gradient of a forward pass that is not finite is none either
-    **dict.fromkeys(_FORWARD, (*_COURSE, "explain.gradient_never_finite", "explain.gradient_none_since")),
+    **dict.fromkeys(_FORWARD, (*_COURSE, *_NO_GRADIENT)),
     "explain.overfitting": ("explain.underfitting", "explain.loss_flat"),
     "explain.loss_fell": ("explain.rate_tiny",),  # a rate that was printed with few decimals
     "explain.rate_tiny": ("explain.loss_flat", "explain.loss_flat_coarse", "explain.loss_unclear", "explain.eval_flat"),

@@ -23,6 +23,7 @@ from ....read.history import PRINTED, TRAINED, History
 from ...course import from_table
 from ...noise import deviation
 from ..finding import WINDOW, Finding, ends, listed, median
+from .stock import backward_only
 
 # By the least number of norms: of few even the best test there is misses some spikes that are to be found (the bound is
 # printed by python -m benchmarks.judging --part grad_norm), of many it finds every one.
@@ -150,7 +151,11 @@ def never_finite(history: History) -> Finding | None:
 
 
 def none_since(history: History) -> Finding | None:
-    """Norms of 0 to the end: from there on nothing was learned, whatever the learning rate."""
+    """Norms of 0 to the end: from there on nothing was learned, whatever the learning rate.
+
+    Where the backward pass often overflowed before, a loss scaler was there (without one the loss would not have stayed
+    finite) and has halved its scale until gradients round to 0.
+    """
     step, norm = history.finite("grad_norm")
     loss = history.column("loss")
     zero = norm <= NOTHING
@@ -160,6 +165,9 @@ def none_since(history: History) -> Finding | None:
     if history.stock and not (~zero[step > 1]).any():  # stock.py says so of a log
         return None
     values = {"step": int(step[since]), "n": len(norm) - since, "loss": float(loss[np.isfinite(loss)][-1])}
+    overflowed = backward_only(history)
+    if overflowed and overflowed.key == "explain.backward" and overflowed.values["step"] < values["step"]:
+        return Finding("grad_norm", "wrong", "explain.gradient_none_scale", values | {"n_bad": overflowed.values["n"]})
     return Finding("grad_norm", "wrong", "explain.gradient_none_since", values)
 
 

@@ -139,6 +139,21 @@ def test_evaluations_that_are_not_finite_are_named(tmp_path: Path, bad: str):
     assert "10, 20, 30" in said_text
 
 
+def test_a_scale_that_sank_until_gradients_are_zero_is_told_with_what_lowered_it(tmp_path: Path):
+    nan, last = float("nan"), 90
+    norms = [nan if i > 20 and i % 3 == 0 else 0.0 if i > 60 else 3.0 for i in range(1, last + 1)]
+    losses = [2 + 0.95**i for i in range(1, last + 1)]
+    records = [
+        {"step": i, "loss": x, "grad_norm": norm, "learning_rate": 1e-4}
+        for i, (x, norm) in enumerate(zip(losses, norms, strict=True), 1)
+    ]
+    keys, text = said(state(tmp_path, records))
+    assert (keys["gradient_none_scale"], keys["backward"]) == ("wrong", "watch")
+    assert "gradient_none_since" not in keys
+    assert "From step 61 on the gradient is exactly 0 (20 lines" in text
+    assert "Each of the 24 gradients that were not finite lowered the loss scale" in text
+
+
 def test_a_gradient_of_zero_is_not_healthy_and_asks_for_no_higher_rate(tmp_path: Path):
     losses = [6.2, 6.3, *[6.238] * 28]
     records = [
