@@ -166,10 +166,11 @@ def _fish(words: Mapping[str, Words]) -> str:
             lines.append(f"complete -c lora-train -n '{when}' {flag}{choice}")
         if own.takes_runs:
             lines.append(f"complete -c lora-train -n '{when}' -a '(__lora_train_runs)'")
-    when = f"not __fish_seen_subcommand_from {' '.join(verb for verb in words if verb not in ('', 'train', 'help'))}"
+    when = f"not __fish_seen_subcommand_from {' '.join(verb for verb in words if verb not in ('', 'train'))}"
     for key, values in key_values().items():
         pairs = " ".join(f"{key}={value}" for value in values) or f"{key}="
         lines.append(f"complete -c lora-train -n '{when}' -f -a '{pairs}'")
+    lines.append(f"complete -c lora-train -n '__fish_seen_subcommand_from help' -f -a '{verbs} {' '.join(key_values())}'")
     shells = " ".join(SHELLS)
     lines.append(f"complete -c lora-train -n '__fish_seen_subcommand_from completion' -f -a '{shells}'")
     return "\n".join(lines) + "\n"

@@ -91,6 +91,8 @@ FISH = shutil.which("fish")
         ("lora-train exp", {"explain", "export"}),
         ("lora-train export run --to ", {"gguf-adapter", "merged-gguf", "ollama", "safetensors"}),
         ("lora-train --config koalpaca.yaml training.learning", {"training.learning_rate="}),
+        ("lora-train help training.learning_", {"training.learning_rate"}),
+        ("lora-train help exp", {"explain", "export"}),
     ],
 )
 def test_fish_completes(capsys, tmp_path, typed, found):
@@ -101,3 +103,4 @@ def test_fish_completes(capsys, tmp_path, typed, found):
     ended = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     said = {line.split("\t")[0] for line in ended.stdout.splitlines()}
     assert found <= said, ended.stderr
+    assert " help " not in typed or not any("=" in word for word in said)
