@@ -63,6 +63,8 @@ def course(history: History) -> Finding | None:
     values: dict[str, Any] = {"first": found.text(sign * did.low), "last": found.text(sign * did.end)}
     values |= {"best": found.text(value[best]), "step": int(found.step[best]), "n": len(value), "metric": found.name}
     kind, verdict = _ending(history, did)
+    if kind == "few":  # nothing is known of a course: these are the evaluations themselves
+        values |= {"first": found.text(value[0]), "last": found.text(value[-1])}
     if did.kind == "rose":
         values |= {"step": int(found.step[did.at]), "best": found.text(sign * did.low)}
     which = "accuracy" if "accuracy" in found.name else "metric" if found.up else "lower"

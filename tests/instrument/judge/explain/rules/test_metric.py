@@ -42,6 +42,11 @@ def test_accuracy_is_judged_by_what_its_rows_can_tell(share, expected):
     assert metric.course(evaluated(LEVEL)) is None
 
 
+def test_of_a_few_accuracies_the_first_and_last_are_those_that_were_logged():
+    found = metric.course(classified([0.40625, 0.7875, 0.775, 0.76875, 0.7625, 0.76875], rows=160))
+    assert (key(found), found.values["first"], found.values["last"]) == ("accuracy_few", "40.6%", "76.9%")
+
+
 def test_the_error_of_an_accuracy_is_that_of_counting():
     found = metric.error(classified([0.8, 0.8]))
     assert found is not None
