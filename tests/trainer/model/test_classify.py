@@ -14,6 +14,7 @@ from lora_train.trainer.data.batches import collate
 from lora_train.trainer.data.load import load_data, with_format
 from lora_train.trainer.loop.components import Components, build
 from lora_train.trainer.loop.engine import Engine
+from lora_train.trainer.loop.evaluate import evaluate
 from lora_train.trainer.loop.train import forward_backward, train_step
 from lora_train.trainer.model.classify import head_of_config, own_names
 from lora_train.trainer.model.load import MODEL_CLASSES, load_tokenizer, pad_token_id, trainable
@@ -53,7 +54,7 @@ def components_of(model: Path, kind: str, folder: Path, **settings: Any) -> Comp
     )
     tokenizer = load_tokenizer(config)
     data, _ = load_data(config, tokenizer, Console(silent=True), own_names(config))
-    return build(with_format(config, data), Engine(), data, None, pad_token_id(tokenizer), Console(silent=True))
+    return build(with_format(config, data), Engine(), data, data, pad_token_id(tokenizer), Console(silent=True))
 
 
 def stock_losses(components: Components, folder: Path) -> list[float]:
@@ -139,6 +140,15 @@ def test_three_micro_batches_are_one_batch_of_their_rows(models, family, kind, s
         found.append((loss, gradients))
     assert found[1][0] == pytest.approx(found[0][0], abs=TOLERANCE)
     torch.testing.assert_close(found[1][1], found[0][1], rtol=1e-4, atol=1e-6)
+
+
+def test_stored_rows_of_weighted_classes_add_up_to_the_evaluation_loss(models, tmp_path):
+    components = components_of(models["bert"], "single", tmp_path, class_weights={"bad": 3.0})
+    evaluation, rows = evaluate(components)
+    assert rows.weight is not None
+    assert set(rows.weight) == {1.0, 3.0}
+    assert evaluation.eval_loss == pytest.approx(rows.loss_sum.sum() / rows.weight.sum(), rel=1e-6)
+    assert evaluation.eval_loss != pytest.approx(rows.loss_sum.mean(), rel=1e-3)
 
 
 def test_weights_of_several_labels_are_those_of_their_presence(models, tmp_path):
