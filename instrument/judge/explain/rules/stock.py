@@ -112,10 +112,11 @@ def backward_only(history: History) -> Finding | None:
     late = bad[bad > max(SEARCHING, history.coarse * 2)]
     if not len(late):
         return Finding("grad_norm", "healthy", "explain.scale_search", {"n": len(bad), "steps": listed(bad)})
-    # a dynamic scale that was raised too far skips a step now and then: only where they come often is it an illness
-    close = [
-        first for first in late if np.sum((late >= first) & (late < first + OFTEN_WITHIN * history.coarse)) >= OFTEN
-    ]
+    # a dynamic scale that was raised too far skips a step now and then, and one that began too high settles as the
+    # gradients grow: only where they come often, and go on or are more than a search takes, is it an illness
+    within = OFTEN_WITHIN * history.coarse
+    settled = len(bad) <= SEARCHING and history.column("step")[-1] - bad[-1] >= within
+    close = [] if settled else [first for first in late if np.sum((late >= first) & (late < first + within)) >= OFTEN]
     values = {"n": len(late), "steps": listed(late), "step": int(close[0] if close else late[0])}
     return Finding("grad_norm", "watch" if close else "note", "explain.backward" if close else "explain.skips", values)
 

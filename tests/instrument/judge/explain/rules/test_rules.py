@@ -272,6 +272,21 @@ def test_the_other_rows_of_the_table_of_symptoms():
     early = history(kind="trainer", loss=np.full(40, 2.0), grad_norm=np.where(np.arange(40) < 3, NAN, 1.0))
     assert key(stock.backward_only(early)) == "scale_search"
     assert stock.backward_only(history(kind="trainer", loss=np.full(9, 2.0), grad_norm=np.ones(9))) is None
+
+
+@pytest.mark.parametrize(
+    ("lines", "bad", "expected"),
+    [
+        (100, (1, 2, 3, 22, 25, 44, 48), "skips"),  # it settled
+        (60, (1, 2, 3, 22, 25, 44, 48), "backward"),  # whether it has cannot be told yet
+        (200, range(20, 120, 5), "backward"),  # more than a search takes
+        (200, range(150, 200, 10), "skips"),
+        (200, range(150, 200, 8), "backward"),
+    ],
+)
+def test_a_scale_that_settles_is_no_illness(lines, bad, expected):
+    norm = np.where(np.isin(np.arange(1, lines + 1), list(bad)), NAN, 1.0)
+    assert key(stock.backward_only(history(kind="trainer", loss=np.full(lines, 2.0), grad_norm=norm))) == expected
     assert (
         key(stock.no_gradient(history(kind="log", loss=np.full(9, 2.0), grad_norm=np.full(9, 1e-9)))) == "no_gradient"
     )
