@@ -5,7 +5,7 @@ launchers directly, or send everything through them with `triton_on_cpu()`. Unde
 those of a GPU, and whoever asks learns what chip that is: benchmarks/fake_cuda launches nothing and sees everything.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -55,6 +55,15 @@ def uses_triton_on(device: torch.device) -> bool:
 def is_gpu(device: torch.device) -> bool:
     """Whether it works behind the host's back: copies to it want pinned memory, and reading from it is a wait."""
     return device.type == "cuda" or _stand_in is not None
+
+
+def segment_sums(values: torch.Tensor, counts: Sequence[int]) -> torch.Tensor:
+    """Sums of values [n] that follow each other, so many of each segment; float64 [segments]."""
+    lengths = torch.tensor(counts)
+    if is_gpu(values.device):
+        lengths = lengths.pin_memory().to(values.device, non_blocking=True)
+    # unsafe: without a look at the lengths, for which the host would wait
+    return torch.segment_reduce(values.double(), "sum", lengths=lengths, unsafe=True)
 
 
 @lru_cache(maxsize=16)

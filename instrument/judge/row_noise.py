@@ -16,12 +16,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 if TYPE_CHECKING:
     import pandas as pd
+
+WEIGHTY = 5.0
 
 
 @dataclass(frozen=True)
@@ -127,3 +129,52 @@ def log_ratio(one: tuple[np.ndarray, np.ndarray], other: tuple[np.ndarray, np.nd
 
 def _sum(values: pd.Series) -> float:
     return float(values.sum(skipna=False))
+
+
+def without(square: float, along: np.ndarray, own: np.ndarray, n: np.ndarray) -> np.ndarray:
+    """Squared norm of a step's gradient, had each of its rows not been in it: the mean over the other rows' tokens,
+
+        |g'|^2 = (|g|^2 - 2 g . g_r + |g_r|^2) (N / (N - n_r))^2          N = sum of n_s
+
+    Args:
+        square: |g|^2 of the step.
+        along, own, n: of its rows, [rows]: g . g_r, |g_r|^2 and supervised tokens, as the columns `along` (of a step of
+            one micro-batch), `sumsq` and `n_supervised` of row_log.TRAINING_ROWS.
+
+    Returns:
+        [rows]; not finite for a row that has all tokens.
+    """
+    tokens = n.sum()
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return (square - 2 * along + own) * (tokens / (tokens - n)) ** 2
+
+
+def steps_of_one_row(frame: pd.DataFrame, norms: pd.Series) -> pd.DataFrame:
+    """Rows that made much of a step's gradient: their part of its squares is over WEIGHTY times that of its tokens.
+
+    Args:
+        frame: `row_log.read_training_rows`; of it the steps with `along` and one micro-batch of several rows.
+        norms: gradient norm by step, over the same parameters as the rows'.
+
+    Returns:
+        by `step`, the largest `share` of the squares first: `row`, `share`, `token_share`, `norm`, and `without`, what
+        the norm had been without the row.
+    """
+    import pandas as pd
+
+    known: Any = frame[frame["along"].notna()]
+    whole, found = norms.to_dict(), []
+    for step, own in known.groupby("step"):
+        squares, along, n = (own[name].to_numpy("float64") for name in ("sumsq", "along", "n_supervised"))
+        norm = float(whole.get(step, np.nan))
+        single = len(own) > 1 and own["micro_batch"].nunique() == own["process"].nunique() == 1
+        if not single or not np.isfinite([norm, *squares, *along]).all() or not squares.sum() > 0:
+            continue
+        shares, tokens = squares / squares.sum(), n / n.sum()
+        norms_without = np.sqrt(without(norm**2, along, squares, n))
+        found += [
+            (step, int(own["row"].iloc[at]), shares[at], tokens[at], norm, norms_without[at])
+            for at in np.flatnonzero(shares > WEIGHTY * tokens)
+        ]
+    columns = ["step", "row", "share", "token_share", "norm", "without"]
+    return pd.DataFrame(found, columns=columns).sort_values("share", ascending=False, ignore_index=True)

@@ -36,6 +36,10 @@ _NOT_THIS_STEP = Null(
     "all but every instrument.rows_every-th step, for modules that instrument.row_modules does not name",
     "instrument.rows_every 스텝이 아니고 instrument.row_modules에도 없는 모듈일 때",
 )
+_NOT_THIS_STEP_ALONG = Null(
+    "all but every instrument.rows_every-th step, and where sumsq is null",
+    "instrument.rows_every 스텝이 아니거나 sumsq가 없을 때",
+)
 TRAINING_ROWS = {
     name: Column(unit, en, ko, null, formula, (LOOP,), kind)
     for name, unit, kind, formula, null, en, ko in (
@@ -54,6 +58,11 @@ TRAINING_ROWS = {
          "without the loss scale; NaN or inf where a value is.",
          "이 행이 스텝의 그래디언트에 더한 것의 노름 제곱. fused LoRA 행렬 전체, 클리핑 전, loss scale이 곱해지지 않은 "
          "값이며 유한하지 않으면 NaN이나 inf입니다."),
+        ("along", "", "float", "g_r . g_m", _NOT_THIS_STEP_ALONG,
+         "Inner product of what the row adds with the sum of what all rows of its micro-batch add: sumsq, and what the "
+         "others have in common with it.",
+         "이 행이 더한 것과 마이크로배치의 모든 행이 더한 것의 합을 내적한 값. sumsq에 다른 행과 겹치는 몫을 더한 "
+         "것입니다."),
         ("shares", "", "list", "", _NOT_THIS_STEP, "The same of each module.", "모듈마다 구한 같은 값."),
     )
 }  # fmt: skip
@@ -64,7 +73,7 @@ _ENCODING: dict[str, Any] = {
     "compression": "zstd",
     "compression_level": 3,
     "use_dictionary": list(_INTEGERS),
-    "use_byte_stream_split": ["loss_sum", "sumsq", "shares.list.element"],
+    "use_byte_stream_split": ["loss_sum", "sumsq", "along", "shares.list.element"],
 }
 
 
@@ -100,7 +109,8 @@ class RowsWriter:
         """Writes the rows of one step.
 
         Args:
-            columns: all of TRAINING_ROWS but shares, [rows] each, and `known`: where sumsq is not null.
+            columns: all of TRAINING_ROWS but shares, [rows] each, and `known`: where sumsq is not null; along only
+                on the steps that have it.
             shares: float [rows, modules], NaN where it is not kept, or None.
 
         Raises:
@@ -112,8 +122,11 @@ class RowsWriter:
         n = len(columns["step"])
         arrays = [pa.array(np.asarray(columns[name], kind)) for name, kind in _INTEGERS.items()]
         arrays.append(pa.array(np.asarray(columns["loss_sum"], "float32")))
-        sumsq = np.asarray(columns["sumsq"], "float32")
-        arrays.append(pa.array(sumsq, mask=~np.asarray(columns["known"], bool)))
+        unknown = ~np.asarray(columns["known"], bool)
+        for name in ("sumsq", "along"):
+            values = columns.get(name)
+            known = values is not None
+            arrays.append(pa.array(np.asarray(values, "float32"), mask=unknown) if known else pa.nulls(n, pa.float32()))
         kind = self._schema.field("shares").type
         if shares is None:
             arrays.append(pa.nulls(n, kind))
@@ -142,7 +155,7 @@ def _schema(facts: Mapping[str, str] | None = None) -> pa.Schema:
     import pyarrow as pa
 
     fields = [pa.field(name, pa.type_for_alias(kind)) for name, kind in _INTEGERS.items()]
-    fields += [pa.field("loss_sum", pa.float32()), pa.field("sumsq", pa.float32())]
+    fields += [pa.field(name, pa.float32()) for name in ("loss_sum", "sumsq", "along")]
     fields.append(pa.field("shares", pa.list_(pa.float32())))
     return pa.schema(fields, metadata=facts)
 
@@ -250,8 +263,22 @@ def _read_file(path: Path, shares: bool) -> pa.Table:
     try:
         if path.suffix == ".parquet":
             with pa.OSFile(str(path)) as file:  # a folder called lr=1e-4 would become a column
-                return pq.read_table(file, columns=names, use_threads=False, pre_buffer=False)
+                known = [name for name in names if name in pq.read_schema(file).names]
+                return _select(pq.read_table(file, columns=known, use_threads=False, pre_buffer=False), names)
         batches = _read_stream(path)
-        return pa.Table.from_batches(batches).select(names) if batches else _schema().empty_table().select(names)
+        return _select(pa.Table.from_batches(batches) if batches else _schema().empty_table(), names)
     except (pa.ArrowException, OSError, ValueError, KeyError):  # damaged
         return _schema().empty_table().select(names)
+
+
+def _select(table: pa.Table, names: Sequence[str]) -> pa.Table:
+    """These columns; `along` is null where an older version wrote none.
+
+    Raises:
+        KeyError: another is missing.
+    """
+    import pyarrow as pa
+
+    if "along" not in table.schema.names:
+        table = table.append_column("along", pa.nulls(table.num_rows, pa.float32()))
+    return table.select(names)

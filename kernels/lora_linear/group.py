@@ -46,11 +46,18 @@ class Examples(NamedTuple):
     Attributes:
         starts: where each of E examples begins, and M; ascending, from 0.
         squares: float64 [E, 2 g], rows dense, on the device of the tokens: |dA_i,e|^2 of every projection and then
-            |dB_i,e|^2; not finite where a value is not. Assigned by the backward pass. None: nobody wants them.
+            |dB_i,e|^2; not finite where a value is not. Assigned by the backward pass. None: nobody wants them. With
+            one column more it is the inner product of all dA_i,e and dB_i,e with the dA_i and dB_i they are summed to
+            (ops.py), which costs two products of low rank.
     """
 
     starts: Sequence[int]
     squares: Tensor | None = None
+
+    @property
+    def counts(self) -> list[int]:
+        """Tokens of each example."""
+        return [stop - start for start, stop in zip(self.starts, self.starts[1:], strict=False)]
 
     def on_cpu(self, column: int) -> cpu.Squares:
         """As the compiled loops take them, with the squares from a column on."""

@@ -13,16 +13,18 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..backend import has_tensor_cores, is_gpu, uses_triton
+from ..backend import has_tensor_cores, is_gpu, segment_sums, uses_triton
 from ..frozen.nf4 import NF4Weight
 from ..operators import Saved, direct, operator, store
 from ..statistics.pending_rows import Partials, PendingRows, Rows
 from ..statistics.reduce import N_FIELDS, reduce_partials
 from ..statistics.tensor_stats_aten import round_with_stats_cpu
-from . import aten, launch
+from . import aten, launch, passes
 from .group import Dropout, Examples, Group
 
 _NOTHING = nullcontext()
+WIDENED = 1 << 22
+"""Values of a dY that are there in fp32 at once where inner products are asked for: 16 MiB."""
 
 
 def _cast_back(grads: Any, _tensors: Any, dtype: torch.dtype, _needs: Any) -> tuple:
@@ -60,11 +62,43 @@ def _run_backward(
     """dX ([0] if not needed), every dA, every dB; statistics go to `rows` [1 + 3 g, 9]."""
     with _without_autocast(x):
         if uses_triton(x):
-            return launch.backward(grads, x.contiguous(), h, group, needs_dx, rows)
-        dx, dA, dB, found = aten.backward(grads, x.contiguous(), h, group, needs_dx, rows is not None)
-    if rows is not None:
-        rows.assign(found)
+            dx, dA, dB = launch.backward(grads, x.contiguous(), h, group, needs_dx, rows)
+        else:
+            dx, dA, dB, found = aten.backward(grads, x.contiguous(), h, group, needs_dx, rows is not None)
+            if rows is not None:
+                rows.assign(found)
+    squares = None if group.examples is None else group.examples.squares
+    if squares is not None and squares.shape[1] > 2 * len(dA):
+        with torch.autocast(x.device.type, enabled=False):
+            squares[:, -1] = _inner_products(grads, x.contiguous(), h, group, (dA, dB))
     return dx, dA, dB
+
+
+def _inner_products(
+    grads: Sequence[Tensor], x: Tensor, h: Tensor, group: Group, gradients: tuple[list[Tensor], list[Tensor]]
+) -> Tensor:
+    """<g_e, sum of all g_e> for what example e adds to every dA_i and dB_i, float64 [E]: by token
+
+    <dA_i,e, dA_i> = sum over t of e of (s_i dY_i B_i)[t] . (dropout(X) dA_i^T)[t]
+    <dB_i,e, dB_i> = sum over t of e of (s_i H_i)[t] . (dY_i dB_i)[t]
+    """
+    assert group.examples is not None
+    dA, dB = gradients
+    ranks, factors = [a.shape[0] for a in dA], group.factors
+    if uses_triton(x):  # the very call of the forward pass but for A: it compiles nothing new
+        along = launch.down(x, torch.cat(dA), group.dropout, True)[0].sum(0)
+    else:
+        along = passes.down(x, dA, [1.0] * len(dA), group.dropout, widen=False)[0]
+    h_factors = factors if uses_triton(x) else [1.0] * len(dA)  # on the CPU it is part of H
+    of_tokens = x.new_zeros(x.shape[0], dtype=torch.float64)
+    each = zip(grads, group.lora_B, dB, factors, h_factors, h.split(ranks, 1), along.split(ranks, 1), strict=True)
+    for dy, b, db, factor, h_factor, own_h, own_along in each:
+        right, left = torch.cat([b * factor, db * h_factor], 1), torch.cat([own_along, own_h], 1)
+        step = max(1, WIDENED // dy.shape[1])
+        for first in range(0, len(dy), step):
+            tokens = slice(first, first + step)
+            of_tokens[tokens] += ((dy[tokens].float() @ right) * left[tokens]).sum(1, dtype=torch.float64)
+    return segment_sums(of_tokens, group.examples.counts)
 
 
 def _without_autocast(x: Tensor) -> AbstractContextManager:
@@ -129,7 +163,7 @@ def _differentiate(grad_ys: Sequence[Tensor | None], tensors: Sequence[Tensor], 
     x, h, seed, *rest = tensors
     weights, lora_A, lora_B = rest[:n], rest[n : n + g], rest[n + g :]
     grads = _or_zeros(grad_ys, x, lora_B)
-    wanted = needs[0], slot is not None, squares is not None
+    wanted = needs[0], slot is not None, 0 if squares is None else squares.shape[1]
     dx, dA, dB, rows, found = _backward(grads, x, h, weights, lora_A, lora_B, seed, *how, *wanted)
     if slot is not None:
         store(slot[1 + g :], rows)
@@ -188,13 +222,13 @@ def _backward(
     starts: list[int],
     needs_dx: bool,
     with_stats: bool,
-    with_squares: bool,
+    n_squares: int,
 ) -> tuple[Tensor, list[Tensor], list[Tensor], Tensor, Tensor]:
-    """dX ([0] if not needed), every dA, every dB, rows [1 + 3 g, 9] or [0, 9], squares [E, 2 g] or [0, 2 g]."""
+    """dX ([0] if not needed), every dA, every dB, rows [1 + 3 g, 9] or [0, 9], squares [E, n_squares] or [0, 0]."""
     found = x.new_empty(1 + 3 * len(lora_A) if with_stats else 0, N_FIELDS, dtype=torch.float64)
     rows = Rows(found) if with_stats else None
-    squares = _squares(x, len(lora_A), starts, with_squares)
-    examples = Examples(starts, squares if with_squares else None) if len(starts) > 1 else None
+    squares = _squares(x, starts, n_squares)
+    examples = Examples(starts, squares if n_squares else None) if len(starts) > 1 else None
     group = Operands(weights, (), lora_A, lora_B, seed, formats, scalings, dropout_p).group(examples)
     dx, dA, dB = _run_backward(grads, x, h, group, needs_dx, rows)
     if rows is not None:
@@ -204,18 +238,18 @@ def _backward(
     return dx, dA, dB, found, squares
 
 
-def _squares(x: Tensor, g: int, starts: list[int], wanted: bool) -> Tensor:
-    return x.new_empty(len(starts) - 1 if wanted else 0, 2 * g, dtype=torch.float64)
+def _squares(x: Tensor, starts: list[int], n_squares: int) -> Tensor:
+    return x.new_empty(len(starts) - 1 if n_squares else 0, n_squares, dtype=torch.float64)
 
 
 @_backward.register_fake
 def _(
-    grads, x, h, weights, lora_A, lora_B, seed, formats, scalings, dropout_p, starts, needs_dx, with_stats, with_squares
+    grads, x, h, weights, lora_A, lora_B, seed, formats, scalings, dropout_p, starts, needs_dx, with_stats, n_squares
 ):
     dx = torch.empty_like(x) if needs_dx else x.new_empty(0)
     n_rows = 1 + 3 * len(lora_A) if with_stats else 0
     rows = x.new_empty(n_rows, N_FIELDS, dtype=torch.float64)
-    squares = _squares(x, len(lora_A), starts, with_squares)
+    squares = _squares(x, starts, n_squares)
     return dx, [torch.empty_like(a) for a in lora_A], [torch.empty_like(b) for b in lora_B], rows, squares
 
 

@@ -170,7 +170,9 @@ def _fish(words: Mapping[str, Words]) -> str:
     for key, values in key_values().items():
         pairs = " ".join(f"{key}={value}" for value in values) or f"{key}="
         lines.append(f"complete -c lora-train -n '{when}' -f -a '{pairs}'")
-    lines.append(f"complete -c lora-train -n '__fish_seen_subcommand_from help' -f -a '{verbs} {' '.join(key_values())}'")
+    lines.append(
+        f"complete -c lora-train -n '__fish_seen_subcommand_from help' -f -a '{verbs} {' '.join(key_values())}'"
+    )
     shells = " ".join(SHELLS)
     lines.append(f"complete -c lora-train -n '__fish_seen_subcommand_from completion' -f -a '{shells}'")
     return "\n".join(lines) + "\n"

@@ -13,7 +13,7 @@ from ...instrument.judge.detect import Trouble
 from ...instrument.messages import say
 from ...instrument.read.row_log import ROWS, RowsWriter
 from ...instrument.read.store import STATS, StatsWriter
-from ...instrument.record.rows.gradients import KNOWN, LOSS, SUMSQ, RowGradients, RowValues
+from ...instrument.record.rows.gradients import ALONG, KNOWN, LOSS, SUMSQ, RowGradients, RowValues
 from ..config.schema import Config
 from ..console import Console
 from ..data.batches import StepRows
@@ -79,7 +79,8 @@ class Streams:
         shares = None if found.modules is None else found.modules.numpy()[at]
         if shares is not None and not found.every:
             shares = np.where(always, shares, np.nan)
-        columns |= {"loss_sum": loss, "sumsq": sumsq, "known": known}
+        along = values[:, ALONG] if found.every else None
+        columns |= {"loss_sum": loss, "sumsq": sumsq, "along": along, "known": known}
         if not self._written(writer, lambda: writer.write(columns, shares), rows.step, ROWS, ends):
             self._rows = None
 

@@ -16,7 +16,7 @@ from ...instrument.messages import say
 from ...instrument.read.eval_rows import Confusion, EvaluationRows
 from ...instrument.read.schema import Evaluation
 from ...instrument.record.once import in_mode
-from ...instrument.record.rows.gradients import by_row
+from ...kernels.backend import segment_sums
 from ..data.batches import Batch, collate, in_batches
 from ..data.examples import Dataset, Example
 from ..data.labels.labels import SEVERAL, SINGLE, VALUE, Labels
@@ -91,7 +91,7 @@ def evaluate(
                 loss_sum, n_correct, losses = _judged(loss, batch, kept, number)
             assert n_correct is not None
             totals += torch.stack([loss_sum.double(), n_correct.double()])
-            of_rows[starts[number] : starts[number + 1]] = by_row(
+            of_rows[starts[number] : starts[number + 1]] = segment_sums(
                 losses, [example.n_supervised for example in examples]
             )
             advance(1)

@@ -16,7 +16,7 @@ import torch
 from ...instrument.judge.detect import Trouble
 from ...instrument.read.eval_rows import EvaluationRows
 from ...instrument.record.ring import Ring
-from ...instrument.record.rows.gradients import by_row
+from ...kernels.backend import segment_sums
 from ..data.batches import StepRows, collate
 from ..data.examples import Example
 from ..errors import Stopped, UserError, problem
@@ -79,7 +79,7 @@ def micro_batch_loss(components: Components, step: int, index: int, examples: Se
     with autocast(config, engine.device):
         loss_sum, _, losses = components.loss.of_tokens(batch)
     if rows is not None:
-        rows.losses(by_row(losses, [example.n_supervised for example in examples]))
+        rows.losses(segment_sums(losses, [example.n_supervised for example in examples]))
     return loss_sum
 
 

@@ -15,6 +15,7 @@ from ..verbs.lengthen import at_least_one
 if TYPE_CHECKING:
     import pandas as pd
 
+    from ...instrument.read.load import Run
     from ..config.schema import Config
     from ..data.examples import Example
 
@@ -74,6 +75,8 @@ def run(arguments: Namespace) -> int:
         _print_yaml(found)
     else:
         _print_table(found, arguments, whole=frame.attrs["whole"])
+        if frame.attrs["whole"]:
+            _print_heaviest(recorded, arguments.lang)
     return 0
 
 
@@ -156,6 +159,23 @@ def _print_table(found: pd.DataFrame, arguments: Namespace, whole: bool) -> None
         print(say_in(lang, "rows.probe_hint"))
     if not whole:
         print(say_in(lang, "rows.part"))
+
+
+def _print_heaviest(recorded: Run, lang: str) -> None:
+    """The row that made most of a step's gradient, among the steps that tell what the step had been without it."""
+    from ...instrument.judge.row_noise import steps_of_one_row
+
+    heavy = steps_of_one_row(
+        recorded.rows(), recorded.metrics().drop_duplicates("step", keep="last").set_index("step")["grad_norm"]
+    )
+    if len(heavy):
+        values = heavy.iloc[0].to_dict()
+        shares = {"share": 100 * values.pop("share"), "tokens": 100 * values.pop("token_share")}
+        print(
+            say_in(
+                lang, "rows.heaviest", **{**values, "row": int(values["row"]), "step": int(values["step"])}, **shares
+            )
+        )
 
 
 def _shown(line: dict[str, Any], lang: str, width: int) -> dict[str, str]:

@@ -3,9 +3,11 @@
     L_r               sum of the losses of row r's supervised tokens (or labels)
     g_r               gradient of scale L_r / N: what the row adds to the step's gradient, which is the sum of all g_r
     |g_r|^2           sum over modules of |dA_r|^2 + |dB_r|^2, the squares of kernels/lora_linear/group.py
+    g_r . g_m         with the gradient of its micro-batch, every so many steps: what else shares the row's direction
 
-A micro-batch's squares lie in one float64 [rows, columns], of which each group of modules fills its own 2 g columns as
-its backward pass runs. Rings carry a step's values to the host, as the recorder's.
+A micro-batch's squares lie in one float64 [rows, columns], of which each group of modules fills its own 2 g columns,
+and one more for the inner product, as its backward pass runs. Rings carry a step's values to the host, as the
+recorder's.
 """
 
 from __future__ import annotations
@@ -17,11 +19,10 @@ from dataclasses import dataclass
 
 import torch
 
-from ....kernels.backend import is_gpu
 from ..patch import Group
 from ..ring import Ring, cloned
 
-LOSS, SUMSQ, KNOWN = 0, 1, 2
+LOSS, SUMSQ, KNOWN, ALONG = 0, 1, 2, 3
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class RowWatching:
     Attributes:
         n_micro_batches: the most micro-batches one step has on this process.
         most_rows: the most rows a micro-batch has.
-        every: every so many steps each module's share is kept; 0: never.
+        every: every so many steps each module's share and the inner products are kept; 0: never.
         modules: shell patterns of modules whose shares are kept at every step.
         gather: stacks a tensor of every process, [W, ...]; None for one process.
     """
@@ -48,8 +49,8 @@ class RowValues:
     """Of one step, over all processes; rows beyond those of a micro-batch are 0.
 
     Attributes:
-        values: float64 [processes, micro-batches, most rows, 3]: L_r, |g_r|^2, and whether that is known: 0 where a
-            module computed without saying which row is whose.
+        values: float64 [processes, micro-batches, most rows, 4]: L_r, |g_r|^2, whether that is known (0 where a module
+            computed without saying which row is whose), and g_r . g_m, 0 on the steps between.
         modules: float64 [processes, micro-batches, most rows, modules], |g_r|^2 of each module, or None.
         every: whether those are of all modules, as every so many steps.
     """
@@ -74,15 +75,22 @@ class RowGradients:
         self.modules = [name for group in groups for name in group.names]
         self.always = [any(fnmatch.fnmatchcase(name, p) for p in watching.modules) for name in self.modules]
         n_micro, most = watching.n_micro_batches, watching.most_rows
-        n_columns = 2 * len(self.modules)
-        self._first = dict(zip(map(id, groups), _starts([2 * len(group.names) for group in groups]), strict=True))
+        n_columns, widths = 2 * len(self.modules), [2 * len(group.names) for group in groups]
+        self._first = dict(zip(map(id, groups), _starts(widths), strict=True))
         self._squares = torch.zeros(most, n_columns, dtype=torch.float64, device=device)
+        # the same with a column more behind those of every group, and where either kind of column lies
+        n_wide = n_columns + len(groups) if watching.every else 0
+        self._wide = torch.zeros(most, n_wide, dtype=torch.float64, device=device)
+        products = [first + width for first, width in zip(_starts([w + 1 for w in widths]), widths, strict=True)]
+        self._of_products = torch.tensor(products, dtype=torch.int64, device=device)
+        others = [column for column in range(n_columns + len(groups)) if column not in set(products)]
+        self._of_squares = torch.tensor(others, dtype=torch.int64, device=device)
         columns = [(first + i, first + len(g.names) + i) for g in groups for first in [self._first[id(g)]]
                    for i in range(len(g.names))]  # fmt: skip
         self._of_module = torch.tensor(columns, dtype=torch.int64, device=device).reshape(-1, 2)
-        self._values = torch.zeros(n_micro, most, 3, dtype=torch.float64, device=device)
+        self._values = torch.zeros(n_micro, most, 4, dtype=torch.float64, device=device)
         n_processes = 1 if watching.gather is None else watching.gather(torch.zeros(1, device=device)).shape[0]
-        self._ring = Ring((n_processes, n_micro, most, 3), device, may_drop=True)
+        self._ring = Ring((n_processes, n_micro, most, 4), device, may_drop=True)
         self._module_shape = n_processes, n_micro, most, len(self.modules)
         self._module_ring: Ring | None = None
         self._shares: torch.Tensor | None = None
@@ -106,10 +114,11 @@ class RowGradients:
         self._micro += 1
         self._n_rows = len(starts) - 1
         assert self._n_rows <= self.watching.most_rows, "more rows than there was room made for"
-        squares = self._squares[: self._n_rows].zero_()
-        for group in self._groups:
-            first = self._first[id(group)]
-            group.squares = squares[:, first : first + 2 * len(group.names)]
+        takes_all = self._takes_all(self._step)
+        squares = (self._wide if takes_all else self._squares)[: self._n_rows].zero_()
+        for number, group in enumerate(self._groups):
+            first = self._first[id(group)] + (number if takes_all else 0)
+            group.squares = squares[:, first : first + 2 * len(group.names) + takes_all]
             group.lost_rows = self._lose
 
     def losses(self, sums: torch.Tensor) -> None:
@@ -123,6 +132,9 @@ class RowGradients:
         if self._micro >= 0 and self._n_rows:
             squares = self._squares[: self._n_rows]
             values = self._values[self._micro, : self._n_rows]
+            if self._takes_all(self._step):
+                wide = self._wide[: self._n_rows]
+                squares, values[:, ALONG] = wide[:, self._of_squares], wide[:, self._of_products].sum(1)
             values[:, SUMSQ] = squares.sum(1)
             values[:, KNOWN] = 0.0 if self._unknown else 1.0
             if self._shares is not None:
@@ -144,7 +156,7 @@ class RowGradients:
         if not keep:
             return
         if scale is not None:
-            for squares in (self._values[..., SUMSQ], self._shares):
+            for squares in (self._values[..., SUMSQ], self._values[..., ALONG], self._shares):
                 if squares is not None:
                     squares /= scale.double().square()
         gather = self.watching.gather or (lambda tensor: tensor[None])
@@ -185,12 +197,3 @@ def _starts(counts: Sequence[int]) -> list[int]:
         found.append(at)
         at += count
     return found
-
-
-def by_row(losses: torch.Tensor, counts: Sequence[int]) -> torch.Tensor:
-    """Sums of the tokens' losses, float64 [rows]: tokens of a row follow each other, so many of each."""
-    lengths = torch.tensor(counts)
-    if is_gpu(losses.device):
-        lengths = lengths.pin_memory().to(losses.device, non_blocking=True)
-    # unsafe: without a look at the lengths, for which the host would wait
-    return torch.segment_reduce(losses.double(), "sum", lengths=lengths, unsafe=True)

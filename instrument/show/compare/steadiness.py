@@ -87,7 +87,9 @@ def start(histories: Sequence[History]) -> Finding | None:
 
 
 def foretold(histories: Sequence[History], names: Sequence[str]) -> list[Finding]:
-    """The grad_norm that the rows or micro-batches of a run's steps foretell for another's rows a step, beside what was measured there."""
+    """The grad_norm that the rows or micro-batches of a step foretell for another's rows a step, beside what was
+    measured there.
+    """
     found = []
     for one, name in zip(histories, names, strict=True):
         micro = micro_batches(one)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
-from lora_train.instrument.judge.row_noise import RowNoise, group_noise, log_ratio, row_noise
+from lora_train.instrument.judge.row_noise import RowNoise, group_noise, log_ratio, row_noise, steps_of_one_row, without
 
 STEPS, ROWS, PARAMETERS, SPREAD = 50, 8, 40, 2.5
 # Of logarithms of lengths; the lengths themselves are not rounded, so that their moments are known.
@@ -128,3 +128,30 @@ def test_a_direction_that_is_not_seen_has_no_ratio():
     assert log_ratio((ones, np.array([5.0, -1, -1, -1, -1])), (ones, ones)) is None
     assert log_ratio((ones[:1], ones[:1]), (ones[:1], ones[:1])) is None
     assert group_noise(recorded(3)[0].assign(shares=None), pd.DataFrame(), {"": []}) == {}
+
+
+def test_a_step_without_a_row_is_the_mean_over_the_others():
+    draw = np.random.default_rng(3)
+    n, v = np.array([3.0, 1.0, 8.0]), draw.normal(size=(3, 7))
+    g = v / n.sum()
+    told = without(float(np.square(g.sum(0)).sum()), g @ g.sum(0), np.square(g).sum(1), n)
+    assert told == pytest.approx([np.square((v.sum(0) - v[at]) / (12 - n[at])).sum() for at in range(3)], rel=1e-12)
+    assert not np.isfinite(without(1.0, np.array([1.0]), np.array([1.0]), np.array([5.0]))).any()
+
+
+def test_the_rows_that_a_step_hung_on_are_those_with_far_more_gradient_than_tokens():
+    g = np.array([[3.0, 0.0], [0.0, 0.2], [0.1, 0.1]])
+    one = {"micro_batch": 0, "process": 0, "row": [7, 8, 9], "n_supervised": [2, 30, 30],
+           "sumsq": np.square(g).sum(1), "along": g @ g.sum(0)}  # fmt: skip
+    steps = [
+        {**one, "step": 1},
+        {**one, "step": 2, "micro_batch": [0, 0, 1]},  # with what is another micro-batch's in common is not known
+        {**one, "step": 3, "along": np.nan},
+        {**one, "step": 4, "sumsq": [np.inf, 0.04, 0.02]},
+        {**one, "step": 5, "n_supervised": [400, 2, 2]},
+    ]
+    frame = pd.concat([pd.DataFrame(step) for step in steps])
+    found = steps_of_one_row(frame, pd.Series(np.sqrt(9.61 + 0.09), index=range(1, 6)))
+    assert found[["step", "row"]].to_numpy().tolist() == [[1, 7]]
+    assert found["share"][0] == pytest.approx(9 / 9.06)
+    assert found["without"][0] == pytest.approx(np.hypot(0.1, 0.3) * 62 / 60)

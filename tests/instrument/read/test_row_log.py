@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from lora_train.instrument.read.row_log import ROWS, TRAINING_ROWS, RowsWriter, compact_rows, read_training_rows
 
@@ -22,7 +23,8 @@ def write(folder: Path, start: int, steps: range, sumsq: float = 1.0, end: bool 
     writer = RowsWriter(folder, start, MODULES, whole=True)
     for step in steps:
         shares = np.array([[1.0, 2.0], [np.nan, 3.0], [0.0, 0.5]]) if step % 2 == 0 else None
-        writer.write(columns(step, [5, 7, 1], sumsq), shares)
+        along = {"along": [1.5, -0.5, 0.0]} if step % 2 == 0 else {}
+        writer.write(columns(step, [5, 7, 1], sumsq) | along, shares)
     if end:
         writer.close()
     return writer
@@ -43,11 +45,29 @@ def test_what_was_written_is_read(tmp_path: Path, compacted: bool):
     assert np.isnan(frame["loss_sum"][1])
     assert np.isinf(frame["sumsq"][1])
     assert frame["sumsq"].isna().tolist()[:3] == [False, False, True]
+    assert frame["along"].isna().tolist() == [True] * 3 + [False, False, True] + [True] * 3
+    assert frame["along"][3:5].tolist() == [1.5, -0.5]
     assert frame["shares"][0] is None
     assert list(frame["shares"][3]) == [1.0, 2.0]
     assert np.isnan(frame["shares"][4][0])
     assert frame.attrs == {"modules": MODULES, "whole": True}
     assert read_training_rows(tmp_path, steps=[2])["step"].unique().tolist() == [2]
+
+
+@pytest.mark.parametrize("compacted", [False, True])
+def test_files_without_inner_products_are_read(tmp_path: Path, compacted: bool):
+    """Those of 0.2.0.dev0 have none."""
+    write(tmp_path, 0, range(1, 4))
+    (path,) = (tmp_path / ROWS).iterdir()
+    batches = [batch.drop_columns("along") for batch in pa.ipc.open_stream(path.read_bytes())]
+    with pa.ipc.new_stream(str(path), batches[0].schema) as stream:
+        for batch in batches:
+            stream.write_batch(batch)
+    if compacted:
+        compact_rows(tmp_path)
+    frame = read_training_rows(tmp_path)
+    assert frame["sumsq"].tolist()[:2] == [1.0, np.inf]
+    assert frame["along"].isna().all()
 
 
 def test_the_last_start_of_a_step_counts(tmp_path: Path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from contextlib import nullcontext
 from itertools import accumulate, pairwise
 
 import pytest
@@ -24,6 +25,13 @@ BACKENDS = ["cpu", "cpu without C", "interpreter", "interpreter sm_75", pytest.p
 @pytest.fixture(params=BACKENDS)
 def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Backend:
     return on_backend(request.param, monkeypatch)
+
+
+class Sees(TorchDispatchMode):
+    """Whoever looks at dispatched calls is given operators."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        return func(*args, **(kwargs or {}))
 
 
 def starts_of(lengths: list[int]) -> list[int]:
@@ -100,13 +108,47 @@ def test_squares_are_those_of_one_example_at_a_time(backend: Backend, dtype: tor
             assert ((found[e] - expected).abs() <= (1e-3 if is_tf32 else 1e-6) * terms).all()
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("as_operator", [False, True])
+def test_inner_products_are_those_of_an_example_and_the_sum(backend: Backend, dtype: torch.dtype, as_operator: bool):
+    rng = random.Random(f"{dtype}{as_operator}")
+    tolerance = 1e-3 if backend.tf32 and dtype != torch.float32 else 2e-6
+    for _ in range(4 if backend.name.startswith("cpu") else 1):
+        lengths = random_lengths(rng, 700 if backend.name.startswith("cpu") else 128)
+        layer, p = random_layer(rng, dtype, lengths), rng.choice([0.0, 0.3])
+        starts, g = starts_of(lengths), len(layer.weights)
+        alone, both = (torch.full((len(lengths), n), -1.0, dtype=torch.float64) for n in (2 * g, 2 * g + 1))
+        with Sees() if as_operator else nullcontext():
+            same, squares = run(backend, layer, Examples(starts, alone), p)
+            gradients, found = run(backend, layer, Examples(starts, both), p)
+        assert found is not None
+        assert squares is not None
+        assert torch.equal(found[:, :-1], squares)
+        assert all(map(torch.equal, gradients, same))
+        keep = backend.keep(layer.x, torch.tensor([7]), p) if p else None
+        each = [(part(layer, *at), None if keep is None else keep[slice(*at)]) for at in pairwise(starts)]
+        expected, terms = products(each), products([(absolute(own), mask) for own, mask in each])
+        assert ((found[:, -1] - expected).abs() <= tolerance * terms).all()
+
+
+def products(examples: list[tuple[Layer, torch.Tensor | None]]) -> torch.Tensor:
+    """Of every example's gradients, one behind the other, with the sum of all."""
+    results = [run_reference(own, 0.0 if mask is None else 0.3, mask) for own, mask in examples]
+    each = torch.stack([torch.cat([grad.double().flatten() for grad in (*r.dA, *r.dB)]) for r in results])
+    return each @ each.sum(0)
+
+
 def magnitude(layer: Layer, p: float, keep: torch.Tensor | None) -> torch.Tensor:
     """Of every square the one of the sums of absolute values."""
-    positive = Layer(
+    return squares_of(run_reference(absolute(layer), p, keep))
+
+
+def absolute(layer: Layer) -> Layer:
+    """The layer with absolute values."""
+    return Layer(
         layer.x.abs(), layer.weights, [a.abs() for a in layer.lora_A], [b.abs() for b in layer.lora_B],
         layer.scalings, layer.biases, [grad.abs() for grad in layer.grads],
     )  # fmt: skip
-    return squares_of(run_reference(positive, p, keep))
 
 
 def test_asking_changes_no_bit_and_twice_gives_the_same(backend: Backend):
@@ -167,10 +209,6 @@ def test_the_dispatchers_route_gives_the_same(backend: Backend):
     lengths = [9, 30]
     layer = make_layer(sum(lengths), 16, (8, 8), (2, 4), torch.float32)
     _, found = run(backend, layer, Examples(starts_of(lengths), torch.empty(2, 4, dtype=torch.float64)))
-
-    class Sees(TorchDispatchMode):
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            return func(*args, **(kwargs or {}))
 
     with Sees():
         _, seen = run(backend, layer, Examples(starts_of(lengths), torch.empty(2, 4, dtype=torch.float64)))

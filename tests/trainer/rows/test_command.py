@@ -11,6 +11,10 @@ from pathlib import Path
 
 import pytest
 import yaml
+from lora_train.instrument.judge import row_noise
+from lora_train.instrument.judge.row_noise import steps_of_one_row
+from lora_train.instrument.read.load import load_run
+from lora_train.trainer.rows import command
 
 from ...conftest import Cli
 
@@ -30,6 +34,7 @@ def run(tiny_models: dict[str, Path], cli: Cli, tmp_path_factory: pytest.TempPat
         "model": {"name_or_path": str(tiny_models["llama"])},
         "data": {"train": str(folder / "rows.jsonl"), "format": "alpaca", "cutoff_len": 200},
         "training": {"output_dir": str(folder / "run"), "max_steps": 21, "per_device_train_batch_size": 4},
+        "instrument": {"rows_every": 1},
     }
     (folder / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
     result = cli("--config", folder / "config.yaml")
@@ -66,6 +71,19 @@ def test_the_list_says_what_it_cannot_tell(run: Path, cli: Cli):
     assert "--probe" in lines[6]
     korean = cli("rows", run, "-n", "1", "--lang", "ko").stdout
     assert "눈에 띕니다" in korean
+
+
+def test_the_row_that_a_step_hung_on_is_named_with_what_the_step_had_been(run: Path, monkeypatch, capsys):
+    monkeypatch.setattr(row_noise, "WEIGHTY", 0.1)
+    recorded = load_run(run)
+    heaviest = steps_of_one_row(recorded.rows(), recorded.metrics().set_index("step")["grad_norm"]).iloc[0]
+    command._print_heaviest(recorded, "en")
+    said = capsys.readouterr().out
+    assert said.startswith(f"Row {int(heaviest['row'])} made most of step {int(heaviest['step'])}: ")
+    assert f"would have been {heaviest['without']:.3g} instead of {heaviest['norm']:.3g}." in said
+    monkeypatch.setattr(row_noise, "WEIGHTY", 100.0)
+    command._print_heaviest(recorded, "en")
+    assert capsys.readouterr().out == ""
 
 
 def test_rows_to_skip_are_a_configuration(run: Path, cli: Cli):

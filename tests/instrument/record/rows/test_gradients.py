@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from lora_train.instrument.record.rows.gradients import KNOWN, LOSS, SUMSQ, RowValues
+from lora_train.instrument.record.rows.gradients import ALONG, KNOWN, LOSS, SUMSQ, RowValues
 from lora_train.trainer.config.schema import Config
 from lora_train.trainer.console import Console
 from lora_train.trainer.data.examples import load_examples
@@ -98,6 +98,32 @@ def test_a_row_among_others_is_what_it_is_alone(tiny_models: dict[str, Path], ca
     assert any(float(g.abs().sum()) for g in gradients)
 
 
+def test_inner_products_are_those_with_the_whole_micro_batch(tiny_models: dict[str, Path]):
+    components = make(tiny_models["llama"])
+    values, _ = recorded(components)
+    rows = components.plan.rows(1)
+    for micro, own in enumerate(rows.own(0)):
+        each = []
+        for example in own:
+            accumulate(components, rows.alone(0, micro, [example]))
+            each.append(torch.cat([g.double().flatten() for g in components.optimizer.gradients]))
+            components.optimizer.clear()
+        gradients = torch.stack(each)
+        expected, terms = gradients @ gradients.sum(0), gradients.abs() @ gradients.abs().sum(0)
+        assert ((values.values[0, micro, : len(own), ALONG] - expected).abs() <= ROUNDING * terms).all()
+
+
+def test_inner_products_are_taken_on_the_steps_that_keep_every_module(tiny_models: dict[str, Path]):
+    found, squares = [], []
+    for every in (1, 2, 0):
+        values, _ = recorded(make(tiny_models["llama"], instrument={"rows_every": every}))
+        found.append(bool((values.values[..., ALONG] != 0).any()))
+        squares.append(values.values[..., SUMSQ])
+    assert found == [True, False, False]
+    assert torch.equal(squares[0], squares[1])
+    assert torch.equal(squares[0], squares[2])
+
+
 def test_recording_rows_changes_no_bit(tiny_models: dict[str, Path]):
     """Sums are cut at the rows whether they are recorded, or nothing is."""
     _, with_rows = recorded(make(tiny_models["llama"]))
@@ -148,7 +174,7 @@ def test_a_row_that_is_not_finite_stands_alone(tiny_models: dict[str, Path]):
     with torch.no_grad():
         table.weight[own.pop()] = torch.inf
     values, _ = recorded(components)
-    flat = values.values[0].reshape(-1, 3)[[0, 1, 2, 3, 4, 5]]
+    flat = values.values[0].reshape(-1, 4)[[0, 1, 2, 3, 4, 5]]
     assert flat[:, SUMSQ].isfinite().tolist() == [True, False, True, True, True, True]
     assert flat[:, LOSS].isfinite().tolist() == [True, False, True, True, True, True]
 

@@ -44,6 +44,7 @@ def test_accuracy_is_judged_by_what_its_rows_can_tell(share, expected):
 
 def test_of_a_few_accuracies_the_first_and_last_are_those_that_were_logged():
     found = metric.course(classified([0.40625, 0.7875, 0.775, 0.76875, 0.7625, 0.76875], rows=160))
+    assert found is not None
     assert (key(found), found.values["first"], found.values["last"]) == ("accuracy_few", "40.6%", "76.9%")
 
 
