@@ -10,6 +10,7 @@ from ....read.history import History
 from ...course import STAYS as FEW
 from ...course import Course, judge
 from ..finding import WINDOW, Finding, at_end, ends, listed, median, scatter
+from .evaluation import evaluations
 from .schedule import FAR_RATE
 
 # A change below this share of the loss is not worth a name: seeds differ by as much.
@@ -211,6 +212,9 @@ def by_heart(history: History) -> Finding | None:
         return None
     last = ends(loss)[1]
     if last >= BY_HEART or loss[0] < UNTRAINED:
+        return None
+    _, evaluated = evaluations(history)
+    if len(evaluated) and median(evaluated[-3:]) < BY_HEART:  # rows it was not trained on are known as well
         return None
     if history.epochs is None:
         return Finding("loss", "watch", "explain.by_heart_sometime", {"last": last})

@@ -274,6 +274,12 @@ def test_the_other_rows_of_the_table_of_symptoms():
     assert stock.backward_only(history(kind="trainer", loss=np.full(9, 2.0), grad_norm=np.ones(9))) is None
 
 
+@pytest.mark.parametrize(("evaluated", "expected"), [(0.05, None), (2.5, "by_heart_sometime")])
+def test_rows_are_not_known_by_heart_where_others_are_known_as_well(evaluated, expected):
+    evals = {"step": [40.0, 80.0, 120.0], "eval_loss": [3.0, evaluated, evaluated]}
+    assert key(loss.by_heart(history(loss=3 * np.exp(-STEPS / 15), evals=evals))) == expected
+
+
 @pytest.mark.parametrize(
     ("lines", "bad", "expected"),
     [
