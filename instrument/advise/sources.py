@@ -15,6 +15,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ from .study import Study
 from .trial import Trial
 
 FACTS = ("study.yaml", "study.yml", "study.json")
-TRIALS = "trials"
+TRIALS, CLAIMS, OUTCOME = "trials", "claims", "outcome.json"
 ATTEMPT = re.compile(r"(\d{3,})(?:\.(\d+))?")
 """A trial's number, and which attempt at it."""
 # A page of a study is a few kilobytes; what is larger is none.
@@ -49,6 +50,7 @@ def read_study(paths: Sequence[str | Path]) -> Study:
     """
     facts: dict[str, Any] = {}
     found: list[tuple[str, Path]] = []
+    unrecorded: list[str] = []
     for path in map(Path, paths):
         if is_run(path) or not path.is_dir():
             found.append((str(path), path))
@@ -58,8 +60,10 @@ def read_study(paths: Sequence[str | Path]) -> Study:
         if not inner:
             raise SourceError("advise.no_runs", path=path)
         found += inner
+        unrecorded += _unrecorded(path)
     histories = [(name, path, read_history(path)) for name, path in dict.fromkeys(found)]
-    return study_of(histories, facts, tuple(map(str, paths)))
+    study = study_of(histories, facts, tuple(map(str, paths)))
+    return replace(study, unrecorded=tuple(dict.fromkeys(unrecorded)))
 
 
 def is_run(path: Path) -> bool:
@@ -75,6 +79,22 @@ def _runs_in(folder: Path) -> Iterator[tuple[str, Path]]:
         found = last_attempts(found)
     for path in found:
         yield path.name, path
+
+
+def _unrecorded(folder: Path) -> list[str]:
+    """Trials of a sweep whose last attempt is over without a step: refused, out of memory, or a crash at the start."""
+    claims = folder / CLAIMS
+    attempts = [path for path in sorted(claims.iterdir()) if ATTEMPT.fullmatch(path.name)] if claims.is_dir() else []
+    found = []
+    for path in last_attempts(attempts):
+        try:
+            outcome = json.loads((path / OUTCOME).read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError):  # it goes on, or the file is torn
+            continue
+        went_well = isinstance(outcome, dict) and outcome.get("ended") in ("done", "early")
+        if not went_well and not is_run(folder / TRIALS / path.name):
+            found.append(path.name)
+    return found
 
 
 def last_attempts(paths: Sequence[Path]) -> list[Path]:

@@ -69,6 +69,7 @@ class Study:
         known: whether their evaluations may be held against each other.
         facts: of study.yaml or study.json, where the folder has one: sampler, roles, early_stop.
         names: of the folders or files that were given.
+        unrecorded: names of trials of a sweep that ended before their first step.
     """
 
     trials: list[Trial]
@@ -77,6 +78,7 @@ class Study:
     known: Comparability
     facts: dict[str, Any] = field(default_factory=dict)
     names: tuple[str, ...] = ()
+    unrecorded: tuple[str, ...] = ()
 
     @cached_property
     def alive(self) -> list[Trial]:

@@ -64,9 +64,13 @@ def cause(trial: Trial) -> Phrase:
 
 def deaths(study: Study) -> Iterator[Advice]:
     """P15: trials that died count; where all above a rate did and the best stands at that border, it is instability."""
+    if study.unrecorded:
+        values = {"n": len(study.unrecorded), "listed": ", ".join(study.unrecorded[:6])}
+        yield Advice("P15", "answered", "advise.p15_unrecorded", values, study.unrecorded)
     dead = [trial for trial in study.trials if trial.death is not None]
     if not dead:
-        yield Advice("P15", "answered", "advise.p15_none", {"n": len(study.trials)})
+        if not study.unrecorded:
+            yield Advice("P15", "answered", "advise.p15_none", {"n": len(study.trials)})
         return
     listed = Joined("advise.joined", {"parts": tuple(cause(trial) for trial in dead[:6])})
     values = {"n": len(dead), "of": len(study.trials), "listed": listed, "rate": "-"}

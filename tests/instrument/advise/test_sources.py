@@ -49,6 +49,23 @@ def test_a_study_folder_has_its_facts_and_its_trials(sweep, tmp_path, name):
     assert ([trial.name for trial in study.trials], study.facts) == (["a", "b"], {"sampler": "sobol"})
 
 
+def test_trials_that_ended_before_their_first_step_count(sweep, tmp_path):
+    sweep.rename(tmp_path / "trials")
+    (tmp_path / "trials" / "a").rename(tmp_path / "trials" / "000")
+    (tmp_path / "trials" / "002").mkdir()
+    ends = {"000": "crash", "001": "memory", "001.2": "refused", "002": "crash", "003": "early"}
+    for name, ended in ends.items():
+        (tmp_path / "claims" / name).mkdir(parents=True)
+        (tmp_path / "claims" / name / "outcome.json").write_text(json.dumps({"ended": ended}))
+    (tmp_path / "claims" / "004").mkdir()  # goes on
+    study = read_study([tmp_path])
+    assert study.unrecorded == ("001.2", "002")
+    said = [advice for advice in advise(study) if advice.rule == "P15"]
+    assert said[0].key == "advise.p15_unrecorded"
+    assert "advise.p15_none" not in {advice.key for advice in said}
+    assert said[0].sentence("en").startswith("Trials that ended before their first step: 2 (001.2, 002);")
+
+
 @pytest.mark.parametrize("text", ["{", "- a\n- b\n", "sampler: [", "\x00"])
 def test_a_torn_study_file_leaves_the_trials(sweep, text):
     (sweep / "study.yaml").write_text(text)
