@@ -26,6 +26,11 @@ from typing import Any
 import yaml
 from lora_train.instrument.read.store import read_metrics
 from lora_train.trainer.config.schema import Config
+from lora_train.trainer.console import Console
+from lora_train.trainer.data.batches import Plan
+from lora_train.trainer.data.load import load_data
+from lora_train.trainer.model.classify import own_names
+from lora_train.trainer.model.load import load_tokenizer
 
 from .stock import Draws, head_alone, train_stock
 
@@ -73,6 +78,16 @@ def interval(values: list[float]) -> float:
     return T[len(values) - 1] * stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
 
 
+def padding(config: Config, grouped: bool) -> float:
+    """The part of an epoch's training batches that is padding."""
+    data, _ = load_data(config, load_tokenizer(config), Console(silent=True), own_names(config))
+    plan = Plan(data, config.training.per_device_train_batch_size, 1, 0, group_by_length=grouped)
+    batches = [
+        [len(e.input_ids) for e in batch] for s in range(plan.steps_per_epoch) for batch in plan.micro_batches(s + 1)
+    ]
+    return 1 - sum(map(sum, batches)) / sum(max(lengths) * len(lengths) for lengths in batches)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.sentiment")
     parser.add_argument("--seeds", type=int, default=5, choices=range(1, len(T) + 2))
@@ -91,6 +106,9 @@ def main() -> int:
     number = {name: index for index, name in enumerate(names)}
     versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "peft"))
     print(f"{platform.machine()}, {versions}; {arguments.rows} rows of {arguments.train}, {arguments.epochs:g} epochs")
+    config = Config.model_validate(settings_of(arguments, 0, Path("-")))
+    drawn, grouped = padding(config, grouped=False), padding(config, grouped=True)
+    print(f"padding: {drawn:.0%} of a batch in the order drawn, {grouped:.0%} with training.group_by_length")
     print(f"{'seed':>4} {'lora-train':>11} {'stock':>8} {'difference':>11}", flush=True)
     ours, stock = [], []
     with tempfile.TemporaryDirectory() as scratch:
