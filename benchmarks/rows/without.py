@@ -1,9 +1,5 @@
 """What only the gradient tells: a step without one of its rows, foretold from what the step recorded, by `without` of
-instrument/judge/row_noise.py.
-
-    with along       g . g_r as the steps of instrument.rows_every record it, here every one
-    by the average   of other steps: g.g_r = |g_r|^2 + P n_r (N - n_r) / (N^2 - sum n_s^2), P = |g|^2 - sum |g_s|^2,
-                     which is what two rows have in common on average, whatever this row has in common with the others
+instrument/judge/row_noise.py with inner products at every step (instrument.rows_every=1).
 
 |g'| is measured by the step redone at the same weights without the row, |g_r| by the row alone, over the tokens of its
 step.
@@ -26,15 +22,9 @@ ROWS, STEPS, OF, EACH = 16, 90, 480, 12
 TIMES, WITHIN = 5.0, 0.05
 
 
-def by_the_average(square: float, own: np.ndarray, n: np.ndarray) -> np.ndarray:
-    """g . g_r of each row, [rows], of |g|^2, |g_r|^2 and the rows' supervised tokens."""
-    tokens = n.sum()
-    return own + (square - own.sum()) * n * (tokens - n) / (tokens**2 - np.square(n).sum())
-
-
 def measured(folder: Path, seed: int) -> np.ndarray:
     """A line for every row with TIMES its tokens' part of the squares of a step: the square recorded, that of the row
-    alone, |g'|^2 foretold with along and by the average, and measured; float64 [rows, 5].
+    alone, |g'|^2 foretold and measured; float64 [rows, 4].
     """
     folder.mkdir()
     plant(folder, seed, OF, EACH)
@@ -53,28 +43,22 @@ def measured(folder: Path, seed: int) -> np.ndarray:
     for step, own in run.rows().groupby("step"):
         squares, along, n = (own[name].to_numpy("float64") for name in ("sumsq", "along", "n_supervised"))
         told = without(norms[step] ** 2, along, squares, n)
-        average = without(norms[step] ** 2, by_the_average(norms[step] ** 2, squares, n), squares, n)
         for at in np.flatnonzero(squares / squares.sum() > TIMES * n / n.sum()):
             alone, redo = redone[step, own["row"].iloc[at]]  # pyright: ignore[reportArgumentType]
-            found.append((squares[at], alone, told[at], average[at], redo))
-    return np.array(found).reshape(-1, 5)
+            found.append((squares[at], alone, told[at], redo))
+    return np.array(found).reshape(-1, 4)
 
 
 def report(found: np.ndarray) -> bool:
     """Prints point, bar and whether it is kept; whether all are."""
-    squares, alone, told, average, redone = found.T
-    kept = [
-        _point("|g_r|^2, recorded", squares, alone, has_bar=True),
-        _point("|g|^2 without the row, with along", told, redone, has_bar=True),
-    ]
-    _point("|g|^2 without the row, by average", average, redone, has_bar=False)
-    return all(kept)
-
-
-def _point(what: str, told: np.ndarray, true: np.ndarray, has_bar: bool) -> bool:
-    off = np.abs(told / true - 1)
-    inside = float(np.mean(off <= WITHIN)) if len(off) else 0.0
-    spread = f"off by {np.median(off):.1%} in the median, {off.max():.1%} at most" if len(off) else "no such row"
-    bar = f"bar: all  {'PASS' if inside == 1.0 else 'SHORT'}" if has_bar else "no bar"
-    print(f"{what:<34} {inside:>5.0%} of {len(off)} rows within {WITHIN:.0%} ({spread}); {bar}")
-    return inside == 1.0
+    kept = True
+    for what, told, true in (("|g_r|^2, recorded", *found.T[:2]), ("|g|^2 without the row, foretold", *found.T[2:])):
+        off = np.abs(told / true - 1)
+        inside = float(np.mean(off <= WITHIN)) if len(off) else 0.0
+        kept &= inside == 1.0
+        spread = f"off by {np.median(off):.1%} in the median, {off.max():.1%} at most" if len(off) else "no such row"
+        print(
+            f"{what:<32} {inside:>5.0%} of {len(off)} rows within {WITHIN:.0%} ({spread}); bar: all  "
+            f"{'PASS' if inside == 1.0 else 'SHORT'}"
+        )
+    return kept

@@ -14,6 +14,7 @@ token depends on the length of its row, it is not.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 WEIGHTY = 5.0
+ROUNDED = 1e-4
+"""What is stored is rounded to float32, and computed by TF32 at worst."""
 
 
 @dataclass(frozen=True)
@@ -149,8 +152,9 @@ def without(square: float, along: np.ndarray, own: np.ndarray, n: np.ndarray) ->
         return (square - 2 * along + own) * (tokens / (tokens - n)) ** 2
 
 
-def steps_of_one_row(frame: pd.DataFrame, norms: pd.Series) -> pd.DataFrame:
-    """Rows that made much of a step's gradient: their part of its squares is over WEIGHTY times that of its tokens.
+def heaviest_rows(frame: pd.DataFrame, norms: pd.Series) -> pd.DataFrame:
+    """Rows that weighed far more than their length: their part of a step's squares is over WEIGHTY times that of its
+    tokens.
 
     Args:
         frame: `row_log.read_training_rows`; of it the steps with `along` and one micro-batch of several rows.
@@ -162,19 +166,21 @@ def steps_of_one_row(frame: pd.DataFrame, norms: pd.Series) -> pd.DataFrame:
     """
     import pandas as pd
 
-    known: Any = frame[frame["along"].notna()]
     whole, found = norms.to_dict(), []
-    for step, own in known.groupby("step"):
+    recorded: Any = frame[frame["step"].isin(frame.loc[frame["along"].notna(), "step"])]
+    for step, own in recorded.groupby("step"):
         squares, along, n = (own[name].to_numpy("float64") for name in ("sumsq", "along", "n_supervised"))
         norm = float(whole.get(step, np.nan))
         single = len(own) > 1 and own["micro_batch"].nunique() == own["process"].nunique() == 1
         if not single or not np.isfinite([norm, *squares, *along]).all() or not squares.sum() > 0:
             continue
         shares, tokens = squares / squares.sum(), n / n.sum()
-        norms_without = np.sqrt(without(norm**2, along, squares, n))
+        rest = without(norm**2, along, squares, n)
+        # of numbers that cancel nothing is left but their rounding
+        told = rest > ROUNDED * (norm**2 + 2 * np.abs(along) + squares) * (n.sum() / np.maximum(n.sum() - n, 1)) ** 2
         found += [
-            (step, int(own["row"].iloc[at]), shares[at], tokens[at], norm, norms_without[at])
-            for at in np.flatnonzero(shares > WEIGHTY * tokens)
+            (step, int(own["row"].iloc[at]), shares[at], tokens[at], norm, math.sqrt(rest[at]))
+            for at in np.flatnonzero((shares > WEIGHTY * tokens) & told)
         ]
     columns = ["step", "row", "share", "token_share", "norm", "without"]
     return pd.DataFrame(found, columns=columns).sort_values("share", ascending=False, ignore_index=True)

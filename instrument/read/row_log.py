@@ -59,11 +59,11 @@ TRAINING_ROWS = {
          "이 행이 스텝의 그래디언트에 더한 것의 노름 제곱. fused LoRA 행렬 전체, 클리핑 전, loss scale이 곱해지지 않은 "
          "값이며 유한하지 않으면 NaN이나 inf입니다."),
         ("along", "", "float", "g_r . g_m", _NOT_THIS_STEP_ALONG,
-         "Inner product of what the row adds with the sum of what all rows of its micro-batch add: sumsq, and what the "
-         "others have in common with it.",
-         "이 행이 더한 것과 마이크로배치의 모든 행이 더한 것의 합을 내적한 값. sumsq에 다른 행과 겹치는 몫을 더한 "
-         "것입니다."),
-        ("shares", "", "list", "", _NOT_THIS_STEP, "The same of each module.", "모듈마다 구한 같은 값."),
+         "Inner product of what the row adds with the sum of what all rows of its micro-batch on its process add: "
+         "sumsq, and what the others have in common with it; NaN or inf where any of them is.",
+         "이 행이 더한 것과, 같은 프로세스의 마이크로배치에 든 모든 행이 더한 것의 합을 내적한 값. sumsq에 다른 행과 "
+         "겹치는 몫을 더한 것이며, 그중 하나라도 유한하지 않으면 NaN이나 inf입니다."),
+        ("shares", "", "list", "", _NOT_THIS_STEP, "sumsq of each module.", "모듈마다 구한 sumsq."),
     )
 }  # fmt: skip
 """The columns of a file, in their order there."""

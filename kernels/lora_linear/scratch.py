@@ -59,14 +59,14 @@ def forward_scratch(*arguments: Any) -> Scratch:
 
 
 def backward_scratch(*arguments: Any) -> Scratch:
-    """Of `lora_linear_backward`, from its arguments."""
-    grads, x, _, weights, lora_A, lora_B, seed, *how, starts, needs_dx, with_stats, with_squares = arguments
+    """Of `lora_linear_backward`, from its arguments; inner products are not in it, which come when the rest is free."""
+    grads, x, _, weights, lora_A, lora_B, seed, *how, starts, needs_dx, with_stats, n_squares = arguments
     group = Operands(weights, (), lora_A, lora_B, seed, *how).group(Examples(starts) if len(starts) > 1 else None)
     ledger = Ledger()
-    ledger.keep(8 * 2 * len(lora_A) * (len(starts) - 1) if with_squares else 0)
+    ledger.keep(8 * n_squares * (len(starts) - 1) if n_squares else 0)
     ledger.keep(ROW_BYTES * (1 + 3 * len(lora_A)) if with_stats else 0)
     ledger.take(dense(x))
-    (backward_on_gpu if uses_triton(x) else _backward)(ledger, grads, x, group, (needs_dx, with_stats, with_squares))
+    (backward_on_gpu if uses_triton(x) else _backward)(ledger, grads, x, group, (needs_dx, with_stats, n_squares > 0))
     return ledger.scratch()
 
 

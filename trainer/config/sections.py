@@ -318,11 +318,11 @@ class InstrumentSection(Section):
     모든 스텝에서 학습 행마다 loss와 그래디언트 노름을 기록합니다(lora-train rows). auto이면 그래디언트를 더하는 커널이
     함께 구해 주는 곳에서 기록합니다. sm_80보다 오래된 GPU(T4)에서는 행렬 곱이 따로 들므로 기록하지 않습니다."""
     rows_every: int = Field(default=100, ge=0)
-    """Record each module's share of every row's gradient, and its inner product with that of the micro-batch, every so
-    many steps. 0: never.
+    """Every so many steps, record each module's share of every row's gradient, and the inner product of the row's
+    gradient with its micro-batch's. 0: never.
 
-    이 스텝마다 행의 그래디언트를 모듈별로 나누어, 그리고 마이크로배치 그래디언트와의 내적을 기록합니다. 0이면 기록하지
-    않습니다."""
+    이 스텝마다 행의 그래디언트를 모듈별로 나눈 값과, 행의 그래디언트와 마이크로배치 그래디언트의 내적을 기록합니다.
+    0이면 기록하지 않습니다."""
     row_modules: list[str] = []
     """Modules whose share is recorded at every step: shell patterns.
 

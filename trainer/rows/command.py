@@ -15,7 +15,6 @@ from ..verbs.lengthen import at_least_one
 if TYPE_CHECKING:
     import pandas as pd
 
-    from ...instrument.read.load import Run
     from ..config.schema import Config
     from ..data.examples import Example
 
@@ -76,7 +75,7 @@ def run(arguments: Namespace) -> int:
     else:
         _print_table(found, arguments, whole=frame.attrs["whole"])
         if frame.attrs["whole"]:
-            _print_heaviest(recorded, arguments.lang)
+            _print_heaviest(frame, recorded.metrics(), arguments.lang)
     return 0
 
 
@@ -161,21 +160,17 @@ def _print_table(found: pd.DataFrame, arguments: Namespace, whole: bool) -> None
         print(say_in(lang, "rows.part"))
 
 
-def _print_heaviest(recorded: Run, lang: str) -> None:
-    """The row that made most of a step's gradient, among the steps that tell what the step had been without it."""
-    from ...instrument.judge.row_noise import steps_of_one_row
+def _print_heaviest(frame: pd.DataFrame, metrics: pd.DataFrame, lang: str) -> None:
+    """The row that weighed most for its length, among the steps that tell what they would have been without it."""
+    from ...instrument.judge.row_noise import heaviest_rows
 
-    heavy = steps_of_one_row(
-        recorded.rows(), recorded.metrics().drop_duplicates("step", keep="last").set_index("step")["grad_norm"]
-    )
-    if len(heavy):
-        values = heavy.iloc[0].to_dict()
-        shares = {"share": 100 * values.pop("share"), "tokens": 100 * values.pop("token_share")}
-        print(
-            say_in(
-                lang, "rows.heaviest", **{**values, "row": int(values["row"]), "step": int(values["step"])}, **shares
-            )
-        )
+    if "grad_norm" not in metrics:
+        return
+    heavy = heaviest_rows(frame, metrics.drop_duplicates("step", keep="last").set_index("step")["grad_norm"])
+    for line in heavy.head(1).to_dict("records"):
+        shares = {"share": 100 * line["share"], "tokens": 100 * line["token_share"]}
+        norms = {"norm": line["norm"], "without": line["without"]}
+        print(say_in(lang, "rows.heaviest", step=line["step"], row=line["row"], **shares, **norms))
 
 
 def _shown(line: dict[str, Any], lang: str, width: int) -> dict[str, str]:

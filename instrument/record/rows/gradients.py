@@ -83,7 +83,7 @@ class RowGradients:
         self._wide = torch.zeros(most, n_wide, dtype=torch.float64, device=device)
         products = [first + width for first, width in zip(_starts([w + 1 for w in widths]), widths, strict=True)]
         self._of_products = torch.tensor(products, dtype=torch.int64, device=device)
-        others = [column for column in range(n_columns + len(groups)) if column not in set(products)]
+        others = sorted(set(range(n_columns + len(groups))) - set(products))
         self._of_squares = torch.tensor(others, dtype=torch.int64, device=device)
         columns = [(first + i, first + len(g.names) + i) for g in groups for first in [self._first[id(g)]]
                    for i in range(len(g.names))]  # fmt: skip

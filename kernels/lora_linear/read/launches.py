@@ -205,7 +205,8 @@ def add_squares(
     """Squares of some of a group's projections for the next flush.
 
     Args:
-        place: float64 [E, 2 g], those of every dA and then of every dB; and the first of the projections.
+        place: float64 [E, 2 g] or one column more (group.py), those of every dA and then of every dB; and the first of
+            the projections.
         pieces: of dA and of dB.
         cut: of both, one behind the other.
     """

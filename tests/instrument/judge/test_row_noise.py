@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
-from lora_train.instrument.judge.row_noise import RowNoise, group_noise, log_ratio, row_noise, steps_of_one_row, without
+from lora_train.instrument.judge.row_noise import RowNoise, group_noise, heaviest_rows, log_ratio, row_noise, without
 
 STEPS, ROWS, PARAMETERS, SPREAD = 50, 8, 40, 2.5
 # Of logarithms of lengths; the lengths themselves are not rounded, so that their moments are known.
@@ -139,7 +139,7 @@ def test_a_step_without_a_row_is_the_mean_over_the_others():
     assert not np.isfinite(without(1.0, np.array([1.0]), np.array([1.0]), np.array([5.0]))).any()
 
 
-def test_the_rows_that_a_step_hung_on_are_those_with_far_more_gradient_than_tokens():
+def test_the_heaviest_rows_are_those_with_far_more_gradient_than_tokens():
     g = np.array([[3.0, 0.0], [0.0, 0.2], [0.1, 0.1]])
     one = {"micro_batch": 0, "process": 0, "row": [7, 8, 9], "n_supervised": [2, 30, 30],
            "sumsq": np.square(g).sum(1), "along": g @ g.sum(0)}  # fmt: skip
@@ -149,9 +149,11 @@ def test_the_rows_that_a_step_hung_on_are_those_with_far_more_gradient_than_toke
         {**one, "step": 3, "along": np.nan},
         {**one, "step": 4, "sumsq": [np.inf, 0.04, 0.02]},
         {**one, "step": 5, "n_supervised": [400, 2, 2]},
+        {**one, "step": 6, "along": [one["along"][0], one["along"][1], np.nan]},
+        {**one, "step": 7, "sumsq": [9.7, 1e-9, 1e-9], "along": [9.7, 0.0, 0.0]},  # nothing but rounding is left
     ]
     frame = pd.concat([pd.DataFrame(step) for step in steps])
-    found = steps_of_one_row(frame, pd.Series(np.sqrt(9.61 + 0.09), index=range(1, 6)))
+    found = heaviest_rows(frame, pd.Series(np.sqrt(9.61 + 0.09), index=range(1, 8)))
     assert found[["step", "row"]].to_numpy().tolist() == [[1, 7]]
     assert found["share"][0] == pytest.approx(9 / 9.06)
     assert found["without"][0] == pytest.approx(np.hypot(0.1, 0.3) * 62 / 60)

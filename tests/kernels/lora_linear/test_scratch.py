@@ -90,7 +90,7 @@ def check(case: Case) -> int:
     about += f", {len(starts) - 1} examples"
     assert scratch_of("lora_train::lora_linear", forward).inside == taken, about
     weights, _, *lora = tensors
-    wanted = needs_dx, with_stats, squares is not None
+    wanted = needs_dx, with_stats, 0 if squares is None else squares.shape[1]
     backward: Any = (grads, x, h, weights, *lora, formats, scalings, p, list(starts), *wanted)
     taken, _ = inside(lambda: torch.ops.lora_train.lora_linear_backward(*backward))
     assert scratch_of("lora_train::lora_linear_backward", backward).inside == taken, about

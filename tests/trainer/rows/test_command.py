@@ -12,9 +12,8 @@ from pathlib import Path
 import pytest
 import yaml
 from lora_train.instrument.judge import row_noise
-from lora_train.instrument.judge.row_noise import steps_of_one_row
 from lora_train.instrument.read.load import load_run
-from lora_train.trainer.rows import command
+from lora_train.trainer.cli import main
 
 from ...conftest import Cli
 
@@ -73,17 +72,23 @@ def test_the_list_says_what_it_cannot_tell(run: Path, cli: Cli):
     assert "눈에 띕니다" in korean
 
 
-def test_the_row_that_a_step_hung_on_is_named_with_what_the_step_had_been(run: Path, monkeypatch, capsys):
+def test_the_row_that_weighed_far_more_than_its_length_is_named(run: Path, monkeypatch, capsys):
     monkeypatch.setattr(row_noise, "WEIGHTY", 0.1)
+    assert main(["rows", str(run)]) == 0
+    found = re.search(
+        r"Row (\d+) weighed .* at step (\d+): .* would have been (\S+) instead of (\S+)\.", capsys.readouterr().out
+    )
+    assert found
     recorded = load_run(run)
-    heaviest = steps_of_one_row(recorded.rows(), recorded.metrics().set_index("step")["grad_norm"]).iloc[0]
-    command._print_heaviest(recorded, "en")
-    said = capsys.readouterr().out
-    assert said.startswith(f"Row {int(heaviest['row'])} made most of step {int(heaviest['step'])}: ")
-    assert f"would have been {heaviest['without']:.3g} instead of {heaviest['norm']:.3g}." in said
+    own = recorded.rows(steps=[int(found[2])]).set_index("row")
+    assert own["sumsq"].idxmax() == int(found[1])
+    norm = recorded.metrics().set_index("step")["grad_norm"][int(found[2])]
+    n, row = own["n_supervised"].sum(), own.loc[int(found[1])]
+    rest = (norm**2 - 2 * row["along"] + row["sumsq"]) ** 0.5 * n / (n - row["n_supervised"])
+    assert (found[3], found[4]) == (f"{rest:.3g}", f"{norm:.3g}")
     monkeypatch.setattr(row_noise, "WEIGHTY", 100.0)
-    command._print_heaviest(recorded, "en")
-    assert capsys.readouterr().out == ""
+    assert main(["rows", str(run)]) == 0
+    assert "weighed" not in capsys.readouterr().out
 
 
 def test_rows_to_skip_are_a_configuration(run: Path, cli: Cli):

@@ -23,7 +23,6 @@ from ....read.history import PRINTED, TRAINED, History
 from ...course import from_table
 from ...noise import deviation
 from ..finding import WINDOW, Finding, ends, listed, median
-from .stock import backward_only
 
 # By the least number of norms: of few even the best test there is misses some spikes that are to be found (the bound is
 # printed by python -m benchmarks.judging --part grad_norm), of many it finds every one.
@@ -35,6 +34,8 @@ MOST = 100.0
 WIDEST = 100
 # A norm below this is none: bf16 and fp16 gradients that reach an adapter are larger by orders.
 NOTHING = 1e-12
+# So many overflows among so many lines before the first such norm have halved a loss scale until they round to it.
+HALVINGS, LATELY = 6, 300
 SPIKES_WATCHED = 0.01
 # A loss that is so many times the usual one explains the norm of its step; of so many of the steps.
 OWN_LOSS, NEARLY_ALL = 2.0, 0.9
@@ -165,9 +166,11 @@ def none_since(history: History) -> Finding | None:
     if history.stock and not (~zero[step > 1]).any():  # stock.py says so of a log
         return None
     values = {"step": int(step[since]), "n": len(norm) - since, "loss": float(loss[np.isfinite(loss)][-1])}
-    overflowed = backward_only(history)
-    if overflowed and overflowed.key == "explain.backward" and overflowed.values["step"] < values["step"]:
-        return Finding("grad_norm", "wrong", "explain.gradient_none_scale", values | {"n_bad": overflowed.values["n"]})
+    norms, steps = history.column("grad_norm"), history.column("step")
+    overflowed = steps[np.isfinite(loss) & (loss != 0) & ~np.isfinite(norms) & (steps < step[since])]
+    lately = overflowed[overflowed >= step[since] - LATELY * history.coarse]
+    if len(lately) >= HALVINGS:
+        return Finding("grad_norm", "wrong", "explain.gradient_none_scale", values | {"n_bad": len(overflowed)})
     return Finding("grad_norm", "wrong", "explain.gradient_none_since", values)
 
 

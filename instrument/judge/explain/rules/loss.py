@@ -11,6 +11,7 @@ from ...course import STAYS as FEW
 from ...course import Course, judge
 from ..finding import WINDOW, Finding, at_end, ends, listed, median, scatter
 from .evaluation import evaluations
+from .rows import is_same_file, overlap_of
 from .schedule import FAR_RATE
 
 # A change below this share of the loss is not worth a name: seeds differ by as much.
@@ -213,12 +214,19 @@ def by_heart(history: History) -> Finding | None:
     last = ends(loss)[1]
     if last >= BY_HEART or loss[0] < UNTRAINED:
         return None
-    _, evaluated = evaluations(history)
-    if len(evaluated) and median(evaluated[-3:]) < BY_HEART:  # rows it was not trained on are known as well
+    if _knows_others(history):
         return None
     if history.epochs is None:
         return Finding("loss", "watch", "explain.by_heart_sometime", {"last": last})
     return Finding("loss", "watch", "explain.by_heart", {"last": last, "epochs": history.epochs})
+
+
+def _knows_others(history: History) -> bool:
+    """Whether the evaluation rows are known as well, and are others as far as anybody looked."""
+    _, evaluated = evaluations(history)
+    overlap = overlap_of(history)
+    are_others = not is_same_file(history) and not (overlap and overlap[0] + overlap[1])
+    return bool(len(evaluated)) and median(evaluated[-3:]) < BY_HEART and are_others
 
 
 def jagged(history: History) -> Finding | None:

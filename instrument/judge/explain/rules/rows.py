@@ -96,7 +96,7 @@ def trained_on(history: History) -> Finding | None:
         values = {"exact": exact, "near": near, "total": total, "percent": 100 * (exact + near) / total}
         grave = "watch" if values["percent"] >= 100 * TRAINED_ON else "note"
         return Finding("eval_loss", grave, "explain.eval_trained_on", values)
-    if not len(history.evals) or not _same_file(history):
+    if not len(history.evals) or not is_same_file(history):
         return None
     return Finding("eval_loss", "watch", "explain.eval_is_train", {"source": history.setting("data.train")})
 
@@ -112,7 +112,7 @@ def overlap_of(history: History) -> tuple[int, int, int] | None:
     return counts[0], counts[1], counts[2]
 
 
-def _same_file(history: History) -> bool:
+def is_same_file(history: History) -> bool:
     held_out = (history.number("data.eval_fraction") or 0) > 0
     return (
         not held_out

@@ -113,12 +113,22 @@ def backward_only(history: History) -> Finding | None:
     if not len(late):
         return Finding("grad_norm", "healthy", "explain.scale_search", {"n": len(bad), "steps": listed(bad)})
     # a dynamic scale that was raised too far skips a step now and then, and one that began too high settles as the
-    # gradients grow: only where they come often, and go on or are more than a search takes, is it an illness
+    # gradients grow: only where they come often, and are no such search, is it an illness
     within = OFTEN_WITHIN * history.coarse
-    settled = len(bad) <= SEARCHING and history.column("step")[-1] - bad[-1] >= within
-    close = [] if settled else [first for first in late if np.sum((late >= first) & (late < first + within)) >= OFTEN]
+    close = [first for first in late if np.sum((late >= first) & (late < first + within)) >= OFTEN]
+    close = [] if _settled(history, bad) else close
     values = {"n": len(late), "steps": listed(late), "step": int(close[0] if close else late[0])}
     return Finding("grad_norm", "watch" if close else "note", "explain.backward" if close else "explain.skips", values)
+
+
+def _settled(history: History, bad: np.ndarray) -> bool:
+    """Whether a search for the scale that began with the run took these steps and is over, with gradients that live."""
+    step, norm = history.column("step"), history.column("grad_norm")
+    within = OFTEN_WITHIN * history.coarse
+    begins = bad[0] <= max(SEARCHING, 2 * history.coarse)
+    after = norm[step > bad[-1]]
+    is_over = step[-1] - bad[-1] >= within and bool(np.median(np.nan_to_num(after)) > TINY)
+    return bool(len(bad) <= SEARCHING and begins and (np.diff(bad) <= within).all() and is_over)
 
 
 def no_gradient(history: History) -> Finding | None:

@@ -98,8 +98,9 @@ def test_a_row_among_others_is_what_it_is_alone(tiny_models: dict[str, Path], ca
     assert any(float(g.abs().sum()) for g in gradients)
 
 
-def test_inner_products_are_those_with_the_whole_micro_batch(tiny_models: dict[str, Path]):
-    components = make(tiny_models["llama"])
+@pytest.mark.parametrize("case", CASES)
+def test_inner_products_are_those_with_the_whole_micro_batch(tiny_models: dict[str, Path], case: str):
+    components = make(tiny_models["llama"], **CASES[case])
     values, _ = recorded(components)
     rows = components.plan.rows(1)
     for micro, own in enumerate(rows.own(0)):
