@@ -9,10 +9,13 @@ from __future__ import annotations
 import functools
 import json
 import os
+import re
+import string
 from pathlib import Path
 from typing import Any
 
 LANGUAGES = ("en", "ko")
+LARGEST_PLAIN = 1e6
 VARIABLE = "LORA_TRAIN_LANG"
 _CATALOGUE = Path(__file__).with_name("catalogue")
 
@@ -43,4 +46,22 @@ def say(key: str, /, **values: Any) -> str:
 
 def say_in(lang: str, key: str, /, **values: Any) -> str:
     """The sentence `key` in a language of LANGUAGES."""
-    return catalogue(lang)[key].format(**values)
+    sentence = catalogue(lang)[key]
+    text = sentence.format(**values)
+    return _PLAIN.format(sentence, **values) if "e+0" in text else text
+
+
+_GENERAL = re.compile(r"\+?(\.\d+)?g")
+
+
+class _Plain(string.Formatter):
+    """Numbers below LARGEST_PLAIN as people write them: 130, not 1.3e+02."""
+
+    def format_field(self, value: Any, format_spec: str) -> str:
+        text = super().format_field(value, format_spec)
+        if "e+" not in text or not _GENERAL.fullmatch(format_spec) or abs(value) >= LARGEST_PLAIN:
+            return text
+        return f"{float(text):{'+' if text.startswith('+') else ''},.0f}"
+
+
+_PLAIN = _Plain()

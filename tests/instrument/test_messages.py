@@ -5,7 +5,7 @@ import string
 
 import pytest
 from lora_train.instrument.judge.explain.finding import TOPICS, VERDICTS
-from lora_train.instrument.messages import catalogue, language, say
+from lora_train.instrument.messages import catalogue, language, say, say_in
 from lora_train.trainer.collapse.screen import REMEDIES
 from lora_train.trainer.config.schema import sections
 
@@ -22,6 +22,14 @@ def test_both_languages_have_the_same_keys_and_placeholders():
     assert english.keys() == korean.keys()
     different = {key for key in english if placeholders(english[key]) != placeholders(korean[key])}
     assert different == set()
+
+
+@pytest.mark.parametrize(
+    ("value", "written"),
+    [(129.6, "130"), (12_345.0, "12,000"), (1.5, "1.5"), (2.5e7, "2.5e+07"), (float("inf"), "inf")],
+)
+def test_numbers_are_written_as_people_write_them(value, written):
+    assert f"±{written}% is assumed" in say_in("en", "advise.noise_assumed", percent=value)
 
 
 CONFIG_KEYS = {f"{name}.{key}" for name, section in sections().items() for key in section.model_fields}
