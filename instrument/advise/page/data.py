@@ -160,6 +160,8 @@ def _isolation(study: Study, key: str) -> dict[str, Any] | None:
     sign = 1 if study.lower else -1
     places = shares(list(points))
     best = min(point.mean for point in points.values())
+    # a measure that is nowhere below 0 does not go there by another seed
+    least = 0.0 if all(sign * trial.level >= 0 for trial in study.judged) else -math.inf
     return {
         "key": key,
         "points": [
@@ -172,7 +174,7 @@ def _isolation(study: Study, key: str) -> dict[str, Any] | None:
             }
             for (value, point), place in zip(points.items(), places, strict=True)
         ],
-        "band": [sign * best - study.sigma, sign * best + study.sigma],
+        "band": [max(sign * best - study.sigma, least), sign * best + study.sigma],
     }
 
 

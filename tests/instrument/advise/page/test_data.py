@@ -7,6 +7,7 @@ import json
 import pytest
 from lora_train.instrument.advise.page import write_study_page
 from lora_train.instrument.advise.page.data import shares, study_data
+from lora_train.instrument.advise.study import Study
 from lora_train.instrument.read.history import SourceError
 
 from .build import RATE, RATES, SHIFTS, claim, study
@@ -48,6 +49,13 @@ def test_the_page_holds_every_trial_and_what_each_value_reached(tmp_path):
     assert (low + high) / 2 == pytest.approx(bests[1])
     assert rows["001.2"]["value"] == pytest.approx(bests[1])
     assert {one["word"].split()[0] for one in data["advice"]["ko"]} >= {"P2", "P14", "P15"}
+
+
+def test_the_band_of_a_loss_does_not_go_below_0(tmp_path, monkeypatch):
+    monkeypatch.setattr(Study, "sigma", 100.0)
+    (isolation,) = study_data(study(tmp_path))["isolation"]
+    assert isolation["band"][0] == 0.0
+    assert isolation["band"][1] > 100
 
 
 def test_the_page_names_no_folder(tmp_path):
