@@ -11,7 +11,7 @@ import pytest
 import torch
 from lora_train.instrument.judge.detect import Trouble
 from lora_train.instrument.read.row_log import RowsWriter, read_training_rows
-from lora_train.instrument.record.rows.gradients import KNOWN, LOSS, SUMSQ, RowValues
+from lora_train.instrument.record.rows.gradients import ALONG, KNOWN, LOSS, SUMSQ, RowValues
 from lora_train.trainer.config.schema import Config
 from lora_train.trainer.console import Console
 from lora_train.trainer.data.batches import StepRows
@@ -41,13 +41,15 @@ class Arrived:
 
 
 def values(rows: StepRows, step: int = 4, modules: bool = False) -> RowValues:
-    """Every row's loss is its number, its square the number squared; of two modules the first has a quarter."""
+    """Every row's loss is its number, its square the number squared, its inner product the number below 0; of two
+    modules the first has a quarter.
+    """
     columns, where = row_columns(rows)
     at = np.array(where).T
-    found = torch.zeros(2, 3, 4, 3, dtype=torch.float64)
+    found = torch.zeros(2, 3, 4, 4, dtype=torch.float64)
     row = torch.tensor(columns["row"], dtype=torch.float64)
     found[at[0], at[1], at[2], LOSS], found[at[0], at[1], at[2], KNOWN] = row, 1.0
-    found[at[0], at[1], at[2], SUMSQ] = row**2
+    found[at[0], at[1], at[2], SUMSQ], found[at[0], at[1], at[2], ALONG] = row**2, -row
     shares = torch.stack([found[..., SUMSQ] / 4, found[..., SUMSQ] * 3 / 4], dim=-1) if modules else None
     return RowValues(step, found, shares, modules)
 
@@ -80,7 +82,16 @@ def test_every_value_is_its_own_rows(tmp_path: Path):
     assert frame["loss_sum"].tolist() == [5, 1, 2, 7, 3, 8, 9]
     assert frame["sumsq"].tolist() == [25, 1, 4, 49, 9, 64, 81]
     assert frame["n_supervised"].tolist() == [6, 2, 3, 8, 4, 9, 10]
+    assert frame["along"].tolist() == [-5, -1, -2, -7, -3, -8, -9]
     assert [list(own) for own in frame["shares"][:2]] == [[6.25, 18.75], [0.25, 0.75]]
+
+
+def test_inner_products_are_null_on_the_steps_between(tmp_path: Path):
+    rows = step_rows([[5, 1], [2]])
+    into = streams(tmp_path)
+    receive(into, rows, values(rows))
+    into.open()[0].close()
+    assert read_training_rows(tmp_path)["along"].isna().all()
 
 
 def test_a_step_after_the_one_that_went_wrong_is_dropped(tmp_path: Path):
