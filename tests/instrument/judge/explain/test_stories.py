@@ -154,15 +154,6 @@ def test_a_scale_that_sank_until_gradients_are_zero_is_told_with_what_lowered_it
     assert "Each gradient that was not finite before (14 times) lowered the loss scale" in text
 
 
-def test_a_scale_that_sank_at_once_did_not_settle(tmp_path: Path):
-    norms = [float("nan") if i % 2 and i < 30 else 0.0 if i >= 30 else 3.0 for i in range(1, 91)]
-    records = [
-        {"step": i, "loss": 2 + 0.95**i, "grad_norm": norm, "learning_rate": 1e-4} for i, norm in enumerate(norms, 1)
-    ]
-    keys, _ = said(state(tmp_path, records))
-    assert (keys["gradient_none_scale"], keys["backward"]) == ("wrong", "watch")
-
-
 def test_a_gradient_of_zero_is_not_healthy_and_asks_for_no_higher_rate(tmp_path: Path):
     losses = [6.2, 6.3, *[6.238] * 28]
     records = [
