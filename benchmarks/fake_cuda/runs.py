@@ -144,6 +144,7 @@ def settings(folder: Path, run: Run) -> list[str]:
         "training.logging_steps": 1,
         "instrument.histogram_every": 2,
         "instrument.probe_every": 3,
+        "instrument.rows_every": 4,
         "precision.on_collapse": "stop",
         **run.overrides,
     }
