@@ -1,6 +1,6 @@
 """Known faults in logs of the stock Trainer: who names them, and who cries wolf.
 
-    python -m benchmarks.duel [--seed 1] [--faults 2] [--logs] [--out FOLDER]
+    python -m benchmarks.duel [--seed 1] [--faults 2] [--rounds 1] [--logs] [--out FOLDER]
 
 Others are used where they are installed: pip install --no-deps losslint soup-cli traintools trl. A row of the table is
 a contender: of the faulty logs how many got an alarm, had their cause named, the first bad step (within the logging
@@ -87,11 +87,11 @@ def watched(plan: Plan, folder: Path, seed: int) -> dict[str, Named]:
     return found
 
 
-def duel(seed: int, faults: int, out: Path, show: bool) -> tuple[dict[str, Tally], int]:
+def duel(seed: int, faults: int, rounds: int, out: Path, show: bool) -> tuple[dict[str, Tally], int]:
     """Tallies by contender, and the number of logs."""
     tallies: dict[str, Tally] = {}
     made = 0
-    for number, plan in enumerate(plans(seed, faults)):
+    for number, plan in enumerate(plans(seed, faults, rounds)):
         said = readings(plan, out / f"{number:02}", (1000 * seed + number) % 2**32)  # numpy's seeds end there
         if said is None:
             print(f"{plan.name}: not made, its trainer is not installed")
@@ -114,12 +114,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--faults", type=int, default=2, help="logs of each fault")
+    parser.add_argument("--rounds", type=int, default=1, help="logs of each healthy run")
     parser.add_argument("--out", type=Path, help="keep the logs there")
     parser.add_argument("--logs", action="store_true", help="print what was said of each log")
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore")
     out = arguments.out or Path(tempfile.mkdtemp(prefix="duel-"))
-    tallies, made = duel(arguments.seed, arguments.faults, out, arguments.logs)
+    tallies, made = duel(arguments.seed, arguments.faults, arguments.rounds, out, arguments.logs)
     if arguments.out is None:
         shutil.rmtree(out)
     faulty, healthy = tallies["lora-train"].n_faulty, tallies["lora-train"].n_healthy

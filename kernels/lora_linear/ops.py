@@ -24,7 +24,7 @@ from .group import Dropout, Examples, Group
 
 _NOTHING = nullcontext()
 WIDENED = 1 << 20
-"""Values of a dY that are there in fp32 at once where inner products are asked for: 4 MiB, less than backward had."""
+"""Values of a dY that are there in fp32 at once where inner products are asked for: 4 MiB."""
 
 
 def _cast_back(grads: Any, _tensors: Any, dtype: torch.dtype, _needs: Any) -> tuple:

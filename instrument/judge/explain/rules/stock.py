@@ -18,8 +18,8 @@ from .loss import stock_zeros
 ARTEFACT = 4.0
 # torch's scale starts at 65536 and halves at each skip: sixteen skips search for the scale, more are an illness.
 SEARCHING = 16
-# So many skipped steps among so many lines: a scale that settles while the gradients grow had 4 at most in runs of the
-# stock Trainer (python -m benchmarks.duel).
+# So many skipped steps among so many lines: a scale that settles while the gradients grow skips fewer
+# (python -m benchmarks.duel --faults 0 --rounds 3 counts false alarms on such runs).
 OFTEN, OFTEN_WITHIN = 6, 30
 TINY = 1e-7
 # A loss that fell below this is printed as 0.0 before long, with four digits.
