@@ -85,9 +85,15 @@ class Study:
         return [trial for trial in self.trials if trial.death is None]
 
     @cached_property
+    def unfinished(self) -> list[Trial]:
+        """Alive, and short of their steps: interrupted, or still running. What a sweep ended as hopeless is not."""
+        return [] if self.facts.get("early_stop") else [trial for trial in self.alive if trial.is_unfinished]
+
+    @cached_property
     def judged(self) -> list[Trial]:
-        """Alive, with evaluations."""
-        return [trial for trial in self.alive if len(trial.evaluations[0])]
+        """Alive, with evaluations; those short of their steps only where no other is there."""
+        evaluated = [trial for trial in self.alive if len(trial.evaluations[0])]
+        return [trial for trial in evaluated if trial not in self.unfinished] or evaluated
 
     @cached_property
     def varied(self) -> list[str]:

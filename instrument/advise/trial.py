@@ -122,6 +122,12 @@ class Trial:
         """Steps it was to make; what it made where that is unknown."""
         return int(self.history.planned or self.history.last_step)
 
+    @property
+    def is_unfinished(self) -> bool:
+        """Whether it has made fewer steps than it was to make, and has not ended by itself."""
+        history = self.history
+        return not history.finished and history.planned is not None and history.last_step < history.planned
+
     def number(self, key: str) -> float | None:
         """A setting that is a number."""
         value = self.settings.get(key)

@@ -16,7 +16,7 @@ from ..advice import Advice
 from ..curves import Region, contradicts, ending, region, usable
 from ..study import Study
 from ..trial import Trial
-from .common import names, shown, step_with
+from .common import names, resumed, shown, step_with
 from .search import RATE
 
 CONSTANT = ("constant", "constant_with_warmup")
@@ -95,6 +95,10 @@ def same_budget(study: Study) -> Iterator[Advice]:
     unknown = [trial for trial in study.trials if trial.history.planned is None and not trial.history.finished]
     if unknown:
         yield Advice("P3", "not answered", "advise.p3_unknown", {"names": study.letters(unknown)}, names(unknown))
+        return
+    if short := study.unfinished:
+        values = {"names": study.letters(short), "n": len(short)}
+        yield Advice("P3", "against", "advise.p3_unfinished", values, names(short), resumed(study, short[0]))
         return
     lengths = [trial.horizon for trial in study.trials]
     values = {"steps": min(lengths), "most": max(lengths), "n": len(study.trials)}

@@ -26,6 +26,17 @@ def step_with(trial: Trial, settings: dict[str, Any], steps: float | None = None
     return Step(_command(trial, settings), cost(steps, runs, per_step))
 
 
+def resumed(study: Study, trial: Trial) -> Step | None:
+    """The rest of a run that was interrupted; None for a trial of a sweep, which its workers take up again."""
+    if study.facts:
+        return None
+    if trial.history.kind != "run" or trial.history.attached:
+        return Step("trainer.train(resume_from_checkpoint=True)")
+    per_step = trial.seconds / max(trial.history.last_step, 1)
+    command = f"lora-train --config {shlex.quote(trial.folder.rstrip('/') + '/config.yaml')} --resume auto"
+    return Step(command, cost(trial.horizon - trial.history.last_step, 1, per_step))
+
+
 def cost(steps: float, runs: int, per_step: float) -> Phrase:
     """Runs of so many steps at so many seconds a step; without the time where that is unknown."""
     values = {"runs": runs, "steps": round(steps), "time": clock(runs * steps * per_step)}

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from ..history import COLUMNS, PRINTED, PROGRESS, History, SourceError
 from .bars import Bar, seconds
 from .marks import task_of, trainer_of
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
 
 # Keys of a line of steps that are no measurement.
 NOT_MEASURED = {*STEP_KEYS, *PLANNED_KEYS, "percentage", "epochs", "train_runtime"} - {"step"}
+# Of float32: the largest number, and the smallest that is not 0.
+LARGEST, SMALLEST = 2.0**128 - 2.0**104, 2.0**-149
 
 
 @dataclass
@@ -86,7 +90,7 @@ def to_history(name: str, kind: str, log: Log) -> History:
 def totals(summary: Record) -> dict[str, float]:
     """The numbers of the Trainer's last line."""
     kept = {key: value for key, value in summary.items() if key.startswith("train_") or key == "total_flos"}
-    return {key: value for key, value in kept.items() if isinstance(value, float)}
+    return {key: value for key, value in kept.items() if isinstance(value, float) and not abs(value) > LARGEST}
 
 
 def _ending(history: History, log: Log) -> None:
@@ -160,7 +164,11 @@ def _put(rows: dict[float, Record], step: float, row: Record, together: bool) ->
 
 
 def frame_of(rows: Iterable[Record], columns: Sequence[str]) -> pd.DataFrame:
-    """float64, `columns` first, then every other number, in order of steps; what is no number is NaN."""
+    """float64, `columns` first, then every other number, in order of steps; what is no number is NaN.
+
+    A number beyond what float32 can hold is infinite, and one below what it can tell from 0 is 0: no training computes
+    such numbers, and ratios of what is left stay finite.
+    """
     import pandas as pd
 
     kept = [
@@ -169,11 +177,19 @@ def frame_of(rows: Iterable[Record], columns: Sequence[str]) -> pd.DataFrame:
     ]
     others = dict.fromkeys(key for row in kept for key in row if key not in columns)
     frame = pd.DataFrame(kept).reindex(columns=[*columns, *others])
-    numbers = frame.apply(_numbers).astype("float64")
+    numbers = _within_float32(frame.apply(_numbers).astype("float64"))
     numbers = numbers.dropna(subset=["step"]).drop_duplicates("step", keep="last")
     numbers = numbers.sort_values("step", kind="stable", ignore_index=True)
     numbers.attrs[PRINTED] = tuple(dict.fromkeys(key for row in kept for key in row))
     return numbers
+
+
+def _within_float32(numbers: pd.DataFrame) -> pd.DataFrame:
+    values = numbers.to_numpy(copy=True)
+    beyond = abs(values) > LARGEST
+    values[beyond] = np.copysign(np.inf, values[beyond])
+    values[abs(values) < SMALLEST] = 0.0
+    return numbers.__class__(values, numbers.index, numbers.columns)
 
 
 def _numbers(column: pd.Series) -> Any:

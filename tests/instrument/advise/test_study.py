@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import pytest
+from lora_train.instrument.advise import advise
 from lora_train.instrument.advise.study import CHANCE, TRUSTED, WORTH
 
 from .build import run, seeds, study
@@ -65,3 +66,30 @@ def test_evaluations_of_other_rows_are_not_ranked():
     other = run(np.full(12, 1.0), settings={"data.eval": "other.jsonl"})
     made = study(run(np.full(12, 2.0)), other)
     assert (made.rankable, made.best) == (False, None)
+
+
+def test_a_run_short_of_its_steps_is_judged_only_where_no_other_is_there():
+    short = run(np.full(12, 1.0), settings={"lora.r": 16}, planned=200)
+    short.finished = False
+    whole = run(np.full(12, 2.0))
+    made = study(short, whole)
+    assert [trial.letter for trial in made.unfinished] == ["A"]
+    assert [trial.letter for trial in made.judged] == ["B"]
+    assert [trial.letter for trial in study(short).judged] == ["A"]
+    assert [trial.letter for trial in study(short, whole, early_stop="median").judged] == ["A", "B"]
+
+
+def test_the_budget_is_not_the_same_while_a_run_is_short_of_its_steps():
+    short, whole = run(np.full(12, 1.0), planned=200), run(np.full(12, 2.0), steps=200)
+    assert next(one.key for one in advise(study(short, whole)) if one.rule == "P3") == "advise.p3_same"
+    short.finished = False
+    found = next(one for one in advise(study(short, whole)) if one.rule == "P3")
+    assert (found.verdict, found.key, found.trials) == ("against", "advise.p3_unfinished", ("t0",))
+    assert found.next("en") == "lora-train --config runs/t0/config.yaml --resume auto   # 100 steps, about 50.0 s"
+    assert next(one for one in advise(study(short, whole, sampler="grid")) if one.rule == "P3").next("en") is None
+
+
+def test_a_run_that_ended_early_by_itself_is_judged():
+    early = run(np.full(12, 1.0), settings={"lora.r": 16}, planned=200)
+    early.stopped_early = True
+    assert [trial.letter for trial in study(early, run(np.full(12, 2.0))).judged] == ["A", "B"]
