@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 if TYPE_CHECKING:
     from rich.progress import Progress
 
+Item = TypeVar("Item")
 _bars: list[Progress] = []
 """The progress that is on the screen; a phase within it is another line of it."""
 
@@ -42,7 +43,7 @@ def phase(text: str, total: int | None = None) -> Iterator[Callable[[int], None]
 
     Args:
         text: what is done.
-        total: of what; None: not known, and only the time that has passed is shown.
+        total: of what; None: not known, and only the time that has passed is shown. A phase within it may know.
     """
     if not is_shown():
         yield lambda done: None
@@ -51,16 +52,25 @@ def phase(text: str, total: int | None = None) -> Iterator[Callable[[int], None]
         with _line(_bars[-1], text, total) as advance:
             yield advance
         return
-    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        Progress,
+        ProgressColumn,
+        SpinnerColumn,
+        Task,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+    from rich.text import Text
 
-    columns = [SpinnerColumn(), TextColumn("{task.description}", markup=False)]
-    if total is not None:
-        columns += [
-            BarColumn(bar_width=30),
-            TextColumn("{task.completed:,.0f}/{task.total:,.0f}"),
-            TimeRemainingColumn(),
-        ]
-    with Progress(*columns, TimeElapsedColumn(), transient=True) as bar:
+    class Count(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            return Text("" if task.total is None else f"{task.completed:,.0f}/{task.total:,.0f}")
+
+    text_of = TextColumn("{task.description}", markup=False)
+    columns = [SpinnerColumn(), text_of, BarColumn(bar_width=30), Count(), TimeRemainingColumn(), TimeElapsedColumn()]
+    with Progress(*columns, transient=True) as bar:
         attach(bar)
         try:
             with _line(bar, text, total) as advance:
@@ -76,3 +86,16 @@ def _line(bar: Progress, text: str, total: int | None) -> Iterator[Callable[[int
         yield lambda done: bar.advance(task, done)
     finally:
         bar.remove_task(task)
+
+
+class Counted(Generic[Item]):
+    """Items of a loop that somebody else writes, told of as a phase while they are gone through."""
+
+    def __init__(self, items: Collection[Item], text: str) -> None:
+        self.items, self.text = items, text
+
+    def __iter__(self) -> Iterator[Item]:
+        with phase(self.text, len(self.items)) as advance:
+            for item in self.items:
+                yield item
+                advance(1)

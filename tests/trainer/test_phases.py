@@ -79,3 +79,31 @@ def test_a_pipe_sees_nothing(capsys):
         pass
     assert capsys.readouterr() == ("", "")
     assert phases.is_shown() is False
+
+
+LOADING = """
+import sys
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+from transformers.utils import logging
+from lora_train.trainer.model.load import weights_counted
+from lora_train.trainer.phases import phase
+small = dict(hidden_size=8, intermediate_size=8, num_attention_heads=1, num_hidden_layers=2, vocab_size=8)
+LlamaForCausalLM(LlamaConfig(**small)).save_pretrained(sys.argv[1])
+logging.disable_progress_bar()
+with phase("loading it"), weights_counted():
+    LlamaForCausalLM.from_pretrained(sys.argv[1])
+with phase("afterwards"):
+    LlamaForCausalLM.from_pretrained(sys.argv[1])
+print("END")
+"""
+
+
+def test_loading_tells_of_how_many_weights_it_has_read(tmp_path):
+    code = LOADING.replace("sys.argv[1]", repr(str(tmp_path)))
+    during, after = on_a_terminal(code).split("afterwards", 1)
+    assert "loading it" in during
+    assert "weights" in during
+    assert "0/21" in during
+    assert "weights" not in after
+    assert "END" in after

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ from ..config.settings import with_settings
 from ..errors import Problem, UserError, problem
 from ..hub import limit_first_answer, refusal
 from ..patterns import require_quick
-from ..phases import phase
+from ..phases import Counted, is_shown, phase
 from .gguf import converted_gguf
 from .heads import HEAD_MODULES, linears_in, mark_new, n_places, new_modules
 
@@ -175,7 +175,7 @@ def load_base(config: Config, device: torch.device, head: Head = LANGUAGE_MODEL)
     quantizes = config.quantization.load_in_4bit or config.quantization.load_in_8bit
     told = say("phase.quantizing" if quantizes else "phase.loading", model=model.name_or_path)
     try:
-        with phase(told):
+        with phase(told), weights_counted():
             base, info = MODEL_CLASSES[head.task].from_pretrained(
                 resolve(model.name_or_path),
                 revision=model.revision,
@@ -200,6 +200,25 @@ def load_base(config: Config, device: torch.device, head: Head = LANGUAGE_MODEL)
     if model.resize_embeddings:
         grow(base, len(load_tokenizer(config)))
     return frozen(base)
+
+
+@contextmanager
+def weights_counted() -> Iterator[None]:
+    """Counts the weights that are read, with the time left, while the block runs; transformers 5.0 cannot be asked."""
+    set_hook = getattr(transformers_logging, "set_tqdm_hook", None)
+    if set_hook is None or not is_shown():
+        yield
+        return
+
+    def counted(plain: Any, values: tuple[Any, ...], named: dict[str, Any]) -> Any:
+        known = len(values) == 1 and isinstance(values[0], Collection)
+        return plain(*(Counted(values[0], say("phase.weights")) if known else one for one in values), **named)
+
+    before = set_hook(counted)
+    try:
+        yield
+    finally:
+        set_hook(before)
 
 
 def grow(base: PreTrainedModel, n_rows: int) -> None:
