@@ -94,7 +94,8 @@ def ranked(folder: Path, model: str, seed: int) -> dict[int, dict[str, float]]:
     )  # fmt: skip
     return {
         row: {"score": float(values["score"]), "probed": float(probed[row]["score"]), "loss": float(values["loss_z"]),
-              "gradient": float(values["grad_z"]), "ratio": float(probed[row]["ratio"] or "nan")}
+              "gradient": float(values["grad_z"]), "excess": float(values["grad_excess_z"]),
+              "saved": -float(probed[row]["saved"] or "nan")}
         for row, values in plain.items()
     }  # fmt: skip
 
@@ -116,7 +117,7 @@ def interval(planted: np.ndarray, others: np.ndarray) -> tuple[float, float]:
 def table(found: dict[str, list[dict[str, float]]]) -> bool:
     """Prints the areas; whether one that has a bar is below it."""
     others = found.pop("", [])
-    rankings = (*RANKINGS, "ratio")
+    rankings = (*RANKINGS, "excess", "saved")
     print(f"{'planted':<10} {'rows':>5}  " + "  ".join(f"{name:<20}" for name in rankings))
     short = False
     for kind in KINDS:

@@ -3,8 +3,10 @@
     r = y - trend(ln n, step)          y = loss, or ln of grad_norm, of a row's mean loss; the trend is quadratic in
                                        both and fitted to the bulk of the rows (Huber weights), each epoch by itself
     z = r / scale(ln n)                scale: the spread of r among rows of that length, 1.48 median |r|
+    excess                             the same of ln grad_norm with a trend in the loss's z too, up to FAR: a gradient
+                                       that is large for such a loss, as that of rows in another language is
 
-Both numbers are from the moment a row was trained on: later rows met a better model, which the trend takes out. A row's
+All numbers are from the moment a row was trained on: later rows met a better model, which the trend takes out. A row's
 z is the mean over the epochs it was seen in.
 """
 
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
 # Fewer rows are compared with all of them at once.
 FEW = 30
 HUBER = 1.345
+# Spreads of a loss beyond which the trend of the gradient goes no further.
+FAR = 4.0
 TURNS = 8
 # Losses in nats a token; a change of less, or of less than a tenth, is no change.
 LEAST, SHARE = 0.05, 0.1
@@ -56,6 +60,7 @@ def rank_rows(frame: pd.DataFrame, fell: Collection[int] = ()) -> pd.DataFrame:
             loss_mean                 over the times
             grad_norm                 of its mean loss, mean over the times
             loss_z, grad_z            see above
+            grad_excess_z             of the excess
             share, token_share        of all rows' |g|^2, and of all supervised tokens
             course                    one of the words above
             not_finite                how often loss or gradient was not
@@ -84,6 +89,8 @@ def rank_rows(frame: pd.DataFrame, fell: Collection[int] = ()) -> pd.DataFrame:
         count = total(finite.astype("float64"))
         return total(np.where(finite, values, 0.0)) / np.where(count > 0, count, np.nan)
 
+    loss_z = _standing_out(column["loss"], length, column["step"], epoch)
+    near = np.clip(loss_z, -FAR, FAR)
     losses = [column["loss"][own] for own in np.split(order, starts[1:-1])]
     return pd.DataFrame({
         "row": row,
@@ -94,8 +101,9 @@ def rank_rows(frame: pd.DataFrame, fell: Collection[int] = ()) -> pd.DataFrame:
         "loss_last": column["loss"][last],
         "loss_mean": mean(column["loss"]),
         "grad_norm": mean(column["grad_norm"]),
-        "loss_z": mean(_standing_out(column["loss"], length, column["step"], epoch)),
+        "loss_z": mean(loss_z),
         "grad_z": mean(_standing_out(norms, length, column["step"], epoch)),
+        "grad_excess_z": mean(_standing_out(norms, length, column["step"], epoch, near)),
         "share": total(squares) / (float(squares.sum()) or np.nan),
         "token_share": total(column["n_supervised"]) / max(float(column["n_supervised"].sum()), 1.0),
         "course": [course(own) for own in losses],
@@ -121,14 +129,16 @@ def standing_out(values: np.ndarray, length: np.ndarray) -> np.ndarray:
     return _standing_out(values, length, nothing, nothing)
 
 
-def _standing_out(values: np.ndarray, length: np.ndarray, step: np.ndarray, epoch: np.ndarray) -> np.ndarray:
-    """The same, with a trend in the step; each epoch by itself."""
+def _standing_out(
+    values: np.ndarray, length: np.ndarray, step: np.ndarray, epoch: np.ndarray, *others: np.ndarray
+) -> np.ndarray:
+    """The same, with a trend in the step and in whatever else is given; each epoch by itself."""
     found = np.full(len(values), np.nan)
     for number in np.unique(epoch):
-        own = np.flatnonzero((epoch == number) & np.isfinite(values))
+        own = np.flatnonzero((epoch == number) & np.isfinite(np.stack([values, *others])).all(0))
         if len(own) < 3:
             continue
-        residual = values[own] - _trend(values[own], length[own], step[own])
+        residual = values[own] - _trend(values[own], length[own], step[own], *(other[own] for other in others))
         spread = 1.4826 * float(np.median(np.abs(residual - np.median(residual))))
         if spread <= 1e-9 * float(np.abs(values[own]).max()):  # they are all alike, but for rounding
             continue
@@ -141,12 +151,12 @@ def _standing_out(values: np.ndarray, length: np.ndarray, step: np.ndarray, epoc
     return found
 
 
-def _trend(values: np.ndarray, length: np.ndarray, step: np.ndarray) -> np.ndarray:
-    """What rows of these lengths cost at these steps, by a fit that the few that stand out do not bend."""
+def _trend(values: np.ndarray, *places: np.ndarray) -> np.ndarray:
+    """What rows at such places cost (lengths, steps), by a fit that the few that stand out do not bend."""
     if len(values) < FEW:
         return np.full(len(values), np.median(values))
     columns = [np.ones(len(values))]
-    for one in (length, step):
+    for one in places:
         if np.ptp(one) > 0:
             scaled = (one - one.mean()) / np.ptp(one)
             columns += [scaled, scaled**2]

@@ -1,10 +1,13 @@
-"""One number for a row, by which rows are read: the worst first. It is the largest of its parts.
+"""One number for a row, by which rows are read: the worst first. Far out in two ways is further out than in one.
 
-    loss_z        how far its loss is above that of rows of its length at its time, in spreads (judge/row_ranks.py)
-    grad_z        the same of its gradient norm, less the two spreads that chance gives the largest of some dozens
-    duplicate     the share of its runs of tokens that stand in one other row, beyond what phrases have in common
-    cut           whether it has as many tokens as data.cutoff_len leaves
-    probe_z       with --probe: how far ln(loss with its question / loss without) is above that of other rows
+    score = sqrt(sum of the squares of the parts above 0)
+
+    loss          how far its loss is above that of rows of its length at its time, in spreads (judge/row_ranks.py)
+    grad          the same of its gradient norm, held against rows of such a loss
+    duplicate     log2(1 / (1 - share)), at most MOST_ALIKE: how often the share of its runs of tokens that stand in no
+                  other row has halved
+    probe         PROBED times how far below that of other rows ln(what its question saves it) is; with --probe only
+    cut           CUT where it has as many tokens as data.cutoff_len leaves
 
 A row that was not finite is the worst of all.
 """
@@ -19,11 +22,13 @@ import pandas as pd
 
 from .row_ranks import standing_out
 
-# A row from here on is named as one to look at: so far out is one in 2,000 of normal values, for one part.
-FLAGGED = 3.3
-# Of runs in common what is no duplicate yet, and what every further tenth of them is worth in spreads.
-PHRASES, TENTH = 0.3, 1.0
+# A row from here on is named as one to look at: of two normal values above 0 the distance is beyond in one of 2,000.
+FLAGGED = 3.6
+MOST_ALIKE = 7.0
 CUT = 1.0
+# Nats that are no saving; and what a spread counts of what somebody asked for, whose upper tail is light: of rows whose
+# answer is theirs one in a hundred is 2.4 spreads out (`python -m benchmarks.rows`).
+LEAST, PROBED = 0.01, 2.0
 NOT_FINITE = 99.0
 
 
@@ -48,16 +53,16 @@ class Texts:
     previews: Mapping[int, str] = field(default_factory=dict)
 
 
-def scored(ranks: pd.DataFrame, texts: Texts | None, ratios: Mapping[int, float] | None) -> pd.DataFrame:
+def scored(ranks: pd.DataFrame, texts: Texts | None, saved: Mapping[int, float] | None) -> pd.DataFrame:
     """The rows with their parts and their score, worst first.
 
     Args:
         ranks: `row_ranks.rank_rows`.
-        ratios: of each row, loss with its question over loss without; None: nobody probed.
+        saved: of each row, nats that its question saves it; None: nobody probed.
 
     Returns:
-        the columns of `ranks`, and `like` (the other row; <NA> for none), `duplicate`, `cut`, `ratio`, `probe_z`,
-        `score`, and `kind`: which of PARTS it is that stands out, NOT_FINITE_KIND, or NO_KIND.
+        the columns of `ranks`, and `like` (the other row; <NA> for none), `duplicate`, `cut`, `saved`, `probe_z`,
+        `score`, and `kind`: the largest of PARTS where the row stands out, NOT_FINITE_KIND, or NO_KIND.
     """
     rows = ranks["row"].tolist()
     likes = [texts.duplicate.get(row, (None, 0.0)) if texts else (None, np.nan) for row in rows]
@@ -65,22 +70,22 @@ def scored(ranks: pd.DataFrame, texts: Texts | None, ratios: Mapping[int, float]
         like=pd.array([other for other, _ in likes], dtype="Int64"),
         duplicate=[share for _, share in likes],
         cut=[bool(texts and row in texts.cut) for row in rows],
-        ratio=[(ratios or {}).get(row, np.nan) for row in rows],
+        saved=[(saved or {}).get(row, np.nan) for row in rows],
     )
     length = np.log(np.maximum(found["n_supervised"].to_numpy("float64"), 1))
+    found["probe_z"] = standing_out(-np.log(np.maximum(found["saved"].to_numpy("float64"), LEAST)), length)
     with np.errstate(invalid="ignore", divide="ignore"):
-        logs = np.log(found["ratio"].to_numpy("float64"))
-    found["probe_z"] = standing_out(logs, length)
+        alike = -np.log2(1 - found["duplicate"].to_numpy("float64"))
     parts = np.stack([
         found["loss_z"].to_numpy("float64"),
-        found["grad_z"].to_numpy("float64") - 2.0,
-        (found["duplicate"].to_numpy("float64") - PHRASES) * 10 * TENTH,
-        found["probe_z"].to_numpy("float64"),
-        np.where(found["cut"], CUT, -np.inf),
+        found["grad_excess_z"].to_numpy("float64"),
+        np.minimum(alike, MOST_ALIKE),
+        PROBED * found["probe_z"].to_numpy("float64"),
+        np.where(found["cut"], CUT, 0.0),
     ])  # fmt: skip
-    parts = np.where(np.isfinite(parts), parts, -10.0)
+    parts = np.where(np.isfinite(parts), np.maximum(parts, 0.0), 0.0)
     bad = found["not_finite"].to_numpy() > 0
-    found["score"] = np.where(bad, NOT_FINITE, np.max(parts, axis=0))
+    found["score"] = np.where(bad, NOT_FINITE, np.sqrt((parts**2).sum(0)))
     largest = np.where(found["score"] >= FLAGGED, parts.argmax(0), len(PARTS))
     found["kind"] = np.where(bad, NOT_FINITE_KIND, np.array([*PARTS, NO_KIND], dtype=object)[largest])
     return found.sort_values(["score", "row"], ascending=[False, True], ignore_index=True)

@@ -20,8 +20,9 @@ if TYPE_CHECKING:
 
 SHOWN = 20
 CSV_COLUMNS = (
-    *("row", "score", "loss_z", "grad_z", "duplicate", "probe_z", "cut", "like", "ratio", "loss", "loss_last"),
-    *("grad_norm", "share", "token_share", "seen", "n_tokens", "n_supervised", "course", "not_finite", "text"),
+    *("row", "score", "loss_z", "grad_z", "grad_excess_z", "duplicate", "probe_z", "cut", "like", "saved", "loss"),
+    *("loss_last", "grad_norm", "share", "token_share", "seen", "n_tokens", "n_supervised", "course", "not_finite"),
+    "text",
 )
 _HEAD = "{row:>8} {score:>6} {loss:>7} {z:>6} {grad:>6} {like:>14} {course:<14} {text}"
 
@@ -55,7 +56,7 @@ def run(arguments: Namespace) -> int:
     frame = recorded.rows()
     if not len(frame):
         raise UserError(problem("rows.none", folder=arguments.run))
-    texts, own, ratios = None, {}, None
+    texts, own, saved = None, {}, None
     if arguments.probe or not arguments.no_text:
         from .texts import previews, read_data, read_texts
 
@@ -63,10 +64,10 @@ def run(arguments: Namespace) -> int:
         texts = read_texts(examples, config.data.cutoff_len) if examples else None
         own = {} if arguments.no_text else previews(examples, tokenizer)
         if arguments.probe:
-            ratios = _probed(config, tokenizer, examples, set(frame["row"].tolist()))
+            saved = _probed(config, tokenizer, examples, set(frame["row"].tolist()))
     else:
         run_config(config_file)  # says where it is none
-    found = scored(rank_rows(frame, backed_off(recorded.metrics())), texts, ratios)
+    found = scored(rank_rows(frame, backed_off(recorded.metrics())), texts, saved)
     found["text"] = [own.get(row, "") for row in found["row"].tolist()]
     if arguments.csv:
         _print_csv(found)
@@ -90,7 +91,7 @@ def _probed(config: Config, tokenizer: Any, examples: list[Example], trained: se
     if config.is_classifier:
         raise UserError(problem("rows.probe_needs_answers"))
     own = [example for example in examples if example.row in trained]
-    _aside(say("rows.probe_costs", rows=len(own), tokens=sum(len(e.input_ids) + e.n_supervised for e in own)))
+    _aside(say("rows.probe_costs", rows=len(own), tokens=2 * sum(len(e.input_ids) for e in own)))
     from .probe import probe
 
     def advance(done: int) -> None:
@@ -188,7 +189,7 @@ def _shown(line: dict[str, Any], lang: str, width: int) -> dict[str, str]:
         "score": say_in(lang, "rows.not_finite") if bad else f"{line['score']:.1f}",
         "loss": f"{line['loss']:.3f}",
         "z": f"{line['loss_z']:+.1f}",
-        "grad": f"{line['grad_z']:+.1f}",
+        "grad": f"{line['grad_excess_z']:+.1f}",
         "like": like,
         "course": words[line["course"]],
         "text": line["text"][:width],

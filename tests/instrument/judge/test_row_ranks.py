@@ -53,6 +53,21 @@ def test_what_is_planted_is_found_and_nothing_else():
     assert false <= 0.01 * of
 
 
+def test_a_gradient_that_is_large_for_its_loss_is_found_where_the_gradient_alone_is_not():
+    """Rows of a loss 1.5 spreads below others with the gradient of one a spread above: both alone are ordinary."""
+    ranks = {"grad_excess_z": 0.0, "grad_z": 0.0}
+    for seed in range(10):
+        planted = dict.fromkeys(range(0, 400, 40), -1.5)
+        frame = drawn(seed, planted, epochs=1)
+        noise = np.exp(np.random.default_rng(seed).normal(0, 0.02, len(frame)))
+        frame["grad_norm"] *= noise * np.where(frame["row"].isin(list(planted)), 1.3, 1.0)
+        found = rank_rows(frame).set_index("row")
+        for name in ranks:
+            ranks[name] += found[name].rank(pct=True).loc[list(planted)].mean() / 10
+    assert ranks["grad_excess_z"] > 0.9
+    assert ranks["grad_z"] < 0.75
+
+
 def test_length_and_time_are_taken_out():
     found = rank_rows(drawn(3, {}))
     assert abs(np.corrcoef(np.log(found["n_supervised"]), found["loss_z"])[0, 1]) < 0.1

@@ -4,19 +4,35 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
-from lora_train.instrument.judge.row_score import FLAGGED, NOT_FINITE, Texts, scored
+import pytest
+from lora_train.instrument.judge.row_score import FLAGGED, NOT_FINITE, PROBED, Texts, scored
 
 
 def ranks(**columns: list) -> pd.DataFrame:
     n = len(next(iter(columns.values())))
-    plain = {"row": range(n), "n_supervised": [9] * n, "loss_z": [0.0] * n, "grad_z": [0.0] * n, "not_finite": [0] * n}
+    plain = {"row": range(n), "n_supervised": [9] * n, "not_finite": [0] * n}
+    plain |= {"loss_z": [0.0] * n, "grad_excess_z": [0.0] * n}
     return pd.DataFrame({**plain, **columns})
 
 
-def test_the_largest_part_is_the_score():
-    found = scored(ranks(loss_z=[4.0, 0.0, 0.0, 1.0], grad_z=[0.0, 6.0, 0.0, np.nan]), None, None).set_index("row")
-    assert found["score"].to_dict() == {0: 4.0, 1: 4.0, 2: 0.0, 3: 1.0}
-    assert found.index.tolist() == [0, 1, 3, 2]
+def test_parts_above_0_add_up_as_sides_of_a_right_angle():
+    loss, grad = [4.0, -3.0, 3.0, 1.0, -1.0], [0.0, 6.0, 4.0, np.nan, -9.0]
+    found = scored(ranks(loss_z=loss, grad_excess_z=grad), None, None).set_index("row")
+    assert found["score"].to_dict() == {0: 4.0, 1: 6.0, 2: 5.0, 3: 1.0, 4: 0.0}
+    assert found.index.tolist() == [1, 2, 0, 3, 4]
+
+
+def test_what_a_row_has_in_common_with_another_counts_by_halves_of_the_rest():
+    texts = Texts({0: (4, 0.5), 1: (4, 0.875), 2: (4, 1.0)}, {1, 3})
+    found = scored(ranks(loss_z=[0.0] * 5), texts, None).set_index("row")["score"]
+    assert found.to_dict() == pytest.approx({0: 1.0, 1: np.sqrt(10), 2: 7.0, 3: 1.0, 4: 0.0})
+
+
+def test_of_two_values_by_chance_one_in_2000_is_far_enough_out():
+    draw = np.random.default_rng(0)
+    loss, grad = draw.normal(size=(2, 400_000))
+    found = scored(ranks(loss_z=loss.tolist(), grad_excess_z=grad.tolist()), None, None)
+    assert 1 / 2300 < (found["score"] >= FLAGGED).mean() < 1 / 1500
 
 
 def test_a_row_that_was_not_finite_is_the_worst():
@@ -27,16 +43,17 @@ def test_a_row_that_was_not_finite_is_the_worst():
 
 def test_an_answer_that_owes_nothing_to_its_question_stands_out():
     draw = np.random.default_rng(1)
-    ratios = dict(enumerate(np.exp(draw.normal(-0.7, 0.1, 60))))
-    ratios[7] = 1.02
-    found = scored(ranks(loss_z=[0.0] * 60), None, ratios)
+    saved = dict(enumerate(np.exp(draw.normal(2.5, 0.4, 60))))
+    saved[7] = -0.3
+    found = scored(ranks(loss_z=[0.0] * 60), None, saved)
     assert found["row"][0] == 7
+    assert found["score"][0] == pytest.approx(PROBED * found["probe_z"][0])
     assert found["score"][0] > FLAGGED
 
 
 def test_what_stands_out_has_a_kind():
-    texts = Texts({3: (0, 0.9)}, {4})
+    texts = Texts({3: (0, 0.95)}, {4})
     loss, grad = [4.0, 0.0, 3.5, 0.0, 0.0, 0.0], [0.0, 6.0, 9.0, 0.0, 0.0, 0.0]
-    found = scored(ranks(loss_z=loss, grad_z=grad, not_finite=[0, 0, 0, 0, 0, 1]), texts, None)
+    found = scored(ranks(loss_z=loss, grad_excess_z=grad, not_finite=[0, 0, 0, 0, 0, 1]), texts, None)
     kinds = dict(zip(found["row"].tolist(), found["kind"].tolist(), strict=True))
     assert kinds == {0: "loss", 1: "grad", 2: "grad", 3: "duplicate", 4: "", 5: "not_finite"}

@@ -9,9 +9,11 @@ import re
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from lora_train.instrument.judge import row_noise
+from lora_train.instrument.judge.row_score import FLAGGED
 from lora_train.instrument.read.load import load_run
 from lora_train.trainer.cli import main
 
@@ -94,17 +96,17 @@ def test_the_row_that_weighed_far_more_than_its_length_is_named(run: Path, monke
 def test_rows_to_skip_are_a_configuration(run: Path, cli: Cli):
     result = cli("rows", run, "--yaml")
     skipped = yaml.safe_load(result.stdout)["data"]["skip_rows"]
-    flagged = [int(row["row"]) for row in listed(cli("rows", run, "--csv").stdout) if float(row["score"]) >= 3.3]
+    flagged = [int(row["row"]) for row in listed(cli("rows", run, "--csv").stdout) if float(row["score"]) >= FLAGGED]
     assert skipped == sorted(flagged)
     assert {4, 40} <= set(skipped)
 
 
-def test_a_probe_says_what_it_costs_and_adds_the_ratio(run: Path, cli: Cli):
+def test_a_probe_says_what_it_costs_and_adds_what_questions_save(run: Path, cli: Cli):
     result = cli("rows", run, "--probe", "--csv")
     assert result.returncode == 0, result.stderr
     assert "probing 42 rows: two forward passes each" in result.stderr
     rows = listed(result.stdout)
-    assert all(float(row["ratio"]) > 0 for row in rows)
+    assert all(np.isfinite(float(row["saved"])) for row in rows)
     assert all(row["probe_z"] for row in rows)
 
 

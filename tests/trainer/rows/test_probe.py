@@ -1,4 +1,4 @@
-"""A row without its question, and what the model says of both."""
+"""A row under another row's question, and what the model says of both."""
 
 from __future__ import annotations
 
@@ -8,29 +8,38 @@ import numpy as np
 import pytest
 import torch
 from lora_train.trainer.config.schema import Config
+from lora_train.trainer.data.examples import Example
 from lora_train.trainer.model.load import load_tokenizer
-from lora_train.trainer.rows.probe import opening_token, probe, without_question
+from lora_train.trainer.rows.probe import probe, saved, under_another_question
 from transformers import AutoModelForCausalLM
 
 from .test_texts import example
 
 
-def test_the_question_is_taken_away_and_the_answer_stays():
-    alone = without_question(example(4, [5, 6, 7, 8, 9], supervised_from=3), opening=1)
-    assert alone is not None
-    assert alone.input_ids.tolist() == [1, 8, 9]
-    assert alone.supervised.tolist() == [False, True, True]
-    assert without_question(example(4, [5, 6, 7]), opening=1) is None, "there is no question"
+def test_a_row_gets_the_question_of_another_that_asks_something_else():
+    rows = [example(4, [5, 6, 7, 8, 9], 3), example(5, [5, 6, 7, 3], 3), example(6, [5, 4, 2, 2, 2], 2)]
+    found = under_another_question([*rows, example(7, [8, 9])])
+    texts = [[5, 4, 8, 9], [5, 4, 3], [6, 7, 2, 2, 2], None]
+    assert [one.input_ids.tolist() if one else None for one in found] == texts, "none is longer than the longest was"
+    assert [int(one.supervised.argmax()) for one in found if one] == [2, 2, 2]
+    assert under_another_question(rows[:2]) == [None, None], "there is but one question"
 
 
-def test_the_opening_is_a_token_that_texts_begin_or_end_with():
-    class Tokenizer:
-        bos_token_id, eos_token_id, pad_token_id = None, 2, 0
+def test_what_is_not_trained_on_between_answers_stays():
+    dialogue = Example(0, np.array([1, 2, 3, 4, 5], np.int32), np.array([False, False, True, False, True]))
+    found = under_another_question([dialogue, example(1, [7, 8, 9], 2)])[0]
+    assert found is not None
+    assert found.input_ids.tolist() == [7, 8, 3, 4, 5]
+    assert found.supervised.tolist() == [False, False, True, False, True]
 
-    assert opening_token(Tokenizer()) == 2
+
+def test_what_is_saved_is_of_the_tokens_that_are_helped_most():
+    own, other = np.array([1.0, 2, 3, 4, 5, 6, 7]), np.array([2.0, 0, 5, 4.5, 9, 6.25, 8])
+    assert saved(own, other) == 4 + 2 + 1 + 1 + 0.5
+    assert saved(own[:2], other[:2]) == -1.0
 
 
-def test_the_ratio_is_that_of_the_base_models_losses(tiny_models: dict[str, Path]):
+def test_what_is_saved_is_that_of_the_base_models_losses(tiny_models: dict[str, Path]):
     """Of plain transformers, one row at a time."""
     config = Config.model_validate({"model": {"name_or_path": str(tiny_models["llama"])}, "data": {"train": "t"}})
     tokenizer = load_tokenizer(config)
@@ -38,14 +47,14 @@ def test_the_ratio_is_that_of_the_base_models_losses(tiny_models: dict[str, Path
     done: list[int] = []
     found = probe(config, tokenizer, rows, done.append)
     assert done == [1, 2, 3]
-    assert set(found) == {3, 9}, "a row without a question has no ratio"
+    assert set(found) == {3, 9}, "a row without a question has none to lose"
     model = AutoModelForCausalLM.from_pretrained(tiny_models["llama"]).eval()
 
-    def loss(ids: list[int], first: int) -> float:
+    def losses(ids: list[int], first: int) -> np.ndarray:
         with torch.no_grad():
             log_p = model(torch.tensor([ids])).logits[0].double().log_softmax(-1)
-        return -float(np.mean([log_p[at - 1, ids[at]] for at in range(first, len(ids))]))
+        return -np.array([float(log_p[at - 1, ids[at]]) for at in range(first, len(ids))])
 
-    opening = opening_token(tokenizer)
-    assert found[3] == pytest.approx(loss([5, 6, 7, 8, 9, 11], 3) / loss([opening, 8, 9, 11], 1), rel=1e-4)
-    assert found[9] == pytest.approx(loss([4, 3, 9], 2) / loss([opening, 9], 1), rel=1e-4)
+    whole = losses([4, 3, 8, 9, 11], 2) - losses([5, 6, 7, 8, 9, 11], 3)
+    assert found[3] == pytest.approx(whole.sum(), abs=1e-4)
+    assert found[9] == pytest.approx((losses([5, 6, 7, 9], 3) - losses([4, 3, 9], 2)).sum(), abs=1e-4)
