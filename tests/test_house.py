@@ -162,7 +162,7 @@ TESTED_ELSEWHERE = {
     ("instrument/read", "history"): "instrument/judge/explain/test_history.py instrument/read/logs/test_sources.py",
     (
         "instrument/read/logs",
-        "console exports log pairs run_folder state table values",
+        "console exports pairs run_folder state table values",
     ): "instrument/read/logs/test_corpus.py",
     ("instrument/record", "once probe sites"): "instrument/record/test_recorder.py",
     (

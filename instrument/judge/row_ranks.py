@@ -12,7 +12,7 @@ z is the mean over the epochs it was seen in.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -74,9 +74,6 @@ def rank_rows(frame: pd.DataFrame, fell: Collection[int] = ()) -> pd.DataFrame:
     order = np.argsort(place, kind="stable")
     starts = np.searchsorted(place[order], np.arange(len(row) + 1))
     first, last = order[starts[:-1]], order[starts[1:] - 1]
-    length = np.log(np.maximum(column["n_supervised"], 1))
-    with np.errstate(divide="ignore", invalid="ignore"):
-        norms = np.where(column["grad_norm"] > 0, np.log(column["grad_norm"]), np.nan)
     # NaN is a square that nobody took, as well as one that is none: an infinite loss tells the two apart
     bad = ~np.isfinite(column["loss"]) | (np.isinf(column["sumsq"]) & ~np.isin(column["step"], list(fell)))
     squares = np.where(np.isfinite(column["sumsq"]), column["sumsq"], 0.0)
@@ -89,8 +86,6 @@ def rank_rows(frame: pd.DataFrame, fell: Collection[int] = ()) -> pd.DataFrame:
         count = total(finite.astype("float64"))
         return total(np.where(finite, values, 0.0)) / np.where(count > 0, count, np.nan)
 
-    loss_z = _standing_out(column["loss"], length, column["step"], epoch)
-    near = np.clip(loss_z, -FAR, FAR)
     losses = [column["loss"][own] for own in np.split(order, starts[1:-1])]
     return pd.DataFrame({
         "row": row,
@@ -101,14 +96,22 @@ def rank_rows(frame: pd.DataFrame, fell: Collection[int] = ()) -> pd.DataFrame:
         "loss_last": column["loss"][last],
         "loss_mean": mean(column["loss"]),
         "grad_norm": mean(column["grad_norm"]),
-        "loss_z": mean(loss_z),
-        "grad_z": mean(_standing_out(norms, length, column["step"], epoch)),
-        "grad_excess_z": mean(_standing_out(norms, length, column["step"], epoch, near)),
+        **{name: mean(values) for name, values in _spreads(column, epoch).items()},
         "share": total(squares) / (float(squares.sum()) or np.nan),
         "token_share": total(column["n_supervised"]) / max(float(column["n_supervised"].sum()), 1.0),
         "course": [course(own) for own in losses],
         "not_finite": total(bad.astype("float64")).astype(int),
     })  # fmt: skip
+
+
+def _spreads(column: Mapping[str, np.ndarray], epoch: np.ndarray) -> dict[str, np.ndarray]:
+    """The z of every time a row was trained on."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        norms = np.where(column["grad_norm"] > 0, np.log(column["grad_norm"]), np.nan)
+    places = np.log(np.maximum(column["n_supervised"], 1)), column["step"], epoch
+    loss_z = _standing_out(column["loss"], *places)
+    excess = _standing_out(norms, *places, np.clip(loss_z, -FAR, FAR))
+    return {"loss_z": loss_z, "grad_z": _standing_out(norms, *places), "grad_excess_z": excess}
 
 
 def course(losses: np.ndarray) -> str:
