@@ -27,7 +27,7 @@ def write_report(
 
     Args:
         sources: what `read_history` reads; several are parts of one run.
-        output: None for report.html in the run folder, or beside the first file.
+        output: None for report.html in the run folder (of a checkpoint's run, too), or beside the first file.
         texts: of the training rows, for a page that is to show them.
 
     Raises:
@@ -37,6 +37,8 @@ def write_report(
     from .data import report_data
 
     history = read_history(*sources)
-    output = output or (sources[0] if sources[0].is_dir() else sources[0].parent) / "report.html"
+    if output is None:
+        beside = sources[0] if sources[0].is_dir() else sources[0].parent
+        output = (history.run.path if history.run is not None else beside) / "report.html"
     write_text(output, document(run_name(history.name), report_data(history, following, texts=texts), SCRIPTS))
     return output

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -31,6 +32,16 @@ def test_explain_in_both_languages_without_torch():
         assert result.returncode == 0, result.stderr
         assert result.stdout == (RUNS / "healed" / f"explain.{lang}.txt").read_text(encoding="utf-8")
     assert run("explain", "stock", LORA_TRAIN_LANG="ko").stdout.startswith("stock/trainer_state.json: 기록된 스텝 60개")
+
+
+def test_the_page_of_a_checkpoint_is_the_page_of_its_run(tmp_path):
+    copy = shutil.copytree(RUNS / "healthy", tmp_path / "run")
+    state = copy / "checkpoint-4" / "trainer_state.json"
+    state.parent.mkdir()
+    state.write_text(json.dumps({"schema_version": 1, "step": 4, "start": 0, "skipped": 0, "heals": []}))
+    result = run("report", state.parent)
+    assert result.stdout.startswith(f"report {copy}/report.html"), result.stderr
+    assert [path.name for path in state.parent.iterdir()] == [state.name]
 
 
 def test_report_and_compare_write_pages_without_torch(tmp_path):
