@@ -36,6 +36,11 @@ SPLITS = {"train", "test", "validation", "valid", "val", "dev", "eval"}
 UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
+# Of what any row is known to need a tenth; Python gives up at some hundreds, by what goes through it.
+DEEPEST = 100
+TOO_DEEP = f"nested more than {DEEPEST} levels deep"
+
+
 class BadRow(Exception):
     """A row that cannot be used: the catalogue's keys for what is wrong with it, and their values."""
 
@@ -119,10 +124,36 @@ def _probable(raw: bytes) -> str | None:
 
 def _parsed(line: str, name: str, number: int) -> Any:
     try:
-        return json.loads(line)
-    except (ValueError, RecursionError) as error:  # a number of 5,000 digits is a ValueError without a position
+        return parse_json(line)
+    except ValueError as error:  # a number of 5,000 digits is a ValueError without a position
         what = getattr(error, "msg", None) or first_line(error)
         return BadRow(("data.not_json", {"source": name, "line": number, "what": what}))
+
+
+def parse_json(text: str) -> Any:
+    """What json.loads says.
+
+    Raises:
+        ValueError: it is no JSON, or nested deeper than DEEPEST.
+    """
+    try:
+        value = json.loads(text)
+    except RecursionError:
+        raise ValueError(TOO_DEEP) from None
+    if text.count("[") + text.count("{") > DEEPEST and is_too_deep(value):
+        raise ValueError(TOO_DEEP)
+    return value
+
+
+def is_too_deep(value: Any) -> bool:
+    """Whether lists and objects stand in each other more than DEEPEST times."""
+    level = [value]
+    for _ in range(DEEPEST + 1):
+        within = [one.values() if isinstance(one, dict) else one for one in level if isinstance(one, (dict, list))]
+        if not within:
+            return False
+        level = [item for one in within for item in one]
+    return True
 
 
 def _json_rows(name: str, path: Path) -> Iterator[tuple[Where, Any]]:
@@ -142,7 +173,8 @@ def _json_rows(name: str, path: Path) -> Iterator[tuple[Where, Any]]:
     if not isinstance(rows, list):
         raise UserError(problem("data.not_a_list", source=name, kind=type(content).__name__))
     for index, row in enumerate(rows):
-        yield partial(say, "data.row", source=name, row=index), row
+        deep = BadRow(("data.too_deep", {"levels": DEEPEST})) if is_too_deep(row) else row
+        yield partial(say, "data.row", source=name, row=index), deep
 
 
 def _text(name: str, path: Path) -> str:

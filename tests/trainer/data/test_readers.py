@@ -8,7 +8,7 @@ import json
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from lora_train.trainer.data.readers import BadRow, kind_of, read_rows
+from lora_train.trainer.data.readers import DEEPEST, TOO_DEEP, BadRow, kind_of, parse_json, read_rows
 from lora_train.trainer.data.sources import open_source
 from lora_train.trainer.errors import UserError
 
@@ -123,3 +123,23 @@ def test_a_folder_prefers_what_it_always_read(tmp_path):
     assert [path.name for path in open_source(str(tmp_path)).files] == ["README.txt", "rows.jsonl.gz"]
     (tmp_path / "rows.jsonl").write_text('{"text": "x"}', encoding="utf-8")
     assert [path.name for path in open_source(str(tmp_path)).files] == ["rows.jsonl"]
+
+
+@pytest.mark.parametrize("depth", [DEEPEST + 1, 900, 5000])
+def test_a_row_that_is_nested_too_deep_is_a_bad_row(tmp_path, depth):
+    fine, deep = (f'{{"tools": {"[" * n}1{"]" * n}}}' for n in (DEEPEST - 1, depth))
+    (tmp_path / "rows.jsonl").write_text(f"{fine}\n{deep}\n")
+    first, second = (row for _, row in read_rows("rows.jsonl", tmp_path / "rows.jsonl"))
+    assert not isinstance(first, BadRow)
+    assert isinstance(second, BadRow)
+    assert second.faults[0][1]["what"] == TOO_DEEP
+    with pytest.raises(ValueError, match=TOO_DEEP):
+        parse_json(deep)
+
+
+def test_a_row_of_a_json_file_that_is_nested_too_deep_is_a_bad_row(tmp_path):
+    (tmp_path / "rows.json").write_text(f'[{{"a": 1}}, {{"a": {"[" * 300}{"]" * 300}}}]')
+    first, second = (row for _, row in read_rows("rows.json", tmp_path / "rows.json"))
+    assert first == {"a": 1}
+    assert isinstance(second, BadRow)
+    assert second.faults == (("data.too_deep", {"levels": DEEPEST}),)

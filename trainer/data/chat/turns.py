@@ -11,7 +11,6 @@ The names of fields and speakers may be mixed. Content in text parts is joined; 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -19,7 +18,7 @@ from typing import Any
 
 from ..fields import HISTORY, SYSTEM, Fault, Note, is_empty, not_used, printable, require_supported
 from ..formats import CHATS, missing, require_object, text_faults
-from ..readers import BadRow
+from ..readers import BadRow, parse_json
 
 _NAMES = {
     "user": ("human", "user", "prompter"),
@@ -201,8 +200,8 @@ def _values_of(row: Mapping[str, Any]) -> dict[str, Any]:
 
 def _json(place: str, text: str) -> Any:
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
+        return parse_json(text)
+    except ValueError as error:
         raise BadRow(("data.bad_json", {"field": place, "what": printable(str(error))})) from None
 
 
@@ -333,8 +332,8 @@ class _Reader:
                 raise BadRow(("data.not_call", {"field": place}))
             arguments = function.get("arguments", function.get("parameters", {}))
             if isinstance(arguments, str):
-                with suppress(ValueError, RecursionError):  # a tool may take plain text
-                    arguments = json.loads(arguments) if arguments.strip() else {}
+                with suppress(ValueError):  # a tool may take plain text
+                    arguments = parse_json(arguments) if arguments.strip() else {}
             kept = {key: call[key] for key in ("id",) if call.get(key) is not None}
             named = {"name": function["name"], "arguments": _without_nulls(arguments)}
             calls.append({**kept, "type": "function", "function": named})
