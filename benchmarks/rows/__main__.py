@@ -33,6 +33,7 @@ def main() -> int:
     parser.add_argument("--rows", type=int, default=1000)
     parser.add_argument("--each", type=int, default=20, help="planted rows of each kind")
     parser.add_argument("--model", default=MODEL)
+    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="leave runs and lists there, and take what it has")
     arguments = parser.parse_args()
     n = arguments.seeds or (30 if arguments.part == "prediction" else 3)
     seeds = range(arguments.first, arguments.first + n)
@@ -46,9 +47,11 @@ def planted(seeds: Sequence[int], arguments: argparse.Namespace) -> bool:
     """Which planted rows are found; whether every ranking reaches its bar."""
     found: dict[str, list[tuple[str, dict[str, float]]]] = {}
     for seed in seeds:
-        with tempfile.TemporaryDirectory() as folder:
-            kinds = plant(Path(folder), seed, arguments.rows, arguments.each)
-            for row, values in ranked(Path(folder), arguments.model, seed).items():
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = Path(temporary) if arguments.keep is None else arguments.keep / f"{seed}"
+            folder.mkdir(parents=True, exist_ok=True)
+            kinds = plant(folder, seed, arguments.rows, arguments.each)
+            for row, values in ranked(folder, arguments.model, seed).items():
                 found.setdefault(kinds.get(row, ""), []).append((f"{seed}-{row}", values))
         print(f"seed {seed} is done", file=sys.stderr, flush=True)
     return not table({kind: [values for _, values in rows] for kind, rows in found.items()})
@@ -85,13 +88,17 @@ def ranked(folder: Path, model: str, seed: int) -> dict[int, dict[str, float]]:
     }  # fmt: skip
     (folder / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
     command = [sys.executable, "-c", "import sys; from lora_train.trainer.cli import main; sys.exit(main())"]
-    subprocess.run([*command, "--config", str(folder / "config.yaml")], check=True, stdout=subprocess.DEVNULL)
+    if not (folder / "run" / "adapter").is_dir():
+        subprocess.run([*command, "--config", str(folder / "config.yaml")], check=True, stdout=subprocess.DEVNULL)
+    for name, more in (("plain", []), ("probed", ["--probe"])):
+        if not (folder / f"{name}.csv").is_file():
+            listed = subprocess.run([*command, "rows", str(folder / "run"), "--csv", *more], check=True,
+                                    capture_output=True, text=True)  # fmt: skip
+            (folder / f"{name}.csv").write_text(listed.stdout, encoding="utf-8")
     plain, probed = (
-        {int(row["row"]): row for row in csv.DictReader(io.StringIO(
-            subprocess.run([*command, "rows", str(folder / "run"), "--csv", *more], check=True, capture_output=True,
-                           text=True).stdout))}
-        for more in ([], ["--probe"])
-    )  # fmt: skip
+        {int(row["row"]): row for row in csv.DictReader(io.StringIO((folder / f"{name}.csv").read_text("utf-8")))}
+        for name in ("plain", "probed")
+    )
     return {
         row: {"score": float(values["score"]), "probed": float(probed[row]["score"]), "loss": float(values["loss_z"]),
               "gradient": float(values["grad_z"]), "excess": float(values["grad_excess_z"]),
