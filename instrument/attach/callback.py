@@ -7,7 +7,8 @@ It sees the loss that the Trainer's filter would print as 0, before the optimize
 scaler the step is dropped, so that the adapter stays alive, and with one the scaler skips it. Then the run stops, or
 with stop=False goes on and every such step is recorded as what it is.
 
-The loss is the one that accelerate is given for the backward pass, whoever computed it.
+The loss is the one that accelerate is given for the backward pass, whoever computed it. Other numbers that a Trainer
+logs with its loss (rewards, margins, entropy: means since its last log) are columns of the line of that step.
 
 It only watches: a model of a kind that nobody thought of, a folder that cannot be made, or a disk that fills meanwhile
 ends no training; then it says once that nothing more is recorded, and why. What it put on the model and on this Trainer
@@ -33,11 +34,12 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..messages import say
+from ..read.schema import STEP_COLUMNS
 from ..record.hooks.hook import Hook
 from ..record.once import run_once
 from .instrument import Instrument
 from .step import Step
-from .trainer import at_any_end, gradients_are_whole, tell_losses, trainer_of
+from .trainer import at_any_end, gradients_are_whole, kind_of, tell_losses, trainer_of
 
 # What a report shows of TrainingArguments.
 SHOWN = (
@@ -92,7 +94,8 @@ class InstrumentCallback(TrainerCallback):
         model, self._alone, self._collapsed = kwargs["model"], args.world_size == 1, False
         self._scaler = getattr(kwargs.get("optimizer"), "scaler", None)
         shown = {name: getattr(args, name, None) for name in SHOWN}
-        settings = {"training": {name: _plain(value) for name, value in shown.items()}, "attached": {"to": "Trainer"}}
+        kind = kind_of(trainer_of(self), model)
+        settings = {"training": {name: _plain(value) for name, value in shown.items()}, "attached": kind}
         try:
             instrument = Instrument(
                 model,
@@ -190,6 +193,14 @@ class InstrumentCallback(TrainerCallback):
                 parameter.grad = None  # an optimizer leaves such a parameter alone
         if trouble is not None and self._stop:
             self._collapsed = control.should_training_stop = True
+
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Adds to the step's line what a Trainer of another kind measures: rewards, margins, entropy."""
+        logs = kwargs.get("logs") or {}
+        if self.instrument is not None and "loss" in logs:
+            numbers = {key: value for key, value in logs.items() if isinstance(value, (int, float))}
+            with self._watching():
+                self.instrument.logged({k: float(v) for k, v in numbers.items() if k not in STEP_COLUMNS})
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Records an evaluation."""

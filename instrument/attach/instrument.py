@@ -142,7 +142,7 @@ class Instrument:
         self._detectors = Detectors(self.recorder.sites, fp16)
         self._n_steps = self._updates = n_steps
         self._skips = self._n_diagnosed = self._eval_seconds = 0
-        self._stack, self._said_changed = contextlib.ExitStack(), False
+        self._stack, self._said_changed, self._last = contextlib.ExitStack(), False, {}
 
     def _facts(self, settings: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
         versions = {name: importlib.metadata.version(name) for name in ("lora-vitals", "torch", "transformers", "peft")}
@@ -206,7 +206,8 @@ class Instrument:
         result = step.result(rows)
         self._skips = 0 if result.finite else self._skips + 1
         self._updates += result.finite
-        self._write_line(result)
+        self._last = vars(self._line(result))
+        self._files.line(self._last)
         trouble = self._statistics() or self._detectors.step(result.number, result.loss)
         stuck = not result.finite and (not self._options.fp16 or self._skips >= MAX_SKIPS)
         if result.n_bad or stuck:
@@ -215,9 +216,9 @@ class Instrument:
             step.trouble = self._diagnosed(result, trouble)
         return step.trouble
 
-    def _write_line(self, result: StepResult) -> None:
+    def _line(self, result: StepResult) -> StepLine:
         cuda = self._device.type == "cuda"
-        line = StepLine(
+        return StepLine(
             step=result.number,
             updates=self._updates,
             epoch=result.epoch,
@@ -239,7 +240,11 @@ class Instrument:
             eval_seconds_total=self._eval_seconds,
             save_seconds_total=None,
         )
-        self._files.line(vars(line))
+
+    def logged(self, values: Mapping[str, float]) -> None:
+        """Writes the last step's line again, with what the loop measured besides, under the loop's names."""
+        if values and self._last:
+            self._files.line({**values, **self._last})
 
     def evaluation(self, values: Mapping[str, float]) -> None:
         """Records an evaluation under the names of metrics.jsonl: eval_loss, where there is one, eval_accuracy."""

@@ -13,10 +13,15 @@ from collections.abc import Callable
 from typing import Any
 
 from accelerate import Accelerator
+from peft import PeftModel
+from torch import nn
 from transformers import TrainerCallback
 
 # All that a training runs in after on_train_begin, but for a few lines between them.
 LOOP = ("_run_epoch", "_evaluate", "_finalize_training")
+
+# Packages whose trainers are known by their names.
+KNOWN = ("transformers", "trl")
 
 Undo = Callable[[], None]
 
@@ -32,6 +37,15 @@ def trainer_of(callback: TrainerCallback) -> Any:
             return owner
         frame = frame.f_back
     return None
+
+
+def kind_of(trainer: Any, model: nn.Module) -> dict[str, Any]:
+    """What tells which loss is trained, as plain values: the names of trainer and model, and a classifier's classes."""
+    classes = (one for one in type(trainer).__mro__ if one.__module__.partition(".")[0] in KNOWN)
+    base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    labels = getattr(getattr(base, "config", None), "id2label", None)
+    kind = {"to": next((one.__name__ for one in classes), "Trainer"), "model": type(base).__name__}
+    return kind | ({"num_labels": len(labels)} if isinstance(labels, dict) else {})
 
 
 def tell_losses(trainer: Any, tell: Callable[[Any], None]) -> Undo:

@@ -12,7 +12,7 @@ WORDS = (
     ("axolotl", re.compile(r"axolotl", re.IGNORECASE)),
     ("llamafactory", re.compile(r"llama-?_?factory|llamafactory|llmtuner", re.IGNORECASE)),
     ("unsloth", re.compile(r"unsloth", re.IGNORECASE)),
-    ("trl", re.compile(r"\btrl\b|\b(?:SFT|DPO|GRPO|PPO|KTO|ORPO|RLOO|Reward)(?:Trainer|Config)\b", re.IGNORECASE)),
+    ("trl", re.compile(r"\btrl\b|\b(?:SFT|DPO|GRPO|PPO|KTO|ORPO|CPO|RLOO|Reward)(?:Trainer|Config)\b", re.IGNORECASE)),
 )
 AXOLOTL = re.compile(r"memory/|tokens_per_second_per_gpu|tokens/(?:train_per_sec|total|trainable)|eval_ppl$|ppl$")
 TRL = re.compile(
@@ -42,7 +42,7 @@ HEADS = (
     ("token_cls", re.compile(r"For(?:Token)Classification|TokenClassification|\bTOKEN_CLS\b")),
     ("seq_cls", re.compile(r"For(?:Sequence|Image|Audio)Classification|\bSEQ_CLS\b")),
     ("ppo", re.compile(r"PPO(?:v2)?(?:Trainer|Config)")),
-    ("grpo", re.compile(r"GRPOTrainer|GRPOConfig")),
+    ("grpo", re.compile(r"(?:GRPO|RLOO)(?:Trainer|Config)")),
     ("preference", re.compile(r"(?:DPO|ORPO|KTO|CPO|SimPO)(?:Trainer|Config)")),
     ("reward", re.compile(r"Reward(?:Trainer|Config)")),
     ("causal_lm", re.compile(r"ForCausalLM|\bCAUSAL_LM\b|SFTTrainer|SFTConfig|ForConditionalGeneration")),

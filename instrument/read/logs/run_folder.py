@@ -95,8 +95,12 @@ def _kind(history: History) -> None:
         history.task, history.task_known = "regression" if is_value else task if task in TASKS else "causal_lm", True
         return
     keys = {*history.evals.columns, *(name for name in history.steps if name not in COLUMNS)}
-    history.trainer = trainer_of(keys, "")
-    task = task_of(keys, "", history.trainer)
+    name, model = (str(history.setting(f"attached.{key}", "")) for key in ("to", "model"))
+    history.trainer = trainer_of(keys, name)
+    task = task_of(keys, name if task_of((), name, "") else model, history.trainer)
+    one = history.number("attached.num_labels") == 1  # of which transformers takes the squared error
+    if task == "seq_cls" and one and task_of(keys, "", history.trainer) is None:
+        task = "regression"
     history.task, history.task_known = task or "causal_lm", task is not None
 
 

@@ -234,6 +234,7 @@ def test_a_copy_of_the_model_is_pefts_and_records_nothing(tiny_models, tmp_path,
         {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]},
         {"target_modules": ["q_proj"], "trainable_token_indices": [3, 4]},
         {"target_modules": ["q_proj", "k_proj"], "use_dora": True},
+        {"target_modules": ["q_proj", "k_proj"], "lora_bias": True},
     ],
 )
 def test_adapters_on_more_than_linears_are_trained_and_recorded(tiny_models, tmp_path, settings, fuse):
