@@ -305,6 +305,8 @@ def refusal(sentence: str, error: BaseException, asked: str, kind: str = "model"
         kind: model or dataset.
         values: of the sentence's other placeholders.
     """
+    if "trust_remote_code=True" in str(error):  # transformers' own words, the same for model, config and tokenizer
+        return problem("model.own_code", name=asked)
     why = None if os.path.exists(os.path.expanduser(asked)) else hub_problem(error, asked, kind)
     if why is None:
         return problem(sentence, what=first_line(error), **values)

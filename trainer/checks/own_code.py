@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ...instrument.read.store import METRICS
 from ..config.schema import Config
+from ..config.settings import with_settings
 from ..errors import UserError, problem
 
 
@@ -26,3 +27,13 @@ def own_word(config: Config, path: str | Path, overrides: Sequence[str]) -> Conf
     if any(override.startswith("model.trust_remote_code=") for override in overrides):
         return config
     raise UserError(problem("config.remote_code", file=path))
+
+
+def without_code(config: Config, trust_remote_code: bool = False) -> Config:
+    """The configuration of a run folder, for who reads it: nothing in it lets code run.
+
+    Args:
+        config: as the folder has it.
+        trust_remote_code: the user's word on code that comes with the model.
+    """
+    return with_settings(config, {"model.trust_remote_code": trust_remote_code, "training.compute_metrics": None})

@@ -21,6 +21,7 @@ import transformers
 from ...instrument.judge.detect import Trouble
 from ...instrument.messages import say
 from ...instrument.read.store import COLUMNS, FLOAT_COLUMNS, METRICS, rounded
+from ..checks.own_code import without_code
 from ..config.schema import Config
 from ..config.settings import Settings, with_settings
 from ..console import Console, compact
@@ -154,13 +155,15 @@ def find_origin(run: Path, step: int, resolved: Config, console: Console) -> Ori
 def trusted(config: Config, request: Request) -> Config:
     """The configuration to replay with; whether code that comes with the model may run is the user's word alone.
 
+    A step needs no scores: a module of the user's that gives them is not imported.
+
     Raises:
         UserError: the run was made with such code, and the user has not said so.
     """
     allowed = request.trust_remote_code or bool(request.settings.get("model.trust_remote_code"))
     if config.model.trust_remote_code and not allowed:
         raise UserError(problem("replay.remote_code", folder=request.run, model=config.model.name_or_path))
-    return with_settings(config, {**request.settings, "model.trust_remote_code": allowed})
+    return without_code(with_settings(config, request.settings), allowed)
 
 
 def restored(origin: Origin, config: Config, console: Console) -> Components:

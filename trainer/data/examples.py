@@ -282,10 +282,18 @@ def _unknown_fields(
         return bad.error()
     found = ", ".join(dict.fromkeys(str(field) for _, row in opening if isinstance(row, dict) for field in row))
     if found:
-        return UserError(problem("data.no_format", source=origin.name, found=printable(found)))
+        values = {"source": origin.name, "found": printable(found)}
+        turns = (f for _, row in opening if isinstance(row, dict) for f, value in row.items() if _are_turns(value))
+        if (field := next(turns, None)) is not None:
+            return UserError(problem("data.no_format_turns", **values, field=printable(str(field))))
+        return UserError(problem("data.no_format", **values))
     for where, row in itertools.chain(opening, rest):
         try:
             require_object(row)
         except BadRow as fault:
             bad.add(fault, where)
     return bad.error() if bad.count else UserError(problem("data.no_format", source=origin.name, found="-"))
+
+
+def _are_turns(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(turn, dict) for turn in value)

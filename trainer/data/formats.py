@@ -201,7 +201,9 @@ def detect(rows: Sequence[Any]) -> str | None:
     best = max(fits, key=lambda name: fits[name])
     if fits[best] == 0:
         return None
-    if best == "prompt_completion" and any(isinstance(row.get("prompt"), list) for row in rows):
+    if best == "prompt_completion" and any(
+        isinstance(row.get(key), list) for row in rows for key in FORMATS[best].required
+    ):
         return "messages"
     if best == "koalpaca" and any("input" in row for row in rows):
         return "alpaca"

@@ -146,7 +146,7 @@ def report_notes(dataset: Dataset, console: Console) -> None:
             pairs = ", ".join(f"{ours}={theirs}" for ours, theirs in values)
             console.line(say("data.read_as", source=dataset.source, pairs=pairs))
         elif key != "data.not_used":
-            tell = console.warn if key == "data.no_end" else console.line
+            tell = console.warn if key in ("data.no_end", "data.unknown_speaker") else console.line
             tell(say(key, source=dataset.source, count=count, **dict(values)))
 
 

@@ -35,6 +35,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--csv", action="store_true", help=say("cli.rows.csv"))
     parser.add_argument("--yaml", action="store_true", help=say("cli.rows.skip"))
     parser.add_argument("--no-text", action="store_true", help=say("cli.rows.no_text"))
+    parser.add_argument("--trust-remote-code", action="store_true", help=say("cli.trust_remote_code"))
     parser.add_argument("--lang", choices=LANGUAGES, default=language(), help=say("cli.lang"))
 
 
@@ -60,7 +61,7 @@ def run(arguments: Namespace) -> int:
     if arguments.probe or not arguments.no_text:
         from .texts import previews, read_data, read_texts
 
-        config, tokenizer, examples = read_data(config_file, _aside)
+        config, tokenizer, examples = read_data(config_file, _aside, arguments.trust_remote_code)
         texts = read_texts(examples, config.data.cutoff_len) if examples else None
         own = {} if arguments.no_text else previews(examples, tokenizer)
         if arguments.probe:

@@ -30,16 +30,20 @@ def read_texts(examples: Sequence[Example], cutoff: int) -> Texts:
     return Texts(duplicate, {example.row for example in examples if len(example.input_ids) >= cutoff})
 
 
-def read_data(config_file: Path, aside: Callable[[str], None]) -> tuple[Config, Any, list[Example]]:
+def read_data(
+    config_file: Path, aside: Callable[[str], None], trust_remote_code: bool = False
+) -> tuple[Config, Any, list[Example]]:
     """The run's configuration, its tokenizer and its rows as tokens.
 
     Args:
         aside: told where they are not there any more; the tokenizer is None and there are no rows then.
+        trust_remote_code: whether code that comes with the model may run: the user's word, never the run's.
     """
+    from ..checks.own_code import without_code
     from ..checks.run_config import run_config
     from ..console import Console, quiet_libraries
 
-    config = run_config(config_file)
+    config = without_code(run_config(config_file), trust_remote_code)
     quiet_libraries()
     from ..data.load import load_data
     from ..model.load import load_tokenizer
@@ -48,7 +52,8 @@ def read_data(config_file: Path, aside: Callable[[str], None]) -> tuple[Config, 
         tokenizer = load_tokenizer(config)
         data, _ = load_data(config, tokenizer, Console(silent=True))
     except UserError as error:
-        aside(say("rows.no_data", what=error))
+        aside(say("rows.no_data", what=error.problems[0].error))
+        aside(say("hint.line", text=error.problems[0].hint))
         return config, None, []
     return config, tokenizer, list(data.examples)
 

@@ -24,7 +24,7 @@ from ...instrument.messages import say
 from ..errors import UserError, problem
 
 if TYPE_CHECKING:
-    pass
+    from ..config.schema import Config
 
 CONSTANT = ("constant", "constant_with_warmup")
 STABLE = "warmup_stable_decay"
@@ -97,9 +97,11 @@ def run(arguments: Namespace) -> int:
     config_file = folder / "config.yaml"
     if not config_file.is_file():
         raise UserError(problem("lengthen.no_run", folder=folder))
+    from ..checks.own_code import without_code
     from ..checks.run_config import run_config
 
-    config = run_config(config_file)
+    own = run_config(config_file)
+    config = without_code(own)
     try:
         history = read_history(folder)
     except SourceError as error:
@@ -120,8 +122,22 @@ def run(arguments: Namespace) -> int:
         raise UserError(problem("import.not_written", output=output, reason=error.strerror or error)) from error
     _, seconds = history.finite("step_seconds")
     per_step = float(sum(seconds) / len(seconds)) if len(seconds) else math.nan
-    print("\n".join(told(longer, config.training.lr_scheduler_type, folder, output, per_step)))
+    lines = told(longer, config.training.lr_scheduler_type, folder, output, per_step)
+    if left_out := of_code(own):
+        from ..config.settings import as_overrides
+
+        lines.append(say("warn.line", text=say("lengthen.code", overrides=" ".join(as_overrides(left_out)))))
+    print("\n".join(lines))
     return 0
+
+
+def of_code(config: Config) -> dict[str, Any]:
+    """What of a run's configuration lets code run; the file that is written lies outside of the run."""
+    keys = {
+        "model.trust_remote_code": config.model.trust_remote_code,
+        "training.compute_metrics": config.training.compute_metrics,
+    }
+    return {key: value for key, value in keys.items() if value}
 
 
 def lengthened(training: Any, before: int, after: int) -> Longer:

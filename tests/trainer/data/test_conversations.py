@@ -209,8 +209,9 @@ def test_a_tokenizer_without_a_template_is_an_error_with_what_to_do(tmp_path, to
             {"conversations": [{"from": "critic", "value": "x"}]},
             [
                 "HERE: nobody knows who critic is in conversations[0].from; known: human, user, prompter, gpt, "
-                "assistant, bot, chatgpt, model, ai, system, developer, tool, function, observation, ipython, "
-                "tool_response, function_response, function-response, function_call, tool_call, function-call",
+                "assistant, bot, chatbot, chatgpt, model, ai, system, developer, tool, function, observation, ipython, "
+                "tool_response, tool_result, tool_results, function_response, function-response, "
+                "function_call, tool_call, function-call",
             ],
         ),
         (

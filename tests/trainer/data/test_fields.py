@@ -222,3 +222,48 @@ def test_skip_rows_that_leaves_nothing_or_names_no_row_is_an_error(tmp_path, cap
 def test_turns_that_are_all_marked_as_not_trained_on_are_said_so(tmp_path, chatting):
     rows = [{"messages": [TURNS[1], TURNS[2] | {"weight": 0}]}]
     assert errors(tmp_path, rows, chatting)[0].startswith(": no row has an answer to train on")
+
+
+@pytest.mark.parametrize("asked", ["물은?", [TURNS[1]]])
+def test_a_completion_in_turns_is_a_conversation_whatever_the_prompt_is(tmp_path, chatting, asked):
+    found = load(tmp_path, [{"prompt": asked, "completion": [TURNS[2]]}], chatting)
+    assert found.format == "messages"
+    wanted = load(tmp_path, [{"messages": [{"role": "user", "content": "물은?"}, TURNS[2]]}], chatting)
+    if isinstance(asked, str):
+        assert found.examples[0].input_ids.tolist() == wanted.examples[0].input_ids.tolist()
+
+
+def test_a_speaker_that_nobody_knows_is_named(tmp_path, capsys, chatting):
+    """A template that writes any role writes a misspelt answer too, and nothing of it would be learned."""
+    turns = [*TURNS[1:4], {"role": "asistant", "content": "100도"}]
+    said = lines(tmp_path, capsys, [{"messages": turns}, {"messages": TURNS[1:3]}], chatting)
+    assert "1 rows have turns of asistant, a name that nobody knows: they are read but not trained on" in said
+    picky = CHATML.replace("{% for message in messages %}", "{% for message in messages if message.role in ROLES %}")
+    with pytest.raises(UserError) as raised:
+        load(tmp_path, [{"messages": turns}], chatting, chat_template=picky.replace("ROLES", "('user', 'assistant')"))
+    (found,) = raised.value.problems
+    assert "messages[3] is a turn of asistant, which the chat template does not write" in found.error
+    assert "gpt, assistant, bot" in found.hint
+
+
+def test_turns_under_other_names_are_told_the_columns_that_read_them(tmp_path, chatting):
+    spoken = [{"speaker": turn["role"], "utterance": turn["content"]} for turn in TURNS[1:3]]
+    with pytest.raises(UserError, match=r"data\.columns=\{messages: dialogue\} reads them"):
+        load(tmp_path, [{"dialogue": spoken}], chatting)
+    columns = {"messages": "dialogue"}
+    with pytest.raises(UserError, match=r"\{role: NAME, content: NAME\}"):
+        load(tmp_path, [{"dialogue": spoken}], chatting, columns=columns)
+    columns |= {"role": "speaker", "content": "utterance"}
+    found, wanted = (
+        load(tmp_path, [row], chatting, columns=own)
+        for row, own in (({"dialogue": spoken}, columns), ({"messages": TURNS[1:3]}, {}))
+    )
+    assert found.examples[0].input_ids.tolist() == wanted.examples[0].input_ids.tolist()
+
+
+def test_a_turns_fields_that_the_template_does_not_know_are_named(tmp_path, capsys, chatting):
+    turns = [{**TURNS[1], "attachments": ["a.pdf"]}, TURNS[2]]
+    said = lines(tmp_path, capsys, [{"messages": turns, "id": 3}], chatting)
+    assert "fields that are not used: id, messages[].attachments" in said
+    knows = CHATML.replace("{% for", "{# attachments #}{% for", 1)
+    assert "attachments" not in lines(tmp_path, capsys, [{"messages": turns}], chatting, chat_template=knows)

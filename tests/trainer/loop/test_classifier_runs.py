@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
 from lora_train import train
 from lora_train.instrument.read.store import read_metrics
 from lora_train.trainer.cli import main
@@ -108,6 +110,19 @@ def test_a_step_of_a_classifier_is_replayed_with_the_recorded_numbers(bert, tmp_
     said = capsys.readouterr().out
     loss = next(line["loss"] for line in lines_of(run.path, "grad_norm") if line["step"] == 7)
     assert f"{loss:.4g}" in said
+
+
+def test_a_module_that_a_received_run_names_is_not_imported(bert, tmp_path, capsys, monkeypatch):
+    run = train(settings_of(bert, tmp_path))
+    file = run.path / "config.yaml"
+    received = yaml.safe_load(file.read_text(encoding="utf-8"))
+    received["training"] |= {"compute_metrics": "scores_of_a_stranger:scores", "metric_for_best_model": "mine"}
+    file.write_text(yaml.safe_dump(received), encoding="utf-8")
+    (run.path / "scores_of_a_stranger.py").write_text("open('ran', 'w')\n\n\ndef scores(p):\n    return {'mine': 1}\n")
+    monkeypatch.chdir(run.path)
+    assert main(["replay", ".", "--step", "7"]) == 0
+    assert not Path("ran").exists()
+    assert "scores_of_a_stranger" not in sys.modules
 
 
 @pytest.fixture(scope="module")

@@ -160,3 +160,27 @@ def test_texts_are_asked_of_a_run(cli: Cli, tmp_path: Path):
     result = cli("report", tmp_path / "log.txt", "--rows-text")
     assert result.returncode == 2
     assert "--rows-text takes the folder of one run" in result.stderr
+
+
+def test_code_that_comes_with_a_runs_model_runs_at_the_users_word_alone(run: Path, tmp_path: Path, capsys):
+    received = Path(shutil.copytree(run, tmp_path / "run"))
+    config = yaml.safe_load((received / "config.yaml").read_text())
+    model, ran = tmp_path / "model", tmp_path / "ran"
+    shutil.copytree(config["model"]["name_or_path"], model)
+    tokenizer = json.loads((model / "tokenizer_config.json").read_text())
+    tokenizer |= {"tokenizer_class": "Foreign", "auto_map": {"AutoTokenizer": ["foreign.Foreign", "foreign.Foreign"]}}
+    (model / "tokenizer_config.json").write_text(json.dumps(tokenizer))
+    (model / "foreign.py").write_text(
+        f"open({str(ran)!r}, 'w')\nimport transformers as t\nclass Foreign(t.PreTrainedTokenizerFast): 0\n"
+    )
+    config["model"] |= {"name_or_path": str(model), "trust_remote_code": True}
+    (received / "config.yaml").write_text(yaml.safe_dump(config))
+    page = ["report", str(received), "--rows-text", "-o", str(tmp_path / "page.html")]
+    for verb in (["rows", str(received)], page):
+        assert main(verb) == 0
+        assert "read that code, then --trust-remote-code lets it run" in capsys.readouterr().err
+    assert main(["rows", str(received), "--probe"]) == 2
+    assert not ran.exists()
+    assert main(["rows", str(received), "--trust-remote-code"]) == 0
+    assert ran.exists()
+    assert "colour of thing" in capsys.readouterr().out

@@ -109,3 +109,16 @@ def test_what_is_no_longer_is_refused(folder, steps, said):
 def test_a_folder_of_another_program_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"no run folder of lora-train"):
         run(asked(tmp_path, 10))
+
+
+def test_code_that_a_received_run_names_is_not_carried_over(folder, capsys):
+    """The file lies outside of the run: nobody would ask any more whose word it is."""
+    own = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    own["model"]["trust_remote_code"] = True
+    own["training"]["compute_metrics"] = "theirs:scores"
+    (folder / "config.yaml").write_text(yaml.safe_dump(own), encoding="utf-8")
+    assert run(asked(folder, 1000)) == 0
+    written = yaml.safe_load((folder.parent / "run-to-1000.yaml").read_text(encoding="utf-8"))
+    assert (written["model"]["trust_remote_code"], written["training"]["compute_metrics"]) == (False, None)
+    said = capsys.readouterr().out
+    assert "model.trust_remote_code=true training.compute_metrics=theirs:scores" in said

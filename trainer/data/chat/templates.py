@@ -10,22 +10,25 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from ...errors import UserError, first_line, problem
-from ..fields import printable
+from ..fields import Fault, Note, printable
 from ..formats import CHATS, is_unicode
 from ..readers import BadRow
-from .turns import REASONING, Talk, Turn
+from .turns import REASONING, ROLES, Talk, Turn
 
 # Llama 3 prints today's date unless it is given one; the same rows must give the same tokens tomorrow.
 FIXED_DATE = "26 Jul 2024"
 WORD = "\ue000{}\ue001"
 ARGUMENTS = "arguments"
+# Fields of a turn that are sought in what a template writes, and numbers that hold nothing to learn; of others only
+# whether the template knows them.
+READ = frozenset({"role", "content", "tool_calls", *REASONING, "id", "tool_call_id"})
 Signature = tuple[Any, ...]
 
 
@@ -139,7 +142,15 @@ class Runner:
         signature = _signature(talk)
         if signature not in self._forms:
             self._forms[signature] = self._form_of(talk)
-        return in_form(talk, self._forms[signature])
+        notes = dict.fromkeys((*talk.notes, *self._unread(talk)))
+        return in_form(replace(talk, notes=tuple(notes)), self._forms[signature])
+
+    def _unread(self, talk: Talk) -> Iterator[Note]:
+        """Fields of the turns that the template does not know, such as a speaker's name or a file."""
+        for place, turn in zip(talk.places, talk.turns, strict=True):
+            for name in turn.keys() - READ:
+                if not re.search(rf"\b{re.escape(name)}\b", self.template):
+                    yield "data.not_used", (("field", printable(f"{place.partition('[')[0]}[].{name}")),)
 
     def _form_of(self, talk: Talk) -> Sequence[str]:
         fault: BadRow | None = None
@@ -159,7 +170,7 @@ class Runner:
                 form, lost = (*form, "unargued"), []
             if not lost:
                 return form
-            fault = fault if fault and "data.chat_refused" not in str(fault) else _lost(lost)
+            fault = fault if fault and "data.chat_refused" not in str(fault) else _lost(lost, talk)
         assert fault is not None
         raise fault
 
@@ -279,5 +290,16 @@ def _is_tool(place: str, form: Sequence[str]) -> bool:
     return "untooled" in form and place.startswith("tools[")
 
 
-def _lost(places: Sequence[str]) -> BadRow:
-    return BadRow(*(("data.not_written", {"field": printable(place)}) for place in places))
+def _lost(lost: Sequence[str], talk: Talk) -> BadRow:
+    """What a template leaves out; of a speaker that nobody knows, whose turn it is rather than what it holds."""
+    unknown = {place: turn["role"] for place, turn in zip(talk.places, talk.turns, strict=True)}
+    unknown = {place: role for place, role in unknown.items() if role not in ROLES.values()}
+    faults: dict[str, Fault] = {}
+    for place in lost:
+        turn = place.rpartition("].")[0] + "]"
+        if turn in unknown:
+            values = {"field": turn, "role": printable(unknown[turn]), "known": ", ".join(ROLES)}
+            faults[turn] = ("data.role_not_written", values)
+        else:
+            faults[place] = ("data.not_written", {"field": printable(place)})
+    return BadRow(*faults.values())

@@ -12,20 +12,23 @@ The names of fields and speakers may be mixed. Content in text parts is joined; 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 from ..fields import HISTORY, SYSTEM, Fault, Note, is_empty, not_used, printable, require_supported
 from ..formats import CHATS, missing, require_object, text_faults
-from ..readers import BadRow, parse_json
+from ..readers import BadRow
+from .tools import calls_of, from_json, tools_of
 
 _NAMES = {
     "user": ("human", "user", "prompter"),
-    "assistant": ("gpt", "assistant", "bot", "chatgpt", "model", "ai"),
+    "assistant": ("gpt", "assistant", "bot", "chatbot", "chatgpt", "model", "ai"),
     "system": ("system",),
     "developer": ("developer",),
-    "tool": ("tool", "function", "observation", "ipython", "tool_response", "function_response", "function-response"),
+    "tool": (
+        *("tool", "function", "observation", "ipython"),
+        *("tool_response", "tool_result", "tool_results", "function_response", "function-response"),
+    ),
     "call": ("function_call", "tool_call", "function-call"),
 }
 ROLES = {name: role for role, names in _NAMES.items() for name in names}
@@ -92,8 +95,10 @@ def talk_of(name: str, row: Any, columns: Mapping[str, str | None] | None = None
     if system is not None:
         turns, places, trained = [system[1], *turns], [system[0], *places], [False, *trained]
     answers = tuple(i for i, turn in enumerate(turns) if turn["role"] == "assistant" and trained[i])
+    strangers = dict.fromkeys(turn["role"] for turn in turns if turn["role"] not in _NAMES)
     notes = not_used(row, [*used, *columns])
-    return Talk(tuple(turns), tuple(places), answers, _tools_of(row), _values_of(row), notes)
+    notes += tuple(("data.unknown_speaker", (("role", printable(role)),)) for role in strangers)
+    return Talk(tuple(turns), tuple(places), answers, tools_of(row), _values_of(row), notes)
 
 
 def turns_of(name: str, row: Any) -> list[Turn]:
@@ -108,12 +113,14 @@ def turns_of(name: str, row: Any) -> list[Turn]:
 def _turns_field(name: str, row: Mapping[str, Any]) -> tuple[list[str], list[tuple[str, Any]], int]:
     """The fields that hold the turns, (place, turn) of each, and the first that may be trained on."""
     own = CHATS[name][0]
-    for field_ in (own, *(names[0] for names in CHATS.values() if names[0] != own)):
-        if field_ in row:
-            turns = row[field_]
-            if not isinstance(turns, list):
-                raise BadRow(("data.not_turns", {"field": field_, "kind": type(turns).__name__}))
-            return [field_], [(f"{field_}[{i}]", turn) for i, turn in enumerate(turns)], 0
+    held = [name for name in (own, *(names[0] for names in CHATS.values() if names[0] != own)) if name in row]
+    for field_ in sorted(held, key=lambda name: is_empty(row[name]))[:1]:
+        turns = row[field_]
+        if isinstance(turns, str) and turns.lstrip().startswith("["):  # as tables keep them
+            turns = from_json(field_, turns)
+        if not isinstance(turns, list):
+            raise BadRow(("data.not_turns", {"field": field_, "kind": type(turns).__name__}))
+        return [field_], [(f"{field_}[{i}]", turn) for i, turn in enumerate(turns)], 0
     for question, answer in (("prompt", "completion"), ("instruction", "output")):
         if question in row and answer in row:
             return _question_and_answer(row, question, answer)
@@ -171,24 +178,6 @@ def _system_of(row: Mapping[str, Any], turns: Sequence[Turn]) -> tuple[str, Turn
     return None
 
 
-def _tools_of(row: Mapping[str, Any]) -> tuple[Mapping[str, Any], ...]:
-    for name in ("tools", "functions"):
-        tools = row.get(name)
-        if is_empty(tools):
-            continue
-        if isinstance(tools, str):
-            tools = _json(name, tools)
-            if is_empty(tools):
-                continue
-        tools = [tools] if isinstance(tools, dict) else tools
-        if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
-            raise BadRow(("data.not_tools", {"field": name}))
-        tools = [_without_nulls(tool) for tool in tools]
-        nested = [tool if isinstance(tool.get("function"), dict) else {"function": tool} for tool in tools]
-        return tuple({"type": "function", **tool} for tool in nested)
-    return ()
-
-
 def _values_of(row: Mapping[str, Any]) -> dict[str, Any]:
     values = row.get("chat_template_kwargs")
     if is_empty(values):
@@ -196,20 +185,6 @@ def _values_of(row: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise BadRow(("data.not_turns", {"field": "chat_template_kwargs", "kind": type(values).__name__}))
     return {name: value for name, value in values.items() if value is not None}
-
-
-def _json(place: str, text: str) -> Any:
-    try:
-        return parse_json(text)
-    except ValueError as error:
-        raise BadRow(("data.bad_json", {"field": place, "what": printable(str(error))})) from None
-
-
-def _without_nulls(value: Any) -> Any:
-    """What parquet fills with null is not there: templates take null for a value."""
-    if isinstance(value, dict):
-        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
-    return [_without_nulls(item) for item in value] if isinstance(value, list) else value
 
 
 class _Reader:
@@ -260,7 +235,7 @@ class _Reader:
     def _turn(self, raw: Mapping[str, Any]) -> Turn:
         role = self._role(raw)
         call = raw.get("function_call") if role == "assistant" else None
-        what = next((name for name in self.what if name in raw), None)
+        what = _held(raw, self.what)
         content = raw[what] if what is not None else None
         if what is None and not (role == "assistant" and (not is_empty(raw.get("tool_calls")) or call)):
             raise BadRow(missing_in(raw, f"{self.place}.{self.what[0]}"))
@@ -269,18 +244,18 @@ class _Reader:
                 raise BadRow(("data.media", {"field": f"{self.place}.{name}"}))
         place = f"{self.place}.{what or self.what[0]}"
         if role == "call":
-            return {"role": "assistant", "content": "", "tool_calls": self._calls(place, content)}
+            return {"role": "assistant", "content": "", "tool_calls": calls_of(place, content)}
         turn = {"role": role, **self._others(raw, what)}
         if not is_empty(raw.get("tool_calls")):
-            turn["tool_calls"] = self._calls(f"{self.place}.tool_calls", raw["tool_calls"])
+            turn["tool_calls"] = calls_of(f"{self.place}.tool_calls", raw["tool_calls"])
         elif not is_empty(call):
-            turn["tool_calls"] = self._calls(f"{self.place}.function_call", call)
+            turn["tool_calls"] = calls_of(f"{self.place}.function_call", call)
         calls = "tool_calls" in turn
         text = self._text(place, content, may_be_empty=role != "assistant" or calls, may_be_null=calls)
         return turn | {"content": text}
 
     def _role(self, raw: Mapping[str, Any], quietly: bool = False) -> str:
-        who = next((name for name in self.who if name in raw), None)
+        who = _held(raw, self.who)
         if who is None:
             if quietly:
                 return ""
@@ -308,6 +283,8 @@ class _Reader:
     def _text(self, place: str, content: Any, may_be_empty: bool, may_be_null: bool) -> str:
         if content is None and may_be_null:
             return ""
+        if isinstance(content, dict) and "text" in content:  # one part alone
+            content = [content]
         if isinstance(content, list) and all(isinstance(part, (dict, str)) for part in content):
             texts = []
             for i, part in enumerate(content):
@@ -321,25 +298,12 @@ class _Reader:
             raise BadRow(*faults)
         return str(content)
 
-    def _calls(self, place: str, value: Any) -> list[dict[str, Any]]:
-        """Calls of tools in OpenAI's form, the arguments as an object where they are JSON."""
-        if isinstance(value, str):
-            value = _json(place, value)
-        calls = []
-        for call in value if isinstance(value, list) else [value]:
-            function = call.get("function", call) if isinstance(call, dict) else None
-            if not isinstance(function, dict) or not isinstance(function.get("name"), str) or not function["name"]:
-                raise BadRow(("data.not_call", {"field": place}))
-            arguments = function.get("arguments", function.get("parameters", {}))
-            if isinstance(arguments, str):
-                with suppress(ValueError):  # a tool may take plain text
-                    arguments = parse_json(arguments) if arguments.strip() else {}
-            kept = {key: call[key] for key in ("id",) if call.get(key) is not None}
-            named = {"name": function["name"], "arguments": _without_nulls(arguments)}
-            calls.append({**kept, "type": "function", "function": named})
-        return calls
+
+def _held(raw: Mapping[str, Any], names: Sequence[str]) -> str | None:
+    """The first of some fields that a turn has; one that is null only where no other is there."""
+    return min((name for name in names if name in raw), key=lambda name: raw[name] is None, default=None)
 
 
 def missing_in(turn: Mapping[str, Any], name: str) -> Fault:
     """The fault of a turn's field that is not there, with those that are."""
-    return "data.no_field", {"field": name, "found": printable(", ".join(map(str, turn)) or "-")}
+    return "data.no_turn_field", {"field": name, "found": printable(", ".join(map(str, turn)) or "-")}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -151,36 +153,30 @@ def test_remarks_are_named_and_empty_fields_are_not():
     assert [dict(values)["field"] for _, values in talk_of("messages", row).notes] == ["id", "url"]
 
 
-def test_calls_of_tools_in_every_form_are_one():
-    function = {"name": "f", "arguments": {"a": 1}}
-    call = {"type": "function", "function": function}
-    turns = [
-        {
-            "role": "assistant",
-            "content": None,
-            "tool_calls": [{"id": "x", "function": {**function, "arguments": '{"a": 1}'}}],
-        },
-        {"role": "assistant", "content": "", "function_call": {"name": "f", "arguments": '{"a": 1}'}},
-        {"from": "function_call", "value": '{"name": "f", "arguments": {"a": 1}}'},
-        {"from": "tool_call", "value": '[{"name": "f", "arguments": "{\\"a\\": 1}"}]'},
-    ]
-    for turn in turns:
-        (made,) = talk_of("messages", {"messages": [turn]}).turns
-        assert [{name: value for name, value in one.items() if name != "id"} for one in made["tool_calls"]] == [call]
-        assert made["content"] == ""
-    assert refused({"messages": [{"from": "function_call", "value": "f()"}]}) == [
-        ("data.bad_json", "messages[0].value")
-    ]
-    assert refused({"messages": [{"role": "assistant", "tool_calls": [{}]}]}) == [
-        ("data.not_call", "messages[0].tool_calls")
-    ]
-    assert refused({"messages": ROLES_AND_TEXTS, "tools": "["}) == [("data.bad_json", "tools")]
-    assert refused({"messages": ROLES_AND_TEXTS, "tools": 3}) == [("data.not_tools", "tools")]
-
-
 def test_columns_name_a_turns_fields():
     row = {"messages": [{"speaker": "human", "utterance": "물은?"}, {"speaker": "bot", "utterance": "100도"}]}
     assert said(row, columns={"role": "speaker", "content": "utterance"}) == PAIR
+
+
+@pytest.mark.parametrize("name", ["messages", "sharegpt"])
+@pytest.mark.parametrize(("who", "what"), [("role", "content"), ("from", "value")])
+def test_fields_that_a_table_fills_with_null_are_not_there(name, who, what):
+    """Data sets put together have every column of each in every row."""
+    empty = dict.fromkeys(["role", "content", "from", "value"])
+    turns = [{**empty, who: role, what: text} for role, text in PAIR]
+    for row in ({"messages": turns, "conversations": None}, {"messages": None, "conversations": turns}):
+        assert said(row, name) == PAIR
+    assert refused({"messages": None}) == [("data.not_turns", "messages")]
+    assert refused({"messages": [{"role": "user", "content": None}]}) == [("data.not_text", "messages[0].content")]
+
+
+def test_turns_as_json_and_one_part_alone_are_read():
+    assert said({"messages": json.dumps(ROLES_AND_TEXTS)}) == PAIR
+    assert refused({"messages": "[{"}) == [("data.bad_json", "messages")]
+    assert refused({"messages": "Hello"}) == [("data.not_turns", "messages")]
+    assert (
+        said({"messages": [{"role": "user", "content": {"type": "text", "text": "물은?"}}, ROLES_AND_TEXTS[1]]}) == PAIR
+    )
 
 
 @given(
