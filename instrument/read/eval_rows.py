@@ -147,5 +147,5 @@ def read_rows(folder: Path, step: int) -> EvaluationRows | None:
         text = (table.schema.metadata or {}).get(b"confusion")
         columns = {name: table[name].to_numpy() for name in COLUMNS if name in table.column_names}
         return EvaluationRows(**columns, confusion=None if text is None else Confusion.of(text))
-    except (pa.ArrowException, OSError, TypeError):  # damaged, or a column is missing
+    except (pa.ArrowException, MemoryError, OSError, TypeError):  # damaged, or a column is missing
         return None

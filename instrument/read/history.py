@@ -156,7 +156,14 @@ class History:
             return None
         try:
             frame = self.run.stats(sites, columns, steps)
-        except (pa.ArrowException, LookupError, OSError, TypeError, ValueError):  # cut off, or of another version
+        except (
+            pa.ArrowException,
+            MemoryError,
+            LookupError,
+            OSError,
+            TypeError,
+            ValueError,
+        ):  # cut off, or of another version
             self.damaged = True
             return None
         return None if frame.empty else frame

@@ -208,7 +208,7 @@ def _read_stream(path: Path) -> list[pa.RecordBatch]:
             for batch in pa.ipc.open_stream(file):
                 batch.validate()
                 batches.append(batch)
-        except (pa.ArrowException, OSError, ValueError):
+        except (pa.ArrowException, MemoryError, OSError, ValueError):
             pass
     return batches
 
@@ -267,7 +267,7 @@ def _read_file(path: Path, shares: bool) -> pa.Table:
                 return _select(pq.read_table(file, columns=known, use_threads=False, pre_buffer=False), names)
         batches = _read_stream(path)
         return _select(pa.Table.from_batches(batches) if batches else _schema().empty_table(), names)
-    except (pa.ArrowException, OSError, ValueError, KeyError):  # damaged
+    except (pa.ArrowException, MemoryError, OSError, ValueError, KeyError):  # damaged
         return _schema().empty_table().select(names)
 
 

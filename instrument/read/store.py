@@ -27,6 +27,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .damaged import parse_json
 from .schema import EXPONENTS, STATISTICS, kind_of
 
 if TYPE_CHECKING:
@@ -116,12 +117,12 @@ def read_metrics(run_dir: str | Path, start: int | None = None) -> list[dict[str
     kept: dict[tuple, dict[str, Any]] = {}
     for line in (Path(run_dir) / METRICS).read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):  # not JSON, too many digits, too deep
+            row = parse_json(line)
+        except (ValueError, RecursionError):  # not JSON, a number too large, too deep
             continue
         if (
             not isinstance(row, dict)
-            or not isinstance(row.get("step"), (int, type(None)))
+            or not (isinstance(row.get("step"), (int, type(None))) and isinstance(row.get("start", 0), int))
             or (start is not None and row.get("start") != start)
         ):
             continue
@@ -310,7 +311,7 @@ def stream_facts(path: Path) -> dict[bytes, bytes] | None:
     with path.open("rb") as file:
         try:
             return pa.ipc.open_stream(file).schema.metadata
-        except (pa.ArrowException, OSError):
+        except (pa.ArrowException, MemoryError, OSError):
             return None
 
 
@@ -340,7 +341,7 @@ def stream_batches(path: Path, columns: Sequence[str]) -> Iterator[pa.RecordBatc
                 if step[0] < 1 or (step != step[0]).any():
                     return
                 yield batch
-        except (StopIteration, pa.ArrowException, OSError, ValueError):
+        except (StopIteration, pa.ArrowException, MemoryError, OSError, ValueError):
             return
 
 

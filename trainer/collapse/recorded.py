@@ -170,7 +170,7 @@ def step_lines(run: Path) -> list[dict[str, Any]]:
     return [
         row
         for row in rows
-        if "learning_rate" in row and isinstance(row["step"], int) and isinstance(row.get("start"), int)
+        if "learning_rate" in row and isinstance(row.get("step"), int) and isinstance(row.get("start"), int)
     ]
 
 

@@ -10,7 +10,6 @@ Nothing is renamed, repaired or written, and neither torch nor transformers is i
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import re
@@ -19,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ...instrument.read.damaged import parse_json
 from ...instrument.read.store import METRICS
 from ..config.names import checkpoint_step, is_path
 from ..errors import UserError, first_line, problem
@@ -222,8 +222,8 @@ def _read_yaml(file: Path) -> Any:
 
 def _read_json(file: Path) -> dict[str, Any]:
     try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
+        values = parse_json(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
         raise UserError(problem("adapter.unreadable", file=file, what=error)) from None
     if not isinstance(values, dict):
         raise UserError(problem("adapter.unreadable", file=file, what=type(values).__name__))

@@ -7,7 +7,6 @@ and every place its weight.
 
 from __future__ import annotations
 
-import json
 import re
 import warnings
 from collections.abc import Iterable
@@ -19,6 +18,7 @@ from safetensors import safe_open
 from transformers import PreTrainedModel
 from transformers.utils import CONFIG_NAME
 
+from ...instrument.read.damaged import parse_json
 from ..config.schema import Config
 from ..config.settings import with_settings
 from ..data.labels.labels import SEVERAL, SINGLE, VALUE
@@ -119,10 +119,10 @@ def labels_of(adapter: Adapter) -> tuple[tuple[str, ...], str | None]:
         return tuple(adapter.config.data.labels or ()), None if kind == "auto" else kind
     file = adapter.folder / CONFIG_NAME  # written beside it for the names of the labels
     try:
-        found = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        found = parse_json(file.read_text(encoding="utf-8")) if file.is_file() else {}
         names = {int(number): str(name) for number, name in (found.get("id2label") or {}).items()}
         kind = found.get("problem_type")
-    except (OSError, ValueError, AttributeError) as error:
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
         raise UserError(problem("adapter.unreadable", file=file, what=first_line(error))) from None
     ordered = tuple(names[number] for number in range(len(names))) if sorted(names) == [*range(len(names))] else ()
     return ordered, kind if kind in (SINGLE, SEVERAL, VALUE) else None

@@ -204,7 +204,14 @@ def layers(history: History) -> dict[str, Any] | None:
         grid = aggregate(history.run, steps, by_step, outputs)
         rows = histograms(history.run, grid) if grid else []
         coming = forecasts(outputs, steps, grid.peaks) if grid else []
-    except (pa.ArrowException, LookupError, OSError, TypeError, ValueError):  # of another schema, or damaged
+    except (
+        pa.ArrowException,
+        MemoryError,
+        LookupError,
+        OSError,
+        TypeError,
+        ValueError,
+    ):  # of another schema, or damaged
         return {"unreadable": True}
     if grid is None:
         return None

@@ -1,0 +1,71 @@
+"""JSON whose numbers nothing can hold, wherever a run folder or an adapter has some."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+
+import pytest
+from lora_train.instrument.read.damaged import parse_json
+from lora_train.instrument.read.logs import read_history
+from lora_train.instrument.read.store import read_metrics
+from lora_train.instrument.show.report import write_report
+from lora_train.trainer.collapse.recorded import step_lines
+from lora_train.trainer.errors import UserError
+from lora_train.trainer.verbs.adapter_folder import _read_json
+
+from ...conftest import ROOT
+
+RUNS = ROOT / "tests" / "runs"
+HUGE = ["9" * 20, "9" * 400, "9" * 5000, "1e999", "-1e999"]
+
+
+@pytest.mark.parametrize("number", HUGE)
+def test_a_number_that_nothing_holds_is_none(number, tmp_path):
+    with pytest.raises(ValueError, match=r"number|digits"):
+        parse_json(f'{{"step": {number}}}')
+    (tmp_path / "a.json").write_text(f'{{"lora_alpha": {number}}}')
+    with pytest.raises(UserError):
+        _read_json(tmp_path / "a.json")
+
+
+def test_other_numbers_are_what_json_says():
+    text = '[1, -9223372036854775808, 1.5, 1e308, 5e-324, NaN, -Infinity, "9e999"]'
+    first, least, *others = parse_json(text)
+    assert (first, least, type(first)) == (1, -(2**63), int)
+    assert others[:3] == [1.5, 1e308, 5e-324]
+    assert math.isnan(others[3])
+    assert others[4:] == [-math.inf, "9e999"]
+
+
+@pytest.mark.parametrize("number", [*HUGE, "1e30", '"x"'])
+@pytest.mark.parametrize("key", ["step", "start", "loss_scale"])
+def test_a_line_of_metrics_with_such_a_number_ends_nothing(tmp_path, key, number):
+    run = shutil.copytree(RUNS / "healed", tmp_path / "run")
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    values = json.loads(lines[3])
+    values[key] = "HERE"
+    lines[3] = json.dumps(values).replace('"HERE"', number)
+    (run / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    whole = len(read_metrics(RUNS / "healed"))
+    assert len(read_metrics(run)) == whole - (key != "loss_scale" or number in HUGE)
+    assert write_report(run).is_file()
+    assert read_history(run).last_step == read_history(RUNS / "healed").last_step
+
+
+def test_a_diagnosis_with_such_a_number_is_left_out(tmp_path):
+    run = shutil.copytree(RUNS / "healed", tmp_path / "run")
+    file = next(run.glob("incidents/*/diagnosis.json"))
+    values = json.loads(file.read_text())
+    file.write_text(json.dumps(values | {"step": 10**400}))
+    assert read_history(run).incidents == []
+    assert write_report(run).is_file()
+
+
+def test_a_line_without_its_step_is_no_step_to_replay(tmp_path):
+    run = shutil.copytree(RUNS / "healed", tmp_path / "run")
+    whole = step_lines(run)
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    (run / "metrics.jsonl").write_text("\n".join(line.replace('"step"', '"stop"', 1) for line in lines[:1] + lines))
+    assert len(step_lines(run)) < len(whole)
