@@ -75,6 +75,8 @@ PEER_NAMES = {
     "eval_dataset": "data.eval",
     "test_datasets": "data.eval",
     "validation_file": "data.eval",
+    "patience": "training.early_stopping_patience",
+    "per_device_batch_size": "training.per_device_train_batch_size",
     "template": "data.format",
     "prompt_style": "data.format",
     "prompt_format": "data.format",
@@ -118,7 +120,7 @@ OPPOSITES = {
     "disable_gradient_checkpointing": "training.gradient_checkpointing",
 }
 # Least likeness of names, in difflib's measure: in the section, of a peer, in another section.
-HERE, PEER, ELSEWHERE = 0.6, 0.75, 0.8
+HERE, PEER, ELSEWHERE = 0.7, 0.75, 0.8
 # Harmless in general, but ours has a key that it is the opposite of, or another name for.
 _MEANT = PEER_NAMES.keys() | OPPOSITES.keys()
 

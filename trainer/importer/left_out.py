@@ -21,7 +21,7 @@ HARMLESS = frozenset(
     ms_hub_token om_hub_token hf_use_auth_token push_dataset_to_hub push_to_hub_token push_to_hub_model_id
     use_auth_token token tags dataloader_num_workers dataloader_pin_memory dataloader_prefetch_factor
     dataloader_persistent_workers dataloader_in_order dataloader_multiprocessing_context preprocessing_num_workers
-    preprocessing_batch_size dataset_num_proc dataset_processes dataset_batch_size dataset_prepared_path
+    preprocessing_batch_size num_proc dataset_num_proc dataset_processes dataset_batch_size dataset_prepared_path
     dataset_keep_in_memory dataset_kwargs dataset_shard_num dataset_shard_idx num_dataset_shards_to_save
     skip_prepare_dataset data_shared_file_system tokenized_path dataset_dir media_dir cache_dir offload_folder
     remove_unused_columns length_column_name strict local_rank world_size device no_cuda use_cpu use_mps_device

@@ -57,6 +57,30 @@ def test_hints_name_the_key_that_was_meant(tmp_path):
     assert found["training.overwrite_cache"].startswith("data.cache is the opposite of overwrite_cache")
 
 
+@pytest.mark.parametrize("key", ["data.split", "data.shards", "training.momentum", "training.curriculum", "lora.scale"])
+def test_a_name_that_is_not_near_gets_no_guess(tmp_path, key):
+    section, name = key.split(".")
+    found = problems(write(tmp_path, {**MINIMAL, section: {**MINIMAL.get(section, {}), name: 3}}))
+    assert "did you mean" not in found[key]
+
+
+@pytest.mark.parametrize(
+    ("key", "meant"),
+    [
+        ("training.per_device_batch_size", "training.per_device_train_batch_size"),
+        ("training.learning_rte", "training.learning_rate"),
+        ("training.num_epochs", "training.num_train_epochs"),
+        ("training.patience", "training.early_stopping_patience"),
+        ("data.cutof_len", "data.cutoff_len"),
+        ("lora.lora_alhpa", "lora.lora_alpha"),
+    ],
+)
+def test_a_slip_gets_its_guess(tmp_path, key, meant):
+    section, name = key.split(".")
+    found = problems(write(tmp_path, {**MINIMAL, section: {**MINIMAL.get(section, {}), name: 3}}))
+    assert found[key].startswith(f"did you mean {meant}?")
+
+
 def test_harmless_keys_are_taken_with_one_note(tmp_path):
     content = {**MINIMAL, "wandb_project": "p", "training": {"dataloader_num_workers": 4, "tf32": True, "seed": 3}}
     told: list[str] = []
