@@ -5,11 +5,12 @@ training_args.bin, which has everything, is a pickle: reading it would run code,
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from ..read.damaged import parse_json
 
 README, ADAPTER = "README.md", "adapter_config.json"
 LARGEST = 1 << 20
@@ -71,7 +72,7 @@ def _text(path: Path) -> str:
 
 def _of_adapter(path: Path) -> dict[str, Any]:
     try:
-        values = json.loads(_text(path) or "{}")
+        values = parse_json(_text(path) or "{}")
     except (ValueError, RecursionError):
         return {}
     if not isinstance(values, dict):

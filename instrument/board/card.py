@@ -5,7 +5,6 @@ A card is plain JSON, so that it can be kept. Imports no torch; pandas with the 
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..messages import LANGUAGES
+from ..read.damaged import parse_json, parse_yaml
 from ..read.history import History, SourceError
 from ..read.schema import kind_of
 from ..read.store import METRICS
@@ -57,7 +57,7 @@ def failed(key: str, /, **values: Any) -> dict[str, Any]:
 def peek(path: Path) -> dict[str, Any]:
     """What costs nothing to know: the last step, its loss, whether the run is finished, when it was started."""
     try:
-        env = json.loads((path / "env.json").read_text(encoding="utf-8"))
+        env = parse_json((path / "env.json").read_text(encoding="utf-8"))
         started = _time(env["started"])
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
         started = None
@@ -135,7 +135,7 @@ def _study(path: Path) -> dict[str, Any]:
 
     claims = read_claims(path)
     try:
-        plan = yaml.safe_load((path / STUDY).read_text(encoding="utf-8"))
+        plan = parse_yaml((path / STUDY).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError, yaml.YAMLError):
         plan = None
     plan = plan if isinstance(plan, dict) else {}

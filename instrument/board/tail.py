@@ -6,12 +6,12 @@ bytes before the place that was reached are others, is to be read anew.
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from pathlib import Path
 from typing import Any
 
+from ..read.damaged import parse_json
 from ..read.schema import kind_of
 
 CHUNK = 1 << 22
@@ -72,7 +72,7 @@ class Tail:
 def row_of(line: bytes) -> dict[str, Any] | None:
     """The mapping that a line is; None of anything else."""
     try:
-        row = json.loads(line)
+        row = parse_json(line)
     except (ValueError, RecursionError):
         return None
     return row if isinstance(row, dict) else None

@@ -1,4 +1,4 @@
-"""JSON from a file that anything may have damaged."""
+"""JSON and YAML from a file that anything may have damaged."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import Any
 
 # Of int64: what is counted, a step or a rank, is below it.
 LARGEST = 2**63
+# An int of fewer is within int64.
+DIGITS = 19
 
 
 def parse_json(text: str | bytes) -> Any:
@@ -18,6 +20,38 @@ def parse_json(text: str | bytes) -> Any:
         RecursionError: it is nested too deep.
     """
     return json.loads(text, parse_int=_whole, parse_float=_finite)
+
+
+def parse_foreign_json(text: str) -> Any:
+    """The same of what others write, who may count beyond int64: such a number is a float, and may be infinite.
+
+    Raises:
+        ValueError: it is no JSON.
+        RecursionError: it is nested too deep.
+    """
+    return json.loads(text, parse_int=lambda digits: int(digits) if len(digits) < DIGITS else float(digits))
+
+
+def parse_yaml(text: str) -> Any:
+    """What yaml.safe_load says.
+
+    Raises:
+        ValueError: it holds a number beyond int64.
+        yaml.YAMLError: it is no YAML.
+        RecursionError: it is nested too deep.
+    """
+    import yaml
+
+    found = yaml.safe_load(text)
+    waiting, seen = [found], set()  # an alias may stand within what it names
+    while waiting:
+        one = waiting.pop()
+        if isinstance(one, int) and not -LARGEST <= one < LARGEST:
+            raise ValueError("a number beyond int64")
+        if isinstance(one, (dict, list)) and id(one) not in seen:
+            seen.add(id(one))
+            waiting += one.values() if isinstance(one, dict) else one
+    return found
 
 
 def _whole(digits: str) -> int:

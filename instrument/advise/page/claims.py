@@ -7,12 +7,12 @@ Read with suspicion: a file that is torn or says something else is a trial that 
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ...messages import LANGUAGES
+from ...read.damaged import parse_json
 from ..sources import LARGEST, last_attempts
 
 STUDY, CLAIMS, OUTCOME = "study.yaml", "claims", "outcome.json"
@@ -73,7 +73,7 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > LARGEST:
             return {}
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from ..damaged import parse_json
+from ..damaged import parse_json, parse_yaml
 from ..history import COLUMNS, TASKS, History, SourceError
 from ..load import Run
 from ..schema import kind_of
@@ -137,7 +137,7 @@ def _whole(values: Any) -> list[int]:
 
 
 def _yaml(path: Path) -> dict[str, dict[str, Any]]:
-    sections = _read(path, yaml.safe_load)
+    sections = _read(path, parse_yaml)
     if not isinstance(sections, dict):
         return {}
     return {str(name): values for name, values in sections.items() if isinstance(values, dict)}

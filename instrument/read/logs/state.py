@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from typing import Any
 
+from ..damaged import parse_foreign_json
 from .log import Log
 from .values import MOST_STEPS, Record, canonical, flat, is_known, is_summary, number
 
@@ -24,7 +24,7 @@ def parse_json(text: str) -> Any:
     if text[:1] not in "[{":
         return None
     try:
-        return json.loads(text)
+        return parse_foreign_json(text)
     except (ValueError, RecursionError):
         return None
 

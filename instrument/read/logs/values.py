@@ -116,7 +116,9 @@ def number(value: Any) -> Any:
         value = _WRAPPED.sub(r"\1", value)
     try:
         return float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError, OverflowError):
+    except OverflowError:  # an int of more than 308 digits
+        return math.inf if value > 0 else -math.inf
+    except (TypeError, ValueError):
         return value
 
 

@@ -7,7 +7,7 @@ import math
 import shutil
 
 import pytest
-from lora_train.instrument.read.damaged import parse_json
+from lora_train.instrument.read.damaged import parse_foreign_json, parse_json, parse_yaml
 from lora_train.instrument.read.logs import read_history
 from lora_train.instrument.read.store import read_metrics
 from lora_train.instrument.show.report import write_report
@@ -28,6 +28,28 @@ def test_a_number_that_nothing_holds_is_none(number, tmp_path):
     (tmp_path / "a.json").write_text(f'{{"lora_alpha": {number}}}')
     with pytest.raises(UserError):
         _read_json(tmp_path / "a.json")
+
+
+def test_numbers_of_others_are_floats():
+    first, *others = parse_foreign_json("[7, 99999999999999999999, -1e999, " + "9" * 400 + "]")
+    assert (first, type(first)) == (7, int)
+    assert others == [1e20, -math.inf, math.inf]
+
+
+@pytest.mark.parametrize("number", HUGE[:3])
+def test_a_yaml_number_that_nothing_holds_is_none(number, tmp_path):
+    with pytest.raises(ValueError, match=r"number|digits"):
+        parse_yaml(f"training: {{max_steps: [1, {number}]}}")
+    run = shutil.copytree(RUNS / "healthy", tmp_path / "run")
+    file = run / "config.yaml"
+    file.write_text(file.read_text() + f"\nmore: {{n: {number}}}\n")
+    assert read_history(run).config == {}
+    assert write_report(run).is_file()
+
+
+def test_a_yaml_that_holds_itself_is_read():
+    found = parse_yaml("a: &a [1, *a]")
+    assert found["a"][1] is found["a"]
 
 
 def test_other_numbers_are_what_json_says():
