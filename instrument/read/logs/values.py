@@ -117,7 +117,7 @@ def number(value: Any) -> Any:
     try:
         return float(value)  # type: ignore[arg-type]
     except OverflowError:  # an int of more than 308 digits
-        return math.inf if value > 0 else -math.inf
+        return math.inf if isinstance(value, int) and value > 0 else -math.inf
     except (TypeError, ValueError):
         return value
 
