@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import yaml
+from lora_train.instrument.judge.row_score import FLAGGED
 
 from ..faults.__main__ import versions
 from .plant import KINDS, plant
@@ -139,6 +140,9 @@ def table(found: dict[str, list[dict[str, float]]]) -> bool:
             short |= below
             cells.append(f"{area:.3f} ({low:.2f} to {high:.2f})" + ("!" if below else ""))
         print(f"{kind:<10} {len(found.get(kind, [])):>5}  " + "  ".join(f"{cell:<20}" for cell in cells))
+    for ranking in ("score", "probed"):
+        n = sum(values[ranking] >= FLAGGED for values in others)
+        print(f"{ranking}: {n} of {len(others)} rows that were left alone stand out")
     for kind in KINDS:
         by = {
             name: auroc(*(np.array([v[name] for v in own]) for own in (found[kind], others))) for name in RANKINGS[2:]

@@ -26,8 +26,7 @@ from .row_ranks import standing_out
 FLAGGED = 3.6
 MOST_ALIKE = 7.0
 CUT = 1.0
-# Nats that are no saving; and what a spread counts of what somebody asked for, whose upper tail is light: of rows whose
-# answer is theirs one in a hundred is 2.4 spreads out (`python -m benchmarks.rows`).
+# Nats that are no saving; and what a spread counts of what somebody asked for: ranked so, it leads.
 LEAST, PROBED = 0.01, 2.0
 NOT_FINITE = 99.0
 
