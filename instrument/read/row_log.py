@@ -233,9 +233,8 @@ def read_training_rows(run_dir: str | Path, steps: Iterable[int] | None = None, 
     tables, modules, whole = [], [], True
     for path in row_files(Path(run_dir)):
         table = _read_file(path, shares)
-        facts = table.schema.metadata or {}
-        modules = json.loads(facts.get(b"modules", b"[]"))
-        whole = whole and json.loads(facts.get(b"whole", b"true"))
+        modules, own = _facts(table.schema.metadata or {})
+        whole = whole and own
         start = pa.array(np.full(table.num_rows, _order(path)[0], np.int32))
         tables.append(table.replace_schema_metadata(None).append_column("start", start))
     names = [name for name in TRAINING_ROWS if shares or name != "shares"]
@@ -253,6 +252,17 @@ def read_training_rows(run_dir: str | Path, steps: Iterable[int] | None = None, 
         frame["grad_norm"] = np.sqrt(frame["sumsq"].to_numpy("float64")) * total / frame["n_supervised"].to_numpy()
     frame.attrs |= {"modules": modules, "whole": bool(whole)}
     return frame
+
+
+def _facts(metadata: Mapping[bytes, bytes]) -> tuple[list[str], bool]:
+    """The modules of the shares, and whether all that is trained is among the squares; damaged, none and no."""
+    try:
+        modules, whole = (
+            json.loads(metadata.get(key, value)) for key, value in ((b"modules", "[]"), (b"whole", "true"))
+        )
+    except (ValueError, RecursionError):
+        return [], False
+    return list(map(str, modules)) if isinstance(modules, list) else [], bool(whole)
 
 
 def _read_file(path: Path, shares: bool) -> pa.Table:

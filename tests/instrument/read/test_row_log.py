@@ -93,6 +93,16 @@ def test_a_torn_end_is_left_out(tmp_path: Path):
     assert len(read_training_rows(tmp_path)) == 0
 
 
+@pytest.mark.parametrize("damage", [b"\xa5", b"{", b"9"])
+def test_rows_whose_names_of_modules_are_damaged_are_read_without(tmp_path: Path, damage: bytes):
+    write(tmp_path, 0, range(1, 4))
+    path = tmp_path / ROWS / "start-0.arrows"
+    path.write_bytes(path.read_bytes().replace(b'["a.q_proj"', damage * 11))
+    frame = read_training_rows(tmp_path, shares=True)
+    assert frame["row"].tolist() == [5, 7, 1] * 3
+    assert frame.attrs == {"modules": [], "whole": False}
+
+
 def test_without_rows_the_frame_is_empty(tmp_path: Path):
     frame = read_training_rows(tmp_path)
     assert len(frame) == 0
