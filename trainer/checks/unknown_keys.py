@@ -119,8 +119,8 @@ OPPOSITES = {
     "overwrite_cache": "data.cache",
     "disable_gradient_checkpointing": "training.gradient_checkpointing",
 }
-# Least likeness of names, in difflib's measure: in the section, of a peer, in another section.
-HERE, PEER, ELSEWHERE = 0.7, 0.75, 0.8
+# Least likeness of names, in difflib's measure: of a section, in the section, of a peer, in another section.
+SECTION, HERE, PEER, ELSEWHERE = 0.6, 0.7, 0.75, 0.8
 # Harmless in general, but ours has a key that it is the opposite of, or another name for.
 _MEANT = PEER_NAMES.keys() | OPPOSITES.keys()
 
@@ -169,7 +169,7 @@ class Unknown:
 
 
 def _likely_section(name: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=1, cutoff=HERE)
+    close = difflib.get_close_matches(name, known, n=1, cutoff=SECTION)
     return say("config.did_you_mean", guess=close[0]) if close else ""
 
 
