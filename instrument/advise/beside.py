@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ..read.damaged import parse_json
+from ..read.damaged import parse_own_json
 
 README, ADAPTER = "README.md", "adapter_config.json"
 LARGEST = 1 << 20
@@ -72,7 +72,7 @@ def _text(path: Path) -> str:
 
 def _of_adapter(path: Path) -> dict[str, Any]:
     try:
-        values = parse_json(_text(path) or "{}")
+        values = parse_own_json(_text(path) or "{}")
     except (ValueError, RecursionError):
         return {}
     if not isinstance(values, dict):

@@ -23,7 +23,7 @@ import yaml
 
 from ..judge.explain import Finding, explain
 from ..judge.metrics import lower_is_better
-from ..read.damaged import parse_json, parse_yaml
+from ..read.damaged import parse_own_json, parse_yaml
 from ..read.history import History, SourceError
 from ..read.logs import STATE, read_history
 from ..read.store import METRICS, SITES
@@ -88,7 +88,7 @@ def _unrecorded(folder: Path) -> list[str]:
     found = []
     for path in last_attempts(attempts):
         try:
-            outcome = parse_json((path / OUTCOME).read_text(encoding="utf-8"))
+            outcome = parse_own_json((path / OUTCOME).read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError):  # it goes on, or the file is torn
             continue
         went_well = isinstance(outcome, dict) and outcome.get("ended") in ("done", "early")
@@ -119,7 +119,7 @@ def _facts(folder: Path) -> dict[str, Any]:
             if not path.is_file() or path.stat().st_size > LARGEST:
                 continue
             text = path.read_text(encoding="utf-8")
-            facts = parse_json(text) if name.endswith("json") else parse_yaml(text)
+            facts = parse_own_json(text) if name.endswith("json") else parse_yaml(text)
         except (OSError, ValueError, RecursionError, yaml.YAMLError):
             continue
         if isinstance(facts, dict):

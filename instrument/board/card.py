@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..messages import LANGUAGES
-from ..read.damaged import parse_json, parse_yaml
+from ..read.damaged import parse_own_json, parse_yaml
 from ..read.history import History, SourceError
 from ..read.schema import kind_of
 from ..read.store import METRICS
@@ -57,7 +57,7 @@ def failed(key: str, /, **values: Any) -> dict[str, Any]:
 def peek(path: Path) -> dict[str, Any]:
     """What costs nothing to know: the last step, its loss, whether the run is finished, when it was started."""
     try:
-        env = parse_json((path / "env.json").read_text(encoding="utf-8"))
+        env = parse_own_json((path / "env.json").read_text(encoding="utf-8"))
         started = _time(env["started"])
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
         started = None

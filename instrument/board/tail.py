@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from ..read.damaged import parse_json
+from ..read.damaged import parse_own_json
 from ..read.schema import kind_of
 
 CHUNK = 1 << 22
@@ -72,7 +72,7 @@ class Tail:
 def row_of(line: bytes) -> dict[str, Any] | None:
     """The mapping that a line is; None of anything else."""
     try:
-        row = parse_json(line)
+        row = parse_own_json(line)
     except (ValueError, RecursionError):
         return None
     return row if isinstance(row, dict) else None

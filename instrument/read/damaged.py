@@ -12,7 +12,14 @@ LARGEST = 2**63
 DIGITS = 19
 
 
-def parse_json(text: str | bytes) -> Any:
+def damage() -> tuple[type[Exception], ...]:
+    """What reading a table may raise that is torn, damaged or of another version."""
+    import pyarrow as pa
+
+    return pa.ArrowException, MemoryError, LookupError, OSError, TypeError, ValueError
+
+
+def parse_own_json(text: str | bytes) -> Any:
     """What json.loads says; NaN and Infinity are read, as Python writes them.
 
     Raises:

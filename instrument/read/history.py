@@ -13,6 +13,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from ..messages import say
+from .damaged import damage
 from .load import Run
 from .schema import STEP_COLUMNS
 
@@ -150,20 +151,11 @@ class History:
 
     def stats(self, sites: str, columns: list[str], steps: Iterable[int] | int) -> pd.DataFrame | None:
         """Run.stats; None where nothing was recorded, or where it is damaged, which `damaged` then says."""
-        import pyarrow as pa
-
         if self.run is None:
             return None
         try:
             frame = self.run.stats(sites, columns, steps)
-        except (
-            pa.ArrowException,
-            MemoryError,
-            LookupError,
-            OSError,
-            TypeError,
-            ValueError,
-        ):  # cut off, or of another version
+        except damage():  # cut off, or of another version
             self.damaged = True
             return None
         return None if frame.empty else frame

@@ -27,7 +27,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .damaged import parse_json
+from .damaged import parse_own_json
 from .schema import EXPONENTS, STATISTICS, kind_of
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ def read_metrics(run_dir: str | Path, start: int | None = None) -> list[dict[str
     kept: dict[tuple, dict[str, Any]] = {}
     for line in (Path(run_dir) / METRICS).read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            row = parse_json(line)
+            row = parse_own_json(line)
         except (ValueError, RecursionError):  # not JSON, a number too large, too deep
             continue
         if (

@@ -124,13 +124,13 @@ def _probable(raw: bytes) -> str | None:
 
 def _parsed(line: str, name: str, number: int) -> Any:
     try:
-        return parse_json(line)
+        return parse_row(line)
     except ValueError as error:  # a number of 5,000 digits is a ValueError without a position
         what = getattr(error, "msg", None) or first_line(error)
         return BadRow(("data.not_json", {"source": name, "line": number, "what": what}))
 
 
-def parse_json(text: str) -> Any:
+def parse_row(text: str) -> Any:
     """What json.loads says.
 
     Raises:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...instrument.read.damaged import parse_json
+from ...instrument.read.damaged import parse_own_json
 from ...instrument.read.store import METRICS
 from ..config.names import checkpoint_step, is_path
 from ..errors import UserError, first_line, problem
@@ -222,7 +222,7 @@ def _read_yaml(file: Path) -> Any:
 
 def _read_json(file: Path) -> dict[str, Any]:
     try:
-        values = parse_json(file.read_text(encoding="utf-8"))
+        values = parse_own_json(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
         raise UserError(problem("adapter.unreadable", file=file, what=error)) from None
     if not isinstance(values, dict):

@@ -18,7 +18,7 @@ from safetensors import safe_open
 from transformers import PreTrainedModel
 from transformers.utils import CONFIG_NAME
 
-from ...instrument.read.damaged import parse_json
+from ...instrument.read.damaged import parse_own_json
 from ..config.schema import Config
 from ..config.settings import with_settings
 from ..data.labels.labels import SEVERAL, SINGLE, VALUE
@@ -119,7 +119,7 @@ def labels_of(adapter: Adapter) -> tuple[tuple[str, ...], str | None]:
         return tuple(adapter.config.data.labels or ()), None if kind == "auto" else kind
     file = adapter.folder / CONFIG_NAME  # written beside it for the names of the labels
     try:
-        found = parse_json(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        found = parse_own_json(file.read_text(encoding="utf-8")) if file.is_file() else {}
         names = {int(number): str(name) for number, name in (found.get("id2label") or {}).items()}
         kind = found.get("problem_type")
     except (OSError, ValueError, AttributeError, RecursionError) as error:

@@ -177,7 +177,7 @@ def frame_of(rows: Iterable[Record], columns: Sequence[str]) -> pd.DataFrame:
     ]
     others = dict.fromkeys(key for row in kept for key in row if key not in columns)
     frame = pd.DataFrame(kept).reindex(columns=[*columns, *others])
-    numbers = _within_float32(frame.apply(_numbers).astype("float64"))
+    numbers = _within_float32(frame.apply(pd.to_numeric, errors="coerce").astype("float64"))
     numbers = numbers.dropna(subset=["step"]).drop_duplicates("step", keep="last")
     numbers = numbers.sort_values("step", kind="stable", ignore_index=True)
     numbers.attrs[PRINTED] = tuple(dict.fromkeys(key for row in kept for key in row))
@@ -190,16 +190,6 @@ def _within_float32(numbers: pd.DataFrame) -> pd.DataFrame:
     values[beyond] = np.copysign(np.inf, values[beyond])
     values[abs(values) < SMALLEST] = 0.0
     return numbers.__class__(values, numbers.index, numbers.columns)
-
-
-def _numbers(column: pd.Series) -> Any:
-    """NaN for what is no number; of what is beyond float64, inf."""
-    import pandas as pd
-
-    try:
-        return pd.to_numeric(column, errors="coerce")
-    except OverflowError:  # pandas takes no int of 400 digits
-        return pd.to_numeric(column.map(str), errors="coerce")
 
 
 def _interval(steps: pd.DataFrame) -> int:

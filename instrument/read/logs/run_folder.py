@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from ..damaged import parse_json, parse_yaml
+from ..damaged import parse_own_json, parse_yaml
 from ..history import COLUMNS, TASKS, History, SourceError
 from ..load import Run
 from ..schema import kind_of
@@ -25,7 +25,7 @@ def read_run_folder(path: Path) -> History:
     Raises:
         SourceError: another version wrote it, or it cannot be read.
     """
-    env = _read(path / "env.json", parse_json)
+    env = _read(path / "env.json", parse_own_json)
     env = env if isinstance(env, dict) else {}
     if (version := env.get("schema_version", SCHEMA_VERSION)) != SCHEMA_VERSION:
         raise SourceError("source.other_schema", path=path, version=version, known=SCHEMA_VERSION)
@@ -108,7 +108,7 @@ def incidents_of(path: Path) -> list[dict[str, Any]]:
     """Every diagnosis.json of a run folder with its folder's name, in order of steps; a torn one is left out."""
     found = []
     for file in sorted(path.glob("incidents/*/diagnosis.json")):
-        diagnosis = _read(file, parse_json)
+        diagnosis = _read(file, parse_own_json)
         if isinstance(diagnosis, dict) and isinstance(diagnosis.get("step"), int):
             found.append({**_incident(diagnosis), "folder": file.parent.name})
     return sorted(found, key=lambda diagnosis: diagnosis["step"])

@@ -10,7 +10,6 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from ...judge.explain import TOPICS, Finding, History, advised, explain
 from ...judge.explain.finding import VERDICTS
@@ -18,6 +17,7 @@ from ...judge.forecast import Forecaster
 from ...judge.row_score import Texts
 from ...judge.wording import DESCRIBED, OURS, lines_of
 from ...messages import LANGUAGES, say_in
+from ...read.damaged import damage
 from ..page import texts as sentences
 from ..page.people import run_name, setting, without_paths
 from .aggregate import GRIDS, aggregate, histograms
@@ -204,14 +204,7 @@ def layers(history: History) -> dict[str, Any] | None:
         grid = aggregate(history.run, steps, by_step, outputs)
         rows = histograms(history.run, grid) if grid else []
         coming = forecasts(outputs, steps, grid.peaks) if grid else []
-    except (
-        pa.ArrowException,
-        MemoryError,
-        LookupError,
-        OSError,
-        TypeError,
-        ValueError,
-    ):  # of another schema, or damaged
+    except damage():  # of another schema, or damaged
         return {"unreadable": True}
     if grid is None:
         return None

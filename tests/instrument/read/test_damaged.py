@@ -7,7 +7,7 @@ import math
 import shutil
 
 import pytest
-from lora_train.instrument.read.damaged import parse_foreign_json, parse_json, parse_yaml
+from lora_train.instrument.read.damaged import parse_foreign_json, parse_own_json, parse_yaml
 from lora_train.instrument.read.logs import read_history
 from lora_train.instrument.read.store import read_metrics
 from lora_train.instrument.show.report import write_report
@@ -24,7 +24,7 @@ HUGE = ["9" * 20, "9" * 400, "9" * 5000, "1e999", "-1e999"]
 @pytest.mark.parametrize("number", HUGE)
 def test_a_number_that_nothing_holds_is_none(number, tmp_path):
     with pytest.raises(ValueError, match=r"number|digits"):
-        parse_json(f'{{"step": {number}}}')
+        parse_own_json(f'{{"step": {number}}}')
     (tmp_path / "a.json").write_text(f'{{"lora_alpha": {number}}}')
     with pytest.raises(UserError):
         _read_json(tmp_path / "a.json")
@@ -54,7 +54,7 @@ def test_a_yaml_that_holds_itself_is_read():
 
 def test_other_numbers_are_what_json_says():
     text = '[1, -9223372036854775808, 1.5, 1e308, 5e-324, NaN, -Infinity, "9e999"]'
-    first, least, *others = parse_json(text)
+    first, least, *others = parse_own_json(text)
     assert (first, least, type(first)) == (1, -(2**63), int)
     assert others[:3] == [1.5, 1e308, 5e-324]
     assert math.isnan(others[3])

@@ -8,7 +8,7 @@ import json
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from lora_train.trainer.data.readers import DEEPEST, TOO_DEEP, BadRow, kind_of, parse_json, read_rows
+from lora_train.trainer.data.readers import DEEPEST, TOO_DEEP, BadRow, kind_of, parse_row, read_rows
 from lora_train.trainer.data.sources import open_source
 from lora_train.trainer.errors import UserError
 
@@ -134,7 +134,7 @@ def test_a_row_that_is_nested_too_deep_is_a_bad_row(tmp_path, depth):
     assert isinstance(second, BadRow)
     assert second.faults[0][1]["what"] == TOO_DEEP
     with pytest.raises(ValueError, match=TOO_DEEP):
-        parse_json(deep)
+        parse_row(deep)
 
 
 def test_a_row_of_a_json_file_that_is_nested_too_deep_is_a_bad_row(tmp_path):

@@ -7,7 +7,7 @@ from contextlib import suppress
 from typing import Any
 
 from ..fields import is_empty, printable
-from ..readers import BadRow, parse_json
+from ..readers import BadRow, parse_row
 
 
 def tools_of(row: Mapping[str, Any]) -> tuple[Mapping[str, Any], ...]:
@@ -51,7 +51,7 @@ def calls_of(place: str, value: Any) -> list[dict[str, Any]]:
         arguments = function.get("arguments", function.get("parameters", {}))
         if isinstance(arguments, str):
             with suppress(ValueError):  # a tool may take plain text
-                arguments = parse_json(arguments) if arguments.strip() else {}
+                arguments = parse_row(arguments) if arguments.strip() else {}
         kept = {key: call[key] for key in ("id",) if call.get(key) is not None}
         named = {"name": function["name"], "arguments": _without_nulls(arguments)}
         calls.append({**kept, "type": "function", "function": named})
@@ -65,7 +65,7 @@ def from_json(place: str, text: str) -> Any:
         BadRow: it is none.
     """
     try:
-        return parse_json(text)
+        return parse_row(text)
     except ValueError as error:
         raise BadRow(("data.bad_json", {"field": place, "what": printable(str(error))})) from None
 
