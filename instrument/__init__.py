@@ -12,8 +12,6 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from .quiet import quiet_notes
-
 if TYPE_CHECKING:
     from .attach.callback import InstrumentCallback
     from .attach.instrument import Instrument
@@ -30,8 +28,6 @@ _HOME = {
     "show_runs": ".board.static",
     "watch": ".record.recorder",
 }
-
-quiet_notes()
 
 
 def __getattr__(name: str) -> Any:

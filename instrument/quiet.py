@@ -4,7 +4,7 @@
                                            for a faster kernel for generation in a library of Hugging Face's
     MatMul8bitLt: inputs will be cast      bitsandbytes, at every product of an 8-bit weight: LLM.int8() is that
 
-Set when `instrument` is imported: before bitsandbytes is, and for the command as for a program with the callback.
+Set when `lora_train` is imported: before bitsandbytes is, and for the command as for a program with the callback.
 """
 
 from __future__ import annotations

@@ -10,13 +10,15 @@
     trainer.add_callback(InstrumentCallback("runs/x"))   # records transformers' Trainer, whatever it trains
 
 This file stands here because the package's folders stand at the top of the repository: setup.py puts them together.
-Nothing is imported before it is asked for.
+Nothing is imported before it is asked for, but what keeps notes of bitsandbytes that nobody can act on out of the log.
 """
 
 from __future__ import annotations
 
 import importlib
 from typing import TYPE_CHECKING, Any
+
+from .instrument.quiet import quiet_notes
 
 if TYPE_CHECKING:
     from .instrument.attach.callback import InstrumentCallback
@@ -46,6 +48,8 @@ _HOME = {
     "train": "trainer.api.train",
     "watch": "instrument.record.recorder",
 }
+
+quiet_notes()
 
 
 def __getattr__(name: str) -> Any:
