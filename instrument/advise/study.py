@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -94,6 +94,29 @@ class Study:
         """Alive, with evaluations; those short of their steps only where no other is there."""
         evaluated = [trial for trial in self.alive if len(trial.evaluations[0])]
         return [trial for trial in evaluated if trial not in self.unfinished] or evaluated
+
+    @cached_property
+    def rounds(self) -> list[Study]:
+        """The runs of each round that was planned, the first round first; the study itself where they are of one.
+
+        A later round has more steps and a schedule for them: its runs are held against each other alone.
+        """
+        later = self.facts.get("rounds")
+        planned = [one.get("steps") for one in later if isinstance(one, dict)] if isinstance(later, list) else []
+        own = {trial.horizon for trial in self.trials}
+        if len(own) < 2 or not planned or not own <= {self.facts.get("steps"), *planned}:
+            return [self]
+        return [replace(self, trials=[trial for trial in self.trials if trial.horizon == n]) for n in sorted(own)]
+
+    @property
+    def searching(self) -> Study:
+        """The round in which values were searched."""
+        return self.rounds[0]
+
+    @property
+    def deciding(self) -> Study:
+        """The longest round in which runs can be held against each other."""
+        return next((one for one in reversed(self.rounds) if len(one.judged) > 1), self.searching)
 
     @cached_property
     def varied(self) -> list[str]:

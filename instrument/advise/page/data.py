@@ -154,6 +154,7 @@ def _trial(claim: Claim, trial: Trial | None, keys: Sequence[str]) -> dict[str, 
 
 def _isolation(study: Study, key: str) -> dict[str, Any] | None:
     """Of each value of a key the best point over everything else."""
+    study = study.searching
     if key not in study.varied or not study.rankable:
         return None
     points = profile(study, key)

@@ -105,20 +105,12 @@ def same_budget(study: Study) -> Iterator[Advice]:
     if min(lengths) == max(lengths):
         yield Advice("P3", "answered", "advise.p3_same", values)
         return
-    planned = _lengths_of_rounds(study)
-    if set(lengths) <= set(planned):
-        yield Advice("P3", "answered", "advise.p3_rounds", values | {"rounds": len(set(lengths))})
+    if len(study.rounds) > 1:
+        yield Advice("P3", "answered", "advise.p3_rounds", values | {"rounds": len(study.rounds)})
         return
     shortest = [trial for trial in study.trials if trial.horizon == min(lengths)]
     step = step_with(shortest[0], {"training.max_steps": max(lengths)}, steps=max(lengths), runs=len(shortest))
     yield Advice("P3", "against", "advise.p3_vary", values, names(shortest), step)
-
-
-def _lengths_of_rounds(study: Study) -> list[int]:
-    """Steps of a trial in each round that the study's file names; trials of one round are held against each other."""
-    rounds = study.facts.get("rounds")
-    later = [one.get("steps") for one in rounds if isinstance(one, dict)] if isinstance(rounds, list) else []
-    return [n for n in (study.facts.get("steps"), *later) if isinstance(n, int)] if later else []
 
 
 def best_step(study: Study) -> Iterator[Advice]:

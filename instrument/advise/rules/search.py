@@ -61,6 +61,7 @@ def numeric(study: Study) -> list[str]:
 
 def edge(study: Study) -> Iterator[Advice]:
     """P2: the best value must not be the lowest or the highest that was tried."""
+    study = study.searching
     keys = numeric(study)
     if not keys:
         trial = study.judged[0] if study.judged else study.trials[0]
@@ -112,6 +113,7 @@ def _beyond(point: Point, key: str, value: float, up: bool):
 
 def batch(study: Study) -> Iterator[Advice]:
     """P9: a batch size is judged only where the rate was tuned for it; and which budget was held is said."""
+    study = study.searching
     if len(study.trials) < 2:
         return
     sizes = {trial.batch for trial in study.trials}
@@ -174,6 +176,7 @@ def _tuned_batches(study: Study, sizes: list[float], values: dict[str, Any]) -> 
 
 def isolated(study: Study) -> Iterator[Advice]:
     """P11: of every value that was searched the best trial over everything else."""
+    study = study.searching
     for key in study.searched:
         if not study.rankable or not (points := profile(study, key)) or len(points) < 2:
             continue
@@ -195,6 +198,7 @@ def isolated(study: Study) -> Iterator[Advice]:
 
 def too_many_values(study: Study) -> Iterator[Advice]:
     """P12: how many values of the optimizer so many trials can search."""
+    study = study.searching
     own = [key for key in study.searched if key.startswith("training.")]
     if not own:
         return
@@ -211,6 +215,7 @@ def too_many_values(study: Study) -> Iterator[Advice]:
 
 def sampler(study: Study) -> Iterator[Advice]:
     """P13: exploration is drawn evenly, quasi-random or on a grid, and not by what came out before."""
+    study = study.searching
     if len(study.trials) < VALUES or not study.searched:
         return
     named = study.facts.get("sampler")
@@ -233,6 +238,7 @@ def _is_grid(study: Study) -> bool:
 
 def luck(study: Study) -> Iterator[Advice]:
     """P14: the best beside what seeds differ by."""
+    study = study.deciding
     if len(study.judged) < 2:
         return
     if any("training.seed" not in trial.settings for trial in study.judged):

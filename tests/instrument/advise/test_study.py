@@ -9,7 +9,7 @@ import pytest
 from lora_train.instrument.advise import advise
 from lora_train.instrument.advise.study import CHANCE, TRUSTED, WORTH
 
-from .build import run, seeds, study
+from .build import STEPS, run, seeds, study
 
 RATE = "training__learning_rate"
 
@@ -93,3 +93,21 @@ def test_a_run_that_ended_early_by_itself_is_judged():
     early = run(np.full(12, 1.0), settings={"lora.r": 16}, planned=200)
     early.stopped_early = True
     assert [trial.letter for trial in study(early, run(np.full(12, 2.0))).judged] == ["A", "B"]
+
+
+def test_runs_of_a_longer_round_are_held_against_their_own_kind():
+    """A later round is longer and has another schedule: neither is a value that was searched."""
+    short = [run(np.full(12, level), settings={"lora.r": r, "training.learning_rate": rate}) for level, r, rate in
+             ((2.0, 4, 1e-4), (2.0, 16, 2e-4), (2.2, 4, 3e-4), (2.2, 16, 1e-4))]  # fmt: skip
+    decay = {"training.lr_scheduler_type": "warmup_stable_decay", "lora.r": 4, "training.learning_rate": 1e-4}
+    long = [run(np.full(12, level), settings=decay | {"training.seed": n}, steps=300) for n, level in enumerate((1, 1))]
+    planned = {"steps": STEPS, "rounds": [{"best": 2, "steps": 300}]}
+    found = study(*short, *long, **planned)
+    assert [len(one.trials) for one in found.rounds] == [4, 2]
+    assert (found.searching.searched, found.deciding.trials) == (["lora.r", "training.learning_rate"], found.trials[4:])
+    said = {(one.rule, one.values.get("key")): one.key for one in advise(found)}
+    assert said["P3", None] == "advise.p3_rounds"
+    assert said["P11", "lora.r"] == "advise.p11_unclear"  # 4 is best of all, of the longer round alone
+    assert ("P11", "training.lr_scheduler_type") not in said
+    assert study(*short, *long, **planned | {"rounds": [{"best": 2, "steps": 200}]}).rounds[0].trials == found.trials
+    assert study(*short, **planned).searching.trials == found.trials[:4]
