@@ -283,7 +283,7 @@ def _unknown_fields(
     found = ", ".join(dict.fromkeys(str(field) for _, row in opening if isinstance(row, dict) for field in row))
     if found:
         values = {"source": origin.name, "found": printable(found)}
-        turns = (f for _, row in opening if isinstance(row, dict) for f, value in row.items() if _are_turns(value))
+        turns = (f for _, row in opening if isinstance(row, dict) for f, value in row.items() if _are_turns(f, value))
         if (field := next(turns, None)) is not None:
             return UserError(problem("data.no_format_turns", **values, field=printable(str(field))))
         return UserError(problem("data.no_format", **values))
@@ -295,5 +295,8 @@ def _unknown_fields(
     return bad.error() if bad.count else UserError(problem("data.no_format", source=origin.name, found="-"))
 
 
-def _are_turns(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and all(isinstance(turn, dict) for turn in value)
+def _are_turns(field: str, value: Any) -> bool:
+    """Whether a field may hold a conversation: each turn says in two texts who says what."""
+    turns = value if isinstance(value, list) and field not in ("tools", "functions") else []
+    texts = [[v for v in turn.values() if isinstance(v, str)] if isinstance(turn, dict) else [] for turn in turns]
+    return bool(texts) and all(len(own) > 1 for own in texts)

@@ -197,7 +197,8 @@ def detect(rows: Sequence[Any]) -> str | None:
     rows = [row for row in rows[:DETECTION_ROWS] if isinstance(row, dict)]
     needed = {name: (field,) for name, (field, *_) in CHATS.items()}
     needed |= {name: form.required for name, form in FORMATS.items()}
-    fits = {name: sum(all(field in row for field in fields) for row in rows) for name, fields in needed.items()}
+    held = [{field for field, value in row.items() if value is not None} or set(row) for row in rows]
+    fits = {name: sum(own.issuperset(fields) for own in held) for name, fields in needed.items()}
     best = max(fits, key=lambda name: fits[name])
     if fits[best] == 0:
         return None

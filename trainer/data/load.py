@@ -18,6 +18,8 @@ from .labels.load import Reading, load_labelled, weighted, with_labels
 from .overlap import SHOWN, overlap
 from .sources import source_name
 
+MOST_NAMES = 8
+
 
 def load_data(
     config: Config, tokenizer: Any, console: Console, own_names: tuple[str, ...] = ()
@@ -141,12 +143,17 @@ def report_notes(dataset: Dataset, console: Console) -> None:
     unused = [dict(values)["field"] for (key, values), _ in dataset.notes if key == "data.not_used"]
     if unused:
         console.line(say("data.not_used", source=dataset.source, fields=", ".join(unused)))
+    unknown = [(dict(values)["role"], count) for (key, values), count in dataset.notes if key == "data.unknown_speaker"]
+    if unknown:
+        most = sorted(unknown, key=lambda one: -one[1])
+        names = ", ".join(f"{role} ({n:,})" for role, n in most[:MOST_NAMES]) + (", ..." if len(most) > MOST_NAMES else "")
+        console.warn(say("data.unknown_speaker", source=dataset.source, roles=names))
     for (key, values), count in dataset.notes:
         if key == "data.read_as":
             pairs = ", ".join(f"{ours}={theirs}" for ours, theirs in values)
             console.line(say("data.read_as", source=dataset.source, pairs=pairs))
-        elif key != "data.not_used":
-            tell = console.warn if key in ("data.no_end", "data.unknown_speaker") else console.line
+        elif key not in ("data.not_used", "data.unknown_speaker"):
+            tell = console.warn if key == "data.no_end" else console.line
             tell(say(key, source=dataset.source, count=count, **dict(values)))
 
 

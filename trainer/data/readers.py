@@ -34,11 +34,9 @@ OTHER_ENCODINGS = ("cp949", "shift_jis", "gb18030", "cp1252")
 # Of a JSON object that holds them, train is read.
 SPLITS = {"train", "test", "validation", "valid", "val", "dev", "eval"}
 UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
-
-
-# Of what any row is known to need a tenth; Python gives up at some hundreds, by what goes through it.
+# No row is known that needs a tenth of it; Python gives up at some hundreds, by what goes through it.
 DEEPEST = 100
-TOO_DEEP = f"nested more than {DEEPEST} levels deep"
+_TOO_DEEP: tuple[str, dict[str, Any]] = ("data.too_deep", {"levels": DEEPEST})
 
 
 class BadRow(Exception):
@@ -125,6 +123,8 @@ def _probable(raw: bytes) -> str | None:
 def _parsed(line: str, name: str, number: int) -> Any:
     try:
         return parse_row(line)
+    except BadRow as deep:
+        return deep
     except ValueError as error:  # a number of 5,000 digits is a ValueError without a position
         what = getattr(error, "msg", None) or first_line(error)
         return BadRow(("data.not_json", {"source": name, "line": number, "what": what}))
@@ -134,14 +134,15 @@ def parse_row(text: str) -> Any:
     """What json.loads says.
 
     Raises:
-        ValueError: it is no JSON, or nested deeper than DEEPEST.
+        ValueError: it is no JSON.
+        BadRow: it is nested deeper than DEEPEST.
     """
     try:
         value = json.loads(text)
     except RecursionError:
-        raise ValueError(TOO_DEEP) from None
+        raise BadRow(_TOO_DEEP) from None
     if text.count("[") + text.count("{") > DEEPEST and is_too_deep(value):
-        raise ValueError(TOO_DEEP)
+        raise BadRow(_TOO_DEEP)
     return value
 
 
@@ -173,7 +174,7 @@ def _json_rows(name: str, path: Path) -> Iterator[tuple[Where, Any]]:
     if not isinstance(rows, list):
         raise UserError(problem("data.not_a_list", source=name, kind=type(content).__name__))
     for index, row in enumerate(rows):
-        deep = BadRow(("data.too_deep", {"levels": DEEPEST})) if is_too_deep(row) else row
+        deep = BadRow(_TOO_DEEP) if is_too_deep(row) else row
         yield partial(say, "data.row", source=name, row=index), deep
 
 

@@ -237,7 +237,10 @@ def test_a_speaker_that_nobody_knows_is_named(tmp_path, capsys, chatting):
     """A template that writes any role writes a misspelt answer too, and nothing of it would be learned."""
     turns = [*TURNS[1:4], {"role": "asistant", "content": "100도"}]
     said = lines(tmp_path, capsys, [{"messages": turns}, {"messages": TURNS[1:3]}], chatting)
-    assert "1 rows have turns of asistant, a name that nobody knows: they are read but not trained on" in said
+    assert "turns of names that nobody knows are read but not trained on: asistant (1) (rows in brackets)" in said
+    cast = [{"messages": [*TURNS[1:3], {"role": f"name{i}", "content": "x"}]} for i in range(40)]
+    said = lines(tmp_path, capsys, cast, chatting)  # a play has more names than a warning has room for
+    assert (said.count("nobody knows"), "name7 (1), ... (rows" in said) == (1, True)
     picky = CHATML.replace("{% for message in messages %}", "{% for message in messages if message.role in ROLES %}")
     with pytest.raises(UserError) as raised:
         load(tmp_path, [{"messages": turns}], chatting, chat_template=picky.replace("ROLES", "('user', 'assistant')"))
@@ -250,6 +253,12 @@ def test_turns_under_other_names_are_told_the_columns_that_read_them(tmp_path, c
     spoken = [{"speaker": turn["role"], "utterance": turn["content"]} for turn in TURNS[1:3]]
     with pytest.raises(UserError, match=r"data\.columns=\{messages: dialogue\} reads them"):
         load(tmp_path, [{"dialogue": spoken}], chatting)
+    for rows in ({"qas": [{"question": "a", "id": 3}]}, {"tokens": [{"t": 1}]}):
+        with pytest.raises(UserError) as raised:
+            load(tmp_path, [rows], chatting)
+        assert "reads them" not in str(raised.value)
+    with pytest.raises(UserError, match=r"messages: dialogue\} reads them"):
+        load(tmp_path, [{"tools": [{"name": "f", "description": "x"}], "dialogue": spoken}], chatting)
     columns = {"messages": "dialogue"}
     with pytest.raises(UserError, match=r"\{role: NAME, content: NAME\}"):
         load(tmp_path, [{"dialogue": spoken}], chatting, columns=columns)
@@ -265,5 +274,5 @@ def test_a_turns_fields_that_the_template_does_not_know_are_named(tmp_path, caps
     turns = [{**TURNS[1], "attachments": ["a.pdf"]}, TURNS[2]]
     said = lines(tmp_path, capsys, [{"messages": turns, "id": 3}], chatting)
     assert "fields that are not used: id, messages[].attachments" in said
-    knows = CHATML.replace("{% for", "{# attachments #}{% for", 1)
+    knows = CHATML.replace("{% endfor", "{{ message.attachments | length }}{% endfor", 1)
     assert "attachments" not in lines(tmp_path, capsys, [{"messages": turns}], chatting, chat_template=knows)

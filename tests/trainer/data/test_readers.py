@@ -8,7 +8,7 @@ import json
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from lora_train.trainer.data.readers import DEEPEST, TOO_DEEP, BadRow, kind_of, parse_row, read_rows
+from lora_train.trainer.data.readers import DEEPEST, BadRow, kind_of, parse_row, read_rows
 from lora_train.trainer.data.sources import open_source
 from lora_train.trainer.errors import UserError
 
@@ -132,8 +132,8 @@ def test_a_row_that_is_nested_too_deep_is_a_bad_row(tmp_path, depth):
     first, second = (row for _, row in read_rows("rows.jsonl", tmp_path / "rows.jsonl"))
     assert not isinstance(first, BadRow)
     assert isinstance(second, BadRow)
-    assert second.faults[0][1]["what"] == TOO_DEEP
-    with pytest.raises(ValueError, match=TOO_DEEP):
+    assert second.faults == (("data.too_deep", {"levels": DEEPEST}),)
+    with pytest.raises(BadRow):
         parse_row(deep)
 
 

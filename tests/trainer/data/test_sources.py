@@ -90,7 +90,7 @@ def test_json_holds_a_list_or_lines(tmp_path):
     ("name", "content", "expected"),
     [
         ("x.jsonl", b'{"a": 1}\n\xff\n{"a": 2}', "x.jsonl line 2 is not UTF-8 text (byte 0)"),
-        ("x.jsonl", b"{}\n" + b"[" * 100_000, "x.jsonl line 2 is not JSON: nested more than 100 levels"),
+        ("x.jsonl", b"{}\n" + b"[" * 100_000, "x.jsonl line 2: nested more than 100 levels deep"),
         ("x.jsonl", b"{}\n" + b"9" * 5000, "x.jsonl line 2 is not JSON: Exceeds the limit"),
         ("x.csv", b"a,b\n1,2\n3\n4,5", "x.csv line 3 has 1 fields, the header has 2"),
         ("x.csv", b'a,b\n1,2\n3,"4\n5,6', "x.csv line 3 is not CSV: unexpected end of data"),

@@ -20,6 +20,7 @@ from ...errors import UserError, first_line, problem
 from ..fields import Fault, Note, printable
 from ..formats import CHATS, is_unicode
 from ..readers import BadRow
+from .asked import fields_of_turns
 from .turns import REASONING, ROLES, Talk, Turn
 
 # Llama 3 prints today's date unless it is given one; the same rows must give the same tokens tomorrow.
@@ -148,9 +149,14 @@ class Runner:
     def _unread(self, talk: Talk) -> Iterator[Note]:
         """Fields of the turns that the template does not know, such as a speaker's name or a file."""
         for place, turn in zip(talk.places, talk.turns, strict=True):
-            for name in turn.keys() - READ:
-                if not re.search(rf"\b{re.escape(name)}\b", self.template):
+            for name in turn:
+                if name not in READ and name not in self._fields:
                     yield "data.not_used", (("field", printable(f"{place.partition('[')[0]}[].{name}")),)
+
+    @cached_property
+    def _fields(self) -> frozenset[str]:
+        """What the template asks of a turn, as message.name, message["name"] or message.get("name")."""
+        return fields_of_turns(self.template)
 
     def _form_of(self, talk: Talk) -> Sequence[str]:
         fault: BadRow | None = None

@@ -6,16 +6,22 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
-from ..fields import is_empty, printable
+from ..fields import Fault, is_empty, printable
 from ..readers import BadRow, parse_row
+
+
+# What the arguments of a call are called, by OpenAI, others' schemas, LangChain and Anthropic; and what says nothing more.
+ARGUMENTS = ("arguments", "parameters", "args", "input")
+SILENT = ("name", "function", "id", "type", "index")
 
 
 def tools_of(row: Mapping[str, Any]) -> tuple[Mapping[str, Any], ...]:
     """What a row says may be called, in OpenAI's form: objects, or JSON of one, of all or of each.
 
     Raises:
-        BadRow: it is something else.
+        BadRow: it is something else, or is given twice.
     """
+    found: tuple[Mapping[str, Any], ...] = ()
     for name in ("tools", "functions"):
         tools = row.get(name)
         if is_empty(tools):
@@ -31,15 +37,18 @@ def tools_of(row: Mapping[str, Any]) -> tuple[Mapping[str, Any], ...]:
             raise BadRow(("data.not_tools", {"field": name}))
         tools = [_without_nulls(tool) for tool in tools]
         nested = [tool if isinstance(tool.get("function"), dict) else {"function": tool} for tool in tools]
-        return tuple({"type": "function", **tool} for tool in nested)
-    return ()
+        own = tuple({"type": "function", **tool} for tool in nested)
+        if found and own != found:
+            raise BadRow(("data.no_place", {"field": name}))
+        found = own
+    return found
 
 
 def calls_of(place: str, value: Any) -> list[dict[str, Any]]:
     """Calls of tools in OpenAI's form, the arguments as an object where they are JSON.
 
     Raises:
-        BadRow: one has no name, or the text is no JSON.
+        BadRow: one has no name or a field that calls have not, or the text is no JSON.
     """
     if isinstance(value, str):
         value = from_json(place, value)
@@ -48,7 +57,10 @@ def calls_of(place: str, value: Any) -> list[dict[str, Any]]:
         function = call.get("function", call) if isinstance(call, dict) else None
         if not isinstance(function, dict) or not isinstance(function.get("name"), str) or not function["name"]:
             raise BadRow(("data.not_call", {"field": place}))
-        arguments = function.get("arguments", function.get("parameters", {}))
+        held = next((name for name in ARGUMENTS if not is_empty(function.get(name))), None)
+        if faults := _strangers(place, call, function, held):
+            raise BadRow(*faults)
+        arguments = {} if held is None else function[held]
         if isinstance(arguments, str):
             with suppress(ValueError):  # a tool may take plain text
                 arguments = parse_row(arguments) if arguments.strip() else {}
@@ -56,6 +68,12 @@ def calls_of(place: str, value: Any) -> list[dict[str, Any]]:
         named = {"name": function["name"], "arguments": _without_nulls(arguments)}
         calls.append({**kept, "type": "function", "function": named})
     return calls
+
+
+def _strangers(place: str, call: Mapping[str, Any], function: Mapping[str, Any], held: str | None) -> list[Fault]:
+    """Fields of a call that no template is given, and that hold something."""
+    names = dict.fromkeys(name for own in (call, function) for name, value in own.items() if not is_empty(value))
+    return [("data.no_place", {"field": f"{place}.{name}"}) for name in names if name not in (*SILENT, held)]
 
 
 def from_json(place: str, text: str) -> Any:

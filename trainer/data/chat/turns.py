@@ -37,6 +37,8 @@ REASONING = ("reasoning_content", "reasoning", "thinking")
 # What a turn says of whether it is trained on: the value that means no is `...: False`, or 0; of masks it is True.
 TRAINED, MASKED = ("weight", "train", "loss", "trainable", "training"), ("masked", "mask", "ignore")
 UNREAD = ("train_detail", "training_detail", "loss_mask", "loss_weight", "token_weights")
+# Fields of a question and its answer, each text or turns.
+QUESTIONS = (("prompt", "completion"), ("instruction", "output"))
 TURN_MEDIA = ("images", "image", "audio", "audios", "video", "videos")
 Turn = dict[str, Any]
 
@@ -114,6 +116,9 @@ def _turns_field(name: str, row: Mapping[str, Any]) -> tuple[list[str], list[tup
     """The fields that hold the turns, (place, turn) of each, and the first that may be trained on."""
     own = CHATS[name][0]
     held = [name for name in (own, *(names[0] for names in CHATS.values() if names[0] != own)) if name in row]
+    pairs = [pair for pair in QUESTIONS if all(name in row for name in pair)]
+    if pairs and all(is_empty(row[name]) for name in held):  # columns of another format, filled with null
+        held = []
     for field_ in sorted(held, key=lambda name: is_empty(row[name]))[:1]:
         turns = row[field_]
         if isinstance(turns, str) and turns.lstrip().startswith("["):  # as tables keep them
@@ -121,9 +126,8 @@ def _turns_field(name: str, row: Mapping[str, Any]) -> tuple[list[str], list[tup
         if not isinstance(turns, list):
             raise BadRow(("data.not_turns", {"field": field_, "kind": type(turns).__name__}))
         return [field_], [(f"{field_}[{i}]", turn) for i, turn in enumerate(turns)], 0
-    for question, answer in (("prompt", "completion"), ("instruction", "output")):
-        if question in row and answer in row:
-            return _question_and_answer(row, question, answer)
+    for question, answer in pairs:
+        return _question_and_answer(row, question, answer)
     raise BadRow(missing(row, own))
 
 
@@ -136,6 +140,8 @@ def _question_and_answer(
     if isinstance(asked, str) and isinstance(more, str) and more:
         asked = f"{asked}\n{more}"
     prompt = asked if isinstance(asked, list) else [{"role": "user", "content": asked}]
+    if isinstance(said, list) and len(said) > 1 and is_empty(asked):  # the completion asks itself
+        prompt = []
     completion = said if isinstance(said, list) else [{"role": "assistant", "content": said}]
     turns = [*before]
     turns += [(f"{question}[{i}]" if prompt is asked else question, turn) for i, turn in enumerate(prompt)]
@@ -244,7 +250,7 @@ class _Reader:
                 raise BadRow(("data.media", {"field": f"{self.place}.{name}"}))
         place = f"{self.place}.{what or self.what[0]}"
         if role == "call":
-            return {"role": "assistant", "content": "", "tool_calls": calls_of(place, content)}
+            return {"role": "assistant", **self._others(raw, what), "content": "", "tool_calls": calls_of(place, content)}
         turn = {"role": role, **self._others(raw, what)}
         if not is_empty(raw.get("tool_calls")):
             turn["tool_calls"] = calls_of(f"{self.place}.tool_calls", raw["tool_calls"])

@@ -23,6 +23,7 @@ def test_calls_of_tools_in_every_form_are_one():
         {"from": "function_call", "value": '{"name": "f", "arguments": {"a": 1}}'},
         {"from": "tool_call", "value": '[{"name": "f", "arguments": "{\\"a\\": 1}"}]'},
     ]
+    turns += [{"from": "function_call", "value": {"name": "f", name: {"a": 1}}} for name in ("args", "input")]
     for turn in turns:
         (made,) = talk_of("messages", {"messages": [turn]}).turns
         assert [{name: value for name, value in one.items() if name != "id"} for one in made["tool_calls"]] == [call]
@@ -33,6 +34,9 @@ def test_calls_of_tools_in_every_form_are_one():
     assert refused({"messages": [{"role": "assistant", "tool_calls": [{}]}]}) == [
         ("data.not_call", "messages[0].tool_calls")
     ]
+    for more in ({"result": "ok"}, {"input": {"b": 2}}):
+        call = {"from": "function_call", "value": {**function, **more}}
+        assert refused({"messages": [call]}) == [("data.no_place", f"messages[0].value.{next(iter(more))}")]
     assert refused({"messages": ROLES_AND_TEXTS, "tools": "["}) == [("data.bad_json", "tools")]
     assert refused({"messages": ROLES_AND_TEXTS, "tools": 3}) == [("data.not_tools", "tools")]
 
@@ -42,3 +46,13 @@ def test_tools_as_json_of_all_or_of_each_are_the_same():
     for tools in ([tool], json.dumps([tool]), [json.dumps(tool)], json.dumps(tool), [json.dumps(tool["function"])]):
         assert tools_of({"tools": tools}) == (tool,)
     assert refused({"messages": ROLES_AND_TEXTS, "tools": ["f"]}) == [("data.bad_json", "tools[0]")]
+    assert tools_of({"tools": [tool], "functions": [tool["function"]]}) == (tool,)
+    assert refused({"messages": ROLES_AND_TEXTS, "tools": [tool], "functions": [{"name": "g"}]}) == [
+        ("data.no_place", "functions")
+    ]
+
+
+def test_what_is_thought_before_a_call_is_kept():
+    (turn,) = talk_of("sharegpt", {"conversations": [{"from": "function_call", "value": "{\"name\": \"f\"}",
+                                                      "thinking": "hm"}]}).turns  # fmt: skip
+    assert turn["thinking"] == "hm"

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from lora_train.trainer.data.chat.turns import talk_of
+from lora_train.trainer.data.formats import detect
 from lora_train.trainer.data.readers import BadRow
 
 from ..test_formats import JSON
@@ -194,3 +195,15 @@ def test_any_row_is_a_conversation_or_refused(row):
             bad.problems(lambda: "HERE")
         else:
             assert all(isinstance(turn["content"], str) for turn in talk.turns)
+
+
+@pytest.mark.parametrize("question, answer", [("instruction", "output"), ("prompt", "completion")])
+def test_columns_of_another_format_that_hold_nothing_decide_nothing(question, answer):
+    row = {"messages": None, "conversations": [], question: "a", answer: "b"}
+    assert [turn["content"] for turn in talk_of("messages", row).turns] == ["a", "b"]
+    assert detect([row]) != "messages"
+
+
+def test_a_completion_that_begins_with_its_question_gets_no_empty_one_before_it():
+    row = {"prompt": "", "completion": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
+    assert [turn["role"] for turn in talk_of("messages", row).turns] == ["user", "assistant"]
