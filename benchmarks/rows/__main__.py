@@ -13,10 +13,10 @@ import time
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import yaml
-from lora_train.instrument.judge.row_score import FLAGGED
 
 from ..faults.__main__ import versions
 from .plant import KINDS, plant
@@ -46,7 +46,7 @@ def main() -> int:
 
 def planted(seeds: Sequence[int], arguments: argparse.Namespace) -> bool:
     """Which planted rows are found; whether every ranking reaches its bar."""
-    found: dict[str, list[tuple[str, dict[str, float]]]] = {}
+    found: dict[str, list[tuple[str, dict[str, Any]]]] = {}
     for seed in seeds:
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary) if arguments.keep is None else arguments.keep / f"{seed}"
@@ -78,7 +78,7 @@ def from_inside(part: str, seeds: Sequence[int]) -> bool:
     return prediction.report(np.array(found))
 
 
-def ranked(folder: Path, model: str, seed: int) -> dict[int, dict[str, float]]:
+def ranked(folder: Path, model: str, seed: int) -> dict[int, dict[str, Any]]:
     """What each ranking gives a row of a run on the folder's rows."""
     config = {
         "model": {"name_or_path": model},
@@ -103,7 +103,8 @@ def ranked(folder: Path, model: str, seed: int) -> dict[int, dict[str, float]]:
     return {
         row: {"score": float(values["score"]), "probed": float(probed[row]["score"]), "loss": float(values["loss_z"]),
               "gradient": float(values["grad_z"]), "excess": float(values["grad_excess_z"]),
-              "saved": -float(probed[row]["saved"] or "nan")}
+              "saved": -float(probed[row]["saved"] or "nan"),
+              "plain_kind": values["kind"], "probed_kind": probed[row]["kind"]}
         for row, values in plain.items()
     }  # fmt: skip
 
@@ -122,7 +123,7 @@ def interval(planted: np.ndarray, others: np.ndarray) -> tuple[float, float]:
     return float(np.quantile(found, 0.025)), float(np.quantile(found, 0.975))
 
 
-def table(found: dict[str, list[dict[str, float]]]) -> bool:
+def table(found: dict[str, list[dict[str, Any]]]) -> bool:
     """Prints the areas; whether one that has a bar is below it."""
     others = found.pop("", [])
     rankings = (*RANKINGS, "excess", "saved")
@@ -140,9 +141,9 @@ def table(found: dict[str, list[dict[str, float]]]) -> bool:
             short |= below
             cells.append(f"{area:.3f} ({low:.2f} to {high:.2f})" + ("!" if below else ""))
         print(f"{kind:<10} {len(found.get(kind, [])):>5}  " + "  ".join(f"{cell:<20}" for cell in cells))
-    for ranking in ("score", "probed"):
-        n = sum(values[ranking] >= FLAGGED for values in others)
-        print(f"{ranking}: {n} of {len(others)} rows that were left alone stand out")
+    for name in ("plain", "probed"):
+        n = sum(values[f"{name}_kind"] != "" for values in others)
+        print(f"{name}: {n} of {len(others)} rows that were left alone stand out")
     for kind in KINDS:
         by = {
             name: auroc(*(np.array([v[name] for v in own]) for own in (found[kind], others))) for name in RANKINGS[2:]

@@ -9,7 +9,8 @@
     probe         PROBED times how far below that of other rows ln(what its question saves it) is; with --probe only
     cut           CUT where it has as many tokens as data.cutoff_len leaves
 
-A row that was not finite is the worst of all.
+A row that was not finite is the worst of all. A row stands out whose score is at least FLAGGED with the probe counted
+once: PROBED decides in which order rows are read, and makes no row further out than it is.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ import pandas as pd
 
 from .row_ranks import standing_out
 
-# A row from here on is named as one to look at: of two normal values above 0 the distance is beyond in one of 2,000.
+# A row from here on is named as one to look at: of two normal values above 0 the distance is beyond in one of 2,000, of
+# three in one of 800.
 FLAGGED = 3.6
 MOST_ALIKE = 7.0
 CUT = 1.0
@@ -79,12 +81,13 @@ def scored(ranks: pd.DataFrame, texts: Texts | None, saved: Mapping[int, float] 
         found["loss_z"].to_numpy("float64"),
         found["grad_excess_z"].to_numpy("float64"),
         np.minimum(alike, MOST_ALIKE),
-        PROBED * found["probe_z"].to_numpy("float64"),
+        found["probe_z"].to_numpy("float64"),
         np.where(found["cut"], CUT, 0.0),
     ])  # fmt: skip
     parts = np.where(np.isfinite(parts), np.maximum(parts, 0.0), 0.0)
     bad = found["not_finite"].to_numpy() > 0
-    found["score"] = np.where(bad, NOT_FINITE, np.sqrt((parts**2).sum(0)))
-    largest = np.where(found["score"] >= FLAGGED, parts.argmax(0), len(PARTS))
+    weights = np.where(np.array(PARTS) == "probe", PROBED, 1.0)[:, None]
+    found["score"] = np.where(bad, NOT_FINITE, np.sqrt(((weights * parts) ** 2).sum(0)))
+    largest = np.where(np.sqrt((parts**2).sum(0)) >= FLAGGED, parts.argmax(0), len(PARTS))
     found["kind"] = np.where(bad, NOT_FINITE_KIND, np.array([*PARTS, NO_KIND], dtype=object)[largest])
     return found.sort_values(["score", "row"], ascending=[False, True], ignore_index=True)

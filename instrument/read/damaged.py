@@ -43,21 +43,24 @@ def parse_yaml(text: str) -> Any:
     """What yaml.safe_load says.
 
     Raises:
-        ValueError: it holds a number beyond int64.
+        ValueError: it holds a number beyond int64, or what is of another type than its tag says.
         yaml.YAMLError: it is no YAML.
         RecursionError: it is nested too deep.
     """
     import yaml
 
-    found = yaml.safe_load(text)
+    try:
+        found = yaml.safe_load(text)
+    except (AttributeError, LookupError, TypeError) as error:  # of the readers of its types, as of "!!timestamp x"
+        raise ValueError(f"a value of another type than its tag: {error}") from error
     waiting, seen = [found], set()  # an alias may stand within what it names
     while waiting:
         one = waiting.pop()
         if isinstance(one, int) and not -LARGEST <= one < LARGEST:
             raise ValueError("a number beyond int64")
-        if isinstance(one, (dict, list)) and id(one) not in seen:
+        if isinstance(one, (dict, list, set, tuple)) and id(one) not in seen:
             seen.add(id(one))
-            waiting += one.values() if isinstance(one, dict) else one
+            waiting += [*one, *one.values()] if isinstance(one, dict) else one
     return found
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import yaml
 from pydantic import ValidationError
 
+from ...instrument.read.damaged import parse_yaml
 from ..config.schema import Config
 from .read_config import read_config
 
@@ -18,6 +19,6 @@ def run_config(path: Path) -> Config:
         UserError: it is none of this version's.
     """
     try:
-        return Config.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except (ValidationError, yaml.YAMLError, ValueError):
+        return Config.model_validate(parse_yaml(path.read_text(encoding="utf-8")))
+    except (ValidationError, yaml.YAMLError, RecursionError, ValueError):
         return read_config(path)  # says what is wrong with it

@@ -22,7 +22,7 @@ SHOWN = 20
 CSV_COLUMNS = (
     *("row", "score", "loss_z", "grad_z", "grad_excess_z", "duplicate", "probe_z", "cut", "like", "saved", "loss"),
     *("loss_last", "grad_norm", "share", "token_share", "seen", "n_tokens", "n_supervised", "course", "not_finite"),
-    "text",
+    *("kind", "text"),
 )
 _HEAD = "{row:>8} {score:>6} {loss:>7} {z:>6} {grad:>6} {like:>14} {course:<14} {text}"
 
@@ -126,9 +126,9 @@ def _plain(value: Any) -> Any:
 
 
 def _print_yaml(found: pd.DataFrame) -> None:
-    from ...instrument.judge.row_score import FLAGGED
+    from ...instrument.judge.row_score import FLAGGED, NO_KIND
 
-    flagged = found[found["score"] >= FLAGGED]
+    flagged = found[found["kind"] != NO_KIND]
     print(say("rows.skip", n=len(flagged), of=len(found), score=FLAGGED))
     print("data:\n  skip_rows: [" + ", ".join(map(str, sorted(flagged["row"]))) + "]")
 
@@ -136,11 +136,12 @@ def _print_yaml(found: pd.DataFrame) -> None:
 def _print_table(found: pd.DataFrame, arguments: Namespace, whole: bool) -> None:
     import shutil
 
-    from ...instrument.judge.row_score import FLAGGED, PREVIEW
+    from ...instrument.judge.row_score import FLAGGED, NO_KIND, PREVIEW
 
     lang = arguments.lang
-    n = int((found["score"] >= FLAGGED).sum())
-    print(say_in(lang, "rows.head", n=n, of=len(found), score=FLAGGED))
+    n = int((found["kind"] != NO_KIND).sum())
+    head = "rows.head_probed" if arguments.probe else "rows.head"
+    print(say_in(lang, head, n=n, of=len(found), score=FLAGGED))
     columns = {
         "row": say_in(lang, "rows.column.row"),
         "score": say_in(lang, "rows.column.score"),

@@ -48,7 +48,15 @@ def test_an_answer_that_owes_nothing_to_its_question_stands_out():
     found = scored(ranks(loss_z=[0.0] * 60), None, saved)
     assert found["row"][0] == 7
     assert found["score"][0] == pytest.approx(PROBED * found["probe_z"][0])
-    assert found["score"][0] > FLAGGED
+    assert (found["probe_z"][0] > FLAGGED, found["kind"][0]) == (True, "probe")
+
+
+def test_the_probe_orders_rows_and_flags_no_more_of_them_by_chance():
+    draw = np.random.default_rng(2)
+    loss, grad, saved = draw.normal(size=(3, 100_000))
+    found = scored(ranks(loss_z=loss.tolist(), grad_excess_z=grad.tolist()), None, dict(enumerate(np.exp(2 + saved / 3))))
+    assert 1 / 1100 < (found["kind"] != "").mean() < 1 / 500
+    assert (found["score"] >= FLAGGED).mean() > 0.03
 
 
 def test_what_stands_out_has_a_kind():
