@@ -13,6 +13,7 @@ import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
@@ -115,6 +116,7 @@ def _report_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("-o", "--output", type=Path, metavar="FILE", help=say("cli.report.output"))
     parser.add_argument("--follow", action="store_true", help=say("cli.report.follow"))
     parser.add_argument("--rows-text", action="store_true", help=say("cli.report.rows_text"))
+    parser.add_argument("--trust-remote-code", action="store_true", help=say("cli.trust_remote_code"))
 
 
 def _report(arguments: Namespace) -> int:
@@ -122,8 +124,9 @@ def _report(arguments: Namespace) -> int:
 
     read_texts = None
     if arguments.rows_text:
-        from .rows.texts import texts_of_run as read_texts
+        from .rows.texts import texts_of_run
 
+        read_texts = partial(texts_of_run, trust_remote_code=arguments.trust_remote_code)
     return report(arguments.sources, arguments.output, arguments.follow, read_texts)
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import csv
+import hashlib
 import io
+import json
 import os
 import subprocess
 import sys
@@ -87,6 +89,10 @@ def ranked(folder: Path, model: str, seed: int) -> dict[int, dict[str, Any]]:
                      "learning_rate": 2e-4, "seed": seed, "save_strategy": "no"},
         "instrument": {"rows_every": 0, "histogram_every": 0, "probe_every": 0},
     }  # fmt: skip
+    own = json.dumps({"config": config, "rows": hashlib.sha256((folder / "rows.jsonl").read_bytes()).hexdigest()})
+    if (folder / "made_of.json").is_file() and (folder / "made_of.json").read_text("utf-8") != own:
+        raise SystemExit(f"error: {folder} holds a run of other rows or settings\nhint: another folder for --keep")
+    (folder / "made_of.json").write_text(own, encoding="utf-8")
     (folder / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
     command = [sys.executable, "-c", "import sys; from lora_train.trainer.cli import main; sys.exit(main())"]
     if not (folder / "run" / "adapter").is_dir():

@@ -51,7 +51,12 @@ def parse_yaml(text: str) -> Any:
 
     try:
         found = yaml.safe_load(text)
-    except (AttributeError, LookupError, TypeError) as error:  # of the readers of its types, as of "!!timestamp x"
+    except (
+        AttributeError,
+        LookupError,
+        OverflowError,
+        TypeError,
+    ) as error:  # of the readers of its types, as of "!!timestamp x"
         raise ValueError(f"a value of another type than its tag: {error}") from error
     waiting, seen = [found], set()  # an alias may stand within what it names
     while waiting:

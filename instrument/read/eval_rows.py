@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .damaged import damage
 from .schema import LOOP, Column
 
 if TYPE_CHECKING:
@@ -147,5 +148,5 @@ def read_rows(folder: Path, step: int) -> EvaluationRows | None:
         text = (table.schema.metadata or {}).get(b"confusion")
         columns = {name: table[name].to_numpy() for name in COLUMNS if name in table.column_names}
         return EvaluationRows(**columns, confusion=None if text is None else Confusion.of(text))
-    except (pa.ArrowException, MemoryError, OSError, TypeError):  # damaged, or a column is missing
+    except damage():  # or a column is missing
         return None

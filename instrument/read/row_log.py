@@ -20,6 +20,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .damaged import damage
 from .schema import LOOP, Column, Null
 
 if TYPE_CHECKING:
@@ -208,7 +209,7 @@ def _read_stream(path: Path) -> list[pa.RecordBatch]:
             for batch in pa.ipc.open_stream(file):
                 batch.validate()
                 batches.append(batch)
-        except (pa.ArrowException, MemoryError, OSError, ValueError):
+        except damage():
             pass
     return batches
 
@@ -277,7 +278,7 @@ def _read_file(path: Path, shares: bool) -> pa.Table:
                 return _select(pq.read_table(file, columns=known, use_threads=False, pre_buffer=False), names)
         batches = _read_stream(path)
         return _select(pa.Table.from_batches(batches) if batches else _schema().empty_table(), names)
-    except (pa.ArrowException, MemoryError, OSError, ValueError, KeyError):  # damaged
+    except damage():
         return _schema().empty_table().select(names)
 
 

@@ -27,7 +27,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .damaged import parse_own_json
+from .damaged import damage, parse_own_json
 from .schema import EXPONENTS, STATISTICS, kind_of
 
 if TYPE_CHECKING:
@@ -311,7 +311,7 @@ def stream_facts(path: Path) -> dict[bytes, bytes] | None:
     with path.open("rb") as file:
         try:
             return pa.ipc.open_stream(file).schema.metadata
-        except (pa.ArrowException, MemoryError, OSError):
+        except damage():
             return None
 
 
@@ -341,7 +341,7 @@ def stream_batches(path: Path, columns: Sequence[str]) -> Iterator[pa.RecordBatc
                 if step[0] < 1 or (step != step[0]).any():
                     return
                 yield batch
-        except (StopIteration, pa.ArrowException, MemoryError, OSError, ValueError):
+        except (StopIteration, *damage()):
             return
 
 

@@ -146,8 +146,8 @@ def report_notes(dataset: Dataset, console: Console) -> None:
     unknown = [(dict(values)["role"], count) for (key, values), count in dataset.notes if key == "data.unknown_speaker"]
     if unknown:
         most = sorted(unknown, key=lambda one: -one[1])
-        names = ", ".join(f"{role} ({n:,})" for role, n in most[:MOST_NAMES]) + (", ..." if len(most) > MOST_NAMES else "")
-        console.warn(say("data.unknown_speaker", source=dataset.source, roles=names))
+        named = [f"{role} ({n:,})" for role, n in most[:MOST_NAMES]] + ["..."] * (len(most) > MOST_NAMES)
+        console.warn(say("data.unknown_speaker", source=dataset.source, roles=", ".join(named)))
     for (key, values), count in dataset.notes:
         if key == "data.read_as":
             pairs = ", ".join(f"{ours}={theirs}" for ours, theirs in values)

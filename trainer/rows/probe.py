@@ -10,6 +10,7 @@ tells a swapped answer from others, with loss and gradient norm alone beside it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -33,6 +34,8 @@ def probe(
 ) -> dict[int, float]:
     """What its question saves each row, in nats; left out are rows without one, or without another to hold against.
 
+    Of a row that gives several examples, the least that one of them is saved.
+
     Args:
         config: of the run; its model is loaded, and its adapter is not.
         advance: told how many rows are done.
@@ -53,7 +56,8 @@ def probe(
 
     for done, (example, other) in enumerate(zip(examples, under_another_question(examples), strict=True), start=1):
         if other is not None:
-            found[example.row] = saved(losses(example), losses(other))
+            own = saved(losses(example), losses(other))
+            found[example.row] = min(own, found.get(example.row, math.inf))
         advance(done)
     return found
 
@@ -76,7 +80,8 @@ def under_another_question(examples: Sequence[Example]) -> list[Example | None]:
     found: list[Example | None] = [None] * len(examples)
     for place, at in enumerate(asking):
         later = (asking[(place + k) % len(asking)] for k in range(1, len(asking)))
-        question = next((questions[one] for one in later if not np.array_equal(questions[one], questions[at])), None)
+        others = (questions[one] for one in later if examples[one].row != examples[at].row)
+        question = next((other for other in others if not np.array_equal(other, questions[at])), None)
         if question is not None:
             rest, mask = examples[at].input_ids[first[at] :], examples[at].supervised[first[at] :]
             question = question[max(0, len(question) + len(rest) - longest) :]

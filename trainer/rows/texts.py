@@ -52,8 +52,12 @@ def read_data(
         tokenizer = load_tokenizer(config)
         data, _ = load_data(config, tokenizer, Console(silent=True))
     except UserError as error:
-        aside(say("rows.no_data", what=error.problems[0].error))
-        aside(say("hint.line", text=error.problems[0].hint))
+        first, *others = error.problems
+        aside(say("rows.no_data", what=first.error))
+        if others:
+            aside(say("rows.no_data_more", n=len(others)))
+        if first.hint:
+            aside(say("hint.line", text=first.hint))
         return config, None, []
     return config, tokenizer, list(data.examples)
 
@@ -70,9 +74,14 @@ def _line(text: str) -> str:
     return "".join(c if c.isprintable() else " " for c in " ".join(text.split()))
 
 
-def texts_of_run(run: Path) -> Texts | None:
-    """Copies among a run's rows and how they begin; None, and a line says so, where the data cannot be read."""
-    config, tokenizer, examples = read_data(run / "config.yaml", partial(print, file=sys.stderr, flush=True))
+def texts_of_run(run: Path, trust_remote_code: bool = False) -> Texts | None:
+    """Copies among a run's rows and how they begin; None, and a line says so, where the data cannot be read.
+
+    Args:
+        trust_remote_code: as of `read_data`.
+    """
+    aside = partial(print, file=sys.stderr, flush=True)
+    config, tokenizer, examples = read_data(run / "config.yaml", aside, trust_remote_code)
     if not examples:
         return None
     return replace(read_texts(examples, config.data.cutoff_len), previews=previews(examples, tokenizer))

@@ -20,6 +20,7 @@ from typing import Any
 
 import yaml
 
+from ...instrument.read.damaged import parse_yaml
 from ...instrument.read.store import write_text
 from ..config.names import checkpoint_step
 from ..errors import UserError, problem
@@ -168,7 +169,7 @@ def read_study_yaml(root: Path) -> dict[str, Any]:
     """
     path = root / STUDY
     try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+        found = parse_yaml(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise UserError(problem("sweep.no_study", folder=root, what=str(error).split("\n")[0])) from error
     if not isinstance(found, dict) or not isinstance(found.get("plan"), list):

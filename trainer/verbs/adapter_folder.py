@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...instrument.read.damaged import parse_own_json
+from ...instrument.read.damaged import parse_own_json, parse_yaml
 from ...instrument.read.store import METRICS
 from ..config.names import checkpoint_step, is_path
 from ..errors import UserError, first_line, problem
@@ -215,8 +215,8 @@ def _read_yaml(file: Path) -> Any:
     import yaml
 
     try:
-        return yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        return parse_yaml(file.read_text(encoding="utf-8"))
+    except (OSError, RecursionError, ValueError, yaml.YAMLError) as error:
         raise UserError(problem("adapter.unreadable", file=file, what=first_line(error))) from None
 
 

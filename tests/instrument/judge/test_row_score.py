@@ -54,7 +54,9 @@ def test_an_answer_that_owes_nothing_to_its_question_stands_out():
 def test_the_probe_orders_rows_and_flags_no_more_of_them_by_chance():
     draw = np.random.default_rng(2)
     loss, grad, saved = draw.normal(size=(3, 100_000))
-    found = scored(ranks(loss_z=loss.tolist(), grad_excess_z=grad.tolist()), None, dict(enumerate(np.exp(2 + saved / 3))))
+    found = scored(
+        ranks(loss_z=loss.tolist(), grad_excess_z=grad.tolist()), None, dict(enumerate(np.exp(2 + saved / 3)))
+    )
     assert 1 / 1100 < (found["kind"] != "").mean() < 1 / 500
     assert (found["score"] >= FLAGGED).mean() > 0.03
 

@@ -11,9 +11,10 @@ from lora_train.instrument.read.damaged import parse_foreign_json, parse_own_jso
 from lora_train.instrument.read.logs import read_history
 from lora_train.instrument.read.store import read_metrics
 from lora_train.instrument.show.report import write_report
+from lora_train.trainer.checks.run_config import run_config
 from lora_train.trainer.collapse.recorded import step_lines
 from lora_train.trainer.errors import UserError
-from lora_train.trainer.verbs.adapter_folder import _read_json
+from lora_train.trainer.verbs.adapter_folder import _read_json, _read_yaml
 
 from ...conftest import ROOT
 
@@ -45,6 +46,28 @@ def test_a_yaml_number_that_nothing_holds_is_none(number, tmp_path):
     file.write_text(file.read_text() + f"\nmore: {{n: {number}}}\n")
     assert read_history(run).config == {}
     assert write_report(run).is_file()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a: !!timestamp x",
+        "a: !!int x",
+        "a: !!bool maybe",
+        "? 99999999999999999999\n: 1",
+        "!!set {9e1: , 99999999999999999999: }",
+    ],
+)
+def test_a_yaml_value_of_another_type_than_its_tag_is_damage(text, tmp_path):
+    with pytest.raises(ValueError, match=r"tag|int64|invalid literal"):
+        parse_yaml(text)
+    run = shutil.copytree(RUNS / "healthy", tmp_path / "run")
+    (run / "config.yaml").write_text(text)
+    assert read_history(run).config == {}
+    with pytest.raises(UserError):
+        _read_yaml(run / "config.yaml")
+    with pytest.raises(UserError):
+        run_config(run / "config.yaml")
 
 
 def test_a_yaml_that_holds_itself_is_read():

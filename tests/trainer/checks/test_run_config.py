@@ -16,7 +16,7 @@ def test_data_that_has_gone_is_not_looked_for(tmp_path: Path):
     assert run_config(path).data.train == "gone.jsonl"
 
 
-@pytest.mark.parametrize("text", ["model: 3", "{", "lora: {rank: 8}"])
+@pytest.mark.parametrize("text", ["model: 3", "{", "lora: {rank: 8}", "[" * 3000 + "]" * 3000])
 def test_what_is_no_configuration_is_refused(tmp_path: Path, text: str):
     path = tmp_path / "config.yaml"
     path.write_text(text, encoding="utf-8")

@@ -181,6 +181,7 @@ def test_code_that_comes_with_a_runs_model_runs_at_the_users_word_alone(run: Pat
         assert "read that code, then --trust-remote-code lets it run" in capsys.readouterr().err
     assert main(["rows", str(received), "--probe"]) == 2
     assert not ran.exists()
-    assert main(["rows", str(received), "--trust-remote-code"]) == 0
+    for verb in (["rows", str(received)], page):
+        assert main([*verb, "--trust-remote-code"]) == 0
     assert ran.exists()
-    assert "colour of thing" in capsys.readouterr().out
+    assert "colour of thing" in (tmp_path / "page.html").read_text()

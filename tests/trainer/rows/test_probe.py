@@ -25,6 +25,13 @@ def test_a_row_gets_the_question_of_another_that_asks_something_else():
     assert under_another_question(rows[:2]) == [None, None], "there is but one question"
 
 
+def test_another_part_of_a_row_is_not_another_row():
+    parts = [example(0, [1, 2, 3], 2), example(0, [4, 5, 6], 2)]
+    assert under_another_question(parts) == [None, None]
+    found = under_another_question([*parts, example(1, [7, 8, 9], 2)])
+    assert [one.input_ids.tolist() if one else None for one in found][:2] == [[7, 8, 3], [7, 8, 6]]
+
+
 def test_what_is_not_trained_on_between_answers_stays():
     dialogue = Example(0, np.array([1, 2, 3, 4, 5], np.int32), np.array([False, False, True, False, True]))
     found = under_another_question([dialogue, example(1, [7, 8, 9], 2)])[0]

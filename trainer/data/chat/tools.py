@@ -9,8 +9,7 @@ from typing import Any
 from ..fields import Fault, is_empty, printable
 from ..readers import BadRow, parse_row
 
-
-# What the arguments of a call are called, by OpenAI, others' schemas, LangChain and Anthropic; and what says nothing more.
+# What a call's arguments are called by OpenAI, others' schemas, LangChain and Anthropic; and what is not looked at.
 ARGUMENTS = ("arguments", "parameters", "args", "input")
 SILENT = ("name", "function", "id", "type", "index")
 

@@ -250,7 +250,12 @@ class _Reader:
                 raise BadRow(("data.media", {"field": f"{self.place}.{name}"}))
         place = f"{self.place}.{what or self.what[0]}"
         if role == "call":
-            return {"role": "assistant", **self._others(raw, what), "content": "", "tool_calls": calls_of(place, content)}
+            return {
+                "role": "assistant",
+                **self._others(raw, what),
+                "content": "",
+                "tool_calls": calls_of(place, content),
+            }
         turn = {"role": role, **self._others(raw, what)}
         if not is_empty(raw.get("tool_calls")):
             turn["tool_calls"] = calls_of(f"{self.place}.tool_calls", raw["tool_calls"])

@@ -70,7 +70,7 @@ def _skips(history: History, n: int) -> bool:
 def unfinished(history: History) -> Finding | None:
     """Skipped steps leave a falling schedule above its end: it counts updates, the run counts steps."""
     steps, updates = history.column("step"), history.column("updates")
-    if not history.finished or not np.isfinite(updates).any():
+    if not history.finished or not np.isfinite(updates[-1:]).all():
         return None
     missed = int(steps[-1] - updates[-1])
     rate = history.column("learning_rate")

@@ -197,7 +197,7 @@ def test_any_row_is_a_conversation_or_refused(row):
             assert all(isinstance(turn["content"], str) for turn in talk.turns)
 
 
-@pytest.mark.parametrize("question, answer", [("instruction", "output"), ("prompt", "completion")])
+@pytest.mark.parametrize(("question", "answer"), [("instruction", "output"), ("prompt", "completion")])
 def test_columns_of_another_format_that_hold_nothing_decide_nothing(question, answer):
     row = {"messages": None, "conversations": [], question: "a", answer: "b"}
     assert [turn["content"] for turn in talk_of("messages", row).turns] == ["a", "b"]
