@@ -26,6 +26,7 @@ GROWS = 8 + np.minimum(STEPS / 20, 1)
 ENDED = np.where(STEPS > 40, 0.0, NOISE)
 IN_BLOCKS = 8.0 + (STEPS > 70) + (STEPS > 20)
 SLOWER = {"step_seconds": 1 + STEPS / N, "tokens": np.full(N, 100)}
+UNKNOWN_LAST = np.where(STEPS < N, STEPS - 20, np.nan)
 PART, THRICE = np.linspace(0, 0.4, 200), np.linspace(0, 3, 200)
 
 
@@ -96,6 +97,7 @@ def key(finding) -> str | None:
         # constant after its warm-up, and the loss is lost later
         (schedule.frozen, {"learning_rate": np.minimum(STEPS, 9), "loss": np.where(STEPS < 30, 1, NAN)}, None),
         (schedule.unfinished, {"learning_rate": np.linspace(1, 0.2, N), "updates": STEPS - 20}, "rate_unfinished"),
+        (schedule.unfinished, {"learning_rate": np.linspace(1, 0.2, N), "updates": UNKNOWN_LAST}, None),
         (schedule.unfinished, {"learning_rate": np.linspace(1, 0.0, N), "updates": STEPS}, None),
         (schedule.scale, {"loss_scale": np.where(STEPS < 3, 65536, 32768), "skipped": STEPS == 2}, "scale_course"),
         (schedule.scale, {"loss_scale": np.where(STEPS < 50, 65536, 16), "skipped": STEPS == 50}, "scale_low"),
