@@ -9,6 +9,10 @@ from typing import Any
 from ..fields import is_empty, printable
 from ..readers import BadRow, parse_row
 
+# What the arguments of a call are called: by OpenAI, in schemas, by LangChain, by Anthropic.
+ARGUMENTS = ("arguments", "parameters", "args", "input")
+OF_CALL = ("name", "function", "type", "id", "index")
+
 
 def tools_of(row: Mapping[str, Any]) -> tuple[Mapping[str, Any], ...]:
     """What a row says may be called, in OpenAI's form: objects, or JSON of one, of all or of each.
@@ -35,27 +39,34 @@ def tools_of(row: Mapping[str, Any]) -> tuple[Mapping[str, Any], ...]:
     return ()
 
 
-def calls_of(place: str, value: Any) -> list[dict[str, Any]]:
-    """Calls of tools in OpenAI's form, the arguments as an object where they are JSON.
+def calls_of(place: str, value: Any) -> tuple[list[dict[str, Any]], tuple[str, ...]]:
+    """Calls of tools in OpenAI's form, the arguments as an object where they are JSON; and the fields not read.
 
     Raises:
         BadRow: one has no name, or the text is no JSON.
     """
     if isinstance(value, str):
         value = from_json(place, value)
-    calls = []
+    calls, unread = [], []
     for call in value if isinstance(value, list) else [value]:
         function = call.get("function", call) if isinstance(call, dict) else None
         if not isinstance(function, dict) or not isinstance(function.get("name"), str) or not function["name"]:
             raise BadRow(("data.not_call", {"field": place}))
-        arguments = function.get("arguments", function.get("parameters", {}))
+        held = min(
+            (name for name in ARGUMENTS if name in function), key=lambda name: is_empty(function[name]), default=""
+        )
+        arguments = function.get(held, {})
         if isinstance(arguments, str):
             with suppress(ValueError):  # a tool may take plain text
                 arguments = parse_row(arguments) if arguments.strip() else {}
+        else:
+            arguments = _without_nulls(arguments)
         kept = {key: call[key] for key in ("id",) if call.get(key) is not None}
-        named = {"name": function["name"], "arguments": _without_nulls(arguments)}
+        named = {"name": function["name"], "arguments": arguments}
         calls.append({**kept, "type": "function", "function": named})
-    return calls
+        more = {**function, **(call if function is not call else {})}
+        unread += [f"[].{name}" for name in more if name not in (held, *OF_CALL) and not is_empty(more[name])]
+    return calls, tuple(map(printable, unread))
 
 
 def from_json(place: str, text: str) -> Any:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 
-from lora_train.trainer.data.chat.tools import tools_of
+import pytest
+from lora_train.trainer.data.chat.tools import calls_of, tools_of
 from lora_train.trainer.data.chat.turns import talk_of
 
 from .test_turns import ROLES_AND_TEXTS, refused
@@ -42,3 +43,16 @@ def test_tools_as_json_of_all_or_of_each_are_the_same():
     for tools in ([tool], json.dumps([tool]), [json.dumps(tool)], json.dumps(tool), [json.dumps(tool["function"])]):
         assert tools_of({"tools": tools}) == (tool,)
     assert refused({"messages": ROLES_AND_TEXTS, "tools": ["f"]}) == [("data.bad_json", "tools[0]")]
+
+
+@pytest.mark.parametrize("name", ["arguments", "parameters", "args", "input"])
+def test_arguments_go_by_several_names(name):
+    (call,), unread = calls_of("HERE", [{"name": "f", name: {"a": 1}, "id": "7", "index": 0}])
+    assert (call["function"]["arguments"], call["id"], unread) == ({"a": 1}, "7", ())
+
+
+def test_a_null_that_was_written_is_kept_and_one_that_a_table_fills_in_is_not():
+    (written,), _ = calls_of("HERE", [{"name": "f", "arguments": '{"a": null, "b": 1}'}])
+    (filled,), _ = calls_of("HERE", [{"name": "f", "arguments": {"a": None, "b": 1}}])
+    assert written["function"]["arguments"] == {"a": None, "b": 1}
+    assert filled["function"]["arguments"] == {"b": 1}
