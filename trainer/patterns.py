@@ -14,7 +14,7 @@ import sys
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from .errors import UserError, problem
+from .errors import UserError, first_line, problem
 
 LIMIT = 3  # seconds; a pattern that is meant takes microseconds a name
 _PLAIN = re.compile(r"[\w.\-]*")  # nothing in it is repeated
@@ -61,6 +61,15 @@ def endless(settings: Mapping[str, Any], names: Iterable[str]) -> tuple[str, str
     command = [sys.executable, "-I", "-S", "-c", _TRY, str(LIMIT)]
     done = subprocess.run(command, input=question, capture_output=True, text=True)
     return None if done.returncode == 0 else asked[int(done.stdout.split()[-1])]
+
+
+def wrong_with(pattern: str) -> str:
+    """What `re` says of a pattern that is none; empty if it is one."""
+    try:
+        re.compile(pattern)
+    except (re.error, RecursionError, OverflowError) as error:
+        return first_line(error)
+    return ""
 
 
 def require_quick(sentence: str, settings: Mapping[str, Any], names: Iterable[str], **values: Any) -> None:

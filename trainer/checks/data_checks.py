@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import glob
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
-from ..config.names import is_path
+from ..config.names import at_home, is_path
 from ..config.schema import DataSection
 from ..data.conversations import is_jinja
 from ..data.formats import CHATS, template_fields
@@ -39,7 +38,7 @@ def data_problems(data: DataSection, where: Callable[[str], str]) -> Iterator[Pr
 
 
 def _source_problems(key: str, name: str, where: Callable[[str], str]) -> Iterator[Problem]:
-    path, known = Path(name).expanduser(), ", ".join(READERS)
+    path, known = at_home(name), ", ".join(READERS)
     if not path.exists() and glob.has_magic(name):
         if not globbed(name):
             yield problem("config.no_match", file=where(key), key=key, path=name)
@@ -71,5 +70,5 @@ def _template_problems(data: DataSection, where: Callable[[str], str]) -> Iterat
     if chat is not None:
         if prompt is not None or data.format not in ("auto", *CHATS):
             yield problem("config.chat_template_unused", file=where("data.chat_template"))
-        elif not is_jinja(chat) and not Path(chat).expanduser().is_file():
+        elif not is_jinja(chat) and not at_home(chat).is_file():
             yield problem("config.no_chat_template_file", file=where("data.chat_template"), path=chat)

@@ -15,11 +15,12 @@ from pydantic_core import ErrorDetails
 
 from ...instrument.messages import say
 from ..config.aliases import ours_for
-from ..config.names import TRACKERS, is_installed, is_path, trackers_wanted
+from ..config.names import TRACKERS, at_home, is_installed, is_path, trackers_wanted
 from ..config.schema import METRIC_DRIVEN, Config, sections
 from ..errors import Problem, UserError, problem
 from ..importer.recognize import is_foreign_script, tool_of
 from ..importer.sources import YAML_ERRORS, is_small
+from ..patterns import wrong_with
 from .data_checks import data_problems
 from .task_checks import task_problems
 from .unknown_keys import Unknown, take_out
@@ -28,6 +29,8 @@ from .unknown_keys import Unknown, take_out
 OLD_NAMES = {"training": {"evaluation_strategy": "eval_strategy"}, "model": {"torch_dtype": "dtype"}}
 # transformers' schedule ends there and wants to start above it
 POLYNOMIAL_LR_END = 1e-7
+# `<<`, as YAML 1.1 calls it.
+MERGE = "tag:yaml.org,2002:merge"
 # What is said of any wrong value of a key, and else of a kind of mistake as pydantic calls it.
 KEY_SENTENCES = {
     "lora.target_modules": "config.lora.target_modules",
@@ -62,6 +65,8 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         seen = set()
         for key_node, _ in node.value:
+            if key_node.tag == MERGE:  # the keys of another mapping, which those that stand here win over
+                continue
             key = self.construct_object(key_node, deep=True)
             if isinstance(key, str) and key in seen:
                 mark = key_node.start_mark
@@ -263,7 +268,7 @@ def _explain(file: str, key: str, detail: ErrorDetails, values: Mapping[str, Any
     given = values.get(key.partition(".")[2], given)
     if "expected" in context:
         context["expected"] = context["expected"].replace("'", "").replace(" or ", ", ")
-    limits = {name: f"{limit:g}" for name, limit in context.items() if name in ("gt", "ge", "lt", "le")}
+    limits = {name: f"{limit:.20g}" for name, limit in context.items() if name in ("gt", "ge", "lt", "le")}
     return problem(sentence, file=file, key=key, value=_short(given), what=detail["msg"], **(context | limits))
 
 
@@ -317,6 +322,8 @@ def _cross_checks(config: Config, where) -> Iterator[Problem]:
     yield from _tracker_problems(config, where)
     if not config.lora.target_modules:
         yield problem("config.no_target_modules", file=where("lora.target_modules"))
+    if isinstance(pattern := config.lora.target_modules, str) and (what := wrong_with(pattern)):
+        yield problem("config.no_pattern", file=where("lora.target_modules"), pattern=_short(pattern), what=what)
     if quantization.bnb_4bit_use_double_quant and not quantization.load_in_4bit:
         yield problem("config.double_quant_without_4bit", file=where("quantization.bnb_4bit_use_double_quant"))
     if quantization.load_in_4bit and quantization.load_in_8bit:
@@ -334,8 +341,10 @@ def _cross_checks(config: Config, where) -> Iterator[Problem]:
     yield from data_problems(data, where)
     yield from task_problems(config, where)
     model = config.model.name_or_path
-    if is_path(model) and not Path(model).expanduser().exists():
+    if is_path(model) and not at_home(model).exists():
         yield problem("config.no_model", file=where("model.name_or_path"), path=model)
-    output_dir = Path(training.output_dir).expanduser()
-    if output_dir.exists() and not output_dir.is_dir():
+    output_dir = at_home(training.output_dir)
+    if "\0" in training.output_dir:
+        yield problem("config.no_name", file=where("training.output_dir"), key="training.output_dir")
+    elif output_dir.exists() and not output_dir.is_dir():
         yield problem("config.output_is_file", file=where("training.output_dir"), path=training.output_dir)

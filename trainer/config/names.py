@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
+from pathlib import Path
 
 # Trackers that accelerate drives, by their names there -> the module each needs; azure_ml speaks MLflow.
 TRACKERS = {
@@ -42,6 +43,11 @@ def is_path(name: str) -> bool:
         or name.endswith((".gguf", ".jsonl", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".txt", ".gz"))
         or not re.fullmatch(r"[\w.\-]+(/[\w.\-]+)?", name)
     )
+
+
+def at_home(name: str) -> Path:
+    """The path of a name that may begin with ~; where nobody is called so it stays as it is."""
+    return Path(os.path.expanduser(name))  # pathlib's raises RuntimeError there
 
 
 def trackers_wanted(report_to: str | list[str]) -> list[str]:

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
+
+from .limits import refuse_flag, refuse_too_many
 
 
 def _whole(value: float) -> float:
@@ -36,6 +38,18 @@ class Section(BaseModel):
         protected_namespaces=(),
         allow_inf_nan=False,
     )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _is_no_flag(cls, value: Any, info: ValidationInfo) -> Any:
+        refuse_flag(value, cls.model_fields[str(info.field_name)].annotation)
+        return value
+
+    @field_validator("*", mode="after")
+    @classmethod
+    def _can_be_counted(cls, value: Any, info: ValidationInfo) -> Any:
+        refuse_too_many(value, str(info.field_name))
+        return value
 
 
 class ModelSection(Section):

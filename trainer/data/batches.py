@@ -248,16 +248,23 @@ class Plan:
         return fill_bins(self._lengths, self.bin_tokens)
 
     @cached_property
+    def _n_units(self) -> int:
+        return len(self.dataset.examples) if self.bin_tokens is None else len(self._bins)
+
+    @cached_property
     def most_rows(self) -> int:
         """Rows that a micro-batch of one process has at most."""
-        if self.bin_tokens is None:
-            return self.batch_size
-        return self.batch_size * max(len(lengths) for lengths in self._bins)
+        rows_of_unit = 1 if self.bin_tokens is None else max(len(lengths) for lengths in self._bins)
+        return min(self.batch_size, self._n_units) * rows_of_unit
+
+    @cached_property
+    def most_micro_batches(self) -> int:
+        """Micro-batches that a step of one process has at most: an epoch may have fewer than are asked for."""
+        return min(self.accumulation, math.ceil(math.ceil(self._n_units / self.batch_size) / self.world_size))
 
     @cached_property
     def steps_per_epoch(self) -> int:
-        n_units = len(self.dataset.examples) if self.bin_tokens is None else len(self._bins)
-        return math.ceil(n_units / self.units_per_step)
+        return math.ceil(self._n_units / self.units_per_step)
 
     def n_steps(self, num_train_epochs: float, max_steps: int) -> int:
         """Length of the run in optimizer steps; `max_steps` > 0 wins, as in transformers."""

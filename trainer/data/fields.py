@@ -111,7 +111,11 @@ def _is_feedback(value: Any) -> bool:
 def has_no_place(row: Mapping[str, Any], used: Iterable[str]) -> list[Fault]:
     """Fields that belong to what is answered and that a format of one question cannot hold."""
     used = set(used)
-    fields = [field for field in (*SYSTEM, *HISTORY, "tools") if field not in used and not is_empty(row.get(field))]
+    fields = [
+        field
+        for field in (*SYSTEM, *HISTORY, "tools", "functions")
+        if field not in used and not is_empty(row.get(field))
+    ]
     return [("data.no_place", {"field": field}) for field in fields]
 
 

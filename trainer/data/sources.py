@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from ...instrument.messages import say
+from ..config.names import at_home
 from ..errors import UserError, first_line, problem
 from .readers import READERS, BadRow, Where, kind_of, read_rows
 
@@ -93,7 +94,7 @@ def open_source(value: str | Sequence[str]) -> Source:
             raise UserError(problem("data.table_in_list", source=", ".join(tables)))
         files = [(path, _name_of(part, index)) for part in parts for index, path in enumerate(part.files)]
         return Source(source_name(value), tuple(path for path, _ in files), names=tuple(name for _, name in files))
-    name, path = value, Path(value).expanduser()
+    name, path = value, at_home(value)
     if path.is_dir() and is_saved(path):
         return _saved(name, path)
     if path.is_dir():
@@ -122,7 +123,7 @@ def _name_of(part: Source, index: int) -> str:
 
 def globbed(pattern: str) -> tuple[Path, ...]:
     """The data files that a pattern stands for, sorted by name."""
-    found = (Path(name) for name in glob.glob(str(Path(pattern).expanduser()), recursive=True))
+    found = (Path(name) for name in glob.glob(str(at_home(pattern)), recursive=True))
     return tuple(sorted(path for path in found if path.is_file() and kind_of(path)))
 
 

@@ -120,7 +120,7 @@ def build(
         latch=Latch(engine.device) if training.fp16 else Latch(engine.device, patience=1),
         schedule=schedule_of(training, n_steps, plan.steps_per_epoch),
         eval_data=eval_data,
-        recorder=make_recorder(config, engine, built, plan.most_rows) if config.instrument.enabled else None,
+        recorder=make_recorder(config, engine, built, plan) if config.instrument.enabled else None,
         own_metrics=own_function(config),
     )
 
@@ -147,18 +147,18 @@ def order_of(config: Config, dataset: Dataset, world_size: int) -> Plan:
     )
 
 
-def make_recorder(config: Config, engine: Engine, built: Built, most_rows: int) -> Recorder:
+def make_recorder(config: Config, engine: Engine, built: Built, plan: Plan) -> Recorder:
     """The recorder that the configuration asks for.
 
     Args:
-        most_rows: of a micro-batch.
+        plan: how many rows and micro-batches there are at most.
 
     Raises:
         UserError: instrument.sites matches nothing.
     """
     sites, model, keys = config.instrument.sites, built.model, config.instrument
     gather = engine.gather if engine.world_size > 1 else None
-    n_micro = config.training.gradient_accumulation_steps
+    n_micro = plan.most_micro_batches
     takes_rows = fuses_squares(engine.device) if keys.rows == "auto" else keys.rows
     watching = Watching(
         n_micro,
@@ -168,7 +168,7 @@ def make_recorder(config: Config, engine: Engine, built: Built, most_rows: int) 
         patterns=["*"] if sites == "all" else sites,
         float32=matching(model, config.precision.fp32_modules),
         gather=gather,
-        rows=RowWatching(n_micro, most_rows, keys.rows_every, keys.row_modules, gather) if takes_rows else None,
+        rows=RowWatching(n_micro, plan.most_rows, keys.rows_every, keys.row_modules, gather) if takes_rows else None,
         micro_gradients=config.is_classifier,
     )
     with autocast(config, engine.device):

@@ -17,6 +17,9 @@ from ...instrument.judge.metrics import LOWER
 from ..config.schema import METRIC_DRIVEN, TrainingSection
 from ..errors import UserError, first_line, problem
 
+# Rates that are worked out before the first step; transformers' schedules take a minute for so many.
+MOST_STEPS = 10_000_000
+
 
 def lr_table(training: TrainingSection, n_steps: int, metrics: Sequence[float] = ()) -> list[float]:
     """Learning rate of update i (from 0) for i in 0..n_steps.
@@ -25,8 +28,10 @@ def lr_table(training: TrainingSection, n_steps: int, metrics: Sequence[float] =
         metrics: of the evaluations so far, oldest first; only schedules in METRIC_DRIVEN look at them.
 
     Raises:
-        UserError: training.lr_scheduler_kwargs do not fit the schedule.
+        UserError: training.lr_scheduler_kwargs do not fit the schedule, or there are too many steps.
     """
+    if n_steps > MOST_STEPS:
+        raise UserError(problem("config.too_many_steps", steps=f"{n_steps:,}", most=f"{MOST_STEPS:,}"))
     dummy = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=training.learning_rate)
     kind, extra = training.lr_scheduler_type, dict(training.lr_scheduler_kwargs)
     if kind == "reduce_lr_on_plateau":

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from ...instrument.read.store import METRICS, SCHEMA_VERSION, file_order, read_metrics, stats_files, write_text
+from ..config.names import at_home
 from ..config.schema import Config
 from ..model.load import trainable
 from ..saved.state import LARGEST
@@ -37,7 +38,7 @@ def holds_run(folder: Path) -> bool:
 
 def family(output_dir: str) -> list[Path]:
     """The runs of one output_dir: output_dir, output_dir-2, ..., oldest first."""
-    base = Path(output_dir).expanduser()
+    base = at_home(output_dir)
     numbered = re.compile(re.escape(base.name) + r"-(\d+)")
     runs = [(1, base)]
     if base.parent.is_dir():
@@ -50,7 +51,7 @@ def family(output_dir: str) -> list[Path]:
 
 def fresh_folder(output_dir: str) -> Path:
     """output_dir itself, or output_dir-<n> with n above all that hold a run; nothing is overwritten."""
-    base, runs = Path(output_dir).expanduser(), family(output_dir)
+    base, runs = at_home(output_dir), family(output_dir)
     if not runs:
         return base
     newest = 1 if runs[-1] == base else int(runs[-1].name.rpartition("-")[2])

@@ -8,6 +8,7 @@ from pathlib import Path
 from huggingface_hub import CommitOperationAdd, HfApi, get_token
 
 from ...instrument.messages import say
+from ..config.names import at_home
 from ..config.schema import Config
 from ..console import Console, note
 from ..errors import UserError, first_line, problem
@@ -62,7 +63,7 @@ def push(folder: Path, config: Config, console: Console) -> int:
 
 
 def _name(config: Config) -> str:
-    return config.training.hub_model_id or Path(config.training.output_dir).expanduser().resolve().name
+    return config.training.hub_model_id or at_home(config.training.output_dir).resolve().name
 
 
 def _shared(path: Path, config: Config) -> str | bytes:

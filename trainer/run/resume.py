@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from ...instrument.messages import say
-from ..config.names import checkpoint_step
+from ..config.names import at_home, checkpoint_step
 from ..config.schema import Config
 from ..config.settings import with_settings
 from ..console import Console
@@ -50,7 +50,7 @@ def find_checkpoint(resume: str, output_dir: str, console: Console) -> Path | No
     if resume == "auto":
         runs = [run for run in reversed(family(output_dir)) if checkpoints(run)]
         return newest_whole(runs[0], console) if runs else None
-    folder = Path(resume).expanduser()
+    folder = at_home(resume)
     if (folder / STATE).is_file() or checkpoint_step(folder.name) is not None:
         if what := what_is_torn(folder):
             raise UserError(problem("checkpoint.broken", folder=folder, what=what))

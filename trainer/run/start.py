@@ -20,6 +20,7 @@ from ..checks.no_effect import without_effect
 from ..checks.tips import tips
 from ..collapse.handle import Decision, handle_collapse
 from ..collapse.remedy import start_scale
+from ..config.names import at_home
 from ..config.schema import Config
 from ..console import Console
 from ..data.examples import Dataset
@@ -224,7 +225,7 @@ def go_on(
     Raises:
         UserError: it cannot be restored and no other one may be taken.
     """
-    named = resume is not None and Path(resume).expanduser().resolve() == checkpoint.resolve()
+    named = resume is not None and at_home(resume).resolve() == checkpoint.resolve()
     earlier = [path for path in checkpoints(checkpoint.parent) if step_of(path) < step_of(checkpoint)]
     changed = changed_settings(checkpoint, components.config)
     while True:
@@ -330,6 +331,6 @@ def greet(launch: Launch, components: Components, progress: Progress, run_dir: P
         console.line(say("banner.nothing_to_resume", output_dir=config.training.output_dir))
     elif checkpoint is not None:
         console.line(say("banner.resume", checkpoint=checkpoint, step=progress.step))
-    elif run_dir != Path(config.training.output_dir).expanduser():
+    elif run_dir != at_home(config.training.output_dir):
         console.line(say("banner.moved", taken=config.training.output_dir, folder=run_dir))
     console.line(say("banner.folder", folder=run_dir))

@@ -21,7 +21,7 @@ from typing import Any
 
 from ...instrument.messages import say
 from ..checks.read_config import check, read_mapping, read_sections
-from ..config.names import is_installed
+from ..config.names import at_home, is_installed
 from ..errors import Problem, UserError, problem
 from .reading import Reader, mapping_of, missing, short, values_of
 from .space import Choices, Range, Space, grid
@@ -187,7 +187,7 @@ def _folder(reader: Reader) -> Path:
     if not isinstance(value, str) or not value.strip():
         reader.wrong("sweep.not_text", "folder", value=short(value))
         return Path("runs") / reader.file.stem
-    return Path(value).expanduser()
+    return at_home(value)
 
 
 def _base(reader: Reader) -> dict[str, Any] | None:
@@ -199,7 +199,7 @@ def _base(reader: Reader) -> dict[str, Any] | None:
         reader.wrong("sweep.missing" if value is None else "sweep.base_kind", "base", value=short(value))
         return None
     try:
-        return read_sections(reader.file.parent / Path(value).expanduser())
+        return read_sections(reader.file.parent / at_home(value))
     except UserError as error:
         reader.problems += error.problems
         return None

@@ -97,3 +97,12 @@ def test_the_rows_of_a_step_know_what_is_counted_of_them():
     assert alone.n_supervised_squared == alone.n_supervised**2
     nothing = Plan(DATASET, 2, 2, seed=3, skip=frozenset(e.row for e in DATASET.examples)).rows(1)
     assert (nothing.examples, nothing.longest, nothing.n_supervised) == ([], 0, 0)
+
+
+def test_a_step_has_no_more_micro_batches_than_there_are_rows_for():
+    data = Dataset("data", [example(i, 4, 2) for i in range(5)])
+    wide, many = Plan(data, 2**31 - 1, 2**31 - 1, seed=0), Plan(data, 2, 2**31 - 1, seed=0, world_size=2)
+    assert (wide.most_rows, wide.most_micro_batches) == (5, 1)
+    assert (many.most_rows, many.most_micro_batches) == (2, 2)
+    assert len(many.shares(1)) == 2
+    assert Plan(data, 2, 2, seed=0).most_micro_batches == 2

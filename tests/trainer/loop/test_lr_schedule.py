@@ -67,3 +67,8 @@ def test_shares_of_all_steps_are_rounded_up():
     assert [warmup_steps(section(**given), 30) for given in ({"warmup_steps": 0.05}, {"warmup_ratio": 0.05})] == [2, 2]
     assert warmup_steps(section(warmup_steps=7, warmup_ratio=0.5), 30) == 7
     assert [steps_of(0.1, 25), steps_of(0.001, 25), steps_of(4, 25)] == [3, 1, 4]
+
+
+def test_more_steps_than_can_be_planned_are_refused_at_once():
+    with pytest.raises(UserError, match="2,000,000,000 steps are more than a run can plan: at most 10,000,000"):
+        lr_table(TrainingSection(), 2 * 10**9)

@@ -13,9 +13,9 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
+from ...config.names import at_home
 from ...errors import UserError, first_line, problem
 from ..fields import Fault, Note, printable
 from ..formats import CHATS, is_unicode
@@ -42,7 +42,7 @@ def read_template(value: str) -> str:
     if is_jinja(value):
         return value
     try:
-        return Path(value).expanduser().read_text(encoding="utf-8")
+        return at_home(value).read_text(encoding="utf-8")
     except OSError as error:
         raise UserError(problem("data.unreadable", source=value, what=error.strerror or error)) from error
     except UnicodeDecodeError as error:

@@ -6,21 +6,20 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
-from ..fields import Fault, is_empty, printable
+from ..fields import is_empty, printable
 from ..readers import BadRow, parse_row
 
-# What a call's arguments are called by OpenAI, others' schemas, LangChain and Anthropic; and what is not looked at.
+# What the arguments of a call are called: by OpenAI, in schemas, by LangChain, by Anthropic.
 ARGUMENTS = ("arguments", "parameters", "args", "input")
-SILENT = ("name", "function", "id", "type", "index")
+OF_CALL = ("name", "function", "type", "id", "index")
 
 
 def tools_of(row: Mapping[str, Any]) -> tuple[Mapping[str, Any], ...]:
     """What a row says may be called, in OpenAI's form: objects, or JSON of one, of all or of each.
 
     Raises:
-        BadRow: it is something else, or is given twice.
+        BadRow: it is something else.
     """
-    found: tuple[Mapping[str, Any], ...] = ()
     for name in ("tools", "functions"):
         tools = row.get(name)
         if is_empty(tools):
@@ -36,43 +35,38 @@ def tools_of(row: Mapping[str, Any]) -> tuple[Mapping[str, Any], ...]:
             raise BadRow(("data.not_tools", {"field": name}))
         tools = [_without_nulls(tool) for tool in tools]
         nested = [tool if isinstance(tool.get("function"), dict) else {"function": tool} for tool in tools]
-        own = tuple({"type": "function", **tool} for tool in nested)
-        if found and own != found:
-            raise BadRow(("data.no_place", {"field": name}))
-        found = own
-    return found
+        return tuple({"type": "function", **tool} for tool in nested)
+    return ()
 
 
-def calls_of(place: str, value: Any) -> list[dict[str, Any]]:
-    """Calls of tools in OpenAI's form, the arguments as an object where they are JSON.
+def calls_of(place: str, value: Any) -> tuple[list[dict[str, Any]], tuple[str, ...]]:
+    """Calls of tools in OpenAI's form, the arguments as an object where they are JSON; and the fields not read.
 
     Raises:
-        BadRow: one has no name or a field that calls have not, or the text is no JSON.
+        BadRow: one has no name, or the text is no JSON.
     """
     if isinstance(value, str):
         value = from_json(place, value)
-    calls = []
+    calls, unread = [], []
     for call in value if isinstance(value, list) else [value]:
         function = call.get("function", call) if isinstance(call, dict) else None
         if not isinstance(function, dict) or not isinstance(function.get("name"), str) or not function["name"]:
             raise BadRow(("data.not_call", {"field": place}))
-        held = next((name for name in ARGUMENTS if not is_empty(function.get(name))), None)
-        if faults := _strangers(place, call, function, held):
-            raise BadRow(*faults)
-        arguments = {} if held is None else function[held]
+        held = min(
+            (name for name in ARGUMENTS if name in function), key=lambda name: is_empty(function[name]), default=""
+        )
+        arguments = function.get(held, {})
         if isinstance(arguments, str):
             with suppress(ValueError):  # a tool may take plain text
                 arguments = parse_row(arguments) if arguments.strip() else {}
+        else:
+            arguments = _without_nulls(arguments)
         kept = {key: call[key] for key in ("id",) if call.get(key) is not None}
-        named = {"name": function["name"], "arguments": _without_nulls(arguments)}
+        named = {"name": function["name"], "arguments": arguments}
         calls.append({**kept, "type": "function", "function": named})
-    return calls
-
-
-def _strangers(place: str, call: Mapping[str, Any], function: Mapping[str, Any], held: str | None) -> list[Fault]:
-    """Fields of a call that no template is given, and that hold something."""
-    names = dict.fromkeys(name for own in (call, function) for name, value in own.items() if not is_empty(value))
-    return [("data.no_place", {"field": f"{place}.{name}"}) for name in names if name not in (*SILENT, held)]
+        more = {**function, **(call if function is not call else {})}
+        unread += [f"[].{name}" for name in more if name not in (held, *OF_CALL) and not is_empty(more[name])]
+    return calls, tuple(map(printable, unread))
 
 
 def from_json(place: str, text: str) -> Any:

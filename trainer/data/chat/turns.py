@@ -18,6 +18,7 @@ from typing import Any
 from ..fields import HISTORY, SYSTEM, Fault, Note, is_empty, not_used, printable, require_supported
 from ..formats import CHATS, missing, require_object, text_faults
 from ..readers import BadRow
+from .parts import joined
 from .tools import calls_of, from_json, tools_of
 
 _NAMES = {
@@ -79,26 +80,30 @@ def talk_of(name: str, row: Any, columns: Mapping[str, str | None] | None = None
     used, found, first_trained = _turns_field(name, row)
     if not found:
         raise BadRow(("data.empty_field", {"field": used[0]}))
-    used = [*used, *SYSTEM, "tools", "functions", "chat_template_kwargs"]
+    tools = next((name for name in ("tools", "functions") if not is_empty(row.get(name))), "tools")
+    used = [*used, *SYSTEM, tools, "chat_template_kwargs"]
     require_supported(row, used)
     columns = columns or {}
     who = tuple(filter(None, (columns.get("role"),))) + WHO
     what = tuple(filter(None, (columns.get("content"),))) + WHAT
-    turns, trained, faults = [], [], []
+    turns, trained, faults, unread = [], [], [], []
     for index, (place, raw) in enumerate(found):
         reader = _Reader(place, raw, who, what, name)
         turns.append(reader.turn())
         trained.append(reader.is_trained() and index >= first_trained)
         faults += reader.faults
+        unread += reader.unread
     if faults:
         raise BadRow(*faults)
     places = [place for place, _ in found]
     system = _system_of(row, turns)
     if system is not None:
+        unread += [f"{system[0]}{name}" for name in joined(system[0], row[system[0]])[1]]
         turns, places, trained = [system[1], *turns], [system[0], *places], [False, *trained]
     answers = tuple(i for i, turn in enumerate(turns) if turn["role"] == "assistant" and trained[i])
     strangers = dict.fromkeys(turn["role"] for turn in turns if turn["role"] not in _NAMES)
     notes = not_used(row, [*used, *columns])
+    notes += tuple(("data.not_used", (("field", name),)) for name in dict.fromkeys(unread))
     notes += tuple(("data.unknown_speaker", (("role", printable(role)),)) for role in strangers)
     return Talk(tuple(turns), tuple(places), answers, tools_of(row), _values_of(row), notes)
 
@@ -135,10 +140,12 @@ def _question_and_answer(
     row: Mapping[str, Any], question: str, answer: str
 ) -> tuple[list[str], list[tuple[str, Any]], int]:
     before = _history_of(row)
-    more = row.get("input")
+    more, used = row.get("input"), [question, answer, *HISTORY]
     asked, said = row[question], row[answer]
-    if isinstance(asked, str) and isinstance(more, str) and more:
-        asked = f"{asked}\n{more}"
+    if isinstance(asked, str) and not is_empty(more):
+        if faults := text_faults("input", more):
+            raise BadRow(*faults)
+        asked, used = f"{asked}\n{more}", [*used, "input"]
     prompt = asked if isinstance(asked, list) else [{"role": "user", "content": asked}]
     if isinstance(said, list) and len(said) > 1 and is_empty(asked):  # the completion asks itself
         prompt = []
@@ -147,7 +154,7 @@ def _question_and_answer(
     turns += [(f"{question}[{i}]" if prompt is asked else question, turn) for i, turn in enumerate(prompt)]
     first = len(turns)
     turns += [(f"{answer}[{i}]" if completion is said else answer, turn) for i, turn in enumerate(completion)]
-    return [question, answer, "input", *HISTORY], turns, first
+    return used, turns, first
 
 
 def _history_of(row: Mapping[str, Any]) -> list[tuple[str, Any]]:
@@ -170,10 +177,11 @@ def _history_of(row: Mapping[str, Any]) -> list[tuple[str, Any]]:
 
 def _system_of(row: Mapping[str, Any], turns: Sequence[Turn]) -> tuple[str, Turn] | None:
     """The system prompt that stands beside the turns; one that stands among them too must be the same."""
-    for name in SYSTEM:
-        text = row.get(name)
-        if is_empty(text):
-            continue
+    held = [name for name in SYSTEM if not is_empty(row.get(name))]
+    if len({str(row[name]) for name in held}) > 1:
+        raise BadRow(("data.two_systems", {"field": held[1]}))
+    for name in held[:1]:
+        text, _ = joined(name, row[name])
         if faults := text_faults(name, text, may_be_empty=True):
             raise BadRow(*faults)
         if turns and turns[0]["role"] in ("system", "developer"):
@@ -201,6 +209,7 @@ class _Reader:
         own = CHATS[name][1:]
         self.who, self.what = (own[0], *who), (own[1], *what)
         self.faults: list[Fault] = []
+        self.unread: list[str] = []
 
     def turn(self) -> Turn:
         """The turn in OpenAI's form, without its nulls."""
@@ -250,20 +259,29 @@ class _Reader:
                 raise BadRow(("data.media", {"field": f"{self.place}.{name}"}))
         place = f"{self.place}.{what or self.what[0]}"
         if role == "call":
-            return {
-                "role": "assistant",
-                **self._others(raw, what),
-                "content": "",
-                "tool_calls": calls_of(place, content),
-            }
+            role = "assistant"
+            return {"role": role, "content": "", **self._others(raw, what), "tool_calls": self._calls(place, content)}
         turn = {"role": role, **self._others(raw, what)}
         if not is_empty(raw.get("tool_calls")):
-            turn["tool_calls"] = calls_of(f"{self.place}.tool_calls", raw["tool_calls"])
+            turn["tool_calls"] = self._calls(f"{self.place}.tool_calls", raw["tool_calls"])
         elif not is_empty(call):
-            turn["tool_calls"] = calls_of(f"{self.place}.function_call", call)
+            turn["tool_calls"] = self._calls(f"{self.place}.function_call", call)
+        if not is_empty(raw.get("function_call")) and (is_empty(call) or not is_empty(raw.get("tool_calls"))):
+            self._leave(f"{self.place}.function_call", "")
         calls = "tool_calls" in turn
         text = self._text(place, content, may_be_empty=role != "assistant" or calls, may_be_null=calls)
         return turn | {"content": text}
+
+    def _calls(self, place: str, value: Any) -> list[dict[str, Any]]:
+        calls, unread = calls_of(place, value)
+        self._leave(place, *unread)
+        return calls
+
+    def _leave(self, place: str, *names: str) -> None:
+        """Notes what of the turn is not read: messages[].content[].score."""
+        field_, _, rest = place.partition("[")
+        within = rest.partition("]")[2] if rest else ""
+        self.unread += [f"{field_}{'[]' if rest else ''}{within}{name}" for name in names]
 
     def _role(self, raw: Mapping[str, Any], quietly: bool = False) -> str:
         who = _held(raw, self.who)
@@ -294,17 +312,8 @@ class _Reader:
     def _text(self, place: str, content: Any, may_be_empty: bool, may_be_null: bool) -> str:
         if content is None and may_be_null:
             return ""
-        if isinstance(content, dict) and "text" in content:  # one part alone
-            content = [content]
-        if isinstance(content, list) and all(isinstance(part, (dict, str)) for part in content):
-            texts = []
-            for i, part in enumerate(content):
-                kind = part.get("type", "text") if isinstance(part, dict) else "text"
-                text = part.get("text") if isinstance(part, dict) else part
-                if kind not in ("text", "input_text", "output_text") or not isinstance(text, str):
-                    raise BadRow(("data.part", {"field": f"{place}[{i}]", "kind": printable(str(kind))}))
-                texts.append(text)
-            content = "".join(texts)
+        content, unread = joined(place, content)
+        self._leave(place, *unread)
         if faults := text_faults(place, content, may_be_empty=may_be_empty):
             raise BadRow(*faults)
         return str(content)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 
-from lora_train.trainer.data.chat.tools import tools_of
+import pytest
+from lora_train.trainer.data.chat.tools import calls_of, tools_of
 from lora_train.trainer.data.chat.turns import talk_of
 
 from .test_turns import ROLES_AND_TEXTS, refused
@@ -34,9 +35,6 @@ def test_calls_of_tools_in_every_form_are_one():
     assert refused({"messages": [{"role": "assistant", "tool_calls": [{}]}]}) == [
         ("data.not_call", "messages[0].tool_calls")
     ]
-    for more in ({"result": "ok"}, {"input": {"b": 2}}):
-        call = {"from": "function_call", "value": {**function, **more}}
-        assert refused({"messages": [call]}) == [("data.no_place", f"messages[0].value.{next(iter(more))}")]
     assert refused({"messages": ROLES_AND_TEXTS, "tools": "["}) == [("data.bad_json", "tools")]
     assert refused({"messages": ROLES_AND_TEXTS, "tools": 3}) == [("data.not_tools", "tools")]
 
@@ -46,13 +44,16 @@ def test_tools_as_json_of_all_or_of_each_are_the_same():
     for tools in ([tool], json.dumps([tool]), [json.dumps(tool)], json.dumps(tool), [json.dumps(tool["function"])]):
         assert tools_of({"tools": tools}) == (tool,)
     assert refused({"messages": ROLES_AND_TEXTS, "tools": ["f"]}) == [("data.bad_json", "tools[0]")]
-    assert tools_of({"tools": [tool], "functions": [tool["function"]]}) == (tool,)
-    assert refused({"messages": ROLES_AND_TEXTS, "tools": [tool], "functions": [{"name": "g"}]}) == [
-        ("data.no_place", "functions")
-    ]
 
 
-def test_what_is_thought_before_a_call_is_kept():
-    (turn,) = talk_of("sharegpt", {"conversations": [{"from": "function_call", "value": "{\"name\": \"f\"}",
-                                                      "thinking": "hm"}]}).turns  # fmt: skip
-    assert turn["thinking"] == "hm"
+@pytest.mark.parametrize("name", ["arguments", "parameters", "args", "input"])
+def test_arguments_go_by_several_names(name):
+    (call,), unread = calls_of("HERE", [{"name": "f", name: {"a": 1}, "id": "7", "index": 0}])
+    assert (call["function"]["arguments"], call["id"], unread) == ({"a": 1}, "7", ())
+
+
+def test_a_null_that_was_written_is_kept_and_one_that_a_table_fills_in_is_not():
+    (written,), _ = calls_of("HERE", [{"name": "f", "arguments": '{"a": null, "b": 1}'}])
+    (filled,), _ = calls_of("HERE", [{"name": "f", "arguments": {"a": None, "b": 1}}])
+    assert written["function"]["arguments"] == {"a": None, "b": 1}
+    assert filled["function"]["arguments"] == {"b": 1}

@@ -207,3 +207,62 @@ def test_columns_of_another_format_that_hold_nothing_decide_nothing(question, an
 def test_a_completion_that_begins_with_its_question_gets_no_empty_one_before_it():
     row = {"prompt": "", "completion": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
     assert [turn["role"] for turn in talk_of("messages", row).turns] == ["user", "assistant"]
+
+
+CALL = {"name": "f", "arguments": {"a": 1}}
+
+
+def unused(row) -> set[str]:
+    return {value for key, values in talk_of("messages", row).notes if key == "data.not_used" for _, value in values}
+
+
+@pytest.mark.parametrize(
+    ("turn", "field"),
+    [
+        (
+            {"role": "user", "content": [{"type": "text", "text": "물은?", "context": "C"}]},
+            "messages[].content[].context",
+        ),
+        ({"role": "tool", "content": {"text": "100", "score": 3}}, "messages[].content[].score"),
+        ({"role": "user", "content": "물은?", "function_call": CALL}, "messages[].function_call"),
+        (
+            {"role": "assistant", "content": "", "tool_calls": [CALL], "function_call": {**CALL, "name": "g"}},
+            "messages[].function_call",
+        ),
+        ({"role": "assistant", "tool_calls": [{"function": {**CALL, "why": "W"}}]}, "messages[].tool_calls[].why"),
+        ({"role": "assistant", "tool_calls": [{**CALL, "input": {"b": 2}}]}, "messages[].tool_calls[].input"),
+    ],
+)
+def test_what_a_turn_holds_besides_is_told(turn, field):
+    assert unused({"messages": [turn, ROLES_AND_TEXTS[1]]}) == {field}
+
+
+@pytest.mark.parametrize("row", [{"input": ["C"]}, {"input": 7}, {"system": "S", "system_prompt": "T"}])
+def test_what_cannot_stand_beside_a_question_is_refused(row):
+    (_, field), *_ = refused({"instruction": "물은?", "output": "100도", **row})
+    assert field in row
+
+
+def test_what_stands_beside_turns_and_is_not_among_them_is_told():
+    turns = {"prompt": ROLES_AND_TEXTS[:1], "completion": ROLES_AND_TEXTS[1:]}
+    assert unused({**turns, "input": "C"}) == {"input"}
+    assert unused({"messages": ROLES_AND_TEXTS, "tools": [{"name": "f"}], "functions": [{"name": "g"}]}) == {
+        "functions"
+    }
+
+
+def test_media_within_a_part_is_refused_and_nulls_are_nothing():
+    part = {"type": "text", "text": "물은?", "image": "cat.jpg"}
+    assert refused({"messages": [{"role": "user", "content": [part]}]}) == [
+        ("data.media", "messages[0].content[0].image")
+    ]
+    assert unused({"messages": [{"role": "user", "content": [{**part, "image": None}]}, ROLES_AND_TEXTS[1]]}) == set()
+
+
+def test_a_system_prompt_in_parts_and_the_reasoning_of_a_call_are_kept():
+    row = {"system": [{"type": "text", "text": "짧게"}], "messages": ROLES_AND_TEXTS}
+    assert said(row)[0] == ("system", "짧게")
+    assert unused({**row, "system": {"text": "짧게", "lang": "ko"}}) == {"system[].lang"}
+    call = {"from": "function_call", "value": json.dumps(CALL), "reasoning": "왜냐하면"}
+    (turn,) = talk_of("sharegpt", {"conversations": [call]}).turns
+    assert turn["reasoning"] == "왜냐하면"
