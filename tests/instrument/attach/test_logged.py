@@ -27,6 +27,8 @@ class Measures(Pairs):
         return (loss, {"loss": loss}) if return_outputs else loss
 
     def log(self, logs: dict[str, Any], *args: Any, **kwargs: Any) -> None:
+        if "eval_loss" in logs:  # a new dict: on_evaluate is handed the old one
+            logs = {**logs, "eval_rewards/margins": 0.25 * self.state.global_step, "eval_note": "x"}
         if "loss" in logs:
             own = {"rewards/margins": 0.5 * self.state.global_step, "rewards/accuracies": float("nan"), "note": "x"}
             logs = {**logs, **own}
@@ -58,7 +60,28 @@ def test_what_the_trainer_logs_stands_on_the_line_of_its_step(tiny_models, tmp_p
     history = read_history(tmp_path / "run")
     assert (history.task, history.task_known, history.trainer) == ("preference", True, "trl")
     assert history.evals["step"].tolist() == [2, 4, 5]
+    assert history.evals["eval_rewards/margins"].tolist() == [0.5, 1.0, 1.25]
+    assert history.evals[["eval_loss", "eval_runtime"]].notna().all(None)
+    written = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert len([row for row in written if "eval_rewards/margins" in row]) == 3  # a line each
     assert history.finished
+
+
+def test_what_is_logged_of_an_evaluation_that_nobody_ends_is_recorded(tiny_models, tmp_path):
+    class Tests(Trainer):
+        def training_step(self, *args: Any, **kwargs: Any) -> Any:
+            loss = super().training_step(*args, **kwargs)
+            if self.state.global_step == 1:
+                self.log({"eval_pass_at_1": 0.5})
+            return loss
+
+    training = trainer(lora(tiny_models["llama"]), tmp_path / "out", Tests, eval_strategy="epoch", max_steps=6)
+    training.add_callback(InstrumentCallback(tmp_path / "run"))
+    training.train()
+    evals = read_history(tmp_path / "run").evals
+    assert evals["eval_pass_at_1"].fillna(0).tolist() == [0.5, 0]
+    assert evals["step"].tolist() == [2, 6]
+    assert evals["eval_loss"].notna().tolist() == [False, True]
 
 
 def test_a_line_is_there_when_its_step_has_ended(tiny_models, tmp_path):
