@@ -199,7 +199,7 @@ class InstrumentCallback(TrainerCallback):
             self._collapsed = control.should_training_stop = True
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Adds to the line of the step, or of the evaluation, what a Trainer of another kind measures: rewards, entropy.
+        """Adds to the line of a step or an evaluation what a Trainer of another kind measures: rewards, entropy.
 
         TRL's trainers log more of an evaluation than they hand to on_evaluate, which comes after.
         """

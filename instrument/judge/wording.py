@@ -69,6 +69,7 @@ DESCRIBED: dict[str, dict[str, str]] = {
     "preference": _PAIRS,
     "reward": _PAIRS,
     "ppo": {"loss": "explain.what.loss_ppo", "eval_loss": "explain.what.eval_loss_rows"},
+    "other": {"loss": "explain.what.loss_other", "eval_loss": "explain.what.eval_loss_rows"},
     "grpo": {"loss": "explain.what.loss_grpo", "eval_loss": "explain.what.eval_loss_rows"},
 }
 """Sentence by task and topic, where it is another than that of a language model."""

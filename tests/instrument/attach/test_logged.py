@@ -41,6 +41,12 @@ def foreign(name: str, base: type[Trainer]) -> Any:
     return type("Mine", (theirs,), {})
 
 
+def task(run: Path) -> tuple[str, bool]:
+    history = read_history(run)
+    assert (NATS_A_TOKEN in outcome(run)) == (history.task == "causal_lm")
+    return history.task, history.task_known
+
+
 def outcome(run: Path) -> str:
     history = read_history(run)
     return "\n".join(lines(history, explain(history), "en"))
@@ -134,3 +140,39 @@ def test_a_classifier_without_metrics_is_known_by_its_model(tiny_models, tmp_pat
     history = read_history(tmp_path / "run")
     assert (history.task, history.task_known, history.trainer) == (task, True, "transformers")
     assert NATS_A_TOKEN not in outcome(tmp_path / "run")
+
+
+def distils(self: Any, model: Any, inputs: Any, return_outputs: bool = False, **_: Any) -> Any:
+    return 0.5 * model(**inputs).loss
+
+
+OWN_LOSS = {"compute_loss": distils}
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        (Trainer, ("causal_lm", True)),
+        (type("Mine", (Trainer,), {}), ("causal_lm", True)),
+        (type("Mine", (Trainer,), OWN_LOSS), ("other", False)),
+        (type("Mine", (foreign("SFTTrainer", Pairs),), OWN_LOSS), ("other", False)),
+        (foreign("GKDTrainer", Pairs), ("other", False)),
+        (type("UnslothSFTTrainer", (Trainer,), OWN_LOSS | {"__module__": "UnslothSFTTrainer"}), ("causal_lm", True)),
+        (type("UnslothGKDTrainer", (Trainer,), OWN_LOSS | {"__module__": "UnslothGKDTrainer"}), ("other", False)),
+        (type("AxolotlTrainer", (Trainer,), OWN_LOSS | {"__module__": "axolotl.core.base"}), ("causal_lm", True)),
+    ],
+    ids=["plain", "subclass", "own loss", "own loss over SFT", "GKD", "Unsloth's SFT", "Unsloth's GKD", "axolotl"],
+)  # fmt: skip
+def test_a_loss_that_nobody_knows_is_in_no_unit(tiny_models, tmp_path, kind, expected):
+    training = trainer(lora(tiny_models["llama"]), tmp_path / "out", kind)
+    training.add_callback(InstrumentCallback(tmp_path / "run"))
+    training.train()
+    assert task(tmp_path / "run") == expected
+
+
+def test_a_loss_that_is_handed_to_the_trainer_is_its_own(tiny_models, tmp_path):
+    training = trainer(lora(tiny_models["llama"]), tmp_path / "out")
+    training.compute_loss_func = lambda outputs, labels, **_: outputs.logits.square().mean()
+    training.add_callback(InstrumentCallback(tmp_path / "run"))
+    training.train()
+    assert task(tmp_path / "run") == ("other", False)
