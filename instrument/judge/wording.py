@@ -42,7 +42,7 @@ KEYS: dict[str, tuple[str, ...]] = {
     "lora.lora_dropout": ("lora_dropout",) * 5,
     "precision.loss_scale=dynamic": ("fp16=True",) * 3 + ("fp16: true", "fp16: true"),
     "--resume auto": ("resume_from_checkpoint=True",) * 3
-    + ("auto_resume_from_checkpoints: true", "resume_from_checkpoint"),
+    + ("auto_resume_from_checkpoints: true", "resume_from_checkpoint: true"),
 }  # fmt: skip
 
 _KEY = re.compile(
