@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from lora_train.instrument.advise import Study, advise
+from lora_train.instrument.advise import Study, advise, read_study
 from lora_train.instrument.advise.sources import study_of
 from lora_train.instrument.advise.study import CHANCE, TRUSTED, WORTH
 
@@ -139,7 +140,31 @@ def test_a_run_of_another_program_goes_on_by_its_own_key(tmp_path, trainer, comm
     assert go_on(made) == command
 
 
-def test_a_run_that_ended_early_by_itself_is_judged():
-    early = run(np.full(12, 1.0), settings={"lora.r": 16}, planned=200)
-    early.stopped_early = True
-    assert [trial.letter for trial in study(early, run(np.full(12, 2.0))).judged] == ["A", "B"]
+def states(folder: Path, *ends: dict[str, Any]) -> list[Path]:
+    """Folders of the stock Trainer whose runs made 60 of 100 steps."""
+    made = []
+    for at, end in enumerate(ends):
+        path = folder / str(at)
+        path.mkdir()
+        log: list[dict[str, Any]] = [{"step": s, "epoch": s / 50, "loss": 2 - s / 100} for s in range(10, 61, 10)]
+        log += [{"step": s, "epoch": s / 50, "eval_loss": 1.5 + abs(s - 30) / 100} for s in range(10, 61, 10)]
+        state = {"global_step": 60, "max_steps": 100, "num_train_epochs": 2, "log_history": log, **end}
+        (path / "trainer_state.json").write_text(json.dumps(state))
+        made.append(path)
+    return made
+
+
+def stopping(counter: int, should_stop: bool) -> dict[str, Any]:
+    """What the Trainer saves of EarlyStoppingCallback(early_stopping_patience=3) and of its own control."""
+    own = {"args": {"early_stopping_patience": 3, "early_stopping_threshold": 0.0}}
+    own["attributes"] = {"early_stopping_patience_counter": counter}
+    control = {"args": {"should_training_stop": should_stop}, "attributes": {}}
+    return {"stateful_callbacks": {"EarlyStoppingCallback": own, "TrainerControl": control}}
+
+
+def test_a_run_that_ended_early_by_itself_is_judged(tmp_path):
+    made = read_study(states(tmp_path, stopping(3, True), stopping(1, False)))
+    early, cut_off = made.trials
+    assert (early.history.finished, early.history.stopped_early, early.is_unfinished) == (True, True, False)
+    assert (cut_off.history.finished, cut_off.history.stopped_early, cut_off.is_unfinished) == (False, False, True)
+    assert [trial.letter for trial in made.judged] == ["A"]
