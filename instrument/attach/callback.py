@@ -8,7 +8,8 @@ scaler the step is dropped, so that the adapter stays alive, and with one the sc
 with stop=False goes on and every such step is recorded as what it is.
 
 The loss is the one that accelerate is given for the backward pass, whoever computed it. Other numbers that a Trainer
-logs with its loss (rewards, margins, entropy: means since its last log) are columns of the line of that step.
+logs with its loss (rewards, margins, entropy: means since its last log) are columns of the line of that step, and those
+that it logs of an evaluation of the line of that.
 
 It only watches: a model of a kind that nobody thought of, a folder that cannot be made, or a disk that fills meanwhile
 ends no training; then it says once that nothing more is recorded, and why. What it put on the model and on this Trainer
@@ -25,7 +26,7 @@ from __future__ import annotations
 import contextlib
 import time
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,7 @@ class InstrumentCallback(TrainerCallback):
         self._step: Step | None = None
         self._take_off: Callable[[], Any] = _nothing
         self._inputs: list[dict[str, Any]] = []
+        self._of_evaluation: dict[str, float] = {}
         self._scaler: Any = None
         self._alone, self._collapsed = True, False
 
@@ -134,6 +136,7 @@ class InstrumentCallback(TrainerCallback):
     def _end(self) -> None:
         self._take_off()
         self._take_off, self.instrument, self._step, self._inputs = _nothing, None, None, []
+        self._of_evaluation = {}
 
     @contextlib.contextmanager
     def _watching(self) -> Iterator[None]:
@@ -149,6 +152,7 @@ class InstrumentCallback(TrainerCallback):
     ) -> None:
         """Begins a step."""
         with self._watching():
+            self._evaluated({})
             self._begin_step(state, kwargs)
 
     def _begin_step(self, state: TrainerState, kwargs: dict[str, Any]) -> None:
@@ -195,24 +199,35 @@ class InstrumentCallback(TrainerCallback):
             self._collapsed = control.should_training_stop = True
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Adds to the step's line what a Trainer of another kind measures: rewards, margins, entropy."""
+        """Adds to the line of a step or an evaluation what a Trainer of another kind measures: rewards, entropy.
+
+        TRL's trainers log more of an evaluation than they hand to on_evaluate, which comes after.
+        """
         logs = kwargs.get("logs") or {}
+        numbers = _numbers(logs)
         if self.instrument is not None and "loss" in logs:
-            numbers = {key: value for key, value in logs.items() if isinstance(value, (int, float))}
             with self._watching():
-                self.instrument.logged({k: float(v) for k, v in numbers.items() if k not in STEP_COLUMNS})
+                self.instrument.logged({key: value for key, value in numbers.items() if key not in STEP_COLUMNS})
+        elif self.instrument is not None:
+            self._of_evaluation |= {key: value for key, value in numbers.items() if key.startswith("eval_")}
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Records an evaluation."""
-        values = {k: float(v) for k, v in kwargs.get("metrics", {}).items() if isinstance(v, (int, float))}
+        with self._watching():
+            self._evaluated(_numbers(kwargs.get("metrics") or {}))
+
+    def _evaluated(self, metrics: dict[str, float]) -> None:
+        """Records what was logged of an evaluation, together with what its end tells."""
+        values, self._of_evaluation = {**self._of_evaluation, **metrics}, {}
         if self.instrument is not None and any(key.startswith("eval_") for key in values):
-            with self._watching():
-                self.instrument.evaluation(values)
+            self.instrument.evaluation(values)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Takes the instrument off. A training that another callback ended early came to an end too."""
+        with self._watching():
+            self._evaluated({})
         if self.instrument is not None and not self._collapsed:
             self.instrument.finished(time.perf_counter() - self._started)
         self._end()
@@ -249,6 +264,10 @@ def _under_autocast(args: TrainingArguments, model: torch.nn.Module) -> None:
     context = torch.autocast(device.type, dtype) if dtype is not None else contextlib.nullcontext()
     with context:
         run_once(model, device)
+
+
+def _numbers(values: Mapping[str, Any]) -> dict[str, float]:
+    return {key: float(value) for key, value in values.items() if isinstance(value, (int, float))}
 
 
 def _plain(value: Any) -> Any:

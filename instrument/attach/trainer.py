@@ -15,13 +15,13 @@ from typing import Any
 from accelerate import Accelerator
 from peft import PeftModel
 from torch import nn
-from transformers import TrainerCallback
+from transformers import Trainer, TrainerCallback
 
 # All that a training runs in after on_train_begin, but for a few lines between them.
 LOOP = ("_run_epoch", "_evaluate", "_finalize_training")
 
-# Packages whose trainers are known by their names.
-KNOWN = ("transformers", "trl")
+# Modules whose trainers are known by their names; Unsloth compiles TRL's into UnslothSFTTrainer and the like.
+KNOWN = ("transformers.", "trl.", "unsloth", "axolotl.", "llamafactory.")
 
 Undo = Callable[[], None]
 
@@ -40,11 +40,17 @@ def trainer_of(callback: TrainerCallback) -> Any:
 
 
 def kind_of(trainer: Any, model: nn.Module) -> dict[str, Any]:
-    """What tells which loss is trained, as plain values: the names of trainer and model, and a classifier's classes."""
-    classes = (one for one in type(trainer).__mro__ if one.__module__.partition(".")[0] in KNOWN)
+    """What tells which loss is trained, as plain values: the names of trainer and model, and a classifier's classes.
+
+    `own_loss` where the loss is not the one that a trainer of that name computes.
+    """
+    known: Any = next((one for one in type(trainer).__mro__ if one.__module__.lower().startswith(KNOWN)), Trainer)
+    overridden = trainer is not None and type(trainer).compute_loss is not known.compute_loss
     base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
     labels = getattr(getattr(base, "config", None), "id2label", None)
-    kind = {"to": next((one.__name__ for one in classes), "Trainer"), "model": type(base).__name__}
+    kind = {"to": known.__name__, "model": type(base).__name__}
+    if overridden or getattr(trainer, "compute_loss_func", None) is not None:
+        kind["own_loss"] = True
     return kind | ({"num_labels": len(labels)} if isinstance(labels, dict) else {})
 
 

@@ -7,22 +7,20 @@ crashed      its lock is free and it came to no end
 unfinished   it has no lock, and who trained it does not say
 
 What the system lists of its locks disturbs nobody (`listed`). What it does not list (another machine of a shared disk,
-another container) shows in a shared lock that is dropped at once and writes nothing (`is_held`); whoever starts a run
-in that very instant would be refused, so callers ask only where the run's files have changed.
+another container) shows in a shared lock that is dropped at once and writes nothing (read/lock.py); whoever starts a
+run in that very instant would be refused, so callers ask only where the run's files have changed.
 """
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import os
 import re
 from pathlib import Path
 from typing import Any
 
+from ..read.lock import LOCK
 from ..read.store import file_order, stats_files
 
-LOCK = ".lock"
 STATES = ("running", "ended", "stopped", "crashed", "unfinished")
 FRESH = 120.0
 END_OF_STREAM = b"\xff\xff\xff\xff\x00\x00\x00\x00"
@@ -50,21 +48,6 @@ def identity(folder: Path) -> tuple[tuple[int, int, int], int] | None:
     except OSError:
         return None
     return (os.major(facts.st_dev), os.minor(facts.st_dev), facts.st_ino), facts.st_mtime_ns
-
-
-def is_held(folder: Path) -> bool | None:
-    """Whether a process holds the lock of a run folder; None where that cannot be told."""
-    try:
-        handle = os.open(folder / LOCK, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
-    except OSError:
-        return None
-    try:
-        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except OSError as error:
-        return True if error.errno in (errno.EWOULDBLOCK, errno.EACCES) else None
-    finally:
-        os.close(handle)  # which drops it
-    return False
 
 
 def status_of(folder: Path, card: dict[str, Any] | None, held: bool | None, age: float) -> str:

@@ -14,12 +14,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..read.lock import is_held
 from ..read.store import METRICS
 from .card import card_of, peek
 from .find import Found, find_runs, readable
 from .index import Index
 from .marks import Marks
-from .status import identity, is_held, listed, status_of
+from .status import identity, listed, status_of
 from .tail import Tail, points
 from .work import Task, Worker
 

@@ -42,7 +42,7 @@ KEYS: dict[str, tuple[str, ...]] = {
     "lora.lora_dropout": ("lora_dropout",) * 5,
     "precision.loss_scale=dynamic": ("fp16=True",) * 3 + ("fp16: true", "fp16: true"),
     "--resume auto": ("resume_from_checkpoint=True",) * 3
-    + ("auto_resume_from_checkpoints: true", "resume_from_checkpoint"),
+    + ("auto_resume_from_checkpoints: true", "resume_from_checkpoint: true"),
 }  # fmt: skip
 
 _KEY = re.compile(
@@ -69,6 +69,7 @@ DESCRIBED: dict[str, dict[str, str]] = {
     "preference": _PAIRS,
     "reward": _PAIRS,
     "ppo": {"loss": "explain.what.loss_ppo", "eval_loss": "explain.what.eval_loss_rows"},
+    "other": {"loss": "explain.what.loss_other", "eval_loss": "explain.what.eval_loss_rows"},
     "grpo": {"loss": "explain.what.loss_grpo", "eval_loss": "explain.what.eval_loss_rows"},
 }
 """Sentence by task and topic, where it is another than that of a language model."""

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 COLUMNS = ("start", *STEP_COLUMNS)
 PRINTED = "printed"
 """In the attributes of `steps`: the columns that the source has, if only with values that are not finite."""
-TASKS = ("causal_lm", "seq_cls", "token_cls", "regression", "preference", "reward", "grpo", "ppo")
+TASKS = ("causal_lm", "seq_cls", "token_cls", "regression", "preference", "reward", "grpo", "ppo", "other")
 TRAINED = r":[^:]*\.grad$"
 """The sites of the gradients of parameters."""
 # Norms of single layers are read at no more steps than this: a judgement of spread needs no more.
@@ -55,7 +55,8 @@ class History:
         coarse: steps between two rows; 1 where every step is there, or where the log does not say.
         finished: whether the run came to its end, planned or early.
         stopped_early: whether it ended by itself before the planned steps: EarlyStoppingCallback, or another callback.
-        task: what is trained, one of TASKS: words, units and rules differ.
+        task: what is trained, one of TASKS: words, units and rules differ; "other" where the trainer has a loss of
+            its own, in a unit that nobody knows.
         task_known: whether the source says so; else the commonest is taken.
         trainer: whose log it is, one of TRAINERS (judge/wording.py): advice names its keys.
         planned: steps the run was to make, where that is known.

@@ -109,10 +109,10 @@ def _finite_or_none(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def read_metrics(run_dir: str | Path, start: int | None = None) -> list[dict[str, Any]]:
+def read_metrics(run_dir: str | Path, start: int | None = None, every_start: bool = False) -> list[dict[str, Any]]:
     """All lines of a run in order, torn ones dropped, the last `start` of each step and evaluation kept.
 
-    With `start` only the lines of that start.
+    With `start` only the lines of that start; with `every_start` those of each, the last of a step and a start.
     """
     kept: dict[tuple, dict[str, Any]] = {}
     for line in (Path(run_dir) / METRICS).read_text(encoding="utf-8", errors="replace").splitlines():
@@ -129,7 +129,7 @@ def read_metrics(run_dir: str | Path, start: int | None = None) -> list[dict[str
         kind = kind_of(row)
         # one step may be evaluated on several sets, each a line with keys of its own
         measured = sorted(key for key in row if key.startswith("eval_")) if kind == "evaluation" else ()
-        key = (kind, row.get("step"), *measured)
+        key = (kind, row.get("step"), row.get("start") if every_start else None, *measured)
         kept.pop(key, None)
         kept[key] = row
     return list(kept.values())

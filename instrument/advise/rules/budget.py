@@ -98,7 +98,8 @@ def same_budget(study: Study) -> Iterator[Advice]:
         return
     if short := study.unfinished:
         values = {"names": study.letters(short), "n": len(short)}
-        yield Advice("P3", "against", "advise.p3_unfinished", values, names(short), resumed(study, short[0]))
+        step = next((step for trial in short if (step := resumed(study, trial))), None)
+        yield Advice("P3", "against", "advise.p3_unfinished", values, names(short), step)
         return
     lengths = [trial.horizon for trial in study.trials]
     values = {"steps": min(lengths), "most": max(lengths), "n": len(study.trials)}

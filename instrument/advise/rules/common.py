@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import math
+import re
 import shlex
+from pathlib import Path
 from typing import Any
 
 from ...judge.explain import advised
 from ...judge.explain.finding import Phrase, clock
-from ...judge.wording import OURS, keys_of
+from ...judge.wording import OURS, PYTHON, keys_of
+from ...read.lock import is_held
 from ...show.page.people import number
 from ..advice import Step
 from ..study import Study
 from ..trial import Trial
+
+CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 
 
 def step_with(trial: Trial, settings: dict[str, Any], steps: float | None = None, runs: int = 1) -> Step:
@@ -27,14 +32,32 @@ def step_with(trial: Trial, settings: dict[str, Any], steps: float | None = None
 
 
 def resumed(study: Study, trial: Trial) -> Step | None:
-    """The rest of a run that was interrupted; None for a trial of a sweep, which its workers take up again."""
-    if study.facts:
+    """The rest of a run that was interrupted; None for one that still runs, and for a trial of a sweep, which its
+    workers take up again.
+    """
+    folder = trial.folder.rstrip("/")
+    if study.facts or is_held(Path(folder)):
         return None
-    if trial.history.kind != "run" or trial.history.attached:
-        return Step("trainer.train(resume_from_checkpoint=True)")
+    if trainer := _other_trainer(trial):
+        how = keys_of(trainer, "--resume auto")
+        return Step(f"trainer.train({how})" if trainer in PYTHON else how)
+    words = ["--config", f"{folder}/config.yaml", "--resume", "auto", f"training.output_dir={folder}"]
     per_step = trial.seconds / max(trial.history.last_step, 1)
-    command = f"lora-train --config {shlex.quote(trial.folder.rstrip('/') + '/config.yaml')} --resume auto"
-    return Step(command, cost(trial.horizon - trial.history.last_step, 1, per_step))
+    return Step(f"lora-train {shlex.join(words)}", cost(trial.horizon - _saved(Path(folder)), 1, per_step))
+
+
+def _saved(folder: Path) -> int:
+    """The step of the newest checkpoint; 0 without any, where a run begins anew."""
+    found = (CHECKPOINT.fullmatch(path.name) for path in folder.glob("checkpoint-*") if path.is_dir())
+    return max((int(match[1]) for match in found if match), default=0)
+
+
+def _other_trainer(trial: Trial) -> str | None:
+    """Whose keys advice on a run names; None for ours, which has a configuration and a command."""
+    if trial.history.kind == "run" and not trial.history.attached:
+        return None
+    trainer = advised(trial.history)
+    return trainer if trainer != OURS else "transformers"
 
 
 def cost(steps: float, runs: int, per_step: float) -> Phrase:
@@ -48,9 +71,8 @@ def cost(steps: float, runs: int, per_step: float) -> Phrase:
 
 def _command(trial: Trial, settings: dict[str, Any]) -> str:
     words = [f"{key}={_typed(value)}" for key, value in settings.items()]
-    if trial.history.kind != "run" or trial.history.attached:
-        trainer = advised(trial.history)
-        return keys_of(trainer if trainer != OURS else "transformers", " ".join(words))
+    if trainer := _other_trainer(trial):
+        return keys_of(trainer, " ".join(words))
     folder = trial.folder.rstrip("/")
     name = "-".join(f"{key.rpartition('.')[2]}-{_typed(value)}" for key, value in settings.items())[:60]
     words.append(f"training.output_dir={folder}-{name}")

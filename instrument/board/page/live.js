@@ -47,11 +47,7 @@
     stream.onerror = () => tell("board.live.lost");
     stream.addEventListener("rows", (event) => {
       from = Number(event.lastEventId);
-      // a page that was made while a step was written holds that step already
-      const held = DATA.steps.step.at(-1) ?? 0,
-        measured = DATA.evals.step ? (DATA.evals.step.at(-1) ?? 0) : 0,
-        rows = JSON.parse(event.data).filter((row, i, all) => i || all.length > 1 || !isHeld(row, held, measured));
-      if (rows.length && !loraTrain.append(rows)) again();
+      if (!loraTrain.append(JSON.parse(event.data))) again();
       else if (performance.now() > next) again();
     });
     stream.addEventListener("again", () => again(true));
@@ -60,8 +56,6 @@
       again(true);
     });
   }
-
-  const isHeld = (row, held, measured) => ("loss" in row ? row.step === held : row.step === measured);
 
   function hush() {
     if (stream) stream.close();

@@ -19,6 +19,7 @@ from typing import Any
 from ...judge.explain import read_history
 from ...messages import LANGUAGES, catalogue, say
 from ...read.history import History, SourceError
+from ...read.lock import is_held
 from ...read.store import METRICS, SITES
 from ...show.page import document
 from ...show.page.people import run_name
@@ -26,7 +27,7 @@ from ...show.report import SCRIPTS
 from ...show.report.data import report_data
 from ...show.report.overview import state
 from ..page import LIVE, waiting_page
-from ..status import FRESH, is_held
+from ..status import FRESH
 from ..tail import Tail
 from .server import JSON_TYPE, Answer, Stream, plain
 

@@ -33,6 +33,8 @@ KEYS = (
         re.compile(r"perplexity|ppl$|bleu|sacrebleu|rouge|gen_len|wer$|cer$|mean_token_acc|num_tokens|token_"),
     ),
 )
+# Tasks of which those keys tell the loss as well.
+MEASURED = ("preference", "ppo", "grpo", "reward")
 # Metrics of a classifier; of the loss of a language model only where its program says so.
 CLASSIFIER = re.compile(
     r"eval_(?:\w*_)?(?:accuracy|acc|f1|precision|recall|matthews\w*|mcc|roc_auc|auc|auroc|balanced_accuracy|exact_match"
@@ -47,6 +49,9 @@ HEADS = (
     ("reward", re.compile(r"Reward(?:Trainer|Config)")),
     ("causal_lm", re.compile(r"ForCausalLM|\bCAUSAL_LM\b|SFTTrainer|SFTConfig|ForConditionalGeneration")),
 )
+# Of trainers of those names the model tells the loss; what is in no list has one of its own, whatever the model is.
+PLAIN = re.compile(r"(?:(?:Axolotl|Custom)?(?:Seq2Seq)?Trainer)?")
+OTHER = "other"
 # Of these programs' logs an accuracy is one of tokens.
 LANGUAGE = ("axolotl", "llamafactory")
 
@@ -77,6 +82,22 @@ def task_of(keys: Iterable[str], text: str, trainer: str) -> str | None:
     if any(CLASSIFIER.match(key) for key in names):
         return "causal_lm" if trainer in LANGUAGE else _head(text) or "seq_cls"
     return "causal_lm" if trainer in LANGUAGE else _head(text)
+
+
+def is_other(keys: Iterable[str], name: str, own_loss: bool) -> bool:
+    """Whether a trainer's loss is of no kind that is known, by its class and by whether others compute that loss.
+
+    Names such as num_tokens tell a language model, and not that its loss is a cross entropy; rewards tell both.
+    """
+    names = {key.removeprefix("eval_") for key in keys}
+    if any(pattern.match(name) for task, pattern in KEYS if task in MEASURED for name in names):
+        return False
+    return own_loss or not (has_head(name) or PLAIN.fullmatch(name))
+
+
+def has_head(name: str) -> bool:
+    """Whether a name alone says what is trained."""
+    return _head(name) is not None
 
 
 def _head(text: str) -> str | None:

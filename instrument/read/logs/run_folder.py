@@ -15,7 +15,7 @@ from ..load import Run
 from ..schema import kind_of
 from ..store import METRICS, SCHEMA_VERSION, read_metrics
 from .log import frame_of, put_evaluation, totals
-from .marks import task_of, trainer_of
+from .marks import OTHER, has_head, is_other, task_of, trainer_of
 from .values import MOST_STEPS, number
 
 
@@ -97,11 +97,13 @@ def _kind(history: History) -> None:
     keys = {*history.evals.columns, *(name for name in history.steps if name not in COLUMNS)}
     name, model = (str(history.setting(f"attached.{key}", "")) for key in ("to", "model"))
     history.trainer = trainer_of(keys, name)
-    task = task_of(keys, name if task_of((), name, "") else model, history.trainer)
+    task = task_of(keys, name if has_head(name) else model, history.trainer)
+    if is_other(keys, name, bool(history.setting("attached.own_loss"))):
+        task = OTHER
     one = history.number("attached.num_labels") == 1  # of which transformers takes the squared error
     if task == "seq_cls" and one and task_of(keys, "", history.trainer) is None:
         task = "regression"
-    history.task, history.task_known = task or "causal_lm", task is not None
+    history.task, history.task_known = task or "causal_lm", task not in (None, OTHER)
 
 
 def incidents_of(path: Path) -> list[dict[str, Any]]:

@@ -1,8 +1,9 @@
 "use strict";
 // Points that come while the page of a run is open, from whoever serves it (page/__init__.py's `live`):
-//   loraTrain.append(rows)   lines of metrics.jsonl in their order; they are drawn where they belong. False, with nothing
-//                            drawn of that line and those after it, where a line says what no point can show: a step that
-//                            was run again, lost or skipped, the first evaluation, the end. Then make the page's data anew:
+//   loraTrain.append(rows)   lines of metrics.jsonl in their order; they are drawn where they belong, a line that says more
+//                            of the last step in its place. False, with nothing drawn of that line and those after it,
+//                            where a line says what no point can show: a step that was run again, lost or skipped, the
+//                            first evaluation, the end. Then make the page's data anew:
 //   loraTrain.update(data)   report_data of the run as it is now, whole or in part (without `layers`, say)
 // Neither loses zoom, scroll, focus, or what is open. Formulas of the axes: report/charts.py.
 {
@@ -23,7 +24,9 @@
 
   function addStep(row) {
     const last = STEPS.at(-1);
-    if ("train_runtime" in row || last === undefined || !(row.step > last) || !known(row.loss) || row.skipped) return false;
+    if ("train_runtime" in row || last === undefined) return false;
+    if (row.step === last) return addToLast(row);
+    if (!(row.step > last) || !known(row.loss) || row.skipped) return false;
     const before = (name) => DATA.axes[name].steps.findLast((value) => value !== null) ?? 0;
     const summed = (name, more) => (sums[name] = (sums[name] ?? before(name)) + (more || 0));
     const stepping = DATA.axes.time ? summed("time", row.step_seconds / 60) : null;
@@ -38,6 +41,14 @@
       own = { ...row, time_steps: stepping, time_evals: evals, time_saves: evals + (row.save_seconds_total || 0) / 60 };
     for (const name of Object.keys(DATA.axes)) DATA.axes[name].steps.push(rounded(along[name]()));
     for (const [name, values] of Object.entries(DATA.steps)) values.push(rounded(own[name]));
+    return true;
+  }
+
+  // A trainer that logs after its step has the step's line written again, with more in it.
+  function addToLast(row) {
+    const own = Object.entries(DATA.steps).filter(([name]) => name in row);
+    if (own.some(([name, values]) => values.at(-1) !== null && values.at(-1) !== rounded(row[name]))) return false;
+    for (const [name, values] of own) values[values.length - 1] = rounded(row[name]);
     return true;
   }
 

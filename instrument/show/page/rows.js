@@ -207,7 +207,7 @@ function readRow(i) {
     ["report.scatter.tokens", number(found.n[i]) + (found.cut[i] ? ` (${t("report.scatter.cut")})` : "")],
     ["report.scatter.course", `${course}: ${number(found.first[i])} → ${number(found.last[i])} (${t("report.scatter.times", { n: found.seen[i] })})`],
     ["report.scatter.loss_z", number(found.loss_z[i], 3)],
-    ["report.scatter.grad_z", number(found.grad_z[i], 3)],
+    ["report.scatter.grad_excess_z", number(found.grad_excess_z[i], 3)],
     ["report.scatter.share", t("report.scatter.shares", { share: percent(found.share[i]), tokens: percent(found.token_share[i]) })],
     ...(like ? [["report.scatter.like", t("report.scatter.copy", { row: like[0], share: percent(like[1]) })]] : []),
   ];
@@ -238,9 +238,9 @@ function fillRows() {
     t("report.scatter.x"),
     t("report.scatter.gradient"),
     t("report.scatter.loss_z"),
-    t("report.scatter.grad_z"),
+    t("report.scatter.grad_excess_z"),
   ];
-  const cells = (i) => [found.kind[i] ? rowKind(i) : "–", ...["loss", "grad", "loss_z", "grad_z"].map((name) => number(found[name][i]))];
+  const cells = (i) => [found.kind[i] ? rowKind(i) : "–", ...["loss", "grad", "loss_z", "grad_excess_z"].map((name) => number(found[name][i]))];
   const table = el(
     "table",
     { class: "values" },

@@ -19,8 +19,6 @@ from ...read.store import read_metrics
 from ..page.people import both, number
 
 DIGITS = 7
-# Of a run, whatever a damaged file says; each is read once more.
-MOST_STARTS = 1000
 # Of a cross entropy; what others count in is not known.
 LOSS_UNIT = {"causal_lm": "nat/token", "token_cls": "nat/token", "seq_cls": "nat"}
 # Of an evaluation: how long it took, and no judgement.
@@ -153,11 +151,7 @@ def attempts(history: History) -> list[dict[str, Any]]:
     if history.run is None or not len(starts) or not np.nanmax(np.nan_to_num(starts)) > 0:
         return []
     final = dict(zip(history.column("step").tolist(), np.nan_to_num(starts).tolist(), strict=True))
-    rows = [
-        row
-        for start in range(min(int(np.nanmax(starts)), MOST_STARTS))
-        for row in read_metrics(history.run.path, start)
-    ]
+    rows = read_metrics(history.run.path, every_start=True)
     dropped = [row for row in rows if "loss" in row and row.get("start", 0) < final.get(row.get("step"), -1)]
     return [{"step": row["step"], "loss": row["loss"], "grad_norm": row.get("grad_norm")} for row in dropped]
 

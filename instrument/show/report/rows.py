@@ -24,7 +24,8 @@ COURSES = (LEARNED, FORGOTTEN, NEVER, STEADY, ONCE)
 KEPT, TEXT_BYTES = 2000, 100_000
 DIGITS = 4
 _NUMBERS = {"loss": "loss_mean", "first": "loss", "last": "loss_last", "grad": "grad_norm", "loss_z": "loss_z",
-            "grad_z": "grad_excess_z", "share": "share", "token_share": "token_share", "score": "score"}  # fmt: skip
+            "grad_excess_z": "grad_excess_z", "share": "share", "token_share": "token_share",
+            "score": "score"}  # fmt: skip
 
 
 def training_rows(history: History, texts: Texts | None = None) -> dict[str, Any] | None:

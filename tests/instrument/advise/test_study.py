@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import math
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from lora_train.instrument.advise import advise
+from lora_train.instrument.advise import Study, advise, read_study
+from lora_train.instrument.advise.sources import study_of
 from lora_train.instrument.advise.study import CHANCE, TRUSTED, WORTH
 
-from .build import STEPS, run, seeds, study
+from ..board.build import held
+from .build import STEPS, calm, run, seeds, study
 
 RATE = "training__learning_rate"
 
@@ -85,14 +90,84 @@ def test_the_budget_is_not_the_same_while_a_run_is_short_of_its_steps():
     short.finished = False
     found = next(one for one in advise(study(short, whole)) if one.rule == "P3")
     assert (found.verdict, found.key, found.trials) == ("against", "advise.p3_unfinished", ("t0",))
-    assert found.next("en") == "lora-train --config runs/t0/config.yaml --resume auto   # 100 steps, about 50.0 s"
     assert next(one for one in advise(study(short, whole, sampler="grid")) if one.rule == "P3").next("en") is None
 
 
-def test_a_run_that_ended_early_by_itself_is_judged():
-    early = run(np.full(12, 1.0), settings={"lora.r": 16}, planned=200)
-    early.stopped_early = True
-    assert [trial.letter for trial in study(early, run(np.full(12, 2.0))).judged] == ["A", "B"]
+def interrupted(*folders: Path, **facts: Any) -> Study:
+    """A study of runs that made 100 of 200 steps, and of one that made all."""
+    runs = [run(np.full(12, 1.0), settings={"lora.r": 2**at}, planned=200) for at in range(len(folders))]
+    for short in runs:
+        short.finished = False
+    named = [(folder.name, folder, short) for folder, short in zip(folders, runs, strict=True)]
+    return study_of([*named, ("whole", "runs/whole", run(np.full(12, 2.0), steps=200))], facts, judge=calm)
+
+
+def go_on(made: Study) -> str | None:
+    return next(one for one in advise(made) if one.rule == "P3").next("en")
+
+
+@pytest.mark.parametrize(("saved", "left"), [((), "200 steps, about 0:01:40"), ((40, 90), "110 steps, about 55.0 s")])
+def test_an_interrupted_run_goes_on_from_its_newest_checkpoint(tmp_path, saved, left):
+    folder = tmp_path / "a run"
+    for name in (*(f"checkpoint-{step}" for step in saved), "checkpoint-95.tmp"):
+        (folder / name).mkdir(parents=True)
+    (folder / "checkpoint-99").write_text("no folder")
+    settings = f"--config '{folder}/config.yaml' --resume auto 'training.output_dir={folder}'"
+    assert go_on(interrupted(folder)) == f"lora-train {settings}   # {left}"
+
+
+def test_a_run_that_still_runs_is_not_started_twice(tmp_path):
+    one, other = tmp_path / "one", tmp_path / "other"
+    one.mkdir()
+    with held(one):
+        assert go_on(interrupted(one)) is None
+        assert f"{other}/config.yaml" in str(go_on(interrupted(one, other)))
+    assert f"{one}/config.yaml" in str(go_on(interrupted(one, other)))
+
+
+@pytest.mark.parametrize(
+    ("trainer", "command"),
+    [
+        ("trl", "trainer.train(resume_from_checkpoint=True)"),
+        ("lora-train", "trainer.train(resume_from_checkpoint=True)"),
+        ("axolotl", "auto_resume_from_checkpoints: true"),
+        ("llamafactory", "resume_from_checkpoint: true"),
+    ],
+)
+def test_a_run_of_another_program_goes_on_by_its_own_key(tmp_path, trainer, command):
+    made = interrupted(tmp_path)
+    made.trials[0].history.kind, made.trials[0].history.trainer = "log", trainer
+    assert go_on(made) == command
+
+
+def states(folder: Path, *ends: dict[str, Any]) -> list[Path]:
+    """Folders of the stock Trainer whose runs made 60 of 100 steps."""
+    made = []
+    for at, end in enumerate(ends):
+        path = folder / str(at)
+        path.mkdir()
+        log: list[dict[str, Any]] = [{"step": s, "epoch": s / 50, "loss": 2 - s / 100} for s in range(10, 61, 10)]
+        log += [{"step": s, "epoch": s / 50, "eval_loss": 1.5 + abs(s - 30) / 100} for s in range(10, 61, 10)]
+        state = {"global_step": 60, "max_steps": 100, "num_train_epochs": 2, "log_history": log, **end}
+        (path / "trainer_state.json").write_text(json.dumps(state))
+        made.append(path)
+    return made
+
+
+def stopping(counter: int, should_stop: bool) -> dict[str, Any]:
+    """What the Trainer saves of EarlyStoppingCallback(early_stopping_patience=3) and of its own control."""
+    own = {"args": {"early_stopping_patience": 3, "early_stopping_threshold": 0.0}}
+    own["attributes"] = {"early_stopping_patience_counter": counter}
+    control = {"args": {"should_training_stop": should_stop}, "attributes": {}}
+    return {"stateful_callbacks": {"EarlyStoppingCallback": own, "TrainerControl": control}}
+
+
+def test_a_run_that_ended_early_by_itself_is_judged(tmp_path):
+    made = read_study(states(tmp_path, stopping(3, True), stopping(1, False)))
+    early, cut_off = made.trials
+    assert (early.history.finished, early.history.stopped_early, early.is_unfinished) == (True, True, False)
+    assert (cut_off.history.finished, cut_off.history.stopped_early, cut_off.is_unfinished) == (False, False, True)
+    assert [trial.letter for trial in made.judged] == ["A"]
 
 
 def test_runs_of_a_longer_round_are_held_against_their_own_kind():

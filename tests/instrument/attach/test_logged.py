@@ -27,6 +27,8 @@ class Measures(Pairs):
         return (loss, {"loss": loss}) if return_outputs else loss
 
     def log(self, logs: dict[str, Any], *args: Any, **kwargs: Any) -> None:
+        if "eval_loss" in logs:  # a new dict: on_evaluate is handed the old one
+            logs = {**logs, "eval_rewards/margins": 0.25 * self.state.global_step, "eval_note": "x"}
         if "loss" in logs:
             own = {"rewards/margins": 0.5 * self.state.global_step, "rewards/accuracies": float("nan"), "note": "x"}
             logs = {**logs, **own}
@@ -37,6 +39,12 @@ def foreign(name: str, base: type[Trainer]) -> Any:
     """A Trainer that another package defines, and a user's own on top of it."""
     theirs = type(name, (base,), {"__module__": f"trl.trainer.{name.lower()}"})
     return type("Mine", (theirs,), {})
+
+
+def task(run: Path) -> tuple[str, bool]:
+    history = read_history(run)
+    assert (NATS_A_TOKEN in outcome(run)) == (history.task == "causal_lm")
+    return history.task, history.task_known
 
 
 def outcome(run: Path) -> str:
@@ -58,7 +66,28 @@ def test_what_the_trainer_logs_stands_on_the_line_of_its_step(tiny_models, tmp_p
     history = read_history(tmp_path / "run")
     assert (history.task, history.task_known, history.trainer) == ("preference", True, "trl")
     assert history.evals["step"].tolist() == [2, 4, 5]
+    assert history.evals["eval_rewards/margins"].tolist() == [0.5, 1.0, 1.25]
+    assert history.evals[["eval_loss", "eval_runtime"]].notna().all(None)
+    written = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert len([row for row in written if "eval_rewards/margins" in row]) == 3  # a line each
     assert history.finished
+
+
+def test_what_is_logged_of_an_evaluation_that_nobody_ends_is_recorded(tiny_models, tmp_path):
+    class Tests(Trainer):
+        def training_step(self, *args: Any, **kwargs: Any) -> Any:
+            loss = super().training_step(*args, **kwargs)
+            if self.state.global_step == 1:
+                self.log({"eval_pass_at_1": 0.5})
+            return loss
+
+    training = trainer(lora(tiny_models["llama"]), tmp_path / "out", Tests, eval_strategy="epoch", max_steps=6)
+    training.add_callback(InstrumentCallback(tmp_path / "run"))
+    training.train()
+    evals = read_history(tmp_path / "run").evals
+    assert evals["eval_pass_at_1"].fillna(0).tolist() == [0.5, 0]
+    assert evals["step"].tolist() == [2, 6]
+    assert evals["eval_loss"].notna().tolist() == [False, True]
 
 
 def test_a_line_is_there_when_its_step_has_ended(tiny_models, tmp_path):
@@ -111,3 +140,39 @@ def test_a_classifier_without_metrics_is_known_by_its_model(tiny_models, tmp_pat
     history = read_history(tmp_path / "run")
     assert (history.task, history.task_known, history.trainer) == (task, True, "transformers")
     assert NATS_A_TOKEN not in outcome(tmp_path / "run")
+
+
+def distils(self: Any, model: Any, inputs: Any, return_outputs: bool = False, **_: Any) -> Any:
+    return 0.5 * model(**inputs).loss
+
+
+OWN_LOSS = {"compute_loss": distils}
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        (Trainer, ("causal_lm", True)),
+        (type("Mine", (Trainer,), {}), ("causal_lm", True)),
+        (type("Mine", (Trainer,), OWN_LOSS), ("other", False)),
+        (type("Mine", (foreign("SFTTrainer", Pairs),), OWN_LOSS), ("other", False)),
+        (foreign("GKDTrainer", Pairs), ("other", False)),
+        (type("UnslothSFTTrainer", (Trainer,), OWN_LOSS | {"__module__": "UnslothSFTTrainer"}), ("causal_lm", True)),
+        (type("UnslothGKDTrainer", (Trainer,), OWN_LOSS | {"__module__": "UnslothGKDTrainer"}), ("other", False)),
+        (type("AxolotlTrainer", (Trainer,), OWN_LOSS | {"__module__": "axolotl.core.base"}), ("causal_lm", True)),
+    ],
+    ids=["plain", "subclass", "own loss", "own loss over SFT", "GKD", "Unsloth's SFT", "Unsloth's GKD", "axolotl"],
+)  # fmt: skip
+def test_a_loss_that_nobody_knows_is_in_no_unit(tiny_models, tmp_path, kind, expected):
+    training = trainer(lora(tiny_models["llama"]), tmp_path / "out", kind)
+    training.add_callback(InstrumentCallback(tmp_path / "run"))
+    training.train()
+    assert task(tmp_path / "run") == expected
+
+
+def test_a_loss_that_is_handed_to_the_trainer_is_its_own(tiny_models, tmp_path):
+    training = trainer(lora(tiny_models["llama"]), tmp_path / "out")
+    training.compute_loss_func = lambda outputs, labels, **_: outputs.logits.square().mean()
+    training.add_callback(InstrumentCallback(tmp_path / "run"))
+    training.train()
+    assert task(tmp_path / "run") == ("other", False)

@@ -7,7 +7,8 @@ import time
 import pyarrow as pa
 import pytest
 from lora_train.instrument.board.card import card_of
-from lora_train.instrument.board.status import END_OF_STREAM, FRESH, identity, is_held, listed, status_of
+from lora_train.instrument.board.status import END_OF_STREAM, FRESH, identity, listed, status_of
+from lora_train.instrument.read.lock import is_held
 
 from .build import copy, held, tree
 
@@ -25,14 +26,6 @@ def test_a_held_lock_is_a_run_that_goes_on_and_looking_writes_nothing(tmp_path):
         assert status(run) == "running"
         assert tree(run) == before
     assert status(run) == "crashed"
-
-
-def test_whoever_looks_stands_in_nobodys_way(tmp_path):
-    run = copy(tmp_path / "run")
-    assert is_held(run) is False
-    with held(run):  # takes it for itself alone
-        assert is_held(run) is True
-        assert is_held(run) is True
 
 
 def test_ended_stopped_and_crashed(tmp_path):

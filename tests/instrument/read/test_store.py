@@ -93,6 +93,12 @@ def test_reader_keeps_the_last_start_of_a_step_and_drops_torn_lines(tmp_path):
         {"start": 1, "step": 3, "loss": 33.0},
         {"start": 1, "train_runtime": 1.0},
     ]
+    assert [
+        row["loss"] for row in read_metrics(tmp_path, every_start=True) if row.get("step") == 3 and "loss" in row
+    ] == [
+        3.0,
+        33.0,
+    ]
 
 
 def test_a_file_that_cannot_be_written_whole_leaves_the_old_one(tmp_path, monkeypatch):

@@ -69,7 +69,7 @@ def _write(source: Path, output: Path | None, read_texts: ReadTexts | None) -> P
 def is_over(source: Path) -> bool:
     """Whether the run has ended or stopped. One that was killed may go on: it is waited for."""
     from ....instrument.board.card import peek
-    from ....instrument.board.status import is_held
+    from ....instrument.read.lock import is_held
     from ....instrument.read.logs.run_folder import incidents_of
 
     if is_held(source):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from lora_train.instrument.read.logs.marks import task_of, trainer_of
+from lora_train.instrument.read.logs.marks import is_other, task_of, trainer_of
 
 BASE = "loss grad_norm learning_rate epoch step eval_loss eval_runtime eval_samples_per_second "
 
@@ -40,3 +40,25 @@ def test_program_and_task(keys, text, expected):
     found = (BASE + keys).split()
     trainer = trainer_of(found, text)
     assert (trainer, task_of(found, text, trainer)) == expected
+
+
+@pytest.mark.parametrize(
+    ("keys", "name", "own_loss", "expected"),
+    [
+        ("", "", False, False),  # a loop written by hand
+        ("", "Trainer", False, False),
+        ("", "Seq2SeqTrainer", False, False),
+        ("", "CustomSeq2SeqTrainer", False, False),
+        ("", "UnslothSFTTrainer", False, False),
+        ("", "GKDTrainer", False, True),
+        ("", "BaseTrainer", False, True),
+        ("num_tokens mean_token_accuracy", "GKDTrainer", False, True),
+        ("eval_accuracy", "Trainer", True, True),
+        ("", "SFTTrainer", True, True),
+        ("rewards/margins", "BCOTrainer", False, False),
+        ("eval_rewards/margins", "Trainer", True, False),
+        ("reward reward_std", "UnslothGRPOTrainer", True, False),
+    ],
+)
+def test_a_trainer_that_is_in_no_list_has_a_loss_of_its_own(keys, name, own_loss, expected):
+    assert is_other(keys.split(), name, own_loss) is expected

@@ -78,6 +78,26 @@ def test_a_line_that_no_point_can_show_is_not_drawn(opened, run, line):
     assert page.evaluate(HELD) == before
 
 
+def test_a_second_line_of_the_last_step_says_more_of_it(opened, run):
+    """A Trainer's log comes after the step: its line is written again, with what was measured besides."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    rows = [{**row, "rewards/margins": row["step"] / 2} if "loss" in row else row for row in lines[:BEGUN]]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    page = page_of(opened, run)
+    (first, *_) = [row for row in lines[BEGUN:] if "loss" in row]
+    assert page.evaluate("(rows) => loraTrain.append(rows)", [first])
+    assert page.evaluate("DATA.steps['rewards/margins'].at(-1)") is None
+    before = page.evaluate(HELD)
+    assert page.evaluate("(rows) => loraTrain.append(rows)", [{"rewards/margins": 7.5, **first}])
+    after = page.evaluate(HELD)
+    assert after["steps"]["rewards/margins"].pop() == 7.5
+    assert before["steps"]["rewards/margins"].pop() is None
+    assert after == before
+    assert page.evaluate("(rows) => loraTrain.append(rows)", [first])  # the page was made while it was written
+    # the step was run again: another loss
+    assert page.evaluate("(rows) => loraTrain.append(rows)", [{**first, "loss": first["loss"] + 1}]) is False
+
+
 def test_the_first_step_and_the_first_evaluation_ask_for_the_page_anew(opened, run):
     rest = begun(run, 0)
     page = opened(write_report(run, following=True)).page

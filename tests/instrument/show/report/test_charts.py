@@ -8,6 +8,8 @@ import shutil
 import numpy as np
 import pytest
 from lora_train.instrument.judge.explain import explain, read_history
+from lora_train.instrument.read.store import read_metrics
+from lora_train.instrument.show.report import charts
 from lora_train.instrument.show.report.charts import (
     attempts,
     axes,
@@ -127,6 +129,17 @@ def test_values_of_steps_that_were_run_again_are_kept_in_their_order(tmp_path):
     (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*rows, *again]))
     first = {row["step"]: row["loss"] for row in rows if row.get("step") in (50, 51)}
     assert [(one["step"], one["loss"]) for one in attempts(read_history(run))] == [(13, None), *first.items()]
+
+
+def test_a_damaged_start_does_not_have_the_log_read_a_thousand_times(tmp_path, monkeypatch):
+    run = shutil.copytree(RUNS / "healed", tmp_path / "run")
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    last = {**json.loads(lines[-2]), "start": 10**9}
+    (run / "metrics.jsonl").write_text("\n".join([*lines[:-2], json.dumps(last), lines[-1]]) + "\n")
+    history, reads = read_history(run), []
+    monkeypatch.setattr(charts, "read_metrics", lambda *a, **k: reads.append(a) or read_metrics(*a, **k))
+    assert attempts(history) == [{"step": 13, "loss": None, "grad_norm": None}]
+    assert len(reads) == 1
 
 
 def test_evaluations_show_what_they_measured_and_not_how_long_they_took():

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 from lora_train.instrument.judge.explain import read_history
+from lora_train.instrument.judge.row_ranks import rank_rows
 from lora_train.instrument.judge.row_score import Texts
-from lora_train.instrument.read.row_log import RowsWriter
+from lora_train.instrument.read.row_log import RowsWriter, read_training_rows
 from lora_train.instrument.show.page import as_json
 from lora_train.instrument.show.report import write_report
 from lora_train.instrument.show.report.rows import COURSES, KEPT, KINDS, training_rows
@@ -53,7 +54,8 @@ def rows_of(folder: Path, texts: Texts | None = None) -> dict[str, Any]:
 
 
 def test_a_place_for_each_row_with_what_stands_out_first(tmp_path: Path):
-    found = rows_of(run_with(tmp_path / "run"))
+    run = run_with(tmp_path / "run")
+    found = rows_of(run)
     assert found["rows"][0] == LOST
     assert set(found["rows"][1:3]) == {LOUD, STEEP}
     kinds = {row: KINDS[kind] for row, kind in zip(found["rows"], found["kind"], strict=True)}
@@ -62,6 +64,9 @@ def test_a_place_for_each_row_with_what_stands_out_first(tmp_path: Path):
     assert (found["loss"][at], found["first"][at], found["seen"][at]) == (6.0, 6.0, 1)
     assert found["grad"][found["rows"].index(STEEP)] == pytest.approx(40.0)
     assert found["loss"][0] is None
+    ranks = rank_rows(read_training_rows(run)).set_index("row").loc[STEEP]
+    assert found["grad_excess_z"][found["rows"].index(STEEP)] == pytest.approx(ranks["grad_excess_z"], rel=1e-3)
+    assert "grad_z" not in found, "elsewhere that is the one among rows of any loss"
     assert COURSES[found["course"][at]] == "once"
     assert (found["of"], found["file"], found["texts"]) == (60, "rows.jsonl", None)
     assert found["lines"][at] == 2 * (LOUD + 1), "blank lines are no rows"
