@@ -21,7 +21,7 @@ def train(
     """Trains and generates three tokens between any two steps, each of one row of one token."""
     from lora_train.instrument import InstrumentCallback
     from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, TrainingArguments
+    from transformers import AutoModelForCausalLM, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
     if not (folder / family).exists():
         write_model(folder / family, family)
@@ -56,6 +56,7 @@ def train(
                 model.train()
 
         trainer = Trainer(model, TrainingArguments(str(folder / "out"), **arguments), train_dataset=rows)  # type: ignore[reportArgumentType]
+        trainer.remove_callback(PrinterCallback)
         trainer.add_callback(Watched())
         trainer.add_callback(InstrumentCallback(folder / "attached", fuse=True, histogram_every=2, probe_every=2))
         trainer.train()
