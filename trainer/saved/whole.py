@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Container
 from pathlib import Path
 
 import torch
@@ -35,7 +36,7 @@ def what_is_torn(folder: Path) -> str:
         for name in (ADAPTER, OPTIMIZER, STATE):
             if not (folder / name).is_file():
                 return say("saved.missing", file=name)
-        return _wrong_sum(folder) or (read_state(folder) and "") or _not_finite(folder)
+        return wrong_sum(folder) or (read_state(folder) and "") or _not_finite(folder)
     except Torn as error:
         return str(error)
     except OSError as error:
@@ -51,8 +52,8 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _wrong_sum(folder: Path) -> str:
-    """The first file that is not as it was written; empty if all are, or nobody noted how."""
+def wrong_sum(folder: Path, only: Container[str] = ()) -> str:
+    """The first file, or of some files, that is not as it was written; empty if all are, or nobody noted how."""
     sums = folder / SUMS
     if not sums.exists():
         return ""
@@ -61,6 +62,8 @@ def _wrong_sum(folder: Path) -> str:
     if len(noted) < len(lines) or not {ADAPTER, OPTIMIZER, STATE} <= noted.keys():
         return say("saved.damaged", file=SUMS)
     for name, digest in noted.items():
+        if only and name not in only:
+            continue
         if not (folder / name).is_file():
             return say("saved.missing", file=name)
         if sha256_of(folder / name) != digest:

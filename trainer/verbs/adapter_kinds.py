@@ -21,7 +21,7 @@ from typing import Any
 from ...instrument.messages import say
 from ..console import note
 from ..errors import UserError, problem
-from .adapter_folder import SETTINGS, Adapter, read_adapter
+from .adapter_folder import SETTINGS, WEIGHTS, Adapter, read_adapter
 from .inspect_adapter import require_finite
 
 HEADS = ("SEQ_CLS", "TOKEN_CLS")
@@ -78,9 +78,22 @@ def usable_adapter(path: Path, verb: str, trust_remote_code: bool = False) -> Ad
     require_types(adapter.folder / SETTINGS, adapter.settings)
     require_kind(adapter, verb)
     require_finite(adapter.folder)
+    require_as_written(adapter.folder)
     if adapter.others:
         note(say("adapter.others", folder=adapter.folder, names=", ".join(adapter.others)))
     return adapter
+
+
+def require_as_written(folder: Path) -> None:
+    """Refuses a checkpoint whose adapter has changed since its run wrote it.
+
+    Raises:
+        UserError: names the file.
+    """
+    from ..saved.whole import wrong_sum  # imports torch, which whoever uses an adapter does next
+
+    if what := wrong_sum(folder, (WEIGHTS, SETTINGS)):
+        raise UserError(problem("adapter.changed", folder=folder, what=what))
 
 
 def require_types(file: Path, settings: dict[str, Any]) -> None:

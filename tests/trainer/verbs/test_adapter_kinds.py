@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 from lora_train.trainer.errors import UserError
+from lora_train.trainer.saved.whole import write_sums
+from lora_train.trainer.verbs.adapter_folder import WEIGHTS
 from lora_train.trainer.verbs.adapter_kinds import CHAT, MERGE, require_known, usable_adapter
 from safetensors.numpy import save_file
 
@@ -153,3 +155,25 @@ def test_a_newer_pefts_key_is_refused_if_it_asks_for_anything(tmp_path, new, ref
     else:
         with pytest.raises(UserError, match=f"{refused} is .*, which the installed peft does not know"):
             require_known(adapter, SETTINGS)
+
+
+@pytest.mark.parametrize(
+    ("name", "used"), [(WEIGHTS, False), ("adapter_config.json", False), ("optimizer.safetensors", True)]
+)
+def test_an_adapter_that_changed_since_its_run_wrote_it_is_refused(tmp_path, name, used):
+    folder = write(tmp_path)
+    for other in ("optimizer.safetensors", "trainer_state.json"):
+        (folder / other).write_text("{}")
+    write_sums(folder)
+    (folder / "trainer_state.json").unlink()
+    usable_adapter(folder, MERGE)
+    written = (folder / name).read_bytes()
+    changed = (
+        written.replace(b"{", b"{ ", 1) if name == "adapter_config.json" else written[:-1] + bytes([written[-1] ^ 1])
+    )
+    (folder / name).write_bytes(changed)
+    if used:
+        usable_adapter(folder, MERGE)
+        return
+    with pytest.raises(UserError, match=f"is damaged: {name} is not as it was written"):
+        usable_adapter(folder, MERGE)

@@ -109,8 +109,10 @@ def of_text(request: Request) -> dict[str, Any]:
     """Mean loss and accuracy of the answers' tokens, and the rows whose tokens cost most."""
     import torch
 
+    from ...console import note
     from ...data.batches import collate, in_batches
     from ...data.examples import load_examples
+    from ...data.load import listed
     from ...errors import UserError, problem
     from ...model.load import autocast, pad_token_id
     from ...model.loss import SupervisedLoss
@@ -120,7 +122,12 @@ def of_text(request: Request) -> dict[str, Any]:
     if request.adapter.config is None:
         raise UserError(problem("predict.no_format", folder=request.adapter.folder))
     talker = load(Question(request.adapter, None, 1, 0.0, 0))
-    examples = load_examples(request.file, talker.config.data, talker.tokenizer).examples
+    data = load_examples(request.file, talker.config.data, talker.tokenizer)
+    if data.dropped:
+        note(say("data.dropped", source=data.source, count=len(data.dropped), rows=listed(data.dropped)))
+    if data.n_skipped:
+        note(say("data.skipped", source=data.source, count=data.n_skipped))
+    examples = data.examples
     total, right, cost = 0.0, 0, []
     with torch.no_grad(), autocast(talker.config, talker.model.device):
         loss = SupervisedLoss(talker.model, getattr(torch, talker.config.compute_dtype))

@@ -118,6 +118,7 @@ def _texts(request: Request) -> Iterator[dict[str, Any]]:
     import torch
 
     from ...data.examples import load_examples
+    from ...data.load import listed
     from ...model.load import autocast
     from ..chat import Request as Question
     from ..chat import generation_of, load
@@ -128,6 +129,9 @@ def _texts(request: Request) -> Iterator[dict[str, Any]]:
     talker = load(Question(request.adapter, None, request.max_new_tokens, 0.0, 0))
     settings = question_settings(talker.config.data)
     data = load_examples(questions(request.file, settings), settings, talker.tokenizer)
+    if data.dropped:  # an answer that is not there is missed by nobody
+        values = {"rows": listed(data.dropped), "cutoff": settings.cutoff_len}
+        raise UserError(problem("predict.too_long", source=request.file, **values))
     last = {example.row: example for example in data.examples}  # a row of several answers: the one with all its turns
     for example in last.values():
         prompt = torch.from_numpy(example.input_ids[: begin_of_answer(example.supervised)]).long()[None]

@@ -49,7 +49,7 @@ def questions(value: str | Sequence[str], data: DataSection) -> Questions:
 
 def question_settings(data: DataSection) -> DataSection:
     """The settings under which a row's first token that is trained on is the first of its answer."""
-    return data.model_copy(update={"train_on_inputs": False, "packing": False, "cache": False})
+    return data.model_copy(update={"train_on_inputs": False, "packing": False, "cache": False, "on_bad_row": "error"})
 
 
 def asked(row: Any, data: DataSection) -> Any:

@@ -176,3 +176,16 @@ def test_a_language_model_answers_and_is_evaluated_row_by_row(tiny_models, tmp_p
     assert found["scores"]["loss"] == pytest.approx(float(torch.cat(losses).mean()), rel=1e-4)
     means = {row: float(loss.mean()) for row, loss in enumerate(losses)}
     assert found["worst"][0]["row"] == max(means, key=lambda row: means[row])
+
+
+def test_a_row_without_room_for_its_answer_is_not_left_out_in_silence(tiny_models, tmp_path, capsys):
+    run = make_run(tmp_path / "run", tiny_models["llama"])
+    rows = [{"instruction": "a b", "output": "c"}, {"instruction": "하늘 " * 2000, "output": "빛."}]
+    file, out = write(tmp_path / "rows.jsonl", rows), tmp_path / "answers.jsonl"
+    assert main(["predict", str(run), str(file), "-o", str(out), "--max-new-tokens", "2"]) == 2
+    assert "the prompts of rows 1 fill data.cutoff_len=" in capsys.readouterr().err
+    assert not out.exists()
+    assert main(["evaluate", str(run), str(file), "--json"]) == 0
+    said = capsys.readouterr()
+    assert json.loads(said.out)["rows"] == 1
+    assert "1 rows have no token to train on and are left out (rows 1)" in said.err
