@@ -89,6 +89,15 @@ def reason(error: OSError) -> str:
     return f"{what} ({error.filename})" if error.filename else what
 
 
+def kind_of_value(value: Any) -> str:
+    """What a value of JSON or YAML is, in words: an object, a list, text."""
+    words = {
+        dict: "value.object", list: "value.list", str: "value.text", bool: "value.flag", int: "value.whole",
+        float: "value.number", type(None): "value.null",
+    }  # fmt: skip
+    return say(words[type(value)]) if type(value) in words else type(value).__name__
+
+
 def problem(key: str, /, **values: Any) -> Problem:
     """The problem whose sentences are `key` and, where the catalogue has it, `key.hint`."""
     hint = f"{key}.hint"

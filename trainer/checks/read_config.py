@@ -17,7 +17,7 @@ from ...instrument.messages import say
 from ..config.aliases import ours_for
 from ..config.names import TRACKERS, at_home, is_installed, is_path, trackers_wanted
 from ..config.schema import METRIC_DRIVEN, Config, sections
-from ..errors import Problem, UserError, problem
+from ..errors import Problem, UserError, kind_of_value, problem
 from ..importer.recognize import is_foreign_script, tool_of
 from ..importer.sources import YAML_ERRORS, is_small
 from ..patterns import wrong_with
@@ -191,7 +191,7 @@ def read_mapping(path: Path) -> dict[str, Any]:
     if raw is None:
         raise UserError(problem("config.empty", file=path))
     if not isinstance(raw, dict):
-        raise UserError(problem("config.not_mapping", file=path, kind=type(raw).__name__))
+        raise UserError(problem("config.not_mapping", file=path, kind=kind_of_value(raw)))
     if not is_small(raw):
         raise UserError(problem("import.too_deep", file=path))
     return {str(key): value for key, value in raw.items()}

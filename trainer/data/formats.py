@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..errors import kind_of_value
 from .fields import Fault, Note, has_no_place, not_used, printable, require_supported
 from .readers import BadRow
 
@@ -95,7 +96,7 @@ def require_object(row: Any) -> None:
     if isinstance(row, BadRow):
         raise row
     if not isinstance(row, dict):
-        raise BadRow(("data.not_object", {"kind": type(row).__name__}))
+        raise BadRow(("data.not_object", {"kind": kind_of_value(row)}))
 
 
 def missing(row: Mapping[str, Any], field: str) -> Fault:
@@ -106,7 +107,7 @@ def missing(row: Mapping[str, Any], field: str) -> Fault:
 def text_faults(field: str, value: Any, may_be_empty: bool = False) -> list[Fault]:
     """What is wrong with a value that must be text: nothing, or one thing."""
     if not isinstance(value, str):
-        return [("data.not_text", {"field": printable(field), "kind": type(value).__name__})]
+        return [("data.not_text", {"field": printable(field), "kind": kind_of_value(value)})]
     if not may_be_empty and not value.strip():
         return [("data.empty_field", {"field": printable(field)})]
     return [] if is_unicode(value) else [("data.not_unicode", {"field": printable(field)})]

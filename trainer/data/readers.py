@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from ...instrument.messages import say
-from ..errors import Problem, UserError, first_line, problem
+from ..errors import Problem, UserError, first_line, kind_of_value, problem
 
 Where = Callable[[], str]
 # csv's own limit is 128 KiB; C's long is the most it takes
@@ -172,7 +172,7 @@ def _json_rows(name: str, path: Path) -> Iterator[tuple[Where, Any]]:
     if isinstance(content, dict) and not isinstance(rows, list):
         rows = [content]  # JSON lines of one line
     if not isinstance(rows, list):
-        raise UserError(problem("data.not_a_list", source=name, kind=type(content).__name__))
+        raise UserError(problem("data.not_a_list", source=name, kind=kind_of_value(content)))
     for index, row in enumerate(rows):
         deep = BadRow(_TOO_DEEP) if is_too_deep(row) else row
         yield partial(say, "data.row", source=name, row=index), deep

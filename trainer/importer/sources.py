@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from ...instrument.messages import say
-from ..errors import Problem, UserError, problem
+from ..errors import Problem, UserError, kind_of_value, problem
 from .shell import flags
 
 SCRIPTS = (".py", ".ipynb", ".sh")
@@ -60,7 +60,7 @@ def read_source(path: Path) -> Keys | ast.Module:
         what = getattr(error, "problem", None) or getattr(error, "msg", None) or str(error)
         raise UserError(_broken(path, line, what)) from None
     if not isinstance(raw, dict):
-        raise UserError(problem("config.not_mapping", file=path, kind=type(raw).__name__))
+        raise UserError(problem("config.not_mapping", file=path, kind=kind_of_value(raw)))
     if not is_small(raw):
         raise UserError(problem("import.too_deep", file=path))
     return Keys({str(key): value for key, value in raw.items()})

@@ -20,6 +20,7 @@ from ...instrument.read.store import SCHEMA_VERSION
 from ..config.names import checkpoint_step
 from ..config.schema import Config
 from ..config.settings import with_settings
+from ..errors import kind_of_value
 
 STATE = "trainer_state.json"
 # What a remedy changes. A checkpoint may come from somebody else: it names no model and lets no code run.
@@ -159,7 +160,7 @@ def read_json(file: Path) -> tuple[dict[str, Any], bytes]:
     except ValueError as error:  # not JSON, not UTF-8, a number of too many digits
         raise Torn(say("saved.unreadable", file=file.name, what=error)) from None
     if not isinstance(values, dict):
-        raise Torn(say("saved.not_object", file=file.name, kind=type(values).__name__))
+        raise Torn(say("saved.not_object", file=file.name, kind=kind_of_value(values)))
     return values, text
 
 

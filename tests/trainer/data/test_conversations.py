@@ -195,14 +195,14 @@ def test_a_tokenizer_without_a_template_is_an_error_with_what_to_do(tmp_path, to
     ("name", "row", "expected"),
     [
         ("messages", {"text": "x"}, ["HERE has no field messages; it has: text"]),
-        ("messages", {"messages": "x"}, ["HERE: messages is a str, not a list of turns"]),
+        ("messages", {"messages": "x"}, ["HERE: messages is text, not a list of turns"]),
         ("messages", {"messages": []}, ["HERE: messages is empty"]),
-        ("messages", {"messages": ["x"]}, ["HERE: messages[0] is a str, not an object with role and content"]),
+        ("messages", {"messages": ["x"]}, ["HERE: messages[0] is text, not an object with role and content"]),
         ("messages", {"messages": [{"role": "user"}]}, ["HERE has no field messages[0].content; it has: role"]),
         (
             "messages",
             {"messages": [{"role": "assistant", "content": None}, {"role": "assistant", "content": " "}]},
-            ["HERE: messages[0].content is a NoneType, not text", "HERE: messages[1].content is empty"],
+            ["HERE: messages[0].content is null, not text", "HERE: messages[1].content is empty"],
         ),
         (
             "sharegpt",

@@ -103,7 +103,7 @@ def test_bad_rows_are_named_by_file_and_line(tmp_path, tokenizer):
     found = errors(jsonl(tmp_path, rows), tokenizer)
     assert found[:-1] == [
         "FILE line 3 has no field output; it has: instruction",
-        "FILE line 4: instruction is a int, not text",
+        "FILE line 4: instruction is a whole number, not text",
         "FILE line 4: output is empty",
         "FILE line 5 is a list, not an object with fields",
     ]
@@ -148,7 +148,7 @@ def test_a_hub_data_set_is_read_by_row(tokenizer, monkeypatch):
     """The hub itself cannot be asked here; what it gives is a real data set."""
     table = datasets.Dataset.from_list([*ROWS, {"instruction": "x", "output": None}])
     monkeypatch.setattr(datasets, "load_dataset", lambda name, split: {"train": table}[split])
-    assert errors("owner/rows", tokenizer) == ["FILE row 2: output is a NoneType, not text"]
+    assert errors("owner/rows", tokenizer) == ["FILE row 2: output is null, not text"]
     dataset = load_examples("owner/rows", section(on_bad_row="skip"), tokenizer)
     assert [trained(tokenizer, example) for example in dataset.examples] == [
         f" {row['output']}<|endoftext|>" for row in ROWS

@@ -82,7 +82,7 @@ def test_json_holds_a_list_or_lines(tmp_path):
     with pytest.raises(UserError, match=r"rows.json is not JSON: .*line 2"):
         read(path)
     path.write_text("3")
-    with pytest.raises(UserError, match="holds a int, not a list of rows"):
+    with pytest.raises(UserError, match="holds a whole number, not a list of rows"):
         read(path)
 
 

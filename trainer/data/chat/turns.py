@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ...errors import kind_of_value
 from ..fields import HISTORY, SYSTEM, Fault, Note, is_empty, not_used, printable, require_supported
 from ..formats import CHATS, missing, require_object, text_faults
 from ..readers import BadRow
@@ -129,7 +130,7 @@ def _turns_field(name: str, row: Mapping[str, Any]) -> tuple[list[str], list[tup
         if isinstance(turns, str) and turns.lstrip().startswith("["):  # as tables keep them
             turns = from_json(field_, turns)
         if not isinstance(turns, list):
-            raise BadRow(("data.not_turns", {"field": field_, "kind": type(turns).__name__}))
+            raise BadRow(("data.not_turns", {"field": field_, "kind": kind_of_value(turns)}))
         return [field_], [(f"{field_}[{i}]", turn) for i, turn in enumerate(turns)], 0
     for question, answer in pairs:
         return _question_and_answer(row, question, answer)
@@ -162,7 +163,7 @@ def _history_of(row: Mapping[str, Any]) -> list[tuple[str, Any]]:
     if is_empty(history):
         return []
     if not isinstance(history, list):
-        raise BadRow(("data.not_turns", {"field": "history", "kind": type(history).__name__}))
+        raise BadRow(("data.not_turns", {"field": "history", "kind": kind_of_value(history)}))
     turns: list[tuple[str, Any]] = []
     for i, pair in enumerate(history):
         if isinstance(pair, dict):
@@ -197,7 +198,7 @@ def _values_of(row: Mapping[str, Any]) -> dict[str, Any]:
     if is_empty(values):
         return {}
     if not isinstance(values, dict):
-        raise BadRow(("data.not_turns", {"field": "chat_template_kwargs", "kind": type(values).__name__}))
+        raise BadRow(("data.not_turns", {"field": "chat_template_kwargs", "kind": kind_of_value(values)}))
     return {name: value for name, value in values.items() if value is not None}
 
 
@@ -215,7 +216,7 @@ class _Reader:
         """The turn in OpenAI's form, without its nulls."""
         if not isinstance(self.raw, dict):
             _, who, what = CHATS[self.name]
-            values = {"field": self.place, "kind": type(self.raw).__name__, "who": who, "what": what}
+            values = {"field": self.place, "kind": kind_of_value(self.raw), "who": who, "what": what}
             self.faults.append(("data.not_turn", values))
             return {"role": "", "content": ""}
         try:

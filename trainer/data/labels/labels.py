@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from ...config.sections import label_name
+from ...errors import kind_of_value
 from ..readers import BadRow
 
 SINGLE, SEVERAL, VALUE = "single_label_classification", "multi_label_classification", "regression"
@@ -96,7 +97,7 @@ def kind_of(label: Any) -> str:
         return "value"
     if isinstance(label, (str, bool, int)):
         return "name"
-    raise BadRow(("data.label_type", {"kind": type(label).__name__}))
+    raise BadRow(("data.label_type", {"kind": kind_of_value(label)}))
 
 
 def name_of(label: Any) -> str:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...config.schema import DataSection
+from ...errors import kind_of_value
 from ..examples import BadRows, renamed_rows
 from ..fields import Fault, printable
 from ..formats import DETECTION_ROWS, missing, require_object, text_faults
@@ -137,7 +138,7 @@ def _word_faults(row: dict[str, Any], fields: Fields) -> Iterator[Fault]:
     if fields.text not in row:
         yield missing(row, fields.text)
     elif not isinstance(words, list) or not words:
-        yield "data.not_words", {"field": fields.text, "kind": type(words).__name__ if words else "empty"}
+        yield "data.not_words", {"field": fields.text, "kind": kind_of_value(words) if words else "empty"}
     else:
         yield from (fault for word in words for fault in text_faults(fields.text, word))
 
@@ -153,7 +154,7 @@ def _label_faults(label: Any) -> list[Fault]:
 def _tag_faults(row: dict[str, Any], fields: Fields) -> list[Fault]:
     tags, words = row[fields.label], row[fields.text]
     if not isinstance(tags, list):
-        return [("data.label_type", {"kind": type(tags).__name__})]
+        return [("data.label_type", {"kind": kind_of_value(tags)})]
     if len(tags) != len(words):
         return [("data.label_count", {"n": len(tags), "words": len(words)})]
     return [fault for tag in tags for fault in _tag_fault(tag)]
@@ -163,5 +164,5 @@ def _tag_fault(tag: Any) -> list[Fault]:
     if is_missing(tag):
         return [("data.no_label", {"field": "label"})]
     if isinstance(tag, bool | float | list | dict):
-        return [("data.label_type", {"kind": type(tag).__name__})]
+        return [("data.label_type", {"kind": kind_of_value(tag)})]
     return [] if tag == IGNORED else _label_faults(tag)

@@ -109,7 +109,7 @@ def test_a_label_that_the_training_rows_have_not(tmp_path):
     [
         ([{"text": "a", "label": ["x"]}, {"text": "b", "label": "x"}], "label x is not a list"),
         ([{"text": "a", "label": "x"}, {"text": "b", "label": "x"}], "the same label"),
-        ([{"text": "a", "label": {"x": 1}}], "label is a dict"),
+        ([{"text": "a", "label": {"x": 1}}], "label is an object"),
         ([{"text": "a", "label": 1.5}, {"text": "a", "label": "much"}], "label much is no number"),
         ([{"text": "a", "label": 1e400}], "label is inf"),
     ],
@@ -123,9 +123,9 @@ def test_labels_that_do_not_go_together(tmp_path, rows, said):
     [
         ({"tokens": ["a", "b"], "labels": ["O"]}, "1 labels for 2 words"),
         ({"tokens": "a b", "labels": ["O", "O"]}, "is not a list of words"),
-        ({"tokens": ["a"], "labels": "O"}, "label is a str"),
+        ({"tokens": ["a"], "labels": "O"}, "label is text"),
         ({"tokens": ["a"], "labels": [None]}, "has no label"),
-        ({"tokens": ["a"], "labels": [0.5]}, "label is a float"),
+        ({"tokens": ["a"], "labels": [0.5]}, "label is a number"),
         ({"tokens": [], "labels": []}, "is not a list of words"),
     ],
 )
