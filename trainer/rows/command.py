@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import shlex
 import sys
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
@@ -73,7 +74,7 @@ def run(arguments: Namespace) -> int:
     if arguments.csv:
         _print_csv(found)
     elif arguments.yaml:
-        _print_yaml(found)
+        _print_yaml(found, arguments.run)
     else:
         _print_table(found, arguments, whole=frame.attrs["whole"])
         if frame.attrs["whole"]:
@@ -125,11 +126,11 @@ def _plain(value: Any) -> Any:
     )
 
 
-def _print_yaml(found: pd.DataFrame) -> None:
+def _print_yaml(found: pd.DataFrame, run: Path) -> None:
     from ...instrument.judge.row_score import FLAGGED
 
     flagged = found[found["score"] >= FLAGGED]
-    print(say("rows.skip", n=len(flagged), of=len(found), score=FLAGGED))
+    print(say("rows.skip", n=len(flagged), of=len(found), score=FLAGGED, run=shlex.quote(str(run))))
     print("data:\n  skip_rows: [" + ", ".join(map(str, sorted(flagged["row"]))) + "]")
 
 
@@ -157,7 +158,7 @@ def _print_table(found: pd.DataFrame, arguments: Namespace, whole: bool) -> None
         print(_HEAD.format(**_shown(line, lang, width)).rstrip())
     print(say_in(lang, "rows.cannot"))
     if not arguments.probe:
-        print(say_in(lang, "rows.probe_hint"))
+        print(say_in(lang, "rows.probe_hint", run=shlex.quote(str(arguments.run))))
     if not whole:
         print(say_in(lang, "rows.part"))
 
