@@ -146,7 +146,7 @@ def _evaluation(history: History, findings: Sequence[Finding]) -> dict[str, Any]
     if best is None:
         return None
     note = both("report.tile.best_at", step=number(best.step))
-    there = history.evals[history.evals["step"] == best.step].iloc[0]
+    there = history.evals[history.evals[best.metric].astype("float64") == best.value].iloc[0]
     others = [name for name in measured(history) if name != best.metric and math.isfinite(there[name])]
     for name in others[:1]:
         label = both("page.metric.eval_loss") if name == "eval_loss" else metric_name(name)
