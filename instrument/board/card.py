@@ -180,11 +180,7 @@ def seconds_of(history: History) -> float | None:
 
     steps = history.column("step_seconds") if len(history.steps) else np.array([])
     if np.isfinite(steps).any():
-        total = float(np.nansum(steps))
-        for name in ("eval_seconds_total", "save_seconds_total"):
-            values = history.column(name)
-            total += float(np.nanmax(values)) if np.isfinite(values).any() else 0.0
-        return round(total, 1)
+        return round(sum(history.spent()), 1)
     spent = history.summary.get("train_runtime")
     if spent is None and len(history.progress):
         spent = float(history.progress["elapsed_seconds"].iloc[-1])

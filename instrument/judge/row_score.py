@@ -91,3 +91,18 @@ def scored(ranks: pd.DataFrame, texts: Texts | None, saved: Mapping[int, float] 
     largest = np.where(np.sqrt((parts**2).sum(0)) >= FLAGGED, parts.argmax(0), len(PARTS))
     found["kind"] = np.where(bad, NOT_FINITE_KIND, np.array([*PARTS, NO_KIND], dtype=object)[largest])
     return found.sort_values(["score", "row"], ascending=[False, True], ignore_index=True)
+
+
+def to_leave_out(found: pd.DataFrame) -> list[int]:
+    """The rows that stand out, in their order; of copies that stand out the first stays.
+
+    Args:
+        found: what `scored` returned.
+    """
+    rows = found[found["kind"] != NO_KIND].sort_values("row")
+    copies = set(rows.loc[rows["kind"] == "duplicate", "row"])
+    return [
+        line.row
+        for line in rows[["row", "kind", "like"]].itertuples(index=False)
+        if line.kind != "duplicate" or line.like not in copies or line.like < line.row
+    ]

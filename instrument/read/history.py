@@ -133,6 +133,16 @@ class History:
         """Whether another program trained and only the recording is ours."""
         return bool(self.env.get("attached"))
 
+    def spent(self) -> tuple[float, float, float]:
+        """Seconds of steps, evaluations and checkpoints. A step's line does not yet know of the evaluation after it."""
+        import numpy as np
+
+        seconds, evals = self.column("step_seconds"), self.evals
+        told = float(evals["eval_runtime"].astype("float64").sum()) if "eval_runtime" in evals else 0.0
+        besides = [self.column(name) for name in ("eval_seconds_total", "save_seconds_total")]
+        evaluating, saving = (float(np.nanmax(column)) if np.isfinite(column).any() else 0.0 for column in besides)
+        return float(np.nansum(seconds)), max(told, evaluating), saving
+
     def column(self, name: str) -> np.ndarray:
         """A column of the steps as float64."""
         return self.steps[name].to_numpy("float64")

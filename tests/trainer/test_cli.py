@@ -332,7 +332,8 @@ def test_max_hours_saves_in_time_and_exits_0(cli, tiny_models, tmp_path):
     config = write_config(tmp_path, tiny_models["gpt_neox"], max_steps=100000, max_hours=8 / 3600)
     result = cli("--config", config)
     assert result.returncode == 0, result.stderr
-    assert "go on with --resume auto" in result.stdout
+    run = tmp_path / "run"
+    assert f"go on with: lora-train --config {run}/config.yaml --resume {run}\n" in result.stdout
     assert len(list((tmp_path / "run").glob("checkpoint-*"))) >= 1
 
 

@@ -148,9 +148,9 @@ class TrainingSection(Section):
 
     언제 한 줄을 찍고 트래커에 보낼지: no, steps, epoch. metrics.jsonl에는 이와 상관없이 모든 스텝이 있습니다."""
     logging_steps: Interval = 500
-    """Steps between those lines, or below 1 a share of all steps.
+    """Steps between lines of the log, or below 1 a share of all steps.
 
-    그 줄 사이의 스텝 수. 1보다 작으면 전체 스텝에 대한 비율입니다."""
+    로그 줄 사이의 스텝 수(1보다 작으면 전체 스텝에 대한 비율)."""
     logging_first_step: bool = False
     """Log the first step as well.
 
@@ -162,7 +162,7 @@ class TrainingSection(Section):
     eval_steps: Interval | None = None
     """Steps between evaluations, or below 1 a share of all steps. null: logging_steps.
 
-    평가 사이의 스텝 수. 1보다 작으면 전체 스텝에 대한 비율이고, null이면 logging_steps를 씁니다."""
+    평가 사이의 스텝 수(1보다 작으면 전체 스텝에 대한 비율). null이면 logging_steps를 씁니다."""
     save_strategy: SaveStrategy = "steps"
     """When to write a checkpoint: no, steps, epoch, or best: when an evaluation beats those before.
 
@@ -170,7 +170,7 @@ class TrainingSection(Section):
     save_steps: Interval = 500
     """Steps between checkpoints, or below 1 a share of all steps.
 
-    체크포인트 사이의 스텝 수. 1보다 작으면 전체 스텝에 대한 비율입니다."""
+    체크포인트 사이의 스텝 수(1보다 작으면 전체 스텝에 대한 비율)."""
     save_total_limit: int | None = Field(default=None, ge=1)
     """Keep only so many checkpoints; the best one stays besides where load_best_model_at_end is on.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -125,11 +126,13 @@ def _tell(request: Request, console: Console) -> None:
     output = request.output
     size = (merging.folder_size(output) if output.is_dir() else output.stat().st_size) / GIB
     console.line(say("export.done", path=output, size=size))
+    path = shlex.quote(str(output))
     if request.form == "ollama":
-        console.line(say("export.use_ollama", name=request.name.lower(), file=output / ollama.MODELFILE))
+        file = shlex.quote(str(output / ollama.MODELFILE))
+        console.line(say("export.use_ollama", name=shlex.quote(request.name.lower()), file=file))
     elif request.is_merged:
-        console.line(say("export.use_merged", path=output))
+        console.line(say("export.use_merged", path=path))
     else:
         is_file = request.adapter.base.endswith(".gguf")
         told = "export.use_adapter_on" if is_file else "export.use_adapter"
-        console.line(say(told, path=output, base=request.adapter.base))
+        console.line(say(told, path=path, base=shlex.quote(request.adapter.base)))

@@ -6,6 +6,7 @@ Help imports no torch; what fits is computed by the memory prediction of --dry-r
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
@@ -60,7 +61,7 @@ def run(arguments: Namespace) -> int:
     except OSError as error:
         raise UserError(problem("import.not_written", output=output, reason=error.strerror or error)) from error
     print(plan.words(machine))
-    print(say("init.written", output=output))
+    print(say("init.written", output=shlex.quote(str(output))))
     return 0
 
 

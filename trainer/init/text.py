@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -45,17 +46,18 @@ def settings_of(plan: Plan, model: str, data: str, output: Path) -> dict[str, di
             "gradient_checkpointing": plan.checkpointing,
             "logging_steps": 10,
             "eval_strategy": "steps",
-            "eval_steps": 100,
-            "save_steps": 100,
+            "eval_steps": 0.1,
+            "save_steps": 0.1,
         },
     }
 
 
 def _head(output: Path) -> Iterator[str]:
     yield say("init.head", output=output)
-    yield f"#   lora-train --config {output} --dry-run"
-    yield f"#   lora-train --config {output}"
-    yield f"#   lora-train explain runs/{output.stem}"
+    config = f"lora-train --config {shlex.quote(str(output))}"
+    yield f"#   {config} --dry-run"
+    yield f"#   {config}"
+    yield f"#   lora-train explain {shlex.quote(f'runs/{output.stem}')}"
 
 
 def _sections(settings: dict[str, dict[str, Any]]) -> Iterator[str]:

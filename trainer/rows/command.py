@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import shlex
 import sys
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
@@ -73,7 +74,7 @@ def run(arguments: Namespace) -> int:
     if arguments.csv:
         _print_csv(found)
     elif arguments.yaml:
-        _print_yaml(found)
+        _print_yaml(found, arguments.run)
     else:
         _print_table(found, arguments, whole=frame.attrs["whole"])
         if frame.attrs["whole"]:
@@ -125,12 +126,12 @@ def _plain(value: Any) -> Any:
     )
 
 
-def _print_yaml(found: pd.DataFrame) -> None:
-    from ...instrument.judge.row_score import FLAGGED, NO_KIND
+def _print_yaml(found: pd.DataFrame, run: Path) -> None:
+    from ...instrument.judge.row_score import FLAGGED, to_leave_out
 
-    flagged = found[found["kind"] != NO_KIND]
-    print(say("rows.skip", n=len(flagged), of=len(found), score=FLAGGED))
-    print("data:\n  skip_rows: [" + ", ".join(map(str, sorted(flagged["row"]))) + "]")
+    rows = to_leave_out(found)
+    print(say("rows.skip", n=len(rows), of=len(found), score=FLAGGED, run=shlex.quote(str(run))))
+    print("data:\n  skip_rows: [" + ", ".join(map(str, rows)) + "]")
 
 
 def _print_table(found: pd.DataFrame, arguments: Namespace, whole: bool) -> None:
@@ -158,7 +159,7 @@ def _print_table(found: pd.DataFrame, arguments: Namespace, whole: bool) -> None
         print(_HEAD.format(**_shown(line, lang, width)).rstrip())
     print(say_in(lang, "rows.cannot"))
     if not arguments.probe:
-        print(say_in(lang, "rows.probe_hint"))
+        print(say_in(lang, "rows.probe_hint", run=shlex.quote(str(arguments.run))))
     if not whole:
         print(say_in(lang, "rows.part"))
 

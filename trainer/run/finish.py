@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -23,6 +24,9 @@ from ..saved.whole import what_is_torn
 from .hub import push
 from .model_card import describe
 
+ENOUGH = 5
+"""Evaluations from which on one of them can be told to be the best."""
+
 
 def is_complete(components: Components, progress: Progress) -> bool:
     """Whether a run has nothing left to do."""
@@ -36,8 +40,9 @@ def finish(session: Session) -> int:
     components, progress, stop = session.components, session.progress, session.stop
     complete, code = is_complete(components, progress), 0
     if not complete:
+        folder, config = (shlex.quote(str(path)) for path in (session.run_dir, session.run_dir / "config.yaml"))
         total = components.n_steps
-        session.console.line(say("end.interrupted", step=progress.step, total=total, folder=session.run_dir))
+        session.console.line(say("end.interrupted", step=progress.step, total=total, folder=folder, config=config))
     elif components.engine.is_main:
         code = write_result(session)
     components.engine.barrier()
@@ -69,7 +74,7 @@ def write_result(session: Session) -> int:
     seconds = duration(progress.train_seconds)
     console.line(say("end.done", steps=progress.step, time=seconds, loss=compact(progress.final_loss)))
     console.line(say("end.adapter", folder=folder))
-    console.line(say("end.look", folder=run_dir))
+    console.line(say("end.look", folder=shlex.quote(str(run_dir))))
     console.line(next_step(components.config, progress, run_dir))
     if progress.heals:
         what = "; ".join(f"{heal['step']} {heal['kind']} {heal['module'] or ''}".rstrip() for heal in progress.heals)
@@ -79,13 +84,17 @@ def write_result(session: Session) -> int:
 
 def next_step(config: Config, progress: Progress, run_dir: Path) -> str:
     """One line: what to do next, and why that."""
-    training, measured = config.training, [step for step, value in progress.evaluations if math.isfinite(value)]
+    training, folder, n = config.training, shlex.quote(str(run_dir)), len(progress.evaluations)
+    measured = [step for step, value in progress.evaluations if math.isfinite(value)]
     best = best_step(training, progress.evaluations)
     if progress.heals:
-        return say("end.next_healed", folder=run_dir, n=len(progress.heals))
+        return say("end.next_healed", folder=folder, n=len(progress.heals))
+    if n < 2 and training.eval_strategy != "no" and (config.data.eval or config.data.eval_fraction):
+        command = f"evaluate {folder} FILE" if config.is_classifier else f"chat {folder}"
+        return say("end.next_seldom", command=command, n=n, every=max(1, progress.step // ENOUGH))
     if best is None or len(measured) < 2:
-        return say("end.next_unmeasured" if config.is_classifier else "end.next_unmeasured_chat", folder=run_dir)
-    values = {"folder": run_dir, "metric": training.metric_for_best_model, "best": best, "last": measured[-1]}
+        return say("end.next_unmeasured" if config.is_classifier else "end.next_unmeasured_chat", folder=folder)
+    values = {"folder": folder, "metric": training.metric_for_best_model, "best": best, "last": measured[-1]}
     if best < measured[-1]:
         return say("end.next_past_best", **values)
     return say("end.next_longer", **values, steps=2 * progress.step)

@@ -104,7 +104,7 @@ def changed_settings(checkpoint: Path, config: Config) -> list[str]:
 
 
 def moved_lengths(checkpoint: Path, components: Components) -> list[str]:
-    """Keys of the run's length that differ from the checkpoint's and change a learning rate that is still to come."""
+    """Keys of the run's length that differ from the checkpoint's and move a rate still to come, or end the run."""
     progress, before = read_state(checkpoint)
     training, now = before.training, components.config.training
     keys = [key for key in ("max_steps", "num_train_epochs") if getattr(training, key) != getattr(now, key)]
@@ -114,7 +114,8 @@ def moved_lengths(checkpoint: Path, components: Components) -> list[str]:
     first, last = progress.step, min(n_before, components.n_steps)
     # as the schedule of now would be: another schedule is told by its own name
     rates = [lr_table(now, n)[first : last + 1] for n in (n_before, components.n_steps)]
-    return [] if rates[0] == rates[1] else [f"training.{key}" for key in keys]
+    is_over = progress.step > components.n_steps
+    return [] if rates[0] == rates[1] and not is_over else [f"training.{key}" for key in keys]
 
 
 def _at(settings: dict, key: str) -> object:

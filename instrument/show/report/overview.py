@@ -146,7 +146,7 @@ def _evaluation(history: History, findings: Sequence[Finding]) -> dict[str, Any]
     if best is None:
         return None
     note = both("report.tile.best_at", step=number(best.step))
-    there = history.evals[history.evals["step"] == best.step].iloc[0]
+    there = history.evals[history.evals[best.metric].astype("float64") == best.value].iloc[0]
     others = [name for name in measured(history) if name != best.metric and math.isfinite(there[name])]
     for name in others[:1]:
         label = both("page.metric.eval_loss") if name == "eval_loss" else metric_name(name)
@@ -184,10 +184,8 @@ def _time(history: History, following: bool) -> dict[str, Any] | None:
     seconds = history.column("step_seconds")
     if not np.isfinite(seconds).any():
         return _told_time(history)
-    stepping, besides = float(np.nansum(seconds)), 0.0
-    for column in ("eval_seconds_total", "save_seconds_total"):
-        values = history.column(column)
-        besides += float(np.nanmax(values)) if np.isfinite(values).any() else 0.0
+    stepping, evaluating, saving = history.spent()
+    besides = evaluating + saving
     planned, last = _planned(history), float(history.column("step")[-1])
     note = both("report.tile.time_all")
     if following and planned and planned > last and not history.finished:

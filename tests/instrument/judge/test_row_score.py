@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
-from lora_train.instrument.judge.row_score import FLAGGED, NOT_FINITE, PROBED, Texts, scored
+from lora_train.instrument.judge.row_score import FLAGGED, NOT_FINITE, PROBED, Texts, scored, to_leave_out
 
 
 def ranks(**columns: list) -> pd.DataFrame:
@@ -67,3 +67,9 @@ def test_what_stands_out_has_a_kind():
     found = scored(ranks(loss_z=loss, grad_excess_z=grad, not_finite=[0, 0, 0, 0, 0, 1]), texts, None)
     kinds = dict(zip(found["row"].tolist(), found["kind"].tolist(), strict=True))
     assert kinds == {0: "loss", 1: "grad", 2: "grad", 3: "duplicate", 4: "", 5: "not_finite"}
+
+
+def test_of_copies_the_first_stays():
+    texts = Texts({1: (4, 1.0), 4: (1, 1.0), 5: (1, 1.0), 6: (0, 1.0)}, set())
+    found = scored(ranks(loss_z=[0.0, 0.0, 9.0, 0.0, 0.0, 0.0, 0.0]), texts, None)
+    assert to_leave_out(found) == [2, 4, 5, 6]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from lora_train.trainer.data import overlap as module
 from lora_train.trainer.data.examples import Example
-from lora_train.trainer.data.overlap import overlap
+from lora_train.trainer.data.overlap import alike, overlap
 
 TEMPLATE = list(range(900, 960))
 
@@ -84,3 +84,16 @@ def test_of_many_runs_a_share_finds_the_same(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(module, "MOST", (400 + 150) * 200 // 8)
     part = overlap(examples(train), examples([*changed, *texts(50, 200, seed=1)]))
     assert whole.near == part.near == [(i, i) for i in range(100)]
+
+
+def test_a_question_and_its_answer_that_changed_places_are_no_copy():
+    """Opposites: every run of one row stands in the other, in another order."""
+    high, low, mark = list(range(10, 22)), list(range(30, 42)), [5, 6, 7]
+    other_rows = [np.array([*range(100 + 20 * i, 118 + 20 * i)], np.int32) for i in range(8)]
+    rows = [
+        np.array([*mark, *high, *mark, *low, *mark], np.int32),
+        np.array([*mark, *low, *mark, *high, *mark], np.int32),
+    ]
+    found = {mine: share for mine, _, share in alike([*rows, *other_rows])}
+    assert 0.3 < found[0] == found[1] < 0.8
+    assert {mine: share for mine, _, share in alike([rows[0], rows[0], *other_rows])}[0] == 1.0

@@ -20,6 +20,8 @@ def test_the_yaml_holds_the_plan_and_is_valid(monkeypatch, lang, precision, four
     assert config == settings_of(plan, "owner/model", "my rows.jsonl", Path("a/first try.yaml"))
     assert problems_of(config | {"data": {**config["data"], "train": "owner/rows"}}, "x.yaml") == []
     assert config["training"]["output_dir"] == "runs/first try"
+    assert "#   lora-train explain 'runs/first try'" in text.splitlines()
+    assert {config["training"][key] for key in ("eval_steps", "save_steps")} == {0.1}  # 100 of 6 steps is never
     assert max(map(len, text.splitlines())) <= 125
     long = as_yaml(plan, "o" * 80, "rows: 1 # no comment.jsonl", Path("x.yaml"))
     assert yaml.safe_load(long)["model"]["name_or_path"] == "o" * 80

@@ -69,7 +69,7 @@ def test_the_list_says_what_it_cannot_tell(run: Path, cli: Cli):
     assert lines[1].split()[:2] == ["row", "score"]
     assert len(lines) == 2 + 3 + 2
     assert "cannot tell a wrong answer" in lines[5]
-    assert "--probe" in lines[6]
+    assert lines[6].endswith(f"lora-train rows {run} --probe")
     korean = cli("rows", run, "-n", "1", "--lang", "ko").stdout
     assert "눈에 띕니다" in korean
 
@@ -95,6 +95,7 @@ def test_the_row_that_weighed_far_more_than_its_length_is_named(run: Path, monke
 
 def test_rows_to_skip_are_a_configuration(run: Path, cli: Cli):
     result = cli("rows", run, "--yaml")
+    assert result.stdout.splitlines()[0].endswith(f"read them first: lora-train rows {run}")
     skipped = yaml.safe_load(result.stdout)["data"]["skip_rows"]
     flagged = [int(row["row"]) for row in listed(cli("rows", run, "--csv").stdout) if float(row["score"]) >= FLAGGED]
     assert skipped == sorted(flagged)

@@ -11,6 +11,7 @@ from lora_train.trainer.saved.state import Progress
 
 CONFIG = {"model": {"name_or_path": "a/b"}, "data": {"train": "c/d"}}
 SCORED = {**CONFIG, "model": {"name_or_path": "a/b", "task": "seq_cls"}}
+SELDOM = {**CONFIG, "data": {"train": "c/d", "eval_fraction": 0.05}, "training": {"eval_strategy": "steps"}}
 HEAL = {"step": 3, "kind": "forward", "module": "x"}
 
 
@@ -20,6 +21,7 @@ HEAL = {"step": 3, "kind": "forward", "module": "x"}
         (CONFIG, [], [], "lora-train chat runs/x", "too few evaluations"),
         (CONFIG, [(10, 2.0)], [], "lora-train chat runs/x", "too few evaluations"),
         (SCORED, [], [], "lora-train evaluate runs/x FILE", "too few evaluations"),
+        (SELDOM, [(20, 2.0)], [], "lora-train chat runs/x", "training.eval_steps=4 would measure it"),
         (CONFIG, [(10, 2.0), (20, 1.5)], [], "lora-train lengthen runs/x --max-steps 40", "step 20"),
         (CONFIG, [(10, 1.5), (20, 2.0)], [], "lora-train advise runs/x", "best at step 10 and worse at step 20"),
         (CONFIG, [(10, float("nan")), (20, 2.0)], [], "lora-train chat runs/x", "too few evaluations"),
@@ -39,3 +41,9 @@ def test_a_score_that_grows_is_better(monkeypatch):
     config = Config.model_validate({**SCORED, "training": training})
     progress = Progress(step=20, evaluations=[(10, 0.7), (20, 0.9)])
     assert "lengthen runs/x --max-steps 40" in next_step(config, progress, Path("runs/x"))
+
+
+def test_a_folder_with_a_space_can_be_pasted():
+    progress = Progress(step=20, evaluations=[(10, 2.0), (20, 1.5)])
+    line = next_step(Config.model_validate(CONFIG), progress, Path("my runs/x"))
+    assert "lora-train lengthen 'my runs/x' --max-steps 40 " in line

@@ -81,7 +81,7 @@ def test_a_signal_at_any_moment(config, tmp_path, cli, where, calls, line, code,
     run = tmp_path / "run"
     result = disturbed(where, calls, line, "--config", config)
     assert_in_words(result, code, run)
-    assert ("go on with --resume auto" in result.stdout) or ("interrupted; `--resume auto`" in result.stderr)
+    assert (f"config.yaml --resume {run}" in result.stdout) or ("interrupted; `--resume auto`" in result.stderr)
     assert [path.name for path in checkpoints(run)][-1:] == ([f"checkpoint-{step}"] if step else [])
     if step is not None:
         again = cli("--config", config, "--resume", "auto")

@@ -135,6 +135,7 @@ def test_the_length_is_named_where_it_moves_a_rate_that_is_to_come(tmp_path, tin
     assert named({"max_steps": 6}, {"max_steps": 12}) == ["training.max_steps"]
     assert named({"max_steps": 6}, {"max_steps": 6}) == []
     assert named({"max_steps": 3}, {"max_steps": 6}) == ["training.max_steps"]  # a whole run made longer
+    assert named({"max_steps": 6}, {"max_steps": 2}) == ["training.max_steps"]  # over, after more steps than it has
     assert named({"num_train_epochs": 1}, {"num_train_epochs": 2}) == ["training.num_train_epochs"]
     assert named({"max_steps": 6}, {"num_train_epochs": 2}) == ["training.max_steps", "training.num_train_epochs"]
     assert named({"max_steps": 6}, {"max_steps": 12}, lr_scheduler_type="constant") == []

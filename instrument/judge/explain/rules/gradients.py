@@ -257,7 +257,7 @@ def above_one(history: History) -> Finding | None:
     _, loss = history.finite("loss")
     if len(loss) < 2 * WINDOW or len(norm) < WINDOW or median(norm) <= 1.0:
         return None
-    first, last = median(loss[:WINDOW]), median(loss[-WINDOW:])
+    first, last = ends(loss)
     if last > 0.95 * first or last == 0:
         return None
     return Finding("grad_norm", "note", "explain.above_one", {"median": median(norm), "first": first, "last": last})

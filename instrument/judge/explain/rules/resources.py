@@ -130,14 +130,10 @@ def shares(history: History) -> Finding | None:
     seconds = history.column("step_seconds")
     if not np.isfinite(seconds).any():
         return None
-    stepping = float(np.nansum(seconds))
-    evals = history.evals
-    evaluating = float(evals["eval_runtime"].astype("float64").sum()) if "eval_runtime" in evals else 0.0
-    saves = history.column("save_seconds_total")
-    saving = float(np.nanmax(saves)) if np.isfinite(saves).any() else 0.0
+    stepping, evaluating, saving = history.spent()
     total = max(stepping + evaluating + saving, 1e-9)
     facts = {"steps": clock(stepping), "eval": clock(evaluating), "save": clock(saving), "total": clock(total)}
-    facts |= {"eval_percent": 100 * evaluating / total, "save_percent": 100 * saving / total, "n": len(evals)}
+    facts |= {"eval_percent": 100 * evaluating / total, "save_percent": 100 * saving / total, "n": len(history.evals)}
     if total < SHORT:
         return Finding("time", "healthy", "explain.time_shares", facts)
     if evaluating > EVAL_SHARE * total:

@@ -96,6 +96,12 @@ def test_an_evaluation_without_a_loss_or_without_a_number():
     assert best_evaluation(known) is None
 
 
+def test_an_evaluation_between_two_steps_has_a_tile():
+    known = history(loss=falling(30), evals={"step": [10.5, 20], "eval_loss": [1.0, 2.0]})
+    (tile,) = [tile for tile in tiles(known, [], False) if tile["value"] == "1"]
+    assert "step 10" in tile["note"]["en"]
+
+
 def test_a_run_that_goes_on_says_how_long_it_will():
     known = history(loss=falling(50), step_seconds=2.0, eval_seconds_total=10.0, finished=False,
                     config={"training": {"max_steps": 150}})  # fmt: skip
