@@ -109,7 +109,7 @@ def ranked(folder: Path, model: str, seed: int) -> dict[int, dict[str, Any]]:
     return {
         row: {"score": float(values["score"]), "probed": float(probed[row]["score"]), "loss": float(values["loss_z"]),
               "gradient": float(values["grad_z"]), "excess": float(values["grad_excess_z"]),
-              "saved": -float(probed[row]["saved"] or "nan"),
+              "probe": float(probed[row]["probe_z"] or "nan"),
               "plain_kind": values["kind"], "probed_kind": probed[row]["kind"]}
         for row, values in plain.items()
     }  # fmt: skip
@@ -132,7 +132,7 @@ def interval(planted: np.ndarray, others: np.ndarray) -> tuple[float, float]:
 def table(found: dict[str, list[dict[str, Any]]]) -> bool:
     """Prints the areas; whether one that has a bar is below it."""
     others = found.pop("", [])
-    rankings = (*RANKINGS, "excess", "saved")
+    rankings = (*RANKINGS, "excess", "probe")
     print(f"{'planted':<10} {'rows':>5}  " + "  ".join(f"{name:<20}" for name in rankings))
     short = False
     for kind in KINDS:

@@ -6,7 +6,8 @@
     grad          the same of its gradient norm, held against rows of such a loss
     duplicate     log2(1 / (1 - share)), at most MOST_ALIKE: how often the share of its runs of tokens that stand in no
                   other row has halved
-    probe         PROBED times how far below that of other rows ln(what its question saves it) is; with --probe only
+    probe         PROBED times how far below that of other rows ln(saved / (1 + better)) is: what its own question saves
+                  it, and what another row's saves it beyond that (rows/probe.py); with --probe only
     cut           CUT where it has as many tokens as data.cutoff_len leaves
 
 A row that was not finite is the worst of all. A row stands out whose score is at least FLAGGED with the probe counted
@@ -15,6 +16,7 @@ once: PROBED decides in which order rows are read, and makes no row further out 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -54,27 +56,51 @@ class Texts:
     previews: Mapping[int, str] = field(default_factory=dict)
 
 
-def scored(ranks: pd.DataFrame, texts: Texts | None, saved: Mapping[int, float] | None) -> pd.DataFrame:
+@dataclass(frozen=True)
+class Probed:
+    """What questions save a row's answer.
+
+    Attributes:
+        saved: by its own question, against others'; nat.
+        better: by the question of row `fits` beyond its own; nat, 0 where its own is as good.
+        fits: the row whose question has most in common with the answer; None where none has anything.
+    """
+
+    saved: float
+    better: float
+    fits: int | None
+
+    @property
+    def belongs(self) -> float:
+        """How far the answer belongs to its question: ln(saved / (1 + better)), of a saving of at least LEAST."""
+        return math.log(max(self.saved, LEAST)) - math.log1p(self.better)
+
+
+def scored(ranks: pd.DataFrame, texts: Texts | None, probed: Mapping[int, Probed] | None) -> pd.DataFrame:
     """The rows with their parts and their score, worst first.
 
     Args:
         ranks: `row_ranks.rank_rows`.
-        saved: of each row, nats that its question saves it; None: nobody probed.
+        probed: of the rows that have a question; None: nobody probed.
 
     Returns:
-        the columns of `ranks`, and `like` (the other row; <NA> for none), `duplicate`, `cut`, `saved`, `probe_z`,
-        `score`, and `kind`: the largest of PARTS where the row stands out, NOT_FINITE_KIND, or NO_KIND.
+        the columns of `ranks`, and `like` (the other row; <NA> for none), `duplicate`, `cut`, `saved`, `better`,
+        `fits`, `probe_z`, `score`, and `kind`: the largest of PARTS where a row stands out, NOT_FINITE_KIND, or NO_KIND.
     """
     rows = ranks["row"].tolist()
     likes = [texts.duplicate.get(row, (None, 0.0)) if texts else (None, np.nan) for row in rows]
+    own = [(probed or {}).get(row) for row in rows]
     found = ranks.assign(
         like=pd.array([other for other, _ in likes], dtype="Int64"),
         duplicate=[share for _, share in likes],
         cut=[bool(texts and row in texts.cut) for row in rows],
-        saved=[(saved or {}).get(row, np.nan) for row in rows],
+        saved=[one.saved if one else np.nan for one in own],
+        better=[one.better if one else np.nan for one in own],
+        fits=pd.array([one.fits if one else None for one in own], dtype="Int64"),
     )
     length = np.log(np.maximum(found["n_supervised"].to_numpy("float64"), 1))
-    found["probe_z"] = standing_out(-np.log(np.maximum(found["saved"].to_numpy("float64"), LEAST)), length)
+    belongs = np.array([one.belongs if one else np.nan for one in own])
+    found["probe_z"] = standing_out(-belongs, length)
     with np.errstate(invalid="ignore", divide="ignore"):
         alike = -np.log2(1 - found["duplicate"].to_numpy("float64"))
     parts = np.stack([

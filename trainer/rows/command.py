@@ -16,14 +16,15 @@ from ..verbs.lengthen import at_least_one
 if TYPE_CHECKING:
     import pandas as pd
 
+    from ...instrument.judge.row_score import Probed
     from ..config.schema import Config
     from ..data.examples import Example
 
 SHOWN = 20
 CSV_COLUMNS = (
-    *("row", "score", "loss_z", "grad_z", "grad_excess_z", "duplicate", "probe_z", "cut", "like", "saved", "loss"),
-    *("loss_last", "grad_norm", "share", "token_share", "seen", "n_tokens", "n_supervised", "course", "not_finite"),
-    *("kind", "text"),
+    *("row", "score", "loss_z", "grad_z", "grad_excess_z", "duplicate", "probe_z", "cut", "like"),
+    *("saved", "better", "fits", "loss", "loss_last", "grad_norm", "share", "token_share", "seen"),
+    *("n_tokens", "n_supervised", "course", "not_finite", "kind", "text"),
 )
 _HEAD = "{row:>8} {score:>6} {loss:>7} {z:>6} {grad:>6} {like:>14} {course:<14} {text}"
 
@@ -58,7 +59,7 @@ def run(arguments: Namespace) -> int:
     frame = recorded.rows()
     if not len(frame):
         raise UserError(problem("rows.none", folder=arguments.run))
-    texts, own, saved = None, {}, None
+    texts, own, probed = None, {}, None
     if arguments.probe or not arguments.no_text:
         from .texts import previews, read_data, read_texts
 
@@ -66,10 +67,10 @@ def run(arguments: Namespace) -> int:
         texts = read_texts(examples, config.data.cutoff_len) if examples else None
         own = {} if arguments.no_text else previews(examples, tokenizer)
         if arguments.probe:
-            saved = _probed(config, tokenizer, examples, set(frame["row"].tolist()))
+            probed = _probed(config, tokenizer, examples, set(frame["row"].tolist()))
     else:
         run_config(config_file)  # says where it is none
-    found = scored(rank_rows(frame, backed_off(recorded.metrics())), texts, saved)
+    found = scored(rank_rows(frame, backed_off(recorded.metrics())), texts, probed)
     found["text"] = [own.get(row, "") for row in found["row"].tolist()]
     if arguments.csv:
         _print_csv(found)
@@ -87,14 +88,16 @@ def _aside(text: str, end: str = "\n") -> None:
     print(text, file=sys.stderr, end=end, flush=True)
 
 
-def _probed(config: Config, tokenizer: Any, examples: list[Example], trained: set[int]) -> dict[int, float]:
+def _probed(config: Config, tokenizer: Any, examples: list[Example], trained: set[int]) -> dict[int, Probed]:
     if not examples:
         raise UserError(problem("rows.probe_needs_data"))
     if config.is_classifier:
         raise UserError(problem("rows.probe_needs_answers"))
     own = [example for example in examples if example.row in trained]
-    _aside(say("rows.probe_costs", rows=len(own), tokens=2 * sum(len(e.input_ids) for e in own)))
-    from .probe import probe
+    from .probe import PASSES, probe
+
+    tokens = PASSES * sum(len(example.input_ids) for example in own)
+    _aside(say("rows.probe_costs", rows=len(own), passes=PASSES, tokens=tokens))
 
     def advance(done: int) -> None:
         if sys.stderr.isatty():

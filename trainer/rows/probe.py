@@ -1,22 +1,25 @@
-"""Does an answer belong to its question? Each row is run twice through the model without its adapter.
+"""Does an answer belong to its question? Each row is run through the model without its adapter, under its own question,
+under OTHERS other rows' and under that of the other rows which the answer's letters fit best (questions.py).
 
-    saved = sum of the TOKENS largest of  loss of a token after another row's question - its loss after its own   (nat)
+    saved     sum of the TOKENS largest of  mean loss of a token after the others' questions - its loss after its own
+    better    sum of the TOKENS largest of  its loss after its own - its loss after the one that fits, where above 0
 
-A question that the answer belongs to makes a few of its words far less surprising: names, numbers, what was asked for.
-Another row's question, rather than none, is what is taken away, because any question of the kind tells how such answers
-read; the few tokens it helps most, because the others only add noise. `python -m benchmarks.rows` prints how often that
-tells a swapped answer from others, with loss and gradient norm alone beside it.
+in nats. A question that the answer belongs to makes a few of its words far less surprising: names, numbers, what was
+asked for. Other rows' questions, rather than none, are what is taken away, because any question of the kind tells how
+such answers read; the few tokens it helps most, because the others only add noise. And where another row's question
+helps more than its own, the answer may be that row's. `python -m benchmarks.rows` prints how often this tells a swapped
+answer from others, with loss and gradient norm alone beside it.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
+from ...instrument.judge.row_score import Probed
 from ..config.schema import Config
 from ..console import Console
 from ..data.batches import collate
@@ -25,16 +28,18 @@ from ..loop.components import Weights
 from ..loop.engine import Engine
 from ..model.build import build_model
 from ..model.load import autocast, pad_token_id
+from .questions import asks, fitting, others_of, under
 
-TOKENS = 5
+TOKENS, OTHERS = 5, 2
+PASSES = 2 + OTHERS
 
 
 def probe(
     config: Config, tokenizer: Any, examples: Sequence[Example], advance: Callable[[int], None] = lambda done: None
-) -> dict[int, float]:
-    """What its question saves each row, in nats; left out are rows without one, or without another to hold against.
+) -> dict[int, Probed]:
+    """What their questions save the rows; left out are rows without one, or without another to hold against.
 
-    Of a row that gives several examples, the least that one of them is saved.
+    Of a row that gives several examples, the one that belongs least to its question.
 
     Args:
         config: of the run; its model is loaded, and its adapter is not.
@@ -46,7 +51,8 @@ def probe(
     engine, pad = Engine(), pad_token_id(tokenizer)
     built = build_model(config, engine.device, Weights(config, engine, Console(silent=True)))
     built.model.eval()
-    found: dict[int, float] = {}
+    longest = max((len(example.input_ids) for example in examples), default=0)
+    found: dict[int, Probed] = {}
 
     @torch.no_grad()
     def losses(example: Example) -> np.ndarray:
@@ -54,37 +60,31 @@ def probe(
         with autocast(config, engine.device), built.model.disable_adapter():
             return built.loss.of_tokens(batch)[2].double().cpu().numpy()
 
-    for done, (example, other) in enumerate(zip(examples, under_another_question(examples), strict=True), start=1):
-        if other is not None:
-            own = saved(losses(example), losses(other))
-            found[example.row] = min(own, found.get(example.row, math.inf))
-        advance(done)
+    others, fits = others_of(examples, OTHERS), _fitting(tokenizer, examples)
+    for at, example in enumerate(examples):
+        if others[at]:
+            own = losses(example)
+            under_others = [losses(under(example, asks(examples[other]), longest)) for other in others[at]]
+            fit = fits[at]
+            under_fit = own if fit is None else losses(under(example, asks(examples[fit]), longest))
+            one = Probed(
+                saved=most_of(np.mean(under_others, axis=0) - own),
+                better=most_of(np.maximum(own - under_fit, 0.0)),
+                fits=None if fit is None else examples[fit].row,
+            )
+            found[example.row] = min(found.get(example.row, one), one, key=lambda probed: probed.belongs)
+        advance(at + 1)
     return found
 
 
-def saved(own: np.ndarray, other: np.ndarray) -> float:
-    """Of an answer's tokens, what the TOKENS whose losses differ most cost less after its own question; nat."""
-    return float(np.sort(other - own)[-TOKENS:].sum())
+def most_of(differences: np.ndarray) -> float:
+    """The sum of the TOKENS largest; nat."""
+    return float(np.sort(differences)[-TOKENS:].sum())
 
 
-def under_another_question(examples: Sequence[Example]) -> list[Example | None]:
-    """Each row with what stands before another row's first answer in place of its own; None where there is none.
-
-    Which other row is drawn, the same at every call. A question that would make a row longer than any of them is cut
-    at its beginning.
-    """
-    longest = max((len(example.input_ids) for example in examples), default=0)
-    first = [int(np.argmax(example.supervised)) for example in examples]
-    asking = [at for at in np.random.default_rng(0).permutation(len(examples)) if first[at] > 1]
-    questions = {at: examples[at].input_ids[: first[at]] for at in asking}
-    found: list[Example | None] = [None] * len(examples)
-    for place, at in enumerate(asking):
-        later = (asking[(place + k) % len(asking)] for k in range(1, len(asking)))
-        others = (questions[one] for one in later if examples[one].row != examples[at].row)
-        question = next((other for other in others if not np.array_equal(other, questions[at])), None)
-        if question is not None:
-            rest, mask = examples[at].input_ids[first[at] :], examples[at].supervised[first[at] :]
-            question = question[max(0, len(question) + len(rest) - longest) :]
-            ids = np.concatenate([question, rest]).astype(rest.dtype)
-            found[at] = Example(examples[at].row, ids, np.concatenate([np.zeros(len(question), bool), mask]))
-    return found
+def _fitting(tokenizer: Any, examples: Sequence[Example]) -> list[int | None]:
+    first = [len(asks(example)) for example in examples]
+    questions = [e.input_ids[:n].tolist() for e, n in zip(examples, first, strict=True)]
+    answers = [e.input_ids[n:].tolist() for e, n in zip(examples, first, strict=True)]
+    texts = (tokenizer.batch_decode(ids, skip_special_tokens=True) for ids in (questions, answers))
+    return fitting(examples, *texts)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
-from lora_train.instrument.judge.row_score import FLAGGED, NOT_FINITE, PROBED, Texts, scored, to_leave_out
+from lora_train.instrument.judge.row_score import FLAGGED, NOT_FINITE, PROBED, Probed, Texts, scored, to_leave_out
 
 
 def ranks(**columns: list) -> pd.DataFrame:
@@ -43,20 +43,27 @@ def test_a_row_that_was_not_finite_is_the_worst():
 
 def test_an_answer_that_owes_nothing_to_its_question_stands_out():
     draw = np.random.default_rng(1)
-    saved = dict(enumerate(np.exp(draw.normal(2.5, 0.4, 60))))
-    saved[7] = -0.3
-    found = scored(ranks(loss_z=[0.0] * 60), None, saved)
+    probed = {row: Probed(saved, 0.0, None) for row, saved in enumerate(np.exp(draw.normal(2.5, 0.4, 60)).tolist())}
+    probed[7] = Probed(-0.3, 0.0, None)
+    found = scored(ranks(loss_z=[0.0] * 60), None, probed)
     assert found["row"][0] == 7
     assert found["score"][0] == pytest.approx(PROBED * found["probe_z"][0])
     assert (found["probe_z"][0] > FLAGGED, found["kind"][0]) == (True, "probe")
 
 
+def test_an_answer_that_another_question_fits_better_stands_out_as_much():
+    draw = np.random.default_rng(1)
+    probed = {row: Probed(saved, 0.5, 3) for row, saved in enumerate(np.exp(draw.normal(2.5, 0.4, 60)).tolist())}
+    probed[7] = Probed(11.0, 40.0, 5)
+    found = scored(ranks(loss_z=[0.0] * 60), None, probed)
+    assert (found["row"][0], found["kind"][0], found["fits"][0], found["better"][0]) == (7, "probe", 5, 40.0)
+
+
 def test_the_probe_orders_rows_and_flags_no_more_of_them_by_chance():
     draw = np.random.default_rng(2)
     loss, grad, saved = draw.normal(size=(3, 100_000))
-    found = scored(
-        ranks(loss_z=loss.tolist(), grad_excess_z=grad.tolist()), None, dict(enumerate(np.exp(2 + saved / 3)))
-    )
+    probed = {row: Probed(own, 0.0, None) for row, own in enumerate(np.exp(2 + saved / 3).tolist())}
+    found = scored(ranks(loss_z=loss.tolist(), grad_excess_z=grad.tolist()), None, probed)
     assert 1 / 1100 < (found["kind"] != "").mean() < 1 / 500
     assert (found["score"] >= FLAGGED).mean() > 0.03
 
