@@ -85,7 +85,8 @@ def scored(ranks: pd.DataFrame, texts: Texts | None, probed: Mapping[int, Probed
 
     Returns:
         the columns of `ranks`, and `like` (the other row; <NA> for none), `duplicate`, `cut`, `saved`, `better`,
-        `fits`, `probe_z`, `score`, and `kind`: the largest of PARTS where a row stands out, NOT_FINITE_KIND, or NO_KIND.
+        `fits`, `probe_z`, `score`, and `kind`: the largest of PARTS where the row stands out, NOT_FINITE_KIND, or
+        NO_KIND.
     """
     rows = ranks["row"].tolist()
     likes = [texts.duplicate.get(row, (None, 0.0)) if texts else (None, np.nan) for row in rows]
