@@ -5,6 +5,7 @@ Neither torch nor transformers is imported here.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from ...instrument.messages import say
 from ..config.aliases import ours_for
 from ..config.names import TRACKERS, at_home, is_installed, is_path, trackers_wanted
 from ..config.schema import METRIC_DRIVEN, Config, sections
+from ..data.readers import kind_of as kind_of_rows
 from ..errors import Problem, UserError, kind_of_value, problem
 from ..importer.recognize import is_foreign_script, tool_of
 from ..importer.sources import YAML_ERRORS, is_small
@@ -173,6 +175,8 @@ def read_mapping(path: Path) -> dict[str, Any]:
     """
     if is_foreign_script(path) and path.is_file():
         raise UserError(_foreign(path, None))
+    if kind_of_rows(path) not in ("", ".json", ".txt") and path.is_file():
+        raise UserError(problem("config.is_data", file=path, quoted=shlex.quote(str(path))))
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:

@@ -10,7 +10,7 @@ import difflib
 from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
-from ...instrument.messages import say
+from ...instrument.messages import VARIABLE, say
 from ..config.schema import sections
 from ..errors import Problem, UserError, problem
 from ..importer.left_out import CHANGES, HARMLESS, MEMORY, WHY, is_off, weight
@@ -261,5 +261,7 @@ def full_key(name: str, options: Collection[str], word: str) -> str:
         return f"training.{name}"
     option = difflib.get_close_matches(word, options, n=1, cutoff=ELSEWHERE)
     meant = say("config.did_you_mean", guess=option[0]) if option else _hint(name, [])
+    if name == "lang":  # of the verbs that print what they read; all else follows the variable
+        meant = say("config.lang", variable=VARIABLE)
     hint = meant or problem("cli.usage", message="").hint
     raise UserError(Problem(say("config.unknown_flag", flag=word), hint))

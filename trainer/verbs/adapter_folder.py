@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 import os
 import re
+import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,8 +89,13 @@ def find_weights(path: Path) -> Path:
         raise UserError(problem("adapter.several", path=path, names=", ".join(names), first=names[0]))
     if names:
         return path / names[0] / WEIGHTS
-    sentence = "adapter.pickle" if (path / _PICKLE).is_file() else "adapter.none_here"
-    raise UserError(problem(sentence, path=path))
+    if (path / _PICKLE).is_file():
+        raise UserError(problem("adapter.pickle", path=path))
+    below = sorted(path.glob(f"*/adapter/{WEIGHTS}"), key=lambda file: -file.stat().st_mtime)
+    if below:
+        quoted = shlex.quote(str(path))
+        raise UserError(problem("adapter.below", path=path, first=below[0].parent.parent, n=len(below), quoted=quoted))
+    raise UserError(problem("adapter.none_here", path=path))
 
 
 def named_adapters(folder: Path) -> tuple[str, ...]:

@@ -17,6 +17,7 @@ not printed, marks.py what is trained and with which program.
 from __future__ import annotations
 
 import re
+import shlex
 import sys
 import zlib
 from collections.abc import Iterable, Sequence
@@ -120,8 +121,18 @@ def _from_folder(path: Path) -> tuple[str, str, Log]:
         return (str(found), *_from_file(found))
     events = newest_events(path)
     if events is None:
+        if below := _runs_below(path):
+            raise SourceError(
+                "source.runs_below", path=path, first=below[0], n=len(below), quoted=shlex.quote(str(path))
+            )
         raise SourceError("source.no_run", path=path)
     return str(events), "log", read_events(events)
+
+
+def _runs_below(path: Path) -> list[Path]:
+    """Run folders and Trainers' folders in a folder, the newest first."""
+    found = (file for name in (METRICS, STATE) for file in path.glob(f"*/{name}"))
+    return [file.parent for file in sorted(found, key=lambda file: -file.stat().st_mtime)]
 
 
 def _newest_state(path: Path) -> Path | None:

@@ -225,3 +225,16 @@ def test_whatever_the_text_is_there_is_a_config_or_an_error_with_words(tmp_path,
     with pytest.raises(UserError) as error:
         read_config(path, [override])
     assert all(problem.error.strip() for problem in error.value.problems)
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.csv", "rows.parquet"])
+def test_rows_are_no_configuration_and_told_what_to_do(tmp_path, name):
+    path = tmp_path / "my rows" / name
+    path.parent.mkdir()
+    path.write_bytes(b'{"instruction": "a"}')
+    with pytest.raises(UserError) as raised:
+        read_config(path)
+    (found,) = raised.value.problems
+    assert (found.error, found.hint.split(" writes")[0]) == (
+        f"{path} holds rows, not a configuration", f"lora-train init --data '{path}'"
+    )  # fmt: skip

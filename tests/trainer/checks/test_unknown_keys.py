@@ -175,6 +175,7 @@ def test_flags_of_other_trainers_are_overrides(argv, expected):
         ("--zzzz", "lora-train --config"),
         ("--resmue", "did you mean --resume?"),
         ("--dryrun", "did you mean --dry-run?"),
+        ("--lang", "LORA_TRAIN_LANG=ko"),
     ],
 )
 def test_a_flag_that_names_no_key(flag, hint):

@@ -93,6 +93,9 @@ def test_missing_empty_and_newer_sources_are_refused(tmp_path):
     (run / "env.json").write_text('{"schema_version": 99}')
     with pytest.raises(SourceError, match="schema 99"):
         read_history(run)
+    with pytest.raises(SourceError) as caught:
+        read_history(tmp_path)
+    assert (caught.value.key, caught.value.values["first"], caught.value.values["n"]) == ("source.runs_below", run, 1)
 
 
 def test_a_run_with_odd_values_is_explained(tmp_path):
