@@ -126,10 +126,9 @@ def to_leave_out(found: pd.DataFrame) -> list[int]:
     Args:
         found: what `scored` returned.
     """
-    rows = found[found["kind"] != NO_KIND].sort_values("row")
-    copies = set(rows.loc[rows["kind"] == "duplicate", "row"])
-    return [
-        line.row
-        for line in rows[["row", "kind", "like"]].itertuples(index=False)
-        if line.kind != "duplicate" or line.like not in copies or line.like < line.row
-    ]
+    lines = [line for line in found.to_dict("records") if line["kind"] != NO_KIND]
+    copies = {line["row"] for line in lines if line["kind"] == "duplicate"}
+    stays = {
+        line["row"] for line in lines if line["row"] in copies and line["like"] in copies and line["row"] < line["like"]
+    }
+    return sorted(line["row"] for line in lines if line["row"] not in stays)

@@ -67,7 +67,7 @@ def test_what_the_trainer_logs_stands_on_the_line_of_its_step(tiny_models, tmp_p
     assert (history.task, history.task_known, history.trainer) == ("preference", True, "trl")
     assert history.evals["step"].tolist() == [2, 4, 5]
     assert history.evals["eval_rewards/margins"].tolist() == [0.5, 1.0, 1.25]
-    assert history.evals[["eval_loss", "eval_runtime"]].notna().all(None)
+    assert history.evals[["eval_loss", "eval_runtime"]].notna().to_numpy().all()
     written = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert len([row for row in written if "eval_rewards/margins" in row]) == 3  # a line each
     assert history.finished

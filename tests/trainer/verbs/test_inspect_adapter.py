@@ -255,7 +255,10 @@ def broken_settings(folder: Path) -> None:
 BAD = [
     (lambda folder: folder.rmdir(), "there is no folder"),
     (lambda folder: None, "holds no adapter"),
-    (lambda folder: save(folder / "run" / "adapter", make_tensors()), "holds no adapter itself; 1 runs in it do, the newest"),
+    (
+        lambda folder: save(folder / "run" / "adapter", make_tensors()),
+        "holds no adapter itself; 1 runs in it do, the newest",
+    ),
     (pickled, "a pickle"),
     (torn, "is not a whole safetensors file"),
     (lambda folder: (folder / "adapter_model.safetensors").write_text("x"), "is not a whole safetensors file"),

@@ -52,9 +52,8 @@ def calls_of(place: str, value: Any) -> tuple[list[dict[str, Any]], tuple[str, .
         function = call.get("function", call) if isinstance(call, dict) else None
         if not isinstance(function, dict) or not isinstance(function.get("name"), str) or not function["name"]:
             raise BadRow(("data.not_call", {"field": place}))
-        held = min(
-            (name for name in ARGUMENTS if name in function), key=lambda name: is_empty(function[name]), default=""
-        )
+        given = [name for name in ARGUMENTS if name in function]
+        held = next((name for name in given if not is_empty(function[name])), "")
         arguments = function.get(held, {})
         if isinstance(arguments, str):
             with suppress(ValueError):  # a tool may take plain text
