@@ -40,23 +40,14 @@ KEY_SENTENCES = {
     "training.save_safetensors": "config.training.save_safetensors",
 }
 KIND_SENTENCES = {
-    "int_parsing": "config.int_parsing",
-    "int_type": "config.int_type",
-    "int_from_float": "config.int_from_float",
-    "float_parsing": "config.float_parsing",
-    "float_type": "config.float_type",
-    "finite_number": "config.finite_number",
-    "bool_parsing": "config.bool_parsing",
-    "bool_type": "config.bool_type",
-    "string_type": "config.string_type",
-    "string_too_short": "config.string_too_short",
-    "list_type": "config.list_type",
-    "literal_error": "config.literal_error",
-    "greater_than": "config.greater_than",
-    "greater_than_equal": "config.greater_than_equal",
-    "less_than": "config.less_than",
+    "int_parsing": "config.int_parsing", "int_type": "config.int_type", "int_from_float": "config.int_from_float",
+    "float_parsing": "config.float_parsing", "float_type": "config.float_type",
+    "finite_number": "config.finite_number", "bool_parsing": "config.bool_parsing", "bool_type": "config.bool_type",
+    "string_type": "config.string_type", "string_too_short": "config.string_too_short",
+    "list_type": "config.list_type", "literal_error": "config.literal_error", "greater_than": "config.greater_than",
+    "greater_than_equal": "config.greater_than_equal", "less_than": "config.less_than",
     "less_than_equal": "config.less_than_equal",
-}
+}  # fmt: skip
 # Stand for a required key that is missing or wrong, so that the other checks still run.
 PLACEHOLDER = {"name_or_path": "unknown/unknown", "train": "unknown/unknown"}
 

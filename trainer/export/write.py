@@ -20,7 +20,7 @@ from ..model.load import LANGUAGE_MODEL, read_model_config
 from ..verbs import merge as merging
 from ..verbs.adapter_folder import Adapter
 from ..verbs.adapter_kinds import HEADS
-from ..verbs.load_adapter import base_config
+from ..verbs.load_adapter import base_config, empty_base, put_on
 from . import ollama
 from .adapter_file import require_plain, write_adapter_file
 from .families import Family, family_of
@@ -76,6 +76,10 @@ def export(request: Request) -> int:
         require_known(merging.tokenizer_of(adapter))
     else:
         require_plain(adapter)
+        if (base := empty_base(base_config(adapter), LANGUAGE_MODEL)) is not None:
+            put_on(
+                base, adapter, empty=True
+            )  # says which layers its settings ask for and its file lacks, or the reverse
     if request.form == "ollama":
         _write(request.output, lambda partial: _write_folder(request, family, console, partial))
     elif request.is_merged:

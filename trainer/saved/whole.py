@@ -12,7 +12,6 @@ import re
 from collections.abc import Container
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError, safe_open
 
 from ...instrument.messages import say
@@ -78,7 +77,7 @@ def _not_finite(folder: Path) -> str:
             with safe_open(folder / file, framework="pt") as tensors:
                 for name in tensors.keys():  # noqa: SIM118  (no mapping)
                     value = tensors.get_tensor(name)
-                    if value.is_floating_point() and not torch.isfinite(value).all():
+                    if value.is_floating_point() and not value.isfinite().all():
                         return say("saved.not_finite", file=file, name=name)
         except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
             return say("saved.unreadable", file=file, what=error)

@@ -21,6 +21,7 @@ from typing import Any
 from ...instrument.messages import say
 from ..console import note
 from ..errors import UserError, problem
+from ..saved.whole import wrong_sum
 from .adapter_folder import SETTINGS, WEIGHTS, Adapter, read_adapter
 from .inspect_adapter import require_finite
 
@@ -90,8 +91,6 @@ def require_as_written(folder: Path) -> None:
     Raises:
         UserError: names the file.
     """
-    from ..saved.whole import wrong_sum  # imports torch, which whoever uses an adapter does next
-
     if what := wrong_sum(folder, (WEIGHTS, SETTINGS)):
         raise UserError(problem("adapter.changed", folder=folder, what=what))
 

@@ -29,7 +29,7 @@ def test_a_line_a_run(rows):
     head, first, swept, korean = table(rows, "en")
     assert head.split() == ["run", "state", "loss", "best", "evaluation", "verdict", "steps", "time", "date"]
     assert re.fullmatch(
-        r"first +ended +\S+ +2\.551  3\.457 @150 +healthy +150 +6\.9 s  \d{4}-\d\d-\d\d \d\d:\d\d", first
+        r"first +ended +\S+ +2\.551  3\.457 @150 +healthy +150 +7\.0 s  \d{4}-\d\d-\d\d \d\d:\d\d", first
     )
     assert "watch eval_loss" in swept
     assert "sweep/r=16,learning_rate=0.0001" in swept

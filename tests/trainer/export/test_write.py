@@ -11,6 +11,7 @@ import pytest
 import torch
 from lora_train.trainer.cli import main
 from peft import PeftModel
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from benchmarks.llama_cpp.families import FAMILIES, make_adapter, make_base
@@ -217,6 +218,24 @@ def test_what_is_more_than_products_is_merged_instead(bases, tmp_path, capsys, s
     assert main(["export", str(folder), "--to", "merged-gguf", "--dtype", "float32", "-o", str(path)]) == 0
     model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(bases["qwen2"]), folder)
     torch.testing.assert_close(of_model_file(bases["qwen2"], path), logits(model), rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        (lambda name: None if "layers.1.self_attn.q_proj" in name else name, "is missing in the file"),
+        (lambda name: name.replace("layers.1.", "layers.9."), "has no place there"),
+    ],
+)
+def test_an_adapter_file_without_some_of_its_layers_is_refused(bases, tmp_path, capsys, change, what):
+    """Each form says so: none writes a model that lacks what was trained."""
+    folder = make_adapter(bases["llama"], tmp_path / "adapter", target_modules=["q_proj", "v_proj"])
+    file = folder / "adapter_model.safetensors"
+    save_file({new: tensor for name, tensor in load_file(file).items() if (new := change(name)) is not None}, file)
+    for form in ("gguf-adapter", "merged-gguf", "ollama", "safetensors"):
+        assert main(["export", str(folder), "--to", form]) == 2
+        assert what in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
 
 
 def test_lora_on_a_tied_output_layer_is_merged_into_a_table_of_its_own(bases, tmp_path, capsys):
