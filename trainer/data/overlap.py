@@ -25,8 +25,8 @@ GRAM = 5
 NEAR = 0.6
 # Runs by which rows of one source are compared: of 40 tokens three that are changed leave three in four of them.
 SHORT = 3
-# From here on the order of what two rows have in common is looked at too.
-NEARLY_ALL = 0.9
+# From here on the order of what two rows have in common is looked at too, of rows so short that it takes milliseconds.
+NEARLY_ALL, ORDERED = 0.9, 256
 # Fewer runs in common than this may be a phrase.
 FEW = 4
 # 50,000 rows of 200 tokens have 10 million.
@@ -87,9 +87,9 @@ def alike(rows: Sequence[np.ndarray]) -> list[tuple[int, int, float]]:
 
 def _in_order(mine: np.ndarray, other: np.ndarray) -> float:
     """Share of the tokens of a row that stand in another in the same order: a question and its answer that have changed
-    places are no copy.
+    places are no copy. 1 of a row longer than ORDERED, which nobody looks at.
     """
-    if np.array_equal(mine, other):
+    if len(mine) > ORDERED or np.array_equal(mine, other):
         return 1.0
     matcher = SequenceMatcher(None, mine.tolist(), other.tolist(), autojunk=False)
     return sum(block.size for block in matcher.get_matching_blocks()) / max(len(mine), 1)
