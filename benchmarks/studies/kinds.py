@@ -248,6 +248,20 @@ def _habits() -> Iterator[Kind]:
     yield Kind("drawn by what came out before", "P13", ("p13_adaptive",), adaptive, level, ("p13_grid",), below=False)
 
 
+def _in_rounds() -> Iterator[Kind]:
+    planned = {"steps": draw.STEPS // 2, "rounds": [{"steps": draw.STEPS}]}
+    yield Kind(
+        "a value that was run for longer", "P11", ("p11_unclear",), _of(lambda _: _longer((0, 0, 0)), **planned),
+        _of(lambda effect: _longer((effect, 0, effect)), **planned), ("p11_clear",), below=False,
+    )  # fmt: skip
+
+
+def _longer(effects: tuple[float, ...]) -> list[Drawn]:
+    """Three rates in a short round, and the middle one again for longer, where it comes out better."""
+    found = [replace(one, steps=draw.STEPS // 2) for one in grid(effects, values=RATES[1:4])]
+    return found + grid((effects[1] - 2 * EFFECT,), values=RATES[2:3])
+
+
 def kinds() -> list[Kind]:
     """Every kind, in the order of the table."""
-    return [*_edges(), *_lengths(), *_batches(), *_deaths(), *_fitting(), *_habits()]
+    return [*_edges(), *_lengths(), *_batches(), *_deaths(), *_fitting(), *_habits(), *_in_rounds()]
