@@ -18,17 +18,20 @@ _TOLD = re.compile(r"loss['\"]?\s*[=:]", re.IGNORECASE)
 _SPLITS = {"val": "eval_", "valid": "eval_", "validation": "eval_", "eval": "eval_", "test": "test_", "train": ""}
 _BAR = re.compile(r"(\d+/\d+)\s*\[[^\[\]\n]*<[^\[\]\n,]*,([^\]\n]*)\]?")
 _BRACKETS = str.maketrans("[]", "  ")
+_WORD = re.compile(r"[^\W\d_]+")
 LONGEST = 2000
+# A number alone among so many words is told, not printed; a program prints its sentence again and again.
+SENTENCE, AGAIN = 5, 3
 
 
 def read_pairs(text: str) -> list[tuple[int, Record]]:
     """Records and their places in the text.
 
     A line counts that has a loss and a step, or whose loss stands behind `=` or `:`. Of a bar the last state of a step
-    counts, at the place behind it.
+    counts, at the place behind it. A sentence about a loss, as people write one, is no log.
     """
     found: list[tuple[int, Record]] = []
-    at, bar_before = 0, ""
+    at, bar_before, printed = 0, "", False
     for line in text.split("\n"):
         if len(line) < LONGEST and _LOSS.search(line):
             words = " ".join(line.split())
@@ -38,8 +41,11 @@ def read_pairs(text: str) -> list[tuple[int, Record]]:
                 if bar and bar.group(1) == bar_before:
                     found.pop()
                 found.append((at + len(line), record))
+                printed = printed or len(record) > 1 or len(_WORD.findall(line)) < SENTENCE
                 bar_before = bar.group(1) if bar else ""
         at += len(line) + 1
+    if not printed and len(found) < AGAIN:
+        return []
     _across_epochs([record for _, record in found])
     return found
 

@@ -58,6 +58,7 @@ def refused(*sources) -> str:
         ("two.csv", b'"Step","a - train/loss","b - train/loss"\n"10","1.5","1.4"\n', "many_runs"),
         ("data.csv", b"Wall time,Step,Value\n1700000000.0,10,1.5\n", "which_number"),
         ("poem.txt", b"no training here, and no loss\n", "no_loss"),
+        ("sentence.txt", b"My run prints loss: 0.0 after ten steps, what should I do?\nIt is a T4.\n", "no_loss"),
         ("other.json", b"{}", "no_log_history"),
         ("torn.json", b'{"log_history": [', "no_log_history"),
     ],
