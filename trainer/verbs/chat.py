@@ -158,24 +158,39 @@ def answer(talker: Talker, messages: Sequence[Message]) -> str:
         raise UserError(problem("chat.not_text"))
     trained = request.adapter.config
     ids = prompt_ids(talker.format, tokenizer, messages, trained.data.prompt_template if trained else None)
+    live = sys.stdout.isatty()
+    streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True) if live else None
+    text, cut = written_after(talker, ids, streamer)
+    if not live:
+        print(text, flush=True)
+    if cut:
+        print(say("chat.cut", n=request.max_new_tokens), file=sys.stderr, flush=True)
+    return text
+
+
+def written_after(talker: Talker, ids: Sequence[int], streamer: TextStreamer | None = None) -> tuple[str, bool]:
+    """What the model writes after these tokens, and whether it was cut off before it came to an end.
+
+    Raises:
+        UserError: they leave no room for an answer.
+    """
+    request, device = talker.request, talker.model.device
     limit = getattr(talker.model.get_base_model().config, "max_position_embeddings", None)
     if limit is not None and len(ids) >= limit:
         raise UserError(problem("chat.too_long", n=len(ids), limit=limit))
     room = request.max_new_tokens if limit is None else min(request.max_new_tokens, limit - len(ids))
-    device = talker.model.device
-    live = sys.stdout.isatty()
+    settings = generation_of(talker, room)
     torch.manual_seed(request.seed)
     with torch.inference_mode(), autocast(talker.config, device):
         output = talker.model.generate(
             input_ids=torch.tensor([ids], device=device),
             attention_mask=torch.ones(1, len(ids), dtype=torch.long, device=device),
-            generation_config=generation_of(talker, room),
-            streamer=TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True) if live else None,
+            generation_config=settings,
+            streamer=streamer,
         )
-    text = tokenizer.decode(output[0, len(ids) :], skip_special_tokens=True).strip()
-    if not live:
-        print(text, flush=True)
-    return text
+    own = output[0, len(ids) :].tolist()
+    cut = len(own) >= room and own[-1] not in (settings.eos_token_id or ())
+    return talker.tokenizer.decode(own, skip_special_tokens=True).strip(), cut
 
 
 def generation_of(talker: Talker, max_new_tokens: int) -> GenerationConfig:

@@ -4,7 +4,7 @@
     several labels    {"row": 0, "labels": ["good"], "probabilities": {...}}
     values            {"row": 0, "value": 3.2}
     words             {"row": 0, "labels": ["O", "B-PER"], "probabilities": [0.99, 0.8]}, of the words that were not cut
-    a language model  {"row": 0, "answer": "..."}
+    a language model  {"row": 0, "answer": "..."}, with "cut": true where --max-new-tokens ended it
 
 A row needs no label and no answer; a language model's rows are read as the run read them, and an answer that stands
 there is not looked at. A conversation is answered where it ends, or where its last answer stands. A row that cannot be
@@ -75,18 +75,21 @@ def predict(request: Request) -> int:
     transformers.logging.set_verbosity_error()
     answers = _labels(request) if is_classifier(request.adapter) else _texts(request)
     partial = request.output.with_name(f"{request.output.name}.{os.getpid()}.tmp")
-    count = 0
+    count = cut = 0
     try:
         with partial.open("w", encoding="utf-8") as file:
             for answer in answers:
                 file.write(json.dumps(answer, ensure_ascii=False) + "\n")
                 count += 1
+                cut += answer.get("cut", False)
         partial.replace(request.output)
     except OSError as error:
         raise UserError(problem("predict.cannot_write", path=request.output, what=error.strerror)) from error
     finally:
         partial.unlink(missing_ok=True)
     Console().line(say("predict.done", n=count, path=request.output))
+    if cut:
+        Console().line(say("predict.cut", n=cut, most=request.max_new_tokens))
     return 0
 
 
@@ -115,13 +118,10 @@ def _labels(request: Request) -> Iterator[dict[str, Any]]:
 
 def _texts(request: Request) -> Iterator[dict[str, Any]]:
     """A language model's answers, greedy: what it writes after the tokens before the row's last answer."""
-    import torch
-
     from ...data.examples import load_examples
     from ...data.load import listed
-    from ...model.load import autocast
     from ..chat import Request as Question
-    from ..chat import generation_of, load
+    from ..chat import load, written_after
     from .questions import question_settings, questions
 
     if request.adapter.config is None:
@@ -134,16 +134,8 @@ def _texts(request: Request) -> Iterator[dict[str, Any]]:
         raise UserError(problem("predict.too_long", source=request.file, **values))
     last = {example.row: example for example in data.examples}  # a row of several answers: the one with all its turns
     for example in last.values():
-        prompt = torch.from_numpy(example.input_ids[: begin_of_answer(example.supervised)]).long()[None]
-        prompt = prompt.to(talker.model.device)
-        with torch.inference_mode(), autocast(talker.config, talker.model.device):
-            written = talker.model.generate(
-                input_ids=prompt,
-                attention_mask=torch.ones_like(prompt),
-                generation_config=generation_of(talker, request.max_new_tokens),
-            )
-        text = talker.tokenizer.decode(written[0, prompt.shape[1] :], skip_special_tokens=True).strip()
-        yield {"row": example.row, "answer": text}
+        text, cut = written_after(talker, example.input_ids[: begin_of_answer(example.supervised)].tolist())
+        yield {"row": example.row, "answer": text} | ({"cut": True} if cut else {})
 
 
 def begin_of_answer(supervised: np.ndarray) -> int:

@@ -169,7 +169,8 @@ def test_a_language_model_answers_and_is_evaluated_row_by_row(tiny_models, tmp_p
     answers = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
     assert [answer["row"] for answer in answers] == [0, 1]
     assert [answer["answer"] for answer in answers] == expected
-    capsys.readouterr()
+    assert [answer["cut"] for answer in answers] == [True, True]
+    assert "2 of them were cut off at 5 tokens" in " ".join(capsys.readouterr().out.split())
     assert main(["evaluate", str(run), str(file), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["rows"] == 2
