@@ -75,12 +75,12 @@ class Plan:
 
     def words(self, machine: Machine) -> str:
         """What was found, and how well it is known."""
-        gib = (self.needed or 0) / GIB
         if self.needed is None:
             return say("init.not_predicted")
+        values = {"gib": self.needed / GIB, "free": machine.gib, "rows": self.rows, "length": self.length}
         if machine.gib is None:
-            return say("init.cpu", gib=gib)
-        lines = [say("init.fits" if self.fits else "init.too_large", gib=gib, free=machine.gib)]
+            return say("init.cpu", **values)
+        lines = [say("init.fits" if self.fits else "init.too_large", **values)]
         if self.billions is not None:
             lines.append(say("init.by_name", billions=self.billions))
         return "\n".join(lines)
