@@ -37,7 +37,8 @@ def lines(study: Study, advices: list[Advice], lang: str) -> list[str]:
     for advice in advices:
         text.append(f"{advice.rule:<4} {say_in(lang, VERDICTS[advice.verdict])}  {advice.sentence(lang)}")
         if command := advice.next(lang):
-            text.append(f"     {say_in(lang, 'advise.next')}  {command}")
+            head = f"     {say_in(lang, 'advise.next')}  "
+            text += [head + line for line in command.split("\n")]
     return text
 
 

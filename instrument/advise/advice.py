@@ -16,21 +16,28 @@ VERDICTS = {
 }
 """The rule holds or gives its value; the evidence speaks against what was chosen; these runs cannot tell."""
 
+SHOWN = 6
+"""Commands of one advice."""
+
 
 @dataclass(frozen=True)
 class Step:
     """What to do next.
 
     Attributes:
-        command: to paste into a shell.
-        cost: what it takes; None for a command that trains nothing.
+        commands: to paste into a shell, one a line.
+        cost: what they take together; None for a command that trains nothing.
     """
 
-    command: str
+    commands: tuple[str, ...]
     cost: Phrase | None = None
 
     def text(self, lang: str) -> str:
-        return self.command if self.cost is None else f"{self.command}   # {self.cost.sentence(lang)}"
+        """A line a command, the cost behind the last; of many only the first are shown, and how many are left."""
+        text = "\n".join(self.commands[:SHOWN])
+        notes = [say_in(lang, "advise.more_commands", n=len(self.commands) - SHOWN)] * (len(self.commands) > SHOWN)
+        notes += [] if self.cost is None else [self.cost.sentence(lang)]
+        return f"{text}   # {'; '.join(notes)}" if notes else text
 
 
 @dataclass(frozen=True)
@@ -61,7 +68,7 @@ class Advice:
         return say_in(lang, self.key, **values)
 
     def next(self, lang: str) -> str | None:
-        """The command to paste, with what it costs."""
+        """The commands to paste, a line each, with what they cost."""
         return None if self.step is None else self.step.text(lang)
 
     def as_json(self, lang: str) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from ..advice import Advice
 from ..curves import Region, contradicts, ending, region, usable
 from ..study import Study
 from ..trial import Trial
-from .common import names, resumed, shown, step_with
+from .common import names, resumed, shown, step_with, steps_with
 from .search import RATE
 
 CONSTANT = ("constant", "constant_with_warmup")
@@ -26,21 +26,20 @@ FITTED = 0.1
 AS_FAST = 1.15
 # Always and consistently need more than a pair.
 ALWAYS = 3
+# Constant rates that P1 compares, and by how much they differ.
+LEAST, APART = 3, 3.0
 
 
 def constant_sweep(study: Study) -> Iterator[Advice]:
     """P1: at constant rates and without regularisation, the steps of the fastest trial that fits the training set."""
     trials = [trial for trial in study.trials if _constant(trial)]
     rates = {trial.number(RATE) for trial in trials} - {None}
-    if len(rates) < 3:
+    if len(rates) < LEAST:
         trial = study.judged[0] if study.judged else study.trials[0]
         settings = {"training.lr_scheduler_type": "constant", "lora.lora_dropout": 0, "training.weight_decay": 0}
-        if rate := trial.number(RATE):
-            settings[RATE] = rate
-        values = {"n": len(rates), "least": 3}
-        yield Advice(
-            "P1", "not answered", "advise.p1_no_sweep", values, names(trials), step_with(trial, settings, runs=3)
-        )
+        tried = {rate: settings | {RATE: rate} for rate in _rates_around(trial.number(RATE)) if rate not in rates}
+        step = steps_with([(trial, own) for own in list(tried.values())[: LEAST - len(rates)]])
+        yield Advice("P1", "not answered", "advise.p1_no_sweep", {"n": len(rates), "least": LEAST}, names(trials), step)
         return
     crossed = {rate: crossing([t for t in trials if t.number(RATE) == rate]) for rate in sorted(r for r in rates if r)}
     fitted = {rate: steps for rate, steps in crossed.items() if math.isfinite(steps)}
@@ -48,8 +47,9 @@ def constant_sweep(study: Study) -> Iterator[Advice]:
         lowest = min(
             (ends(trial.history.finite("loss")[1])[1] for trial in trials if trial.death is None), default=math.nan
         )
-        trial = trials[0]
-        step = step_with(trial, {"training.max_steps": 2 * trial.horizon}, steps=2 * trial.horizon, runs=len(rates))
+        double = 2 * trials[0].horizon
+        first = {rate: trial for trial in reversed(trials) if (rate := trial.number(RATE)) is not None}
+        step = steps_with([(first[rate], {"training.max_steps": double}) for rate in sorted(first)], double)
         values = {"threshold": FITTED, "lowest": lowest, "n": len(trials)}
         yield Advice("P1", "not answered", "advise.p1_not_fitted", values, names(trials), step)
         return
@@ -66,6 +66,12 @@ def constant_sweep(study: Study) -> Iterator[Advice]:
         yield Advice("P1", "not answered", "advise.p1_edge", values, names([winner]), step)
         return
     yield Advice("P1", "answered", "advise.p1_guess", values, names([winner]))
+
+
+def _rates_around(rate: float | None) -> list[float]:
+    """A rate, and those above and below it; from LoRA's usual one where none is known."""
+    rate = rate or 2e-4
+    return [float(f"{rate * factor:.2g}") for factor in (1, APART, 1 / APART, APART**2, 1 / APART**2)]
 
 
 def _constant(trial: Trial) -> bool:
@@ -110,7 +116,7 @@ def same_budget(study: Study) -> Iterator[Advice]:
         yield Advice("P3", "answered", "advise.p3_rounds", values | {"rounds": len(study.rounds)})
         return
     shortest = [trial for trial in study.trials if trial.horizon == min(lengths)]
-    step = step_with(shortest[0], {"training.max_steps": max(lengths)}, steps=max(lengths), runs=len(shortest))
+    step = steps_with([(trial, {"training.max_steps": max(lengths)}) for trial in shortest], max(lengths))
     yield Advice("P3", "against", "advise.p3_vary", values, names(shortest), step)
 
 

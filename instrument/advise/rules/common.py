@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,21 +15,31 @@ from ...judge.wording import OURS, PYTHON, keys_of
 from ...read.lock import is_held
 from ...show.page.people import number
 from ..advice import Step
-from ..study import Study
+from ..study import Point, Study
 from ..trial import Trial
 
+AGAIN = 3
+"""Points that are repeated where noise cannot tell many apart."""
+NAME = 60
+"""Characters that are added to the name of a run's folder."""
 CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 
 
-def step_with(trial: Trial, settings: dict[str, Any], steps: float | None = None, runs: int = 1) -> Step:
+def step_with(trial: Trial, settings: dict[str, Any], steps: float | None = None) -> Step:
     """The run again with other settings, into a folder of its own, and what that costs.
 
     Args:
         steps: of a run; as many as the trial made.
     """
+    return steps_with([(trial, settings)], steps)
+
+
+def steps_with(runs: Sequence[tuple[Trial, dict[str, Any]]], steps: float | None = None) -> Step:
+    """The same of several runs, with what they cost together."""
+    trial = runs[0][0]
     steps = trial.horizon if steps is None else steps
     per_step = trial.seconds / max(trial.history.last_step, 1)
-    return Step(_command(trial, settings), cost(steps, runs, per_step))
+    return Step(tuple(_command(*run) for run in runs), cost(steps, len(runs), per_step))
 
 
 def resumed(study: Study, trial: Trial) -> Step | None:
@@ -40,10 +51,10 @@ def resumed(study: Study, trial: Trial) -> Step | None:
         return None
     if trainer := _other_trainer(trial):
         how = keys_of(trainer, "--resume auto")
-        return Step(f"trainer.train({how})" if trainer in PYTHON else how)
+        return Step((f"trainer.train({how})" if trainer in PYTHON else how,))
     words = ["--config", f"{folder}/config.yaml", "--resume", "auto", f"training.output_dir={folder}"]
     per_step = trial.seconds / max(trial.history.last_step, 1)
-    return Step(f"lora-train {shlex.join(words)}", cost(trial.horizon - _saved(Path(folder)), 1, per_step))
+    return Step((f"lora-train {shlex.join(words)}",), cost(trial.horizon - _saved(Path(folder)), 1, per_step))
 
 
 def _saved(folder: Path) -> int:
@@ -74,9 +85,19 @@ def _command(trial: Trial, settings: dict[str, Any]) -> str:
     if trainer := _other_trainer(trial):
         return keys_of(trainer, " ".join(words))
     folder = trial.folder.rstrip("/")
-    name = "-".join(f"{key.rpartition('.')[2]}-{_typed(value)}" for key, value in settings.items())[:60]
-    words.append(f"training.output_dir={folder}-{name}")
+    words.append(f"training.output_dir={folder}-{_name_of(settings)}")
     return " ".join(["lora-train", "--config", shlex.quote(f"{folder}/config.yaml"), *map(shlex.quote, words)])
+
+
+def _name_of(settings: dict[str, Any]) -> str:
+    """What tells a run from others: the last settings, as many as a folder's name has room for."""
+    name = ""
+    for key, value in reversed(settings.items()):
+        own = f"{key.rpartition('.')[2]}-{_typed(value)}"
+        if name and len(own) + 1 + len(name) > NAME:
+            break
+        name = f"{own}-{name}" if name else own
+    return name[:NAME]
 
 
 def _typed(value: Any) -> str:
@@ -85,13 +106,14 @@ def _typed(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def seeds_again(study: Study, trials: list[Trial], runs: int) -> Step | None:
-    """The first of some trials again with another seed; the cost is of all of them."""
-    if not trials:
-        return None
+def seeds_again(study: Study, points: Sequence[Point], seeds: int = 1) -> Step | None:
+    """The best few of some points again, each with so many seeds that no run has had."""
     known = [trial.number("training.seed") for trial in study.trials]
-    seed = int(max((value for value in known if value is not None), default=42)) + 1
-    return step_with(trials[0], {"training.seed": seed}, runs=runs)
+    last = int(max((value for value in known if value is not None), default=42))
+    runs = [
+        (point.trials[0], {"training.seed": last + more}) for point in points[:AGAIN] for more in range(1, seeds + 1)
+    ]
+    return steps_with(runs) if runs else None
 
 
 def shown(value: Any) -> str:

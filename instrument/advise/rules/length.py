@@ -58,7 +58,7 @@ def checkpoint(study: Study) -> Iterator[Advice]:
         nearest = min(inside, key=lambda step: (abs(step - trial.best_step), step))
         folder = shlex.quote(str(_folder(trial) / f"checkpoint-{nearest}"))
         ours = trial.history.kind == "run" and not trial.history.attached
-        step = Step(f"lora-train merge {folder}") if ours else Step(folder)
+        step = Step((f"lora-train merge {folder}" if ours else folder,))
         yield Advice("P5", "answered", "advise.p5_there", values | {"nearest": nearest}, names([trial]), step)
         return
     values |= {"there": ", ".join(map(str, there[:6]))}
@@ -141,7 +141,7 @@ def lengthen(study: Study) -> Iterator[Advice]:
         longer = 2 * trial.horizon
         per_step = trial.seconds / max(trial.history.last_step, 1)
         folder = shlex.quote(trial.folder.rstrip("/"))
-        step = Step(f"lora-train lengthen {folder} --max-steps {longer}", cost(longer, 1, per_step))
+        step = Step((f"lora-train lengthen {folder} --max-steps {longer}",), cost(longer, 1, per_step))
     yield Advice("P8", "answered", key, values, names([trial]), step)
 
 

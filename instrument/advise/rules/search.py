@@ -16,7 +16,8 @@ from ...judge.explain.finding import Phrase
 from ...show.page.people import setting
 from ..advice import Advice
 from ..study import Point, Study
-from .common import names, seeds_again, shown, step_with
+from ..trial import Trial
+from .common import names, seeds_again, shown, step_with, steps_with
 
 RATE = "training.learning_rate"
 # By how much the playbook's grids step, and a rank.
@@ -95,8 +96,7 @@ def _edge_of(study: Study, key: str, points: dict[Any, Point]) -> Advice:
         values |= {"side": Phrase("advise.highest" if up else "advise.lowest")}
         return Advice("P2", "not answered", "advise.p2_edge", values, trials, _beyond(points[best], key, best, up))
     if alive[-1] in kept or (alive[0] in kept and alive[0] != 0):
-        again = [trial for value in kept for trial in points[value].trials]
-        step = seeds_again(study, again, runs=len(kept))
+        step = seeds_again(study, sorted((points[value] for value in kept), key=lambda point: point.mean))
         return Advice("P2", "not answered", "advise.p2_unclear", values, trials, step)
     return Advice("P2", "answered", "advise.p2_inside", values, trials)
 
@@ -130,18 +130,23 @@ def batch(study: Study) -> Iterator[Advice]:
     if None in set().union(*rates.values()):
         yield Advice("P9", "not answered", "advise.p9_no_rate", values)
     elif any(len(own) < TUNED for own in rates.values()):
-        size = min(known, key=lambda one: len(rates[one]))
-        trial = next(t for t in study.trials if t.batch == size)
-        rate = trial.number(RATE) or 1e-4
-        other = {RATE: float(f"{rate * FURTHER:.2g}")}
-        missing = sum(max(0, TUNED - len(own)) for own in rates.values())
-        yield Advice(
-            "P9", "against", "advise.p9_confounded", values, names(study.trials), step_with(trial, other, runs=missing)
-        )
+        step = steps_with([run for size in known for run in _untried(study, size)])
+        yield Advice("P9", "against", "advise.p9_confounded", values, names(study.trials), step)
     elif not study.rankable or _budget(study) == "advise.budget_none":
         yield Advice("P9", "not answered", "advise.p9_unranked", values)
     else:
         yield _tuned_batches(study, known, values)
+
+
+def _untried(study: Study, size: float) -> list[tuple[Trial, dict[str, Any]]]:
+    """The runs that a batch size lacks for its rate to be tuned: rates above those it had and below, in turns."""
+    own = [trial for trial in study.trials if trial.batch == size]
+    rates = sorted({rate for trial in own if (rate := trial.number(RATE) or 0) > 0}) or [1e-4]
+    found = []
+    for n in range(TUNED - len(rates)):
+        rate = rates[-1] * FURTHER ** (n // 2 + 1) if n % 2 == 0 else rates[0] / FURTHER ** (n // 2 + 1)
+        found.append((own[0], {RATE: float(f"{rate:.2g}")}))
+    return found
 
 
 def _budget(study: Study) -> str:
@@ -262,13 +267,13 @@ def luck(study: Study) -> Iterator[Advice]:
         yield Advice("P14", "answered", "advise.p14_ahead", values, names([*best.trials, *second.trials]))
         return
     if len(study.best_set) == 1:  # what is assumed of seeds has to be measured before anything is adopted
-        step = seeds_again(study, [best.trials[0], second.trials[0]], runs=2)
+        step = seeds_again(study, [best, second])
         trials = names([*best.trials, *second.trials])
         yield Advice("P14", "not answered", "advise.p14_ahead_assumed", values, trials, step)
         return
     tied = [trial for point in study.best_set for trial in point.trials]
     key = "advise.p14_inside" if study.seeds_known else "advise.p14_inside_assumed"
-    step = seeds_again(study, [point.trials[0] for point in study.best_set], runs=2 * min(len(study.best_set), 3))
+    step = seeds_again(study, study.best_set, seeds=2)
     yield Advice("P14", "not answered", key, values | {"tied": study.letters(tied)}, names(tied), step)
 
 

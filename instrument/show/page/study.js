@@ -42,7 +42,7 @@ function advised(advice) {
       "div",
       { class: "topic" },
       finding({ ...one, hint: null }),
-      one.command ? el("p", { class: "hint" }, el("code", {}, one.command)) : null,
+      one.command ? el("p", { class: "hint" }, el("code", { class: "lines" }, one.command)) : null,
     );
   const done = advice.filter((one) => one.verdict === "healthy");
   section(

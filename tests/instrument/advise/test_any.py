@@ -59,6 +59,8 @@ def test_any_study_is_answered(block):
         odd = [line for part in text for line in part.splitlines() if re.search(r"\bnan\b|=None|\(None| inf\b", line)]
         assert odd == [], seed
         json.dumps([advice.as_json("ko") for advice in found], allow_nan=False)
+        commands = [advice.step.commands for advice in found if advice.step is not None]
+        assert all(0 < len(own) == len(set(own)) for own in commands), seed
         asked: dict[str, set[int]] = {}
         for advice in found:
             for target, way in moves(advice).items():

@@ -16,7 +16,7 @@ from benchmarks.studies.kinds import kinds
 from .build import run, study
 
 KINDS = kinds()
-GO = Step("lora-train ...")
+GO = Step(("lora-train ...",))
 
 
 def test_every_key_of_its_table_is_a_sentence():
