@@ -45,6 +45,11 @@ function el(tag, attributes, ...content) {
   return element;
 }
 
+// A key of the configuration that wraps behind its dots and underscores.
+function breakable(key) {
+  return key.split(/(?<=[._])/).flatMap((part) => [part, el("wbr")]);
+}
+
 const colours = new Map();
 function css(name) {
   if (!colours.has(name)) colours.set(name, getComputedStyle(document.documentElement).getPropertyValue(name).trim());

@@ -56,7 +56,7 @@ function build() {
             "tbody",
             {},
             ...DATA.differing.map(([key, ...rest]) =>
-              el("tr", {}, el("th", { scope: "row" }, key), ...rest.map((value) => el("td", {}, value))),
+              el("tr", {}, el("th", { scope: "row", class: "key" }, breakable(key)), ...rest.map((value) => el("td", {}, value))),
             ),
           ),
         ),
