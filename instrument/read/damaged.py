@@ -10,6 +10,8 @@ from typing import Any
 LARGEST = 2**63
 # An int of fewer is within int64.
 DIGITS = 19
+# Lists and dicts within each other. What json still parses may be too deep for whoever walks it.
+DEEPEST = 100
 
 
 def damage() -> tuple[type[Exception], ...]:
@@ -26,7 +28,7 @@ def parse_own_json(text: str | bytes) -> Any:
         ValueError: it is no JSON, or holds a number beyond int64 or float64.
         RecursionError: it is nested too deep.
     """
-    return json.loads(text, parse_int=_whole, parse_float=_finite)
+    return _shallow_json(text, json.loads(text, parse_int=_whole, parse_float=_finite))
 
 
 def parse_foreign_json(text: str) -> Any:
@@ -36,7 +38,8 @@ def parse_foreign_json(text: str) -> Any:
         ValueError: it is no JSON.
         RecursionError: it is nested too deep.
     """
-    return json.loads(text, parse_int=lambda digits: int(digits) if len(digits) < DIGITS else float(digits))
+    found = json.loads(text, parse_int=lambda digits: int(digits) if len(digits) < DIGITS else float(digits))
+    return _shallow_json(text, found)
 
 
 def parse_yaml(text: str) -> Any:
@@ -66,7 +69,38 @@ def parse_yaml(text: str) -> Any:
         if isinstance(one, (dict, list, set, tuple)) and id(one) not in seen:
             seen.add(id(one))
             waiting += [*one, *one.values()] if isinstance(one, dict) else one
-    return found
+    return shallow(found)
+
+
+def shallow(value: Any) -> Any:
+    """The same value.
+
+    Raises:
+        RecursionError: it is nested deeper than DEEPEST, or holds itself.
+    """
+    if isinstance(value, (dict, list, set, tuple)):
+        _height(value, set(), {})
+    return value
+
+
+def _shallow_json(text: str | bytes, value: Any) -> Any:
+    """The same; a line of numbers is not walked through."""
+    brackets = (b"[", b"{") if isinstance(text, bytes) else ("[", "{")
+    return shallow(value) if sum(map(text.count, brackets)) > DEEPEST else value  # pyright: ignore[reportArgumentType]
+
+
+def _height(value: Any, around: set[int], known: dict[int, int]) -> int:
+    """How many are within each other from here on; what an alias of YAML names is looked at once."""
+    own = id(value)
+    if own not in known and own not in around and len(around) < DEEPEST:
+        around.add(own)
+        parts = [*value, *value.values()] if isinstance(value, dict) else value
+        nested = (part for part in parts if isinstance(part, (dict, list, set, tuple)))
+        known[own] = 1 + max((_height(part, around, known) for part in nested), default=0)
+        around.discard(own)
+    if own not in known or len(around) + known[own] > DEEPEST:
+        raise RecursionError(f"nested more than {DEEPEST} deep")
+    return known[own]
 
 
 def _whole(digits: str) -> int:

@@ -7,7 +7,7 @@ import math
 import shutil
 
 import pytest
-from lora_train.instrument.read.damaged import parse_foreign_json, parse_own_json, parse_yaml
+from lora_train.instrument.read.damaged import DEEPEST, parse_foreign_json, parse_own_json, parse_yaml
 from lora_train.instrument.read.logs import read_history
 from lora_train.instrument.read.store import read_metrics
 from lora_train.instrument.show.report import write_report
@@ -29,6 +29,33 @@ def test_a_number_that_nothing_holds_is_none(number, tmp_path):
     (tmp_path / "a.json").write_text(f'{{"lora_alpha": {number}}}')
     with pytest.raises(UserError):
         _read_json(tmp_path / "a.json")
+
+
+def nested(deep: int) -> str:
+    return "[" * deep + "]" * deep
+
+
+@pytest.mark.parametrize("parse", [parse_own_json, parse_foreign_json, parse_yaml])
+def test_what_is_nested_too_deep_to_be_walked_is_told_before(parse):
+    assert json.dumps(parse(nested(DEEPEST))) == nested(DEEPEST)
+    for deep in (DEEPEST + 1, 480):
+        with pytest.raises(RecursionError):
+            parse(nested(deep))
+    assert len(parse(f"[{', '.join([nested(2)] * 200)}]")) == 200
+
+
+def test_an_alias_may_be_used_often_and_may_not_hold_itself():
+    assert parse_yaml("a: &a [1]\nb: [*a, *a]") == {"a": [1], "b": [[1], [1]]}
+    with pytest.raises(RecursionError):
+        parse_yaml("a: &a [*a]")
+
+
+@pytest.mark.parametrize("name", ["env.json", "config.yaml", "incidents/step-13/diagnosis.json"])
+def test_a_page_is_made_of_a_run_whose_files_are_nested_too_deep(name, tmp_path):
+    run = shutil.copytree(RUNS / "healed", tmp_path / "run")
+    for text in (f'{{"versions": {nested(490)}}}', "versions: &a [*a]"):
+        (run / name).write_text(text)
+        assert write_report(run).is_file()
 
 
 def test_numbers_of_others_are_floats():
@@ -68,11 +95,6 @@ def test_a_yaml_value_of_another_type_than_its_tag_is_damage(text, tmp_path):
         _read_yaml(run / "config.yaml")
     with pytest.raises(UserError):
         run_config(run / "config.yaml")
-
-
-def test_a_yaml_that_holds_itself_is_read():
-    found = parse_yaml("a: &a [1, *a]")
-    assert found["a"][1] is found["a"]
 
 
 def test_other_numbers_are_what_json_says():
