@@ -35,6 +35,7 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..messages import say
+from ..read.logs.marks import loss_falls
 from ..read.schema import STEP_COLUMNS
 from ..record.hooks.hook import Hook
 from ..record.once import run_once
@@ -97,6 +98,7 @@ class InstrumentCallback(TrainerCallback):
         self._scaler = getattr(kwargs.get("optimizer"), "scaler", None)
         shown = {name: getattr(args, name, None) for name in SHOWN}
         kind = kind_of(trainer_of(self), model)
+        falls = loss_falls(kind["to"], "own_loss" in kind)
         settings = {"training": {name: _plain(value) for name, value in shown.items()}, "attached": kind}
         try:
             instrument = Instrument(
@@ -106,6 +108,7 @@ class InstrumentCallback(TrainerCallback):
                 sites=self._sites,
                 fp16=self._scaler is not None,
                 stops=self._stop and self._alone,
+                loss_falls=falls,
                 n_steps=state.global_step,
                 gradient_accumulation_steps=args.gradient_accumulation_steps,
                 run_once=lambda: _under_autocast(args, model),

@@ -95,6 +95,7 @@ class Instrument:
         histogram_every: int = 100,
         probe_every: int = 100,
         stops: bool = True,
+        loss_falls: bool = True,
         n_steps: int = 0,
         run_once: Callable[[], Any] | None = None,
         is_last: Callable[[], bool] = lambda: True,
@@ -111,17 +112,16 @@ class Instrument:
             gradient_accumulation_steps: the most micro-batches of a step.
             histogram_every, probe_every: as instrument.* of a configuration.
             stops: whether the loop ends on the step that collapses; for what is said of it.
+            loss_falls: whether a loss that rises is a collapse; not that of reinforcement learning.
             n_steps: steps that were run before, where a run is resumed.
             run_once: a forward pass on a few tokens, under the autocast of the loop; None for four tokens without. If
                 it fails, layers stand in the order of the model's definition and the others are not looked at.
-            is_last: after a backward pass, whether the gradients are those of the whole step. Where a loop cannot say,
-                they are read after each micro-batch.
+            is_last: whether, after a backward pass, the gradients are those of the whole step: where they are read.
             settings: {section: {key: value}} for the report.
             warn: takes a sentence for the user.
         """
-        self._model, self._warn = model, warn
+        self._model, self._warn, self._trained = model, warn, Trained(model)
         self._options, self.is_last = Options(fuse, fp16, stops), is_last
-        self._trained = Trained(model)
         self._device = device = self._trained.device()
         once = Tried(run_once or (lambda: four_tokens(model, device)), warn)
         self._patched: Patched = patch(model, once) if fuse else on_hooks(model, once)
@@ -139,7 +139,7 @@ class Instrument:
             unpatch(self._patched)
             raise
         self.run_dir = self._files.folder
-        self._detectors = Detectors(self.recorder.sites, fp16)
+        self._detectors = Detectors(self.recorder.sites, fp16, loss_falls)
         self._n_steps = self._updates = n_steps
         self._skips = self._n_diagnosed = self._eval_seconds = 0
         self._stack, self._said_changed, self._last = contextlib.ExitStack(), False, {}

@@ -52,6 +52,8 @@ HEADS = (
 # Of trainers of those names the model tells the loss; what is in no list has one of its own, whatever the model is.
 PLAIN = re.compile(r"(?:(?:Axolotl|Custom)?(?:Seq2Seq)?Trainer)?")
 OTHER = "other"
+# Kinds of training whose loss is near 0 by construction.
+NO_LOSS = ("grpo", "ppo")
 # Of these programs' logs an accuracy is one of tokens.
 LANGUAGE = ("axolotl", "llamafactory")
 
@@ -93,6 +95,11 @@ def is_other(keys: Iterable[str], name: str, own_loss: bool) -> bool:
     if any(pattern.match(name) for task, pattern in KEYS if task in MEASURED for name in names):
         return False
     return own_loss or not (has_head(name) or PLAIN.fullmatch(name))
+
+
+def loss_falls(name: str, own_loss: bool) -> bool:
+    """Whether the loss of a trainer of that class falls as the model learns: a rise is a fault then."""
+    return not is_other((), name, own_loss) and _head(name) not in NO_LOSS
 
 
 def has_head(name: str) -> bool:
