@@ -306,8 +306,7 @@ class Instrument:
                 evidence |= {"input_absmax": sides["in"].absmax, "absmax": sides["out"].absmax}
                 kind = Kind.BAD_WEIGHT if origin.weights == "base" else Kind.FORWARD_OVERFLOW
                 return Blame(kind, "forward", origin.trace.name, evidence)
-        has_labels = all(micro_batch.n_supervised is not None for micro_batch in result.micro_batches)
-        if result.micro_batches and has_labels and not result.supervised_tokens:
+        if result.supervised_tokens == 0 and all(m.n_supervised is not None for m in result.micro_batches):
             return Blame(Kind.NO_SUPERVISED_TOKENS, "data")
         return Blame(Kind.FORWARD_OVERFLOW, "forward") if result.n_bad else Blame(Kind.BACKWARD_OVERFLOW, "backward")
 

@@ -56,7 +56,8 @@ class StepResult:
         grad_norm: of the unscaled gradients; NaN where one is not finite.
         finite: whether losses and gradients are.
         n_bad: micro-batches whose loss is not finite.
-        tokens, supervised_tokens: of all micro-batches.
+        tokens: of all micro-batches.
+        supervised_tokens: likewise; None where the model was not given labels.
         longest: tokens of the longest row.
         seconds: since the step began.
         micro_batches: in the order in which they were told.
@@ -71,7 +72,7 @@ class StepResult:
     finite: bool
     n_bad: int
     tokens: int
-    supervised_tokens: int
+    supervised_tokens: int | None
     longest: int
     seconds: float
     micro_batches: tuple[MicroBatch, ...]
@@ -167,7 +168,7 @@ class Step:
             finite=self.finite,
             n_bad=int(n_bad),
             tokens=int(tokens),
-            supervised_tokens=int(supervised),
+            supervised_tokens=int(supervised) if any(m.n_supervised is not None for m in told) else None,
             longest=max((m.longest for m in told), default=0),
             seconds=time.perf_counter() - self._started,
             micro_batches=tuple(told),

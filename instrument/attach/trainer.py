@@ -39,6 +39,14 @@ def trainer_of(callback: TrainerCallback) -> Any:
     return None
 
 
+def leave_one(trainer: Any, callback: TrainerCallback) -> None:
+    """Leaves one of a callback that was given to a Trainer several times."""
+    handler = getattr(trainer, "callback_handler", None)
+    given = [at for at, one in enumerate(getattr(handler, "callbacks", ())) if one is callback]
+    if len(given) > 1:  # a new list: the Trainer walks along the old one
+        handler.callbacks = [one for at, one in enumerate(handler.callbacks) if at not in given[1:]]
+
+
 def kind_of(trainer: Any, model: nn.Module) -> dict[str, Any]:
     """What tells which loss is trained, as plain values: the names of trainer and model, and a classifier's classes.
 

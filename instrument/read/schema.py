@@ -146,8 +146,8 @@ class StepLine:
             "이 스텝에 모델을 지나간 토큰 수. 패딩은 세지 않습니다.",
         )
     )
-    supervised_tokens: int = field(
-        metadata=_is("tokens", "Those of them that are trained on.", "그중 학습 대상인 토큰 수.")
+    supervised_tokens: int | None = field(
+        metadata=_is("tokens", "Those of them that are trained on.", "그중 학습 대상인 토큰 수.", NOT_TOLD)
     )
     supervised_tokens_squared: int | None = field(
         metadata=_is(

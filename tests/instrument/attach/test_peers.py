@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import json
 import pickle
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
 from ...conftest import ON_GPU
-from .test_callback import lora, rows
+from .test_callback import lora, overflowing, rows
 
 SITES = r"layers\.1\.mlp\.down_proj:(in|out|grad_out|grad_in)$"
 
@@ -115,6 +116,39 @@ def test_two_passes_of_one_loss_are_added_up(tiny_models, tmp_path, fuse, checkp
     assert counts[0] == counts[1]
     seen = [load_run(tmp_path / name).exponents("model.layers.1.mlp.down_proj:out", step=3) for name in ("one", "two")]
     assert all(one is not None for one in seen)
+
+
+@pytest.mark.parametrize("fuse", [False, True])
+def test_a_callback_that_was_given_twice_records_once(tiny_models, tmp_path, fuse):
+    callback = InstrumentCallback(tmp_path / "run", fuse=fuse)
+    given = trainer(lora(tiny_models["llama"]), tmp_path / "out", eval_strategy="steps", eval_steps=2)
+    given.add_callback(callback)
+    given.add_callback(callback)
+    for number, steps in enumerate(([1, 2, 3], [1, 2, 3])):  # a second training of the same Trainer has its own folder
+        given.train()
+        folder = tmp_path / ("run-2" if number else "run")
+        lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        assert [line["step"] for line in lines if "loss" in line] == steps
+        assert len([line for line in lines if "eval_loss" in line]) == 2
+    assert not (tmp_path / "run-3").exists()
+
+
+class ByPlace(Trainer):
+    """Hands the ids to the model by their place and keeps the labels, as TRL's ORPOTrainer does."""
+
+    def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **_: Any) -> Any:
+        logits = model(inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits
+        return nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1).float(), inputs["labels"][:, 1:].flatten())
+
+
+def test_what_is_handed_over_by_its_place_is_counted_and_labels_that_nobody_gave_are_not(tiny_models, tmp_path):
+    placing = trainer(overflowing(tiny_models["llama"], torch.float16), tmp_path / "out", ByPlace)
+    placing.add_callback(InstrumentCallback(tmp_path / "run"))
+    placing.train()
+    (line,) = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()][:1]
+    assert (line["tokens"], line["supervised_tokens"]) == (48, None)
+    (diagnosis,) = [json.loads(path.read_text()) for path in (tmp_path / "run").glob("incidents/*/diagnosis.json")]
+    assert diagnosis["module"].startswith("model.layers.1.mlp")  # found by running the very pass again
 
 
 class Interrupts(TrainerCallback):
