@@ -12,6 +12,12 @@ SPEED = ("eval_runtime", "eval_samples_per_second", "eval_steps_per_second", "ev
 CLASSIFIERS = ("seq_cls", "token_cls")
 DECIDES = ("eval_accuracy", "eval_f1", "eval_overall_f1", "eval_overall_accuracy")
 """What decides for a classifier, in this order, where the log does not name its metric."""
+BY_TASK = {
+    "preference": ("eval_rewards/accuracies", "eval_accuracy"),
+    "reward": ("eval_accuracy",),
+    "grpo": ("eval_reward",),
+}
+"""What decides where answers are weighed against each other: accuracies of tokens say nothing of that."""
 LOWER = ("loss", "error", "perplexity", "ppl", "wer", "cer", "mse", "mae", "rmse", "runtime")
 """How the names of metrics end of which less is better."""
 

@@ -24,7 +24,7 @@ TRL = re.compile(
 KEYS = (
     ("preference", re.compile(r"rewards/(?:chosen|rejected|margins|accuracies)|logps/(?:chosen|rejected)|log_odds")),
     ("ppo", re.compile(r"objective/|policy/(?:approxkl|clipfrac)|loss/(?:policy|value)_avg|ppo/")),
-    ("grpo", re.compile(r"reward$|reward_std|frac_reward_zero_std|completions?/|completion_length")),
+    ("grpo", re.compile(r"reward$|reward_std|frac_reward_zero_std")),
     ("reward", re.compile(r"(?:mean|min|max)_reward$|rewards_(?:chosen|rejected)|center_rewards")),
     ("token_cls", re.compile(r"overall_(?:f1|precision|recall|accuracy)|(?:PER|LOC|ORG|MISC)[_/]?(?:f1|precision)?$")),
     ("regression", re.compile(r"(?:mse|rmse|mae|r2|r_squared|pearson\w*|spearman\w*)$")),
@@ -45,7 +45,7 @@ HEADS = (
     ("seq_cls", re.compile(r"For(?:Sequence|Image|Audio)Classification|\bSEQ_CLS\b")),
     ("ppo", re.compile(r"PPO(?:v2)?(?:Trainer|Config)")),
     ("grpo", re.compile(r"(?:GRPO|RLOO)(?:Trainer|Config)")),
-    ("preference", re.compile(r"(?:DPO|ORPO|KTO|CPO|SimPO)(?:Trainer|Config)")),
+    ("preference", re.compile(r"(?<![A-Z])(?:DPO|ORPO|KTO|CPO|SimPO)(?:Trainer|Config)")),
     ("reward", re.compile(r"Reward(?:Trainer|Config)")),
     ("causal_lm", re.compile(r"ForCausalLM|\bCAUSAL_LM\b|SFTTrainer|SFTConfig|ForConditionalGeneration")),
 )

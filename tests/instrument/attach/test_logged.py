@@ -198,6 +198,15 @@ def test_a_loss_that_may_rise_ends_no_training(tiny_models, tmp_path, kind, stop
     assert bool(list((tmp_path / "run").glob("incidents/*"))) == stopped
 
 
+@pytest.mark.parametrize(("kind", "known"), [("nll", True), ("chunked_nll", True), ("dft", False)])
+def test_a_loss_of_sft_that_is_no_cross_entropy_is_in_no_unit(tiny_models, tmp_path, kind, known):
+    training = trainer(lora(tiny_models["llama"]), tmp_path / "out", foreign("SFTTrainer", Pairs))
+    training.args.loss_type = kind
+    training.add_callback(InstrumentCallback(tmp_path / "run"))
+    training.train()
+    assert task(tmp_path / "run") == (("causal_lm", True) if known else ("other", False))
+
+
 def test_a_loss_that_is_handed_to_the_trainer_is_its_own(tiny_models, tmp_path):
     training = trainer(lora(tiny_models["llama"]), tmp_path / "out")
     training.compute_loss_func = lambda outputs, labels, **_: outputs.logits.square().mean()

@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from ....read.history import History
-from ....read.logs.marks import NO_LOSS
+from ....read.logs.marks import NO_LOSS, OTHER
 from ...course import STAYS as FEW
 from ...course import Course, judge
 from ..finding import WINDOW, Finding, at_end, ends, listed, median, scatter
@@ -70,6 +70,8 @@ def course(history: History) -> Finding | None:
     values["every"] = history.coarse
     if did.kind == "rose":
         values |= {"low": did.low, "last": did.end, "step": int(step[did.at])}
+        if history.task == OTHER and did.end > first:
+            return Finding("loss", "note", "explain.loss_rose_own", values)
         if did.end > first:
             return Finding("loss", "wrong", "explain.loss_rose", values)
         return Finding("loss", "watch", "explain.loss_turned", values)
