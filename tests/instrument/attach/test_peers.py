@@ -118,6 +118,22 @@ def test_two_passes_of_one_loss_are_added_up(tiny_models, tmp_path, fuse, checkp
     assert all(one is not None for one in seen)
 
 
+def test_without_grad_in_it_trains_the_very_same_bits(tiny_models, tmp_path):
+    """The share of a layer is a view of its input: gradients of several readers are then added in another order."""
+    weights = []
+    for sites in (None, ("*", "!*:grad_in")):
+        watched = trainer(lora(tiny_models["llama"]), tmp_path / "out", gradient_accumulation_steps=2)
+        if sites:
+            watched.add_callback(InstrumentCallback(tmp_path / "run", sites=sites, histogram_every=2, probe_every=2))
+        watched.train()
+        weights.append([p.detach().clone() for p in watched.model.parameters()])
+    assert all(torch.equal(one, other) for one, other in zip(*weights, strict=True))
+    tensors = {name.rpartition(":")[2] for name in load_run(tmp_path / "run").sites["name"]}
+    assert {"in", "out", "grad_out", "lora_B.grad"} <= tensors
+    assert "grad_in" not in tensors
+    assert all(value > 0 for value in norms(tmp_path / "run", r"layers\.1\.mlp\.down_proj:in$"))
+
+
 @pytest.mark.parametrize("fuse", [False, True])
 def test_a_callback_that_was_given_twice_records_once(tiny_models, tmp_path, fuse):
     callback = InstrumentCallback(tmp_path / "run", fuse=fuse)
