@@ -231,7 +231,7 @@ class Instrument:
             tokens=result.tokens,
             supervised_tokens=result.supervised_tokens,
             supervised_tokens_squared=None,
-            tokens_per_second=result.tokens / result.seconds,
+            tokens_per_second=None if result.tokens is None else result.tokens / result.seconds,
             step_seconds=result.seconds,
             max_sequence_length=result.longest,
             memory_allocated_gib=torch.cuda.memory_allocated() / GIB if cuda else None,

@@ -13,6 +13,8 @@ import pytest
 import torch
 from accelerate import Accelerator
 from lora_train.instrument import InstrumentCallback, load_run
+from lora_train.instrument.judge.explain import explain, lines, read_history
+from lora_train.instrument.show.report.data import report_data
 from peft import (
     AdaLoraConfig,
     IA3Config,
@@ -165,6 +167,26 @@ def test_what_is_handed_over_by_its_place_is_counted_and_labels_that_nobody_gave
     assert (line["tokens"], line["supervised_tokens"]) == (48, None)
     (diagnosis,) = [json.loads(path.read_text()) for path in (tmp_path / "run").glob("incidents/*/diagnosis.json")]
     assert diagnosis["module"].startswith("model.layers.1.mlp")  # found by running the very pass again
+
+
+class ByVectors(Trainer):
+    """Embeds the ids itself."""
+
+    def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **_: Any) -> Any:
+        vectors = model.get_input_embeddings()(inputs["input_ids"])
+        return model(inputs_embeds=vectors).logits.square().mean()
+
+
+def test_tokens_that_nobody_told_of_are_not_0(tiny_models, tmp_path):
+    embedding = trainer(lora(tiny_models["llama"]), tmp_path / "out", ByVectors, max_steps=12)
+    embedding.add_callback(InstrumentCallback(tmp_path / "run"))
+    embedding.train()
+    metrics = load_run(tmp_path / "run").metrics()
+    unknown = ["tokens", "supervised_tokens", "tokens_per_second", "max_sequence_length"]
+    assert metrics[unknown].isna().to_numpy().all()
+    history = read_history(tmp_path / "run")
+    assert "tokens/s" not in "\n".join(lines(history, explain(history), "en"))
+    assert report_data(history)["tiles"]
 
 
 class Interrupts(TrainerCallback):
