@@ -143,10 +143,9 @@ class StepLine:
         metadata=_is(
             "tokens",
             "Tokens that went through the model in this step, without padding.",
-            "이 스텝에 모델을 지나간 토큰 수. 패딩은 세지 않습니다.",
-            NOT_TOLD,
+            "이 스텝에 모델을 지나간 토큰 수. 패딩은 세지 않습니다.", NOT_TOLD,
         )
-    )
+    )  # fmt: skip
     supervised_tokens: int | None = field(
         metadata=_is("tokens", "Those of them that are trained on.", "그중 학습 대상인 토큰 수.", NOT_TOLD)
     )
@@ -176,10 +175,9 @@ class StepLine:
         metadata=_is(
             "tokens",
             "Longest row of the step. InstrumentCallback: the width of the widest batch, with its padding.",
-            "이 스텝에서 가장 긴 행의 길이. InstrumentCallback은 가장 넓은 배치의 폭(패딩 포함)을 적습니다.",
-            NOT_TOLD,
+            "이 스텝에서 가장 긴 행의 길이. InstrumentCallback은 가장 넓은 배치의 폭(패딩 포함)을 적습니다.", NOT_TOLD,
         )
-    )
+    )  # fmt: skip
     memory_allocated_gib: float | None = field(
         metadata=_is(
             "GiB",
