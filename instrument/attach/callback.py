@@ -24,6 +24,7 @@ is stopped or dropped: the others would not know.
 from __future__ import annotations
 
 import contextlib
+import inspect
 import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -35,12 +36,13 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..messages import say
+from ..read.logs.marks import loss_falls
 from ..read.schema import STEP_COLUMNS
 from ..record.hooks.hook import Hook
 from ..record.once import run_once
 from .instrument import Instrument
 from .step import Step
-from .trainer import at_any_end, gradients_are_whole, kind_of, tell_losses, trainer_of
+from .trainer import at_any_end, gradients_are_whole, kind_of, leave_one, tell_losses, trainer_of
 
 # What a report shows of TrainingArguments.
 SHOWN = (
@@ -84,19 +86,26 @@ class InstrumentCallback(TrainerCallback):
         self._inputs: list[dict[str, Any]] = []
         self._of_evaluation: dict[str, float] = {}
         self._scaler: Any = None
+        self._of: TrainerState | None = None
         self._alone, self._collapsed = True, False
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Puts the instrument on the model."""
+        """Puts the instrument on the model; once, where it was given to the Trainer twice."""
+        if self.instrument is not None and self._of is state:
+            return
+        trainer = trainer_of(self)
+        leave_one(trainer, self)
         self._end()
+        self._of = state
         if not state.is_world_process_zero:
             return
         model, self._alone, self._collapsed = kwargs["model"], args.world_size == 1, False
         self._scaler = getattr(kwargs.get("optimizer"), "scaler", None)
         shown = {name: getattr(args, name, None) for name in SHOWN}
-        kind = kind_of(trainer_of(self), model)
+        kind = kind_of(trainer, model)
+        falls = loss_falls(kind["to"], "own_loss" in kind)
         settings = {"training": {name: _plain(value) for name, value in shown.items()}, "attached": kind}
         try:
             instrument = Instrument(
@@ -106,10 +115,11 @@ class InstrumentCallback(TrainerCallback):
                 sites=self._sites,
                 fp16=self._scaler is not None,
                 stops=self._stop and self._alone,
+                loss_falls=falls,
                 n_steps=state.global_step,
                 gradient_accumulation_steps=args.gradient_accumulation_steps,
                 run_once=lambda: _under_autocast(args, model),
-                is_last=gradients_are_whole(trainer_of(self)),
+                is_last=gradients_are_whole(trainer),
                 settings=settings,
                 histogram_every=self._histogram_every,
                 probe_every=self._probe_every,
@@ -119,11 +129,11 @@ class InstrumentCallback(TrainerCallback):
             return
         if getattr(args, "torch_compile", False):
             print(say("attach.compiled"))
-        self._put_on(model, instrument)
+        self._put_on(trainer, model, instrument)
         self._started = time.perf_counter()
 
-    def _put_on(self, model: torch.nn.Module, instrument: Instrument) -> None:
-        trainer, undo = trainer_of(self), []
+    def _put_on(self, trainer: Any, model: torch.nn.Module, instrument: Instrument) -> None:
+        undo: list[Callable[[], None]] = []
         self.instrument = instrument
         # neither what is on the model nor what is to be undone holds on to the callback
         self._take_off = weakref.finalize(self, _undo, undo, instrument)
@@ -163,11 +173,11 @@ class InstrumentCallback(TrainerCallback):
         scale = float(self._scaler.get_scale()) if self._scaler is not None else 1.0
         self._step = self.instrument.begin_step(None if rate is None else float(rate), scale, state.epoch)
 
-    def _before_forward(self, model: torch.nn.Module, kwargs: dict[str, Any]) -> None:
+    def _before_forward(self, model: torch.nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         if self.instrument is None or self._step is None or self.instrument.recorder.passes.adapter_is_off():
             return
         if model.training and torch.is_grad_enabled() and not _in_backward():
-            self._inputs.append(kwargs)
+            self._inputs.append(_by_name(model, args) | kwargs if args else kwargs)
             self._step.begin_micro_batch()
 
     def _micro_batch(self, loss: torch.Tensor) -> None:
@@ -246,12 +256,18 @@ def _undo(undo: Sequence[Callable[[], None]], instrument: Instrument) -> None:
 def _weakly(method: weakref.WeakMethod) -> Callable[..., None]:
     """A hook that calls a method as long as its object lives."""
 
-    def hook(model: torch.nn.Module, _args: tuple, kwargs: dict[str, Any]) -> None:
+    def hook(model: torch.nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         alive = method()
         if alive is not None:
-            alive(model, kwargs)
+            alive(model, args, kwargs)
 
     return hook
+
+
+def _by_name(model: torch.nn.Module, args: tuple) -> dict[str, Any]:
+    """What was handed to a model by its place, under the names of its arguments."""
+    named = inspect.signature(model.forward).parameters.values()
+    return dict(zip((one.name for one in named if one.kind is one.POSITIONAL_OR_KEYWORD), args, strict=False))
 
 
 def _in_backward() -> bool:

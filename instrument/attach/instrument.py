@@ -95,6 +95,7 @@ class Instrument:
         histogram_every: int = 100,
         probe_every: int = 100,
         stops: bool = True,
+        loss_falls: bool = True,
         n_steps: int = 0,
         run_once: Callable[[], Any] | None = None,
         is_last: Callable[[], bool] = lambda: True,
@@ -111,17 +112,16 @@ class Instrument:
             gradient_accumulation_steps: the most micro-batches of a step.
             histogram_every, probe_every: as instrument.* of a configuration.
             stops: whether the loop ends on the step that collapses; for what is said of it.
+            loss_falls: whether a loss that rises is a collapse; not that of reinforcement learning.
             n_steps: steps that were run before, where a run is resumed.
             run_once: a forward pass on a few tokens, under the autocast of the loop; None for four tokens without. If
                 it fails, layers stand in the order of the model's definition and the others are not looked at.
-            is_last: after a backward pass, whether the gradients are those of the whole step. Where a loop cannot say,
-                they are read after each micro-batch.
+            is_last: whether, after a backward pass, the gradients are those of the whole step: where they are read.
             settings: {section: {key: value}} for the report.
             warn: takes a sentence for the user.
         """
-        self._model, self._warn = model, warn
+        self._model, self._warn, self._trained = model, warn, Trained(model)
         self._options, self.is_last = Options(fuse, fp16, stops), is_last
-        self._trained = Trained(model)
         self._device = device = self._trained.device()
         once = Tried(run_once or (lambda: four_tokens(model, device)), warn)
         self._patched: Patched = patch(model, once) if fuse else on_hooks(model, once)
@@ -139,7 +139,7 @@ class Instrument:
             unpatch(self._patched)
             raise
         self.run_dir = self._files.folder
-        self._detectors = Detectors(self.recorder.sites, fp16)
+        self._detectors = Detectors(self.recorder.sites, fp16, loss_falls)
         self._n_steps = self._updates = n_steps
         self._skips = self._n_diagnosed = self._eval_seconds = 0
         self._stack, self._said_changed, self._last = contextlib.ExitStack(), False, {}
@@ -231,7 +231,7 @@ class Instrument:
             tokens=result.tokens,
             supervised_tokens=result.supervised_tokens,
             supervised_tokens_squared=None,
-            tokens_per_second=result.tokens / result.seconds,
+            tokens_per_second=None if result.tokens is None else result.tokens / result.seconds,
             step_seconds=result.seconds,
             max_sequence_length=result.longest,
             memory_allocated_gib=torch.cuda.memory_allocated() / GIB if cuda else None,
@@ -306,8 +306,7 @@ class Instrument:
                 evidence |= {"input_absmax": sides["in"].absmax, "absmax": sides["out"].absmax}
                 kind = Kind.BAD_WEIGHT if origin.weights == "base" else Kind.FORWARD_OVERFLOW
                 return Blame(kind, "forward", origin.trace.name, evidence)
-        has_labels = all(micro_batch.n_supervised is not None for micro_batch in result.micro_batches)
-        if result.micro_batches and has_labels and not result.supervised_tokens:
+        if result.supervised_tokens == 0 and all(m.n_supervised is not None for m in result.micro_batches):
             return Blame(Kind.NO_SUPERVISED_TOKENS, "data")
         return Blame(Kind.FORWARD_OVERFLOW, "forward") if result.n_bad else Blame(Kind.BACKWARD_OVERFLOW, "backward")
 

@@ -35,15 +35,15 @@ class MicroBatch:
     Attributes:
         passes: the model's arguments in each of its forward passes, as far as they are known.
         bad: bool [] on the device, whether its loss is not finite.
-        n_tokens, n_supervised: numbers, or tensors [] on the device; None: the model was not given labels.
-        longest: tokens of the longest row, padding counted.
+        n_tokens, n_supervised: numbers, or tensors [] on the device; None: the model was not given ids, or labels.
+        longest: tokens of the longest row, padding counted; None without ids.
     """
 
     passes: tuple[Mapping[str, Any], ...]
     bad: torch.Tensor
     n_tokens: Any
     n_supervised: Any
-    longest: int
+    longest: int | None
 
 
 @dataclass(frozen=True)
@@ -56,8 +56,8 @@ class StepResult:
         grad_norm: of the unscaled gradients; NaN where one is not finite.
         finite: whether losses and gradients are.
         n_bad: micro-batches whose loss is not finite.
-        tokens, supervised_tokens: of all micro-batches.
-        longest: tokens of the longest row.
+        tokens, supervised_tokens: of all micro-batches; None where the model was not given ids, or labels.
+        longest: tokens of the longest row; None likewise.
         seconds: since the step began.
         micro_batches: in the order in which they were told.
     """
@@ -70,9 +70,9 @@ class StepResult:
     grad_norm: float
     finite: bool
     n_bad: int
-    tokens: int
-    supervised_tokens: int
-    longest: int
+    tokens: int | None
+    supervised_tokens: int | None
+    longest: int | None
     seconds: float
     micro_batches: tuple[MicroBatch, ...]
 
@@ -166,22 +166,23 @@ class Step:
             grad_norm=math.nan if n_bad_values else grad_norm / self.loss_scale,
             finite=self.finite,
             n_bad=int(n_bad),
-            tokens=int(tokens),
-            supervised_tokens=int(supervised),
-            longest=max((m.longest for m in told), default=0),
+            tokens=int(tokens) if any(m.n_tokens is not None for m in told) else None,
+            supervised_tokens=int(supervised) if any(m.n_supervised is not None for m in told) else None,
+            longest=max((m.longest for m in told if m.longest is not None), default=None),
             seconds=time.perf_counter() - self._started,
             micro_batches=tuple(told),
         )
 
 
-def _counts(passes: Sequence[Mapping[str, Any]]) -> tuple[Any, Any, int]:
+def _counts(passes: Sequence[Mapping[str, Any]]) -> tuple[Any, Any, int | None]:
     """Tokens, supervised tokens and the longest row of a micro-batch, the first two on the device."""
-    tokens, supervised, longest = 0, None, 0
+    tokens = supervised = longest = None
     for inputs in passes:
         ids, mask, labels = (inputs.get(name) for name in ("input_ids", "attention_mask", "labels"))
         if isinstance(ids, torch.Tensor):
-            tokens = tokens + (mask.sum() if isinstance(mask, torch.Tensor) and mask.ndim == 2 else ids.numel())
-            longest = max(longest, ids.shape[-1])
+            here = mask.sum() if isinstance(mask, torch.Tensor) and mask.ndim == 2 else ids.numel()
+            tokens = here if tokens is None else tokens + here
+            longest = max(longest or 0, ids.shape[-1])
             if isinstance(labels, torch.Tensor):
                 known = ((labels[..., 1:] if labels.ndim > 1 else labels) >= 0).sum()
                 supervised = known if supervised is None else supervised + known

@@ -39,6 +39,14 @@ def trainer_of(callback: TrainerCallback) -> Any:
     return None
 
 
+def leave_one(trainer: Any, callback: TrainerCallback) -> None:
+    """Leaves one of a callback that was given to a Trainer several times."""
+    handler = getattr(trainer, "callback_handler", None)
+    given = [at for at, one in enumerate(getattr(handler, "callbacks", ())) if one is callback]
+    if len(given) > 1:  # a new list: the Trainer walks along the old one
+        handler.callbacks = [one for at, one in enumerate(handler.callbacks) if at not in given[1:]]
+
+
 def kind_of(trainer: Any, model: nn.Module) -> dict[str, Any]:
     """What tells which loss is trained, as plain values: the names of trainer and model, and a classifier's classes.
 
@@ -46,6 +54,9 @@ def kind_of(trainer: Any, model: nn.Module) -> dict[str, Any]:
     """
     known: Any = next((one for one in type(trainer).__mro__ if one.__module__.lower().startswith(KNOWN)), Trainer)
     overridden = trainer is not None and type(trainer).compute_loss is not known.compute_loss
+    # of SFTConfig: "nll", "chunked_nll", or one that is no cross entropy; DPO's and GRPO's kinds are of one sort
+    chosen = getattr(getattr(trainer, "args", None), "loss_type", None) or "nll"
+    overridden = overridden or ("SFT" in known.__name__ and "nll" not in chosen)
     base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
     labels = getattr(getattr(base, "config", None), "id2label", None)
     kind = {"to": known.__name__, "model": type(base).__name__}

@@ -158,20 +158,11 @@ def _study(path: Path) -> dict[str, Any]:
 
 
 def best_of(history: History) -> dict[str, Any] | None:
-    """The best evaluation by the metric that the run chooses its model by, else by its loss, else by its first."""
-    import numpy as np
+    """The best evaluation, as the page of a run has it."""
+    from ..judge.metrics import best_evaluation
 
-    from ..judge.metrics import lower_is_better, measured, named
-
-    metrics = measured(history)
-    if not metrics:
-        return None
-    chosen = named(history, metrics)
-    name = chosen or ("eval_loss" if "eval_loss" in metrics else metrics[0])
-    values = history.evals[name].to_numpy("float64")
-    values = np.where(np.isfinite(values), values, np.nan)
-    at = int(np.nanargmin(values) if lower_is_better(name, history) else np.nanargmax(values))
-    return {"name": name, "value": rounded(values[at]), "step": int(history.evals["step"].iloc[at])}
+    found = best_evaluation(history)
+    return None if found is None else {"name": found[0], "value": rounded(found[2]), "step": found[1]}
 
 
 def seconds_of(history: History) -> float | None:

@@ -262,10 +262,14 @@ class UnderflowWatch:
 class Detectors:
     """All of them over one run."""
 
-    def __init__(self, sites: Sequence[Site], fp16: bool):
+    def __init__(self, sites: Sequence[Site], fp16: bool, loss_falls: bool = True):
+        """
+        Args:
+            loss_falls: whether a loss that rises is a fault. That of GRPO is near 0 by construction.
+        """
         from .forecast import Forecaster
 
-        self._sites = sites
+        self._sites, self._loss_falls = sites, loss_falls
         self._loss = LossWatch()
         self._underflow = UnderflowWatch(sites) if fp16 else None
         self._outputs = [site.id for site in sites if site.tensor == "out"]
@@ -275,6 +279,8 @@ class Detectors:
 
     def step(self, step: int, loss: float) -> Trouble | None:
         """Looks at a step's loss."""
+        if not self._loss_falls:
+            return None
         trouble = self._loss.step(step, loss)
         return trouble or (self._blown_up(step) if self._loss.above_first else None)
 

@@ -139,15 +139,15 @@ class StepLine:
             "이 스텝에서 loss가 NaN이나 inf인 마이크로배치 수.",
         )
     )
-    tokens: int = field(
+    tokens: int | None = field(
         metadata=_is(
             "tokens",
             "Tokens that went through the model in this step, without padding.",
-            "이 스텝에 모델을 지나간 토큰 수. 패딩은 세지 않습니다.",
+            "이 스텝에 모델을 지나간 토큰 수. 패딩은 세지 않습니다.", NOT_TOLD,
         )
-    )
-    supervised_tokens: int = field(
-        metadata=_is("tokens", "Those of them that are trained on.", "그중 학습 대상인 토큰 수.")
+    )  # fmt: skip
+    supervised_tokens: int | None = field(
+        metadata=_is("tokens", "Those of them that are trained on.", "그중 학습 대상인 토큰 수.", NOT_TOLD)
     )
     supervised_tokens_squared: int | None = field(
         metadata=_is(
@@ -159,8 +159,8 @@ class StepLine:
             NOT_OURS, "sum(n_i^2)",
         )
     )  # fmt: skip
-    tokens_per_second: float = field(
-        metadata=_is("tokens/s", "Speed of this step.", "이 스텝의 속도.", formula="tokens / step_seconds")
+    tokens_per_second: float | None = field(
+        metadata=_is("tokens/s", "Speed of this step.", "이 스텝의 속도.", NOT_TOLD, "tokens / step_seconds")
     )
     step_seconds: float = field(
         metadata=_is(
@@ -171,13 +171,13 @@ class StepLine:
             "기다린 시간입니다. InstrumentCallback은 그래디언트를 확인할 때까지만 잽니다.",
         )
     )
-    max_sequence_length: int = field(
+    max_sequence_length: int | None = field(
         metadata=_is(
             "tokens",
             "Longest row of the step. InstrumentCallback: the width of the widest batch, with its padding.",
-            "이 스텝에서 가장 긴 행의 길이. InstrumentCallback은 가장 넓은 배치의 폭(패딩 포함)을 적습니다.",
+            "이 스텝에서 가장 긴 행의 길이. InstrumentCallback은 가장 넓은 배치의 폭(패딩 포함)을 적습니다.", NOT_TOLD,
         )
-    )
+    )  # fmt: skip
     memory_allocated_gib: float | None = field(
         metadata=_is(
             "GiB",

@@ -59,6 +59,7 @@ def take_arguments(draft: Draft) -> None:
     """Takes the keys of TrainingArguments and SFTConfig out of a draft."""
     raw = draft.raw
     draft.copy_all(SAME | SFT)
+    draft.copy("training.gradient_checkpointing", "activation_checkpointing")  # its name from transformers 5 on
     draft.optimizer("optim", "adamw_torch_fused")
     draft.schedule("lr_scheduler_type", "linear")
     draft.precision(draft.take("bf16"), draft.take("fp16"))
@@ -81,7 +82,7 @@ def take_defaults(draft: Draft) -> None:
     raw, remark = draft.raw, say("import.their_default", tool="TRL")
     if raw.get("learning_rate") is None:
         draft.put("training.learning_rate", 2e-5, remark=remark)
-    if raw.get("gradient_checkpointing") is None:
+    if raw.get("gradient_checkpointing") is None and raw.get("activation_checkpointing") is None:
         draft.put("training.gradient_checkpointing", True, remark=remark)
     if raw.get("bf16") is None and "training.fp16" not in draft.values:
         draft.put("training.bf16", True, remark=remark)

@@ -29,6 +29,7 @@ HARMLESS = frozenset(
     bf16_full_eval fp16_full_eval tf32 ddp ddp_timeout ddp_backend ddp_bucket_cap_mb ddp_broadcast_buffers
     ddp_find_unused_parameters ddp_static_graph accelerator_config use_ray ray_num_workers ray_init_kwargs
     ray_run_name resources_per_worker ray_scope gradient_checkpointing_kwargs use_reentrant_gc use_unsloth
+    activation_checkpointing_kwargs
     use_unsloth_gc use_liger_kernel enable_liger_kernel liger_kernel_config liger_rope liger_rms_norm
     liger_rms_norm_gated liger_layer_norm liger_glu_activation liger_swiglu liger_cross_entropy
     liger_fused_linear_cross_entropy cut_cross_entropy chunked_cross_entropy chunked_cross_entropy_num_chunks
@@ -67,7 +68,7 @@ MEMORY = frozenset(
     """
     deepspeed fsdp fsdp_config fsdp_version fsdp_final_state_dict_type fsdp_transformer_layer_cls_to_wrap
     fsdp_min_num_params dist_config parallelism_config activation_offloading activation_checkpointing
-    activation_checkpointing_kwargs layer_offloading selective_checkpointing ple_cpu_offload gpu_memory_limit
+    layer_offloading selective_checkpointing ple_cpu_offload gpu_memory_limit
     tiled_mlp tiled_mlp_num_shards dp_shard_size dp_replicate_size tensor_parallel_size context_parallel_size
     context_parapllel_size sequence_parallel_degree heads_k_stride ring_attn_func expert_parallel_size
     expert_parallel_num_nvl_bytes expert_parallel_token_capacity qlora_sharded_model_loading use_kt kt_weight_path

@@ -24,7 +24,7 @@ TRL = re.compile(
 KEYS = (
     ("preference", re.compile(r"rewards/(?:chosen|rejected|margins|accuracies)|logps/(?:chosen|rejected)|log_odds")),
     ("ppo", re.compile(r"objective/|policy/(?:approxkl|clipfrac)|loss/(?:policy|value)_avg|ppo/")),
-    ("grpo", re.compile(r"reward$|reward_std|frac_reward_zero_std|completions?/|completion_length")),
+    ("grpo", re.compile(r"reward$|reward_std|frac_reward_zero_std")),
     ("reward", re.compile(r"(?:mean|min|max)_reward$|rewards_(?:chosen|rejected)|center_rewards")),
     ("token_cls", re.compile(r"overall_(?:f1|precision|recall|accuracy)|(?:PER|LOC|ORG|MISC)[_/]?(?:f1|precision)?$")),
     ("regression", re.compile(r"(?:mse|rmse|mae|r2|r_squared|pearson\w*|spearman\w*)$")),
@@ -45,13 +45,15 @@ HEADS = (
     ("seq_cls", re.compile(r"For(?:Sequence|Image|Audio)Classification|\bSEQ_CLS\b")),
     ("ppo", re.compile(r"PPO(?:v2)?(?:Trainer|Config)")),
     ("grpo", re.compile(r"(?:GRPO|RLOO)(?:Trainer|Config)")),
-    ("preference", re.compile(r"(?:DPO|ORPO|KTO|CPO|SimPO)(?:Trainer|Config)")),
+    ("preference", re.compile(r"(?<![A-Z])(?:DPO|ORPO|KTO|CPO|SimPO)(?:Trainer|Config)")),
     ("reward", re.compile(r"Reward(?:Trainer|Config)")),
     ("causal_lm", re.compile(r"ForCausalLM|\bCAUSAL_LM\b|SFTTrainer|SFTConfig|ForConditionalGeneration")),
 )
 # Of trainers of those names the model tells the loss; what is in no list has one of its own, whatever the model is.
 PLAIN = re.compile(r"(?:(?:Axolotl|Custom)?(?:Seq2Seq)?Trainer)?")
 OTHER = "other"
+# Kinds of training whose loss is near 0 by construction.
+NO_LOSS = ("grpo", "ppo")
 # Of these programs' logs an accuracy is one of tokens.
 LANGUAGE = ("axolotl", "llamafactory")
 
@@ -93,6 +95,11 @@ def is_other(keys: Iterable[str], name: str, own_loss: bool) -> bool:
     if any(pattern.match(name) for task, pattern in KEYS if task in MEASURED for name in names):
         return False
     return own_loss or not (has_head(name) or PLAIN.fullmatch(name))
+
+
+def loss_falls(name: str, own_loss: bool) -> bool:
+    """Whether the loss of a trainer of that class falls as the model learns: a rise is a fault then."""
+    return not is_other((), name, own_loss) and _head(name) not in NO_LOSS
 
 
 def has_head(name: str) -> bool:

@@ -32,9 +32,15 @@ class Unfused:
         self._layer: Any = layer
         self._row = {site.tensor: site.id for site in sites}
         self._record = record
+        self._reads_grad_in = "grad_in" in self._row
 
     def keep(self, kept: Sequence[bool]) -> None:
-        """Reads only what one of these sites needs; in and out of a pass are read with their gradients."""
+        """Reads only what one of these sites needs; in and out of a pass are read with their gradients.
+
+        Without `grad_in` a model is trained bit for bit as without hooks: with it, a layer's share of its input's
+        gradient is added up before it is added to that of other readers.
+        """
+        self._reads_grad_in = "grad_in" in self._row and kept[self._row["grad_in"]]
         for pair in (("in", "grad_in"), ("out", "grad_out")):
             if not any(kept[self._row[tensor]] for tensor in pair if tensor in self._row):
                 for tensor in pair:
@@ -52,6 +58,9 @@ class Unfused:
     def _input(self, _layer: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
         x = args[0] if args else next(iter(kwargs.values()), None)
         if not _is_float(x) or self._is_off():
+            return None
+        if not self._reads_grad_in:
+            self._record(self._row["in"], x, None)
             return None
         x = x.view_as(x)  # its gradient is this module's share, not the sum over all readers of x
         self._record(self._row["in"], x, self._row["grad_in"])

@@ -23,7 +23,7 @@ from statistics import NormalDist
 import numpy as np
 
 from ...judge.explain.finding import Finding
-from ...judge.metrics import CLASSIFIERS, DECIDES, lower_is_better, measured, named
+from ...judge.metrics import BY_TASK, CLASSIFIERS, DECIDES, lower_is_better, measured, named
 from ...judge.noise import FEW, noise_of
 from ...judge.paired import paired
 from ...read.eval_rows import EvaluationRows
@@ -68,6 +68,8 @@ def metrics_of(histories: Sequence[History]) -> list[str]:
     decides = [name for name in chosen if name is not None] if len(chosen) == 1 else []
     if not decides and (any(history.task in CLASSIFIERS for history in histories) or set(DECIDES) & set(common)):
         decides = [name for name in DECIDES if name in common]
+    if not decides and "eval_loss" not in common:  # of rewards
+        decides = [name for name in BY_TASK.get(histories[0].task, ()) if name in common]
     first = [*decides, *(["eval_loss"] if "eval_loss" in common else [])][:1]
     return [*first, *(name for name in common if name not in first)]
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from ...judge import metrics
 from ...judge.explain import Finding, History
 from ...judge.explain.finding import VERDICTS, clock, median
-from ...judge.metrics import DECIDES, lower_is_better, measured, named
 from ...messages import say_in
 from ..page.people import UNKNOWN, both, number
 from .charts import MEMORY, ZEROS, metric_name
@@ -102,16 +102,9 @@ def worst(findings: Sequence[Finding]) -> Finding | None:
 
 
 def best_evaluation(history: History) -> Best | None:
-    """By the metric that the run chooses its best checkpoint by; else by the loss, or what there is without one."""
-    known = measured(history)
-    usual = [name for name in ("eval_loss", *DECIDES, *known) if name in known]
-    metric = named(history, known) or next(iter(usual), None)
-    if metric is None:
-        return None
-    values = history.evals[metric].to_numpy("float64")
-    values = np.where(np.isfinite(values), values, np.nan)
-    at = int(np.nanargmin(values) if lower_is_better(metric, history) else np.nanargmax(values))
-    return Best(metric, int(history.evals["step"].iloc[at]), float(values[at]))
+    """As `judge/metrics.py` chooses it."""
+    found = metrics.best_evaluation(history)
+    return None if found is None else Best(*found)
 
 
 def tiles(history: History, findings: Sequence[Finding], following: bool) -> list[dict[str, Any]]:
@@ -147,7 +140,7 @@ def _evaluation(history: History, findings: Sequence[Finding]) -> dict[str, Any]
         return None
     note = both("report.tile.best_at", step=number(best.step))
     there = history.evals[history.evals[best.metric].astype("float64") == best.value].iloc[0]
-    others = [name for name in measured(history) if name != best.metric and math.isfinite(there[name])]
+    others = [name for name in metrics.measured(history) if name != best.metric and math.isfinite(there[name])]
     for name in others[:1]:
         label = both("page.metric.eval_loss") if name == "eval_loss" else metric_name(name)
         note = {lang: f"{text} · {label[lang]} {number(float(there[name]), 3)}" for lang, text in note.items()}

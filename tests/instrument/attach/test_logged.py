@@ -170,6 +170,43 @@ def test_a_loss_that_nobody_knows_is_in_no_unit(tiny_models, tmp_path, kind, exp
     assert task(tmp_path / "run") == expected
 
 
+class Rises(Trainer):
+    """A loss that is ten times as high from its thirteenth step on."""
+
+    def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **_: Any) -> Any:
+        return model(**inputs).loss * (10 if self.state.global_step >= 12 else 1)
+
+
+@pytest.mark.parametrize(
+    ("kind", "stopped"),
+    [
+        (foreign("SFTTrainer", Rises), True),
+        (foreign("DPOTrainer", Rises), True),
+        (foreign("GRPOTrainer", Rises), False),
+        (foreign("RLOOTrainer", Rises), False),
+        (foreign("GMPOTrainer", Rises), False),
+        (Rises, False),
+    ],
+    ids=["SFT", "DPO", "GRPO", "RLOO", "a trainer nobody knows", "own loss"],
+)
+def test_a_loss_that_may_rise_ends_no_training(tiny_models, tmp_path, kind, stopped):
+    """What rewards are worth is no fault: the loss of GRPO is near 0 by construction, and goes up and down."""
+    training = trainer(lora(tiny_models["llama"]), tmp_path / "out", kind, max_steps=24, learning_rate=1e-4)
+    training.add_callback(InstrumentCallback(tmp_path / "run"))
+    training.train()
+    assert (training.state.global_step < 24) == stopped
+    assert bool(list((tmp_path / "run").glob("incidents/*"))) == stopped
+
+
+@pytest.mark.parametrize(("kind", "known"), [("nll", True), ("chunked_nll", True), ("dft", False)])
+def test_a_loss_of_sft_that_is_no_cross_entropy_is_in_no_unit(tiny_models, tmp_path, kind, known):
+    training = trainer(lora(tiny_models["llama"]), tmp_path / "out", foreign("SFTTrainer", Pairs))
+    training.args.loss_type = kind
+    training.add_callback(InstrumentCallback(tmp_path / "run"))
+    training.train()
+    assert task(tmp_path / "run") == (("causal_lm", True) if known else ("other", False))
+
+
 def test_a_loss_that_is_handed_to_the_trainer_is_its_own(tiny_models, tmp_path):
     training = trainer(lora(tiny_models["llama"]), tmp_path / "out")
     training.compute_loss_func = lambda outputs, labels, **_: outputs.logits.square().mean()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import json
 import pickle
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ import pytest
 import torch
 from accelerate import Accelerator
 from lora_train.instrument import InstrumentCallback, load_run
+from lora_train.instrument.judge.explain import explain, lines, read_history
+from lora_train.instrument.show.report.data import report_data
 from peft import (
     AdaLoraConfig,
     IA3Config,
@@ -25,7 +28,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
 from ...conftest import ON_GPU
-from .test_callback import lora, rows
+from .test_callback import lora, overflowing, rows
 
 SITES = r"layers\.1\.mlp\.down_proj:(in|out|grad_out|grad_in)$"
 
@@ -115,6 +118,75 @@ def test_two_passes_of_one_loss_are_added_up(tiny_models, tmp_path, fuse, checkp
     assert counts[0] == counts[1]
     seen = [load_run(tmp_path / name).exponents("model.layers.1.mlp.down_proj:out", step=3) for name in ("one", "two")]
     assert all(one is not None for one in seen)
+
+
+def test_without_grad_in_it_trains_the_very_same_bits(tiny_models, tmp_path):
+    """The share of a layer is a view of its input: gradients of several readers are then added in another order."""
+    weights = []
+    for sites in (None, ("*", "!*:grad_in")):
+        watched = trainer(lora(tiny_models["llama"]), tmp_path / "out", gradient_accumulation_steps=2)
+        if sites:
+            watched.add_callback(InstrumentCallback(tmp_path / "run", sites=sites, histogram_every=2, probe_every=2))
+        watched.train()
+        weights.append([p.detach().clone() for p in watched.model.parameters()])
+    assert all(torch.equal(one, other) for one, other in zip(*weights, strict=True))
+    tensors = {name.rpartition(":")[2] for name in load_run(tmp_path / "run").sites["name"]}
+    assert {"in", "out", "grad_out", "lora_B.grad"} <= tensors
+    assert "grad_in" not in tensors
+    assert all(value > 0 for value in norms(tmp_path / "run", r"layers\.1\.mlp\.down_proj:in$"))
+
+
+@pytest.mark.parametrize("fuse", [False, True])
+def test_a_callback_that_was_given_twice_records_once(tiny_models, tmp_path, fuse):
+    callback = InstrumentCallback(tmp_path / "run", fuse=fuse)
+    given = trainer(lora(tiny_models["llama"]), tmp_path / "out", eval_strategy="steps", eval_steps=2)
+    given.add_callback(callback)
+    given.add_callback(callback)
+    for number, steps in enumerate(([1, 2, 3], [1, 2, 3])):  # a second training of the same Trainer has its own folder
+        given.train()
+        folder = tmp_path / ("run-2" if number else "run")
+        lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        assert [line["step"] for line in lines if "loss" in line] == steps
+        assert len([line for line in lines if "eval_loss" in line]) == 2
+    assert not (tmp_path / "run-3").exists()
+
+
+class ByPlace(Trainer):
+    """Hands the ids to the model by their place and keeps the labels, as TRL's ORPOTrainer does."""
+
+    def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **_: Any) -> Any:
+        logits = model(inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits
+        return nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1).float(), inputs["labels"][:, 1:].flatten())
+
+
+def test_what_is_handed_over_by_its_place_is_counted_and_labels_that_nobody_gave_are_not(tiny_models, tmp_path):
+    placing = trainer(overflowing(tiny_models["llama"], torch.float16), tmp_path / "out", ByPlace)
+    placing.add_callback(InstrumentCallback(tmp_path / "run"))
+    placing.train()
+    (line,) = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()][:1]
+    assert (line["tokens"], line["supervised_tokens"]) == (48, None)
+    (diagnosis,) = [json.loads(path.read_text()) for path in (tmp_path / "run").glob("incidents/*/diagnosis.json")]
+    assert diagnosis["module"].startswith("model.layers.1.mlp")  # found by running the very pass again
+
+
+class ByVectors(Trainer):
+    """Embeds the ids itself."""
+
+    def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **_: Any) -> Any:
+        vectors = model.get_input_embeddings()(inputs["input_ids"])
+        return model(inputs_embeds=vectors).logits.square().mean()
+
+
+def test_tokens_that_nobody_told_of_are_not_0(tiny_models, tmp_path):
+    embedding = trainer(lora(tiny_models["llama"]), tmp_path / "out", ByVectors, max_steps=12)
+    embedding.add_callback(InstrumentCallback(tmp_path / "run"))
+    embedding.train()
+    metrics = load_run(tmp_path / "run").metrics()
+    unknown = ["tokens", "supervised_tokens", "tokens_per_second", "max_sequence_length"]
+    assert metrics[unknown].isna().to_numpy().all()
+    history = read_history(tmp_path / "run")
+    assert "tokens/s" not in "\n".join(lines(history, explain(history), "en"))
+    assert report_data(history)["tiles"]
 
 
 class Interrupts(TrainerCallback):

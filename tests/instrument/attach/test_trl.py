@@ -65,13 +65,18 @@ def made(kind: str, folder: Path) -> Any:
     if is_reward:
         rows = texts("chosen", "rejected")
         return trl.RewardTrainer(model, args=trl.RewardConfig(out, **arguments), train_dataset=rows, **how)
-    given = trl.GRPOConfig(out, num_generations=4, max_completion_length=5, beta=0.1, **arguments)
+    if kind == "KTO":
+        rows = texts("prompt", "completion")
+        rows = rows.add_column("label", [bool(at % 2) for at in range(len(rows))])
+        return trl.KTOTrainer(model, args=trl.KTOConfig(out, **arguments), train_dataset=rows, **how)
+    trainer, config = (trl.RLOOTrainer, trl.RLOOConfig) if kind == "RLOO" else (trl.GRPOTrainer, trl.GRPOConfig)
+    given = config(out, num_generations=4, max_completion_length=5, beta=0.1, **arguments)
     scored: Callable[..., list[float]] = lambda completions, **_: [float(len(set(one.split()))) for one in completions]  # noqa: E731
-    return trl.GRPOTrainer(model, reward_funcs=scored, args=given, train_dataset=texts("prompt"), **how)
+    return trainer(model, reward_funcs=scored, args=given, train_dataset=texts("prompt"), **how)
 
 
 @pytest.mark.parametrize("fuse", [False, True])
-@pytest.mark.parametrize("kind", ["SFT", "DPO", "reward", "GRPO"])
+@pytest.mark.parametrize("kind", ["SFT", "DPO", "KTO", "reward", "GRPO", "RLOO"])
 def test_it_trains_as_without_the_callback_and_is_recorded(tmp_path, kind, fuse):
     plain = made(kind, tmp_path)
     plain.train()

@@ -37,6 +37,14 @@ def test_defaults_of_sft_config_where_the_file_is_silent():
     assert "training.learning_rate" not in arguments({"output_dir": "o", "seed": 1}).values
 
 
+@pytest.mark.parametrize("tool", [{}, {"max_length": 512}])
+@pytest.mark.parametrize("value", [True, False])
+def test_the_new_name_of_gradient_checkpointing(tool, value):
+    found = arguments({**tool, "activation_checkpointing": value, "activation_checkpointing_kwargs": {"x": 1}})
+    assert found.values["training.gradient_checkpointing"] is value
+    assert [left.weight for left in found.left] == ["harmless"]
+
+
 def test_flags_of_trl():
     found = arguments(
         {"model_name_or_path": "o/m", "dataset_name": "o/d", "use_peft": True, "lora_target_modules": "all-linear"}

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from ....read.history import History
+from ....read.logs.marks import NO_LOSS
 from ...course import Course, judge
 from ...noise import FEW
 from ..finding import WINDOW, Finding, clock, listed, median, scatter
@@ -171,9 +172,9 @@ def too_rare(history: History) -> Finding | None:
 
 
 def evaluations(history: History) -> tuple[np.ndarray, np.ndarray]:
-    """Steps and losses of the finite evaluations."""
+    """Steps and losses of the finite evaluations; none where the loss is near 0 by construction."""
     step, loss = history.evals["step"].to_numpy("float64"), history.evals["eval_loss"].astype("float64").to_numpy()
-    kept = np.isfinite(loss)
+    kept = np.isfinite(loss) & (history.task not in NO_LOSS)
     return step[kept], loss[kept]
 
 

@@ -7,6 +7,7 @@ import math
 import numpy as np
 
 from ....read.history import History
+from ....read.logs.marks import NO_LOSS, OTHER
 from ...course import STAYS as FEW
 from ...course import Course, judge
 from ..finding import WINDOW, Finding, at_end, ends, listed, median, scatter
@@ -22,8 +23,6 @@ LEARNED = 0.05
 BY_HEART = 0.1
 # Nats a token of a language model that has not seen the rows; what begins lower may be a loss of another kind.
 UNTRAINED = 0.5
-# Kinds of training whose loss is near 0 by construction.
-NO_LOSS = ("grpo", "ppo")
 # A rate this far below its peak teaches little more; and what a schedule of steps takes away at once.
 SPENT, DROP = 0.1, 0.6
 # A drop at an epoch's border that is so many times the scatter of medians within the epochs is a stair.
@@ -71,6 +70,8 @@ def course(history: History) -> Finding | None:
     values["every"] = history.coarse
     if did.kind == "rose":
         values |= {"low": did.low, "last": did.end, "step": int(step[did.at])}
+        if history.task == OTHER and did.end > first:
+            return Finding("loss", "note", "explain.loss_rose_own", values)
         if did.end > first:
             return Finding("loss", "wrong", "explain.loss_rose", values)
         return Finding("loss", "watch", "explain.loss_turned", values)

@@ -16,7 +16,7 @@ import numpy as np
 from ....read.eval_rows import EvaluationRows
 from ....read.history import History
 from ...course import Course, judge
-from ...metrics import DECIDES, lower_is_better, measured, named
+from ...metrics import BY_TASK, DECIDES, lower_is_better, measured, named
 from ...paired import paired
 from ..finding import Finding
 from ..reconcile import BY_LOSS, BY_METRIC, CHOICE, MOVES
@@ -188,7 +188,7 @@ def _decides(history: History) -> Measured | None:
     """The metric the run names, else the one that its kind of training is judged by; None without any but the loss."""
     known = measured(history)
     chosen = named(history, known)
-    usual = [name for name in (*DECIDES, *TOKENS) if name in known]
+    usual = [name for name in BY_TASK.get(history.task, (*DECIDES, *TOKENS)) if name in known]
     name = chosen if chosen is not None and not chosen.endswith("loss") else next(iter(usual), None)
     if name is None:
         return None

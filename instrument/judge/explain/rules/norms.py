@@ -158,7 +158,7 @@ def _of_micro_batches(history: History) -> Micro | None:
     if history.task in ("seq_cls", "regression"):  # the last step of an epoch may have fewer rows
         finite = np.isfinite(history.column("grad_norm"))
         count = history.column("supervised_tokens")[finite]
-        kept = count == np.nanmax(count, initial=0)
+        kept = np.isnan(count) | (count == np.nanmax(count, initial=0))
         step, norm = step[kept], norm[kept]
     if len(step) < WINDOW:
         return None

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from lora_train.instrument.judge.explain import Finding, explain, read_history
+from lora_train.instrument.show.compare.ranking import metrics_of
 from lora_train.instrument.show.report.charts import axes
 from lora_train.instrument.show.report.data import report_data
 from lora_train.instrument.show.report.overview import Best, best_evaluation, state, status, tiles, worst
@@ -87,6 +88,15 @@ def test_the_metric_that_chooses_the_checkpoint_is_the_one_that_is_shown(chosen,
     assert (tile["label"]["en"], tile["value"], tile["note"]["en"]) == (label, value, note)
     assert value in status(known, [], False)["best"]["en"]
     assert ("loss" in status(known, [], False)["best"]["ko"]) == (label == "best evaluation loss")
+
+
+def test_a_loss_near_0_chooses_no_step_where_a_reward_is_trained():
+    evals = {"step": [10, 20, 30], "eval_loss": [0.1, -0.2, 0.1], "eval_num_tokens": [9.0] * 3}
+    known = history(loss=falling(30), evals={**evals, "eval_reward": [2.0, 2.5, 3.0]})
+    assert best_evaluation(known) == Best("eval_loss", 20, -0.2)
+    known.task = "grpo"
+    assert best_evaluation(known) == Best("eval_reward", 30, 3.0)
+    assert metrics_of([known, known])[0] == "eval_reward"
 
 
 def test_an_evaluation_without_a_loss_or_without_a_number():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from lora_train.instrument.judge.explain import explain, lines, read_history
-from lora_train.instrument.judge.explain.rules import kinds
+from lora_train.instrument.judge.explain.rules import evaluation, kinds, loss
 from lora_train.instrument.read.history import History
 from lora_train.instrument.show.compare import compare_runs, comparison_lines
 
@@ -14,6 +14,7 @@ from benchmarks.duel.stock import train
 from benchmarks.duel.truth import Truth
 
 from ..build import falling, history
+from .test_evaluation import evaluated
 
 RANDOM = np.random.default_rng(0)
 NOISE = 0.05 * RANDOM.standard_normal(100)
@@ -68,6 +69,19 @@ def test_a_loss_of_zero_is_normal_for_grpo():
     loss = np.where(np.arange(100) % 2, 0.0, 0.01 * RANDOM.standard_normal(100))
     found = explain(trained("grpo", loss=loss, reward=np.linspace(0.2, 0.8, 100) + NOISE))
     assert [f.key for f in found if f.verdict in ("wrong", "watch") and f.topic == "loss"] == []
+
+
+def test_a_loss_that_nobody_knows_may_rise():
+    found = loss.course(trained("other", loss=falling(last=5.0)))
+    assert found is not None
+    assert (found.key, found.verdict) == ("explain.loss_rose_own", "note")
+
+
+@pytest.mark.parametrize("task", ["grpo", "ppo"])
+def test_no_evaluation_is_judged_by_a_loss_near_0(task):
+    made = evaluated(1e-3 * np.random.default_rng(0).standard_normal(20))
+    made.task = task
+    assert [rule(made) for rule in (evaluation.course, evaluation.turned, evaluation.gap)] == [None] * 3
 
 
 def test_a_flat_reward_is_told_from_noise_alone_in_nineteen_of_twenty():

@@ -42,6 +42,23 @@ def test_accuracy_is_judged_by_what_its_rows_can_tell(share, expected):
     assert metric.course(evaluated(LEVEL)) is None
 
 
+@pytest.mark.parametrize(
+    ("task", "expected"),
+    [
+        ("causal_lm", "eval_mean_token_accuracy"),
+        ("preference", "eval_rewards/accuracies"),
+        ("reward", None),
+        ("grpo", "eval_reward"),
+    ],
+)
+def test_pairs_and_rewards_are_not_judged_by_their_tokens(task, expected):
+    names = ("eval_mean_token_accuracy", "eval_rewards/accuracies", "eval_reward")
+    made = evaluated(LEVEL, more=dict.fromkeys(names, np.linspace(0.2, 0.8, len(LEVEL))))
+    made.task = task
+    found = metric.course(made)
+    assert (found and found.values["metric"]) == expected
+
+
 def test_of_a_few_accuracies_the_first_and_last_are_those_that_were_logged():
     found = metric.course(classified([0.40625, 0.7875, 0.775, 0.76875, 0.7625, 0.76875], rows=160))
     assert found is not None
