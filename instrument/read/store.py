@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .damaged import damage, parse_own_json
+from .files import write_text
 from .schema import EXPONENTS, STATISTICS, kind_of
 
 if TYPE_CHECKING:
@@ -48,20 +49,6 @@ N_EXPONENTS = 256
 
 _MANTISSA_BITS = 24
 _STATS_FILE = re.compile(r"start-(\d+)(?:\.(\d+))?\.(arrows|parquet)")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a file whole or not at all: temporary name, sync, rename."""
-    partial = path.with_name(path.name + ".tmp")
-    try:
-        with partial.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except OSError:
-        partial.unlink(missing_ok=True)
-        raise
 
 
 class MetricsLog:

@@ -21,7 +21,7 @@ from ..config.schema import METRIC_DRIVEN, Config, sections
 from ..data.readers import kind_of as kind_of_rows
 from ..errors import Problem, UserError, kind_of_value, problem
 from ..importer.recognize import is_foreign_script, tool_of
-from ..importer.sources import YAML_ERRORS, is_small
+from ..importer.sources import YAML_ERRORS, is_small, text_of
 from ..patterns import wrong_with
 from .data_checks import data_problems
 from .task_checks import task_problems
@@ -168,12 +168,7 @@ def read_mapping(path: Path) -> dict[str, Any]:
         raise UserError(_foreign(path, None))
     if kind_of_rows(path) not in ("", ".json", ".txt") and path.is_file():
         raise UserError(problem("config.is_data", file=path, quoted=shlex.quote(str(path))))
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise UserError(problem("config.not_utf8", file=path, byte=error.start)) from None
-    except OSError as error:
-        raise UserError(problem("config.unreadable", file=path, reason=error.strerror)) from None
+    text = text_of(path)
     try:
         raw = yaml.load(text, Loader=_Loader)
     except RecursionError:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...instrument.read.damaged import parse_own_json, parse_yaml
+from ...instrument.read.files import read_own
 from ...instrument.read.store import METRICS
 from ..config.names import checkpoint_step, is_path
 from ..errors import UserError, first_line, problem
@@ -221,14 +222,14 @@ def _read_yaml(file: Path) -> Any:
     import yaml
 
     try:
-        return parse_yaml(file.read_text(encoding="utf-8"))
+        return parse_yaml(read_own(file))
     except (OSError, RecursionError, ValueError, yaml.YAMLError) as error:
         raise UserError(problem("adapter.unreadable", file=file, what=first_line(error))) from None
 
 
 def _read_json(file: Path) -> dict[str, Any]:
     try:
-        values = parse_own_json(file.read_text(encoding="utf-8"))
+        values = parse_own_json(read_own(file))
     except (OSError, ValueError, RecursionError) as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
         raise UserError(problem("adapter.unreadable", file=file, what=error)) from None
     if not isinstance(values, dict):
