@@ -21,7 +21,7 @@ from ..instrument.judge.wording import TRAINERS
 from ..instrument.messages import LANGUAGES, VARIABLE, language, say
 from ..kernels.cpu_level import LevelError
 from .collapse import replay_arguments
-from .errors import UserError, drop_output, in_words, is_output_lost, problem, tell
+from .errors import UserError, drop_output, in_words, is_disk_full, problem, tell
 from .export import command as export
 from .guide import completion
 from .guide.words import translated_error, translated_help
@@ -292,7 +292,7 @@ def _main(argv: list[str]) -> int:
         if sentence is None or "--debug" in argv:
             raise
         tell(sentence)
-        return EXIT_DISK if is_output_lost(error) else EXIT_USER_ERROR
+        return EXIT_DISK if is_disk_full(error) else EXIT_USER_ERROR
 
 
 def _refuse_unknown_verb(argv: Sequence[str]) -> None:

@@ -44,15 +44,18 @@ def read_given(path: Path, most: int) -> bytes:
         return first + read_stream(file, most, path)
 
 
-def read_own(path: Path) -> str:
+def read_own(path: Path, errors: str = "strict") -> str:
     """The text of a file in a folder that may be anybody's.
+
+    Args:
+        errors: what becomes of bytes that are not UTF-8, as of `open`.
 
     Raises:
         OSError: it cannot be read, or is no regular file, which might never end.
         UnicodeDecodeError: it is not UTF-8.
     """
     handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    with open(handle, encoding="utf-8") as file:
+    with open(handle, encoding="utf-8", errors=errors) as file:
         if not stat.S_ISREG(os.fstat(handle).st_mode):
             raise OSError(errno.EINVAL, say("file.no_file"), str(path))
         return file.read()

@@ -16,6 +16,7 @@ from pydantic_core import ErrorDetails
 
 from ...instrument.messages import say
 from ..config.aliases import ours_for
+from ..config.limits import MOST_STEPS
 from ..config.names import TRACKERS, at_home, is_installed, is_path, trackers_wanted
 from ..config.schema import METRIC_DRIVEN, Config, sections
 from ..data.readers import kind_of as kind_of_rows
@@ -328,6 +329,10 @@ def _cross_checks(config: Config, where) -> Iterator[Problem]:
         yield problem("config.polynomial_lr", file=where("training.learning_rate"), end=POLYNOMIAL_LR_END)
     if training.max_steps == 0:
         yield problem("config.zero_steps", file=where("training.max_steps"))
+    if training.max_steps > MOST_STEPS:
+        place = f"{where('training.max_steps')}: training.max_steps: "
+        steps, most = f"{training.max_steps:,}", f"{MOST_STEPS:,}"
+        yield problem("config.too_many_steps", where=place, steps=steps, most=most)
     yield from data_problems(data, where)
     yield from task_problems(config, where)
     model = config.model.name_or_path

@@ -10,6 +10,7 @@ Nothing is renamed, repaired or written, and neither torch nor transformers is i
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 import re
@@ -152,7 +153,8 @@ def require_new_folder(output: Path) -> None:
         raise UserError(problem("merge.exists", folder=output))
     parent = next(folder for folder in output.absolute().parents if folder.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise UserError(problem("merge.cannot_write", folder=output, what=parent))
+        what = os.strerror(errno.EACCES if parent.is_dir() else errno.ENOTDIR)
+        raise UserError(problem("merge.cannot_write", folder=output, what=f"{what} ({parent})"))
 
 
 def scaling(settings: dict[str, Any], module: str, r: int) -> float:

@@ -137,7 +137,7 @@ def test_a_pipe_is_refused_and_not_waited_for(tmp_path, name):
     with pytest.raises(UserError, match="is a pipe or a device"):
         open_source(str(tmp_path / name))
     data = DataSection(train=str(tmp_path / name))
-    assert "is a pipe or a device" in [str(found) for found in data_problems(data, str)][0]
+    assert "is a pipe or a device" in next(str(found) for found in data_problems(data, str))
 
 
 def test_content_hash_changes_with_any_byte(tmp_path, monkeypatch):
