@@ -78,6 +78,16 @@ def tell(sentence: object) -> None:
         print(sentence, file=sys.stderr, flush=True)
 
 
+def open_streams() -> None:
+    """Gives standard streams that were closed (`lora-train ... >&-`) to nothing: a file would take their numbers."""
+    while (handle := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(handle)
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))
+
+
 def drop_output() -> None:
     """Gives up what the standard streams still hold and cannot write: Python would complain of it once more."""
     for stream in (sys.stdout, sys.stderr):

@@ -118,8 +118,12 @@ def written_whole(path: Path) -> Iterator[TextIO]:
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
-    except BaseException:
+    except BaseException as error:
         partial.unlink(missing_ok=True)
+        if (
+            isinstance(error, OSError) and error.filename is None
+        ):  # a full disk names no file: it could be the terminal's
+            error.filename = str(path)
         raise
 
 

@@ -68,3 +68,13 @@ def test_a_file_that_nobody_may_open_or_that_has_no_room_is_named(number, code, 
     monkeypatch.setitem(cli_module.VERBS, "ls", replace(cli_module.VERBS["ls"], run=refuse))
     assert main(["ls"]) == code
     assert capsys.readouterr().err.startswith(said)
+
+
+@pytest.mark.parametrize(("closed", "code"), [(">&-", 0), ("2>&-", 0), (">&- 2>&- <&-", 0)])
+def test_closed_streams_are_nothing(closed, code, tmp_path):
+    command = f"{sys.executable} -m lora_train.trainer.cli report {STOCK} -o {tmp_path}/page.html {closed}"
+    ended = subprocess.run(
+        ["bash", "-c", command], env=COMMAND_ENVIRONMENT, capture_output=True, text=True, check=False
+    )
+    assert (ended.returncode, ended.stderr) == (code, "")
+    assert (tmp_path / "page.html").read_text(encoding="utf-8").startswith("<!doctype html>")
