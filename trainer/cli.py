@@ -21,7 +21,7 @@ from ..instrument.judge.wording import TRAINERS
 from ..instrument.messages import LANGUAGES, VARIABLE, language, say
 from ..kernels.cpu_level import LevelError
 from .collapse import replay_arguments
-from .errors import UserError, drop_output, in_words, is_output_lost, problem, tell
+from .errors import UserError, drop_output, in_words, is_disk_full, open_streams, problem, tell
 from .export import command as export
 from .guide import completion
 from .guide.words import translated_error, translated_help
@@ -260,6 +260,7 @@ def _train_parser() -> ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line and returns the exit code: 0 done, 2 wrong input, 3 collapsed, 130/143 interrupted."""
+    open_streams()
     argv = list(sys.argv[1:] if argv is None else argv)
     argv = argv[1:] if argv[:1] == ["train"] else argv  # as other trainers are called
     try:
@@ -292,7 +293,7 @@ def _main(argv: list[str]) -> int:
         if sentence is None or "--debug" in argv:
             raise
         tell(sentence)
-        return EXIT_DISK if is_output_lost(error) else EXIT_USER_ERROR
+        return EXIT_DISK if is_disk_full(error) else EXIT_USER_ERROR
 
 
 def _refuse_unknown_verb(argv: Sequence[str]) -> None:

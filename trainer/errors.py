@@ -17,7 +17,9 @@ from ..kernels.cpu_level import VARIABLE, LevelError
 
 # What the system says of a path that can be no file's, and how much of it is shown.
 _NO_PATH, _SHOWN = (errno.ENAMETOOLONG, errno.ELOOP), 100
-# What it says of a stream that takes no more, where it names no file.
+# What it says where it lets nobody read or write.
+_CLOSED = (errno.EACCES, errno.EPERM, errno.EROFS)
+# What it says of a stream or a file that takes no more.
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 
@@ -54,7 +56,15 @@ def in_words(error: Exception) -> str | None:
         return str(problem("cli.output_lost", what=os.strerror(getattr(error, "errno", 0))))
     if isinstance(error, OSError) and error.errno in _NO_PATH:
         return str(problem("cli.no_path", path=str(error.filename)[:_SHOWN], what=error.strerror))
+    if isinstance(error, OSError) and error.filename is not None and error.errno in (*_CLOSED, *_NO_ROOM):
+        sentence = "cli.closed" if error.errno in _CLOSED else "cli.no_room"
+        return str(problem(sentence, path=error.filename, what=error.strerror))
     return None
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether a disk took no more, or could not be read: no fault of the input."""
+    return isinstance(error, OSError) and error.errno in _NO_ROOM
 
 
 def is_output_lost(error: BaseException) -> bool:
@@ -66,6 +76,16 @@ def tell(sentence: object) -> None:
     """Says it on standard error; where that has no room either, nowhere."""
     with contextlib.suppress(OSError):
         print(sentence, file=sys.stderr, flush=True)
+
+
+def open_streams() -> None:
+    """Gives standard streams that were closed (`lora-train ... >&-`) to nothing: a file would take their numbers."""
+    while (handle := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(handle)
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
 
 
 def drop_output() -> None:

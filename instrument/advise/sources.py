@@ -24,6 +24,7 @@ import yaml
 from ..judge.explain import Finding, explain
 from ..judge.metrics import lower_is_better
 from ..read.damaged import parse_own_json, parse_yaml
+from ..read.files import read_own
 from ..read.history import History, SourceError
 from ..read.logs import STATE, read_history
 from ..read.store import METRICS, SITES
@@ -88,7 +89,7 @@ def _unrecorded(folder: Path) -> list[str]:
     found = []
     for path in last_attempts(attempts):
         try:
-            outcome = parse_own_json((path / OUTCOME).read_text(encoding="utf-8"))
+            outcome = parse_own_json(read_own(path / OUTCOME))
         except (OSError, ValueError, RecursionError):  # it goes on, or the file is torn
             continue
         went_well = isinstance(outcome, dict) and outcome.get("ended") in ("done", "early")

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from ..messages import say
-from ..read.store import METRICS, MetricsLog, Site, StatsWriter, write_sites, write_text
+from ..read.files import write_text
+from ..read.store import METRICS, MetricsLog, Site, StatsWriter, write_sites
 from ..record.capsule import incident_folder, write_diagnosis
 
 

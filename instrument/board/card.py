@@ -15,6 +15,7 @@ from typing import Any
 
 from ..messages import LANGUAGES
 from ..read.damaged import parse_own_json, parse_yaml
+from ..read.files import read_own
 from ..read.history import History, SourceError
 from ..read.schema import kind_of
 from ..read.store import METRICS
@@ -57,7 +58,7 @@ def failed(key: str, /, **values: Any) -> dict[str, Any]:
 def peek(path: Path) -> dict[str, Any]:
     """What costs nothing to know: the last step, its loss, whether the run is finished, when it was started."""
     try:
-        env = parse_own_json((path / "env.json").read_text(encoding="utf-8"))
+        env = parse_own_json(read_own(path / "env.json"))
         started = _time(env["started"])
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
         started = None
@@ -135,7 +136,7 @@ def _study(path: Path) -> dict[str, Any]:
 
     claims = read_claims(path)
     try:
-        plan = parse_yaml((path / STUDY).read_text(encoding="utf-8"))
+        plan = parse_yaml(read_own(path / STUDY))
     except (OSError, ValueError, RecursionError, yaml.YAMLError):
         plan = None
     plan = plan if isinstance(plan, dict) else {}

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..messages import say
-from ..read.store import write_text
+from ..read.files import write_text
 
 FILE = ".lora-board.json"
 MOST_TAGS, LONGEST_TAG, LONGEST_NOTE = 20, 60, 2000

@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .damaged import damage, parse_own_json
+from .files import read_own, write_text
 from .schema import EXPONENTS, STATISTICS, kind_of
 
 if TYPE_CHECKING:
@@ -48,20 +49,6 @@ N_EXPONENTS = 256
 
 _MANTISSA_BITS = 24
 _STATS_FILE = re.compile(r"start-(\d+)(?:\.(\d+))?\.(arrows|parquet)")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a file whole or not at all: temporary name, sync, rename."""
-    partial = path.with_name(path.name + ".tmp")
-    try:
-        with partial.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except OSError:
-        partial.unlink(missing_ok=True)
-        raise
 
 
 class MetricsLog:
@@ -115,7 +102,7 @@ def read_metrics(run_dir: str | Path, start: int | None = None, every_start: boo
     With `start` only the lines of that start; with `every_start` those of each, the last of a step and a start.
     """
     kept: dict[tuple, dict[str, Any]] = {}
-    for line in (Path(run_dir) / METRICS).read_text(encoding="utf-8", errors="replace").splitlines():
+    for line in read_own(Path(run_dir) / METRICS, errors="replace").splitlines():
         try:
             row = parse_own_json(line)
         except (ValueError, RecursionError):  # not JSON, a number too large, too deep
@@ -168,7 +155,7 @@ def read_sites(run_dir: Path) -> list[Site]:
     path = run_dir / SITES
     if not path.exists():
         return []
-    sites = json.loads(path.read_text(encoding="utf-8"))["sites"]
+    sites = json.loads(read_own(path))["sites"]
     return [Site(**{**site, "shape": site["shape"] and tuple(site["shape"])}) for site in sites]
 
 

@@ -17,7 +17,8 @@ import torch
 from safetensors.torch import save_file
 
 from ..constants import MIB
-from ..read.store import SCHEMA_VERSION, write_text
+from ..read.files import write_text
+from ..read.store import SCHEMA_VERSION
 
 INCIDENTS = "incidents"
 _TENSORS, _FACTS, _DIAGNOSIS = "capsule.safetensors", "capsule.json", "diagnosis.json"

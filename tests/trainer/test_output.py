@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
+from lora_train.trainer import cli as cli_module
 from lora_train.trainer.cli import main
 
 from ..conftest import COMMAND_ENVIRONMENT, ROOT
@@ -47,3 +51,30 @@ def test_the_interpreter_does_not_complain_once_more(stream, code):
         ended = subprocess.run(command, env=COMMAND_ENVIRONMENT, stdout=out, stderr=err, text=True, check=False)
     assert ended.returncode == code
     assert "Exception ignored" not in (ended.stderr or "")
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "said"),
+    [
+        (errno.EACCES, 2, "error: adapter.bin cannot be opened: Permission denied\nhint: "),
+        (errno.EROFS, 2, "error: adapter.bin cannot be opened: Read-only file system\nhint: "),
+        (errno.ENOSPC, 1, "error: adapter.bin: No space left on device\nhint: "),
+    ],
+)
+def test_a_file_that_nobody_may_open_or_that_has_no_room_is_named(number, code, said, monkeypatch, capsys):
+    def refuse(_):
+        raise OSError(number, os.strerror(number), "adapter.bin")
+
+    monkeypatch.setitem(cli_module.VERBS, "ls", replace(cli_module.VERBS["ls"], run=refuse))
+    assert main(["ls"]) == code
+    assert capsys.readouterr().err.startswith(said)
+
+
+@pytest.mark.parametrize(("closed", "code"), [(">&-", 0), ("2>&-", 0), (">&- 2>&- <&-", 0)])
+def test_closed_streams_are_nothing(closed, code, tmp_path):
+    command = f"{sys.executable} -m lora_train.trainer.cli report {STOCK} -o {tmp_path}/page.html {closed}"
+    ended = subprocess.run(
+        ["bash", "-c", command], env=COMMAND_ENVIRONMENT, capture_output=True, text=True, check=False
+    )
+    assert (ended.returncode, ended.stderr) == (code, "")
+    assert (tmp_path / "page.html").read_text(encoding="utf-8").startswith("<!doctype html>")

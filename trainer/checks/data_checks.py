@@ -47,6 +47,8 @@ def _source_problems(key: str, name: str, where: Callable[[str], str]) -> Iterat
     elif path.is_dir():
         if not data_files(path) and not is_saved(path):
             yield problem("config.no_data_files", file=where(key), key=key, path=name, known=known)
+    elif not path.is_file():
+        yield problem("data.no_regular_file", source=f"{where(key)}: {key}: {name}")
     elif not kind_of(path):
         yield problem("config.unknown_data_kind", file=where(key), key=key, path=name, known=known)
 

@@ -16,12 +16,13 @@ from pydantic_core import ErrorDetails
 
 from ...instrument.messages import say
 from ..config.aliases import ours_for
+from ..config.limits import MOST_STEPS
 from ..config.names import TRACKERS, at_home, is_installed, is_path, trackers_wanted
 from ..config.schema import METRIC_DRIVEN, Config, sections
 from ..data.readers import kind_of as kind_of_rows
 from ..errors import Problem, UserError, kind_of_value, problem
 from ..importer.recognize import is_foreign_script, tool_of
-from ..importer.sources import YAML_ERRORS, is_small
+from ..importer.sources import YAML_ERRORS, is_small, text_of
 from ..patterns import wrong_with
 from .data_checks import data_problems
 from .task_checks import task_problems
@@ -168,12 +169,7 @@ def read_mapping(path: Path) -> dict[str, Any]:
         raise UserError(_foreign(path, None))
     if kind_of_rows(path) not in ("", ".json", ".txt") and path.is_file():
         raise UserError(problem("config.is_data", file=path, quoted=shlex.quote(str(path))))
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise UserError(problem("config.not_utf8", file=path, byte=error.start)) from None
-    except OSError as error:
-        raise UserError(problem("config.unreadable", file=path, reason=error.strerror)) from None
+    text = text_of(path)
     try:
         raw = yaml.load(text, Loader=_Loader)
     except RecursionError:
@@ -333,6 +329,10 @@ def _cross_checks(config: Config, where) -> Iterator[Problem]:
         yield problem("config.polynomial_lr", file=where("training.learning_rate"), end=POLYNOMIAL_LR_END)
     if training.max_steps == 0:
         yield problem("config.zero_steps", file=where("training.max_steps"))
+    if training.max_steps > MOST_STEPS:
+        place = f"{where('training.max_steps')}: training.max_steps: "
+        steps, most = f"{training.max_steps:,}", f"{MOST_STEPS:,}"
+        yield problem("config.too_many_steps", where=place, steps=steps, most=most)
     yield from data_problems(data, where)
     yield from task_problems(config, where)
     model = config.model.name_or_path

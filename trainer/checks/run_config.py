@@ -8,6 +8,7 @@ import yaml
 from pydantic import ValidationError
 
 from ...instrument.read.damaged import parse_yaml
+from ...instrument.read.files import read_own
 from ..config.schema import Config
 from .read_config import read_config
 
@@ -19,6 +20,6 @@ def run_config(path: Path) -> Config:
         UserError: it is none of this version's.
     """
     try:
-        return Config.model_validate(parse_yaml(path.read_text(encoding="utf-8")))
-    except (ValidationError, yaml.YAMLError, RecursionError, ValueError):
+        return Config.model_validate(parse_yaml(read_own(path)))
+    except (OSError, ValidationError, yaml.YAMLError, RecursionError, ValueError):
         return read_config(path)  # says what is wrong with it

@@ -19,7 +19,9 @@ from ..importer.left_out import CHANGES, HARMLESS, MEMORY, WHY, is_off, weight
 PEER_NAMES = {
     "base_model": "model.name_or_path",
     "model_name_or_path": "model.name_or_path",
+    "model": "model.name_or_path",
     "model_name": "model.name_or_path",
+    "model_path": "model.name_or_path",
     "model_id": "model.name_or_path",
     "pretrained_model_name_or_path": "model.name_or_path",
     "base_model_name_or_path": "model.name_or_path",
@@ -32,10 +34,20 @@ PEER_NAMES = {
     "use_flash_attention_2": "model.attn_implementation",
     "eager_attention": "model.attn_implementation",
     "micro_batch_size": "training.per_device_train_batch_size",
+    "batch": "training.per_device_train_batch_size",
     "batch_size": "training.per_device_train_batch_size",
     "eval_batch_size": "training.per_device_eval_batch_size",
     "num_epochs": "training.num_train_epochs",
+    "epoch": "training.num_train_epochs",
     "epochs": "training.num_train_epochs",
+    "steps": "training.max_steps",
+    "num_steps": "training.max_steps",
+    "train_steps": "training.max_steps",
+    "max_train_steps": "training.max_steps",
+    "output": "training.output_dir",
+    "output_path": "training.output_dir",
+    "out_dir": "training.output_dir",
+    "save_dir": "training.output_dir",
     "lr": "training.learning_rate",
     "lr_scheduler": "training.lr_scheduler_type",
     "scheduler": "training.lr_scheduler_type",
@@ -69,6 +81,7 @@ PEER_NAMES = {
     "val_ratio": "data.eval_fraction",
     "eval_ratio": "data.eval_fraction",
     "eval_size": "data.eval_fraction",
+    "data": "data.train",
     "dataset": "data.train",
     "data_path": "data.train",
     "train_data": "data.train",
@@ -76,6 +89,8 @@ PEER_NAMES = {
     "train_dataset": "data.train",
     "datasets": "data.train",
     "dataset_name": "data.train",
+    "validation": "data.eval",
+    "val": "data.eval",
     "eval_data": "data.eval",
     "eval_file": "data.eval",
     "eval_dataset": "data.eval",
@@ -99,6 +114,8 @@ PEER_NAMES = {
     "lora_r": "lora.r",
     "lora_rank": "lora.r",
     "rank": "lora.r",
+    "target": "lora.target_modules",
+    "targets": "lora.target_modules",
     "lora_target": "lora.target_modules",
     "lora_target_modules": "lora.target_modules",
     "lora_target_linear": "lora.target_modules",
@@ -113,6 +130,13 @@ PEER_NAMES = {
     "double_quantization": "quantization.bnb_4bit_use_double_quant",
     "use_bnb_nested_quant": "quantization.bnb_4bit_use_double_quant",
     "quantization_type": "quantization.bnb_4bit_quant_type",
+}
+# Names that mean one of a section's keys there, and something else or nothing elsewhere.
+SHORT_NAMES = {
+    "model": dict.fromkeys(("name", "path", "id", "repo", "checkpoint"), "model.name_or_path"),
+    "data": dict.fromkeys(("path", "file", "files", "name", "source"), "data.train")
+    | {"length": "data.cutoff_len", "test": "data.eval"},
+    "training": {"folder": "training.output_dir", "rate": "training.learning_rate"},
 }
 # Keys that say the opposite of ours: true there is false here.
 OPPOSITES = {
@@ -184,8 +208,8 @@ def _hint(key: str, known: list[str]) -> str:
     section, dot, name = key.rpartition(".")
     here = {word: section + dot + word for word in known}
     elsewhere = {field: f"{other}.{field}" for other, schema in sections().items() for field in schema.model_fields}
-    if name in elsewhere or name in PEER_NAMES:
-        return say("config.did_you_mean", guess=elsewhere.get(name) or PEER_NAMES[name])
+    if meant := elsewhere.get(name) or SHORT_NAMES.get(section, {}).get(name) or PEER_NAMES.get(name):
+        return say("config.did_you_mean", guess=meant)
     if name in OPPOSITES:
         return say("config.opposite", key=name, guess=OPPOSITES[name])
     if (kind := weight(name)) != "unknown":

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch.utils._pytree import tree_leaves, tree_map
 
 from ...instrument.judge.detect import Diagnosis
-from ...instrument.read.store import write_text
+from ...instrument.read.files import write_text
 from ...instrument.record.four_bit import is_4bit_linear
 from ...instrument.record.trace import traced_modules, watch_ops
 from ..errors import UserError, problem

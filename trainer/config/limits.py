@@ -11,6 +11,8 @@ from pydantic_core import PydanticKnownError
 LARGEST = 2**31 - 1
 # Seeds may be any number that a float holds exactly.
 OTHERS = {"seed": 2**53 - 1, "data_seed": 2**53 - 1}
+# Steps of a run: the rate of each is worked out before the first, for which transformers' schedules take a minute.
+MOST_STEPS = 10_000_000
 EPOCHS = "num_train_epochs"
 
 

@@ -25,7 +25,7 @@ from .cache import Packed, cache_key, load_packed, save_packed, tokenizer_hash
 from .conversations import ChatFormat, find_template
 from .dataset import IGNORE_INDEX as IGNORE_INDEX
 from .dataset import Dataset, Example
-from .fields import Note, needs_chat, printable, question_and_answer, renamed, require_supported
+from .fields import Note, needs_chat, printable, question_and_answer, renamed, require_supported, turns_elsewhere
 from .formats import CHATS, DETECTION_ROWS, FORMATS, Format, Rendered, custom_format, detect, require_object
 from .masks import end_of, tokenize
 from .sources import BadRow, Source, Where, open_source, source_name
@@ -238,10 +238,10 @@ def _detected(
     rows = [row for _, row in opening if isinstance(row, dict)]
     name, aliases = detect(rows), {}
     if name is None:
-        aliases = question_and_answer(rows) or {}
+        aliases = turns_elsewhere(rows) or question_and_answer(rows)
         if not aliases:
             raise _unknown_fields(origin, opening, rest)
-        name = "alpaca" if "input" in aliases else "koalpaca"
+        name = "messages" if "messages" in aliases else "alpaca" if "input" in aliases else "koalpaca"
         aliases = {ours: theirs for ours, theirs in aliases.items() if ours != theirs}
     has_template = data.chat_template is not None or tokenizer.chat_template is not None
     if name in ("koalpaca", "alpaca", "prompt_completion") and has_template and any(map(needs_chat, rows)):

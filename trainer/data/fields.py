@@ -35,7 +35,7 @@ MEDIA = ("images", "image", "videos", "video", "audios", "audio", "image_url", "
 # How much of a row counts, in ways that rows as a whole cannot have here.
 WEIGHTS = ("weight", "loss_weight", "sample_weight", "weights", "token_weights", "train", "trainable")
 MASKS = ("loss_mask", "completion_mask", "prompt_mask", "assistant_masks", "masked", "mask", "segments", "train_mask")
-SYSTEM = ("system", "system_prompt")
+SYSTEM = ("system", "system_prompt", "systemInstruction", "system_instruction")
 HISTORY = ("history",)
 TREE = ("parent_id", "parent_message_id")
 # Names of the question and of the answer in data sets whose fields are not ours; the first that rows have are read.
@@ -131,10 +131,16 @@ def not_used(row: Mapping[str, Any], used: Iterable[str]) -> tuple[Note, ...]:
     return tuple(("data.not_used", (("field", printable(field)),)) for field in fields)
 
 
-def question_and_answer(rows: Sequence[Mapping[str, Any]]) -> dict[str, str] | None:
-    """{instruction, output and perhaps input: field} of rows that call them otherwise; None if they have none."""
+def turns_elsewhere(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """{messages: field} of rows that keep their turns as Gemini takes them: contents, of a role and parts each."""
+    are_turns = rows and all(isinstance(row.get("contents"), list) for row in rows)
+    return {"messages": "contents"} if are_turns else {}
+
+
+def question_and_answer(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """{instruction, output and perhaps input: field} of rows that call them otherwise; empty if they have none."""
     if not rows:
-        return None
+        return {}
 
     def usual(names: Iterable[str], taken: Iterable[str] = ()) -> str | None:
         known = [name for name in names if name not in taken and any(name in row for row in rows)]
@@ -143,7 +149,7 @@ def question_and_answer(rows: Sequence[Mapping[str, Any]]) -> dict[str, str] | N
     answer = usual(ANSWERS)
     question = usual(QUESTIONS, [answer or ""])
     if question is None or answer is None:
-        return None
+        return {}
     context = usual(CONTEXTS, [question, answer])
     return {"instruction": question, "output": answer, **({"input": context} if context else {})}
 

@@ -190,10 +190,14 @@ def custom_format(template: str) -> Format:
     return Format(fill, (answer,), may_be_empty=tuple(others), own=True)
 
 
+def _is_list_of_turns(value: Any) -> bool:
+    return isinstance(value, list) and any(isinstance(turn, dict) for turn in value)
+
+
 def detect(rows: Sequence[Any]) -> str | None:
     """The format whose fields most of the first rows have; None if no row has any format's.
 
-    instruction and output are koalpaca, with an input in any row alpaca.
+    instruction and output are koalpaca, with an input in any row alpaca; where one of them holds turns, messages.
     """
     rows = [row for row in rows[:DETECTION_ROWS] if isinstance(row, dict)]
     needed = {name: (field,) for name, (field, *_) in CHATS.items()}
@@ -203,8 +207,8 @@ def detect(rows: Sequence[Any]) -> str | None:
     best = max(fits, key=lambda name: fits[name])
     if fits[best] == 0:
         return None
-    if best == "prompt_completion" and any(
-        isinstance(row.get(key), list) for row in rows for key in FORMATS[best].required
+    if best in ("prompt_completion", "koalpaca") and any(
+        _is_list_of_turns(row.get(key)) for row in rows for key in FORMATS[best].required
     ):
         return "messages"
     if best == "koalpaca" and any("input" in row for row in rows):

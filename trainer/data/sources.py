@@ -107,6 +107,8 @@ def open_source(value: str | Sequence[str]) -> Source:
         if not files:
             raise UserError(problem("data.no_match", source=name))
         return Source(name, files, names=tuple(map(str, files)))
+    if path.exists() and not path.is_file():  # a pipe would wait for whoever writes, a device might never end
+        raise UserError(problem("data.no_regular_file", source=name))
     if path.exists() or kind_of(path):
         if not kind_of(path):
             raise UserError(problem("data.unknown_kind", source=name, known=", ".join(READERS)))

@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 
 from ...instrument.messages import say
+from ...instrument.read.files import read_given
 from ..errors import Problem, UserError, kind_of_value, problem
 from .shell import flags
 
@@ -41,7 +42,7 @@ def read_source(path: Path) -> Keys | ast.Module:
     Raises:
         UserError: it cannot be read; says why.
     """
-    text = _text(path)
+    text = text_of(path)
     if path.suffix == ".py":
         return parse(text, path)
     if path.suffix == ".ipynb":
@@ -100,11 +101,15 @@ def is_small(value: Any) -> bool:
     return False
 
 
-def _text(path: Path) -> str:
+def text_of(path: Path) -> str:
+    """The text of a configuration or a script.
+
+    Raises:
+        UserError: it cannot be read, is too large, or is no text.
+    """
+    limit = LARGEST_NOTEBOOK if path.suffix == ".ipynb" else LARGEST
     try:
-        limit = LARGEST_NOTEBOOK if path.suffix == ".ipynb" else LARGEST
-        with path.open("rb") as file:
-            data = file.read(limit + 1)
+        data = read_given(path, limit) if not path.is_file() or path.stat().st_size <= limit else bytes(limit + 1)
     except OSError as error:
         raise UserError(problem("config.unreadable", file=path, reason=error.strerror)) from None
     if len(data) > limit:

@@ -37,7 +37,7 @@ def run(arguments: Namespace) -> int:
     Raises:
         UserError: an answer is missing and nobody is there to ask, or cannot be used, or the file is there.
     """
-    from ...instrument.read.store import write_text
+    from ...instrument.read.files import write_text
     from ..console import quiet_libraries
     from ..errors import UserError, problem
 

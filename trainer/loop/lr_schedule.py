@@ -14,11 +14,9 @@ import torch
 from transformers import get_scheduler
 
 from ...instrument.judge.metrics import LOWER
+from ..config.limits import MOST_STEPS
 from ..config.schema import METRIC_DRIVEN, TrainingSection
 from ..errors import UserError, first_line, problem
-
-# Rates that are worked out before the first step; transformers' schedules take a minute for so many.
-MOST_STEPS = 10_000_000
 
 
 def lr_table(training: TrainingSection, n_steps: int, metrics: Sequence[float] = ()) -> list[float]:
@@ -31,7 +29,7 @@ def lr_table(training: TrainingSection, n_steps: int, metrics: Sequence[float] =
         UserError: training.lr_scheduler_kwargs do not fit the schedule, or there are too many steps.
     """
     if n_steps > MOST_STEPS:
-        raise UserError(problem("config.too_many_steps", steps=f"{n_steps:,}", most=f"{MOST_STEPS:,}"))
+        raise UserError(problem("config.too_many_steps", where="", steps=f"{n_steps:,}", most=f"{MOST_STEPS:,}"))
     dummy = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=training.learning_rate)
     kind, extra = training.lr_scheduler_type, dict(training.lr_scheduler_kwargs)
     if kind == "reduce_lr_on_plateau":

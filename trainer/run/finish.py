@@ -16,7 +16,16 @@ from ..config.schema import Config
 from ..console import compact, duration
 from ..errors import problem
 from ..loop.best import best_step, stops_early
-from ..loop.checkpoint import NotFinite, commit, load_adapter, partial_folder, save_adapter, set_aside
+from ..loop.checkpoint import (
+    NotFinite,
+    checkpoints,
+    commit,
+    load_adapter,
+    partial_folder,
+    save_adapter,
+    set_aside,
+    step_of,
+)
 from ..loop.components import Components
 from ..loop.session import Session
 from ..saved.state import Progress
@@ -40,13 +49,23 @@ def finish(session: Session) -> int:
     components, progress, stop = session.components, session.progress, session.stop
     complete, code = is_complete(components, progress), 0
     if not complete:
-        folder, config = (shlex.quote(str(path)) for path in (session.run_dir, session.run_dir / "config.yaml"))
-        total = components.n_steps
-        session.console.line(say("end.interrupted", step=progress.step, total=total, folder=folder, config=config))
+        session.console.line(interrupted(session.run_dir, progress.step, components.n_steps))
     elif components.engine.is_main:
         code = write_result(session)
     components.engine.barrier()
     return code if complete or not stop.signal else 128 + stop.signal
+
+
+def interrupted(run_dir: Path, step: int, total: int) -> str:
+    """One line: where the run stopped, and what of it is on the disk, which may have refused the last checkpoint."""
+    folder, config = (shlex.quote(str(path)) for path in (run_dir, run_dir / "config.yaml"))
+    values = {"step": step, "total": total, "folder": folder, "config": config}
+    kept = checkpoints(run_dir)
+    if not kept:
+        return say("end.interrupted_empty", **values)
+    if step_of(kept[-1]) != step:
+        return say("end.interrupted_behind", **values, kept=step_of(kept[-1]))
+    return say("end.interrupted", **values)
 
 
 def write_result(session: Session) -> int:

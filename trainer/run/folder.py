@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from ...instrument.read.store import METRICS, SCHEMA_VERSION, file_order, read_metrics, stats_files, write_text
+from ...instrument.read.files import write_text
+from ...instrument.read.store import METRICS, SCHEMA_VERSION, file_order, read_metrics, stats_files
 from ..config.names import at_home
 from ..config.schema import Config
 from ..model.load import trainable

@@ -21,7 +21,7 @@ from typing import Any
 import yaml
 
 from ...instrument.read.damaged import parse_yaml
-from ...instrument.read.store import write_text
+from ...instrument.read.files import write_text
 from ..config.names import checkpoint_step
 from ..errors import UserError, problem
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from ...instrument.read.store import write_text
+from ...instrument.read.files import write_text
 from ..errors import UserError, problem
 from . import folder
 from .folder import STUDY

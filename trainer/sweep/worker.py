@@ -23,7 +23,8 @@ from typing import Any
 import yaml
 
 from ...instrument.judge.metrics import LOWER
-from ...instrument.read.store import METRICS, write_text
+from ...instrument.read.files import write_text
+from ...instrument.read.store import METRICS
 from .folder import CONFIG, OUTPUT, SETTINGS, Attempt, attempts, inherit
 from .outcome import history_of, hopeless, outcome_of, reached
 from .plan import configuration

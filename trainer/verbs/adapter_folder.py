@@ -10,6 +10,7 @@ Nothing is renamed, repaired or written, and neither torch nor transformers is i
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 import re
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...instrument.read.damaged import parse_own_json, parse_yaml
+from ...instrument.read.files import read_own
 from ...instrument.read.store import METRICS
 from ..config.names import checkpoint_step, is_path
 from ..errors import UserError, first_line, problem
@@ -151,7 +153,8 @@ def require_new_folder(output: Path) -> None:
         raise UserError(problem("merge.exists", folder=output))
     parent = next(folder for folder in output.absolute().parents if folder.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise UserError(problem("merge.cannot_write", folder=output, what=parent))
+        what = os.strerror(errno.EACCES if parent.is_dir() else errno.ENOTDIR)
+        raise UserError(problem("merge.cannot_write", folder=output, what=f"{what} ({parent})"))
 
 
 def scaling(settings: dict[str, Any], module: str, r: int) -> float:
@@ -221,14 +224,14 @@ def _read_yaml(file: Path) -> Any:
     import yaml
 
     try:
-        return parse_yaml(file.read_text(encoding="utf-8"))
+        return parse_yaml(read_own(file))
     except (OSError, RecursionError, ValueError, yaml.YAMLError) as error:
         raise UserError(problem("adapter.unreadable", file=file, what=first_line(error))) from None
 
 
 def _read_json(file: Path) -> dict[str, Any]:
     try:
-        values = parse_own_json(file.read_text(encoding="utf-8"))
+        values = parse_own_json(read_own(file))
     except (OSError, ValueError, RecursionError) as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
         raise UserError(problem("adapter.unreadable", file=file, what=error)) from None
     if not isinstance(values, dict):

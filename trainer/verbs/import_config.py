@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from ...instrument.messages import say
-from ...instrument.read.store import write_text
+from ...instrument.read.files import write_text
 from ..checks.read_config import problems_of
 from ..errors import UserError, problem, tell
 from ..importer.recognize import read_foreign

@@ -89,9 +89,9 @@ def run(arguments: Namespace) -> int:
     Raises:
         UserError: it is no run of lora-train, is as long already, or the file is there.
     """
+    from ...instrument.read.files import write_text
     from ...instrument.read.history import SourceError
     from ...instrument.read.logs import read_history
-    from ...instrument.read.store import write_text
 
     folder: Path = arguments.run
     config_file = folder / "config.yaml"

@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 
 from ...instrument.messages import say
-from ...instrument.read.store import write_text
+from ...instrument.read.files import write_text
 from ..config.reference import json_schema, study_schema
 from ..errors import UserError, problem
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ...read.store import write_text
+from ...read.files import write_text
 from ...show.page import document
 from .claims import CLAIMS, STUDY
 

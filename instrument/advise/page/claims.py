@@ -13,6 +13,7 @@ from typing import Any
 
 from ...messages import LANGUAGES
 from ...read.damaged import parse_own_json
+from ...read.files import read_own
 from ..sources import LARGEST, last_attempts
 
 STUDY, CLAIMS, OUTCOME = "study.yaml", "claims", "outcome.json"
@@ -73,7 +74,7 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > LARGEST:
             return {}
-        found = parse_own_json(path.read_text(encoding="utf-8"))
+        found = parse_own_json(read_own(path))
     except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}

@@ -24,6 +24,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from ..files import read_given, read_own, read_stream
 from ..history import History, SourceError
 from ..store import METRICS, SITES
 from .console import read_console
@@ -39,7 +40,7 @@ from .values import is_known, is_step
 STATE = "trainer_state.json"
 FACTORY = "trainer_log.jsonl"
 STANDARD_INPUT = "-"
-# Of a compressed log, unpacked.
+# Of a compressed log, unpacked, and of a stream.
 LARGEST = 1 << 30
 # What else people give, by its content; the sentence says what to give instead.
 CONFIGURATION = re.compile(
@@ -74,7 +75,7 @@ def _run_folder(path: Path) -> Path | None:
     checkpoint = path.parent if path.name == STATE else path
     if re.fullmatch(CHECKPOINT, checkpoint.name) and (checkpoint.parent / METRICS).is_file():
         try:
-            own = _is_own_state(parse_json((checkpoint / STATE).read_text(encoding="utf-8")))
+            own = _is_own_state(parse_json(read_own(checkpoint / STATE)))
         except (OSError, UnicodeDecodeError):
             own = False
         if own:
@@ -96,7 +97,7 @@ def _is_own_state(values: object) -> bool:
 def _read(source: str | Path) -> tuple[str, str, Log]:
     """Name, kind and log of one source."""
     if str(source) == STANDARD_INPUT:
-        return "stdin", "log", _from_bytes("stdin", sys.stdin.buffer.read())[1]
+        return "stdin", "log", _from_bytes("stdin", _standard_input())[1]
     path = Path(source)
     if _run_folder(path) is not None:
         raise SourceError("source.run_alone", path=path)
@@ -148,10 +149,17 @@ def _from_file(path: Path) -> tuple[str, Log]:
     if path.match(PATTERN):
         return "log", read_events(path)
     try:
-        data = path.read_bytes()
+        data = read_given(path, LARGEST)
     except OSError as error:
         raise SourceError("source.unreadable", path=path, what=error.strerror) from error
     return _from_bytes(str(path).removesuffix(".gz"), _unzipped(path, data))
+
+
+def _standard_input() -> bytes:
+    try:
+        return read_stream(sys.stdin.buffer, LARGEST, "stdin")
+    except OSError as error:
+        raise SourceError("source.unreadable", path="stdin", what=error.strerror) from error
 
 
 def _unzipped(path: Path, data: bytes) -> bytes:

@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from ..damaged import parse_own_json, parse_yaml
+from ..files import read_own
 from ..history import COLUMNS, TASKS, History, SourceError
 from ..load import Run
 from ..schema import kind_of
@@ -148,6 +149,6 @@ def _yaml(path: Path) -> dict[str, dict[str, Any]]:
 def _read(path: Path, parse: Callable[[str], Any]) -> Any:
     """None where the file is missing, torn or of another kind: the rest of a run is worth reading."""
     try:
-        return parse(path.read_text(encoding="utf-8"))
+        return parse(read_own(path))
     except (OSError, ValueError, RecursionError, yaml.YAMLError):
         return None

@@ -17,8 +17,8 @@ import numpy as np
 from ...judge.explain.finding import VERDICTS, Finding, ends, median
 from ...judge.explain.rules.kinds import added_up
 from ...messages import say_in
+from ...read.files import write_text
 from ...read.history import History
-from ...read.store import write_text
 from ..page import document
 from ..page.people import number
 from .comparable import comparability, missing, same_measure

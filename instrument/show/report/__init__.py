@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...judge.explain import read_history
-from ...read.store import write_text
+from ...read.files import write_text
 from ..page import document
 from ..page.people import run_name
 

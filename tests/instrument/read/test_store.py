@@ -24,7 +24,6 @@ from lora_train.instrument.read.store import (
     StatsWriter,
     read_metrics,
     write_sites,
-    write_text,
 )
 
 TENSORS = ("out", "grad_out", "grad_in", "lora_A.grad", "lora_B.grad")
@@ -99,14 +98,6 @@ def test_reader_keeps_the_last_start_of_a_step_and_drops_torn_lines(tmp_path):
         3.0,
         33.0,
     ]
-
-
-def test_a_file_that_cannot_be_written_whole_leaves_the_old_one(tmp_path, monkeypatch):
-    write_text(tmp_path / "env.json", "old")
-    monkeypatch.setattr("os.fsync", lambda _: (_ for _ in ()).throw(OSError("disk full")))
-    with pytest.raises(OSError, match="disk full"):
-        write_text(tmp_path / "env.json", "new")
-    assert (tmp_path / "env.json").read_text() == "old"
 
 
 def test_metrics_frame_has_the_steps_in_order_and_nan_for_null(tmp_path):

@@ -116,6 +116,7 @@ def test_unknown_key_suggests_what_was_meant(tmp_path, key, guess):
         ("model", "name_or_path", "", "is empty"),
         ("training", "lr_scheduler_type", "cosine_", "must be one of linear, cosine, cosine_with_restarts, polynomial"),
         ("training", "max_steps", 0, "is 0: nothing would be trained"),
+        ("training", "max_steps", 10_000_001, "more than a run can plan"),
         ("quantization", "bnb_4bit_use_double_quant", True, "has no effect without load_in_4bit"),
         ("model", "dtype", "float16", "stores 16-bit weights but neither training.fp16 nor training.bf16 is on"),
     ],

@@ -5,7 +5,13 @@ from pathlib import Path
 import pytest
 import yaml
 from lora_train.trainer.checks.read_config import read_config, read_settings
-from lora_train.trainer.checks.unknown_keys import OPPOSITES, PEER_NAMES, flags_as_overrides, take_out
+from lora_train.trainer.checks.unknown_keys import (
+    OPPOSITES,
+    PEER_NAMES,
+    SHORT_NAMES,
+    flags_as_overrides,
+    take_out,
+)
 from lora_train.trainer.cli import TRAIN_OPTIONS, _train_parser, main
 from lora_train.trainer.config.schema import sections
 from lora_train.trainer.errors import UserError
@@ -55,6 +61,22 @@ def test_hints_name_the_key_that_was_meant(tmp_path):
     opposite = "data.train_on_inputs is the opposite of completion_only_loss: true there is false here."
     assert found["training.completion_only_loss"] == opposite
     assert found["training.overwrite_cache"].startswith("data.cache is the opposite of overwrite_cache")
+
+
+@pytest.mark.parametrize(
+    ("key", "meant"),
+    [
+        ("model.name", "model.name_or_path"), ("model.path", "model.name_or_path"),
+        ("model.model", "model.name_or_path"),
+        ("data.path", "data.train"), ("data.file", "data.train"), ("data.data", "data.train"),
+        ("data.val", "data.eval"),
+        ("training.epochs", "training.num_train_epochs"), ("training.steps", "training.max_steps"),
+        ("training.output", "training.output_dir"), ("training.batch", "training.per_device_train_batch_size"),
+        ("lora.target", "lora.target_modules"),
+    ],
+)  # fmt: skip
+def test_a_short_name_is_what_its_section_makes_of_it(tmp_path, key, meant):
+    assert problems(write(tmp_path, MINIMAL), f"{key}=x")[key].startswith(f"did you mean {meant}?")
 
 
 @pytest.mark.parametrize("key", ["data.split", "data.shards", "training.momentum", "training.curriculum", "lora.scale"])
@@ -142,7 +164,8 @@ def test_a_near_miss_that_means_something_else_is_no_hint(tmp_path, key, meant):
 
 
 def test_names_of_peers_are_keys_of_ours():
-    assert {*PEER_NAMES.values(), *OPPOSITES.values()} <= KEYS
+    short = {key for names in SHORT_NAMES.values() for key in names.values()}
+    assert {*PEER_NAMES.values(), *OPPOSITES.values(), *short} <= KEYS
     assert not PEER_NAMES.keys() & OPPOSITES.keys()
 
 

@@ -121,7 +121,20 @@ def test_what_was_read_as_what_is_said(tmp_path, capsys, tokenizer):
     said = lines(tmp_path, capsys, [{"question": "물은?", "answer": "100도", "url": "x"}], tokenizer)
     assert "instruction=question, output=answer" in said
     assert said.count("fields that are not used: url") == 1
-    assert question_and_answer([{"a": 1}]) is None
+    assert question_and_answer([{"a": 1}]) == {}
+
+
+def test_turns_and_parts_as_gemini_takes_them(tmp_path, chatting):
+    said = {"system": "짧게", "user": "물은?", "assistant": "100도"}
+    ours = {"messages": [{"role": role, "content": text} for role, text in said.items()]}
+    contents = [{"role": role, "parts": [{"text": text}]} for role, text in (("user", "물은?"), ("model", "100도"))]
+    theirs = {"systemInstruction": {"role": "system", "parts": [{"text": "짧게"}]}, "contents": contents}
+    found, wanted = (load(tmp_path, [one], chatting).examples[0] for one in (theirs, ours))
+    assert found.input_ids.tolist() == wanted.input_ids.tolist()
+    assert found.supervised.tolist() == wanted.supervised.tolist()
+    contents[0]["parts"].append({"inlineData": {"mimeType": "image/png"}})
+    (error,) = errors(tmp_path, [theirs], chatting)
+    assert "messages[0].parts[1] is a part of type inlineData" in error
 
 
 def test_columns_map_and_a_column_that_is_not_there_is_named(tmp_path, tokenizer):

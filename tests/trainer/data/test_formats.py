@@ -48,6 +48,8 @@ def test_an_input_may_be_empty_or_null(value):
         ([{"messages": [], "text": "c"}], "messages"),
         ([{"conversations": []}], "sharegpt"),
         ([{"prompt": "a", "completion": "b", "id": 3}], "prompt_completion"),
+        ([{"instruction": "a", "output": [{"role": "assistant", "content": "b"}]}], "messages"),
+        ([{"instruction": "a", "output": ["b"]}], "koalpaca"),
         ([{"text": "a"}], "text"),
         ([{"txt": "a"}, {"text": "a"}, 3], "text"),
         ([{"instruction": "a"}], None),

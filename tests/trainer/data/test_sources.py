@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 from pathlib import Path
 
@@ -10,6 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from lora_train.trainer.checks.data_checks import data_problems
+from lora_train.trainer.config.schema import DataSection
 from lora_train.trainer.data.sources import BadRow, open_source
 from lora_train.trainer.errors import UserError
 
@@ -126,6 +129,15 @@ def test_a_file_that_cannot_be_read_is_an_error(tmp_path, name, content, expecte
     with pytest.raises(UserError) as raised:
         read(path if path.parent == tmp_path else path.parent)
     assert raised.value.problems[0].error.replace(f"{tmp_path}/", "").startswith(expected)
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "none"])
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path, name):
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(UserError, match="is a pipe or a device"):
+        open_source(str(tmp_path / name))
+    data = DataSection(train=str(tmp_path / name))
+    assert "is a pipe or a device" in next(str(found) for found in data_problems(data, str))
 
 
 def test_content_hash_changes_with_any_byte(tmp_path, monkeypatch):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from lora_train.trainer.config.schema import Config
-from lora_train.trainer.run.finish import next_step
+from lora_train.trainer.run.finish import interrupted, next_step
 from lora_train.trainer.saved.state import Progress
 
 CONFIG = {"model": {"name_or_path": "a/b"}, "data": {"train": "c/d"}}
@@ -34,6 +34,22 @@ def test_what_to_do_next(config, evaluations, heals, command, why):
     assert line.startswith(f"next    {command} ")
     assert why in line
     assert "\n" not in line
+
+
+@pytest.mark.parametrize(
+    ("kept", "said"),
+    [
+        ([7], "; a checkpoint is in "),
+        ([3, 5], "; the newest checkpoint is that of step 5 in "),
+        ([], "; there is no checkpoint in "),
+    ],
+)
+def test_a_run_that_stops_tells_only_of_a_checkpoint_that_is_there(tmp_path, kept, said):
+    for step in kept:
+        (tmp_path / f"checkpoint-{step}").mkdir()
+    line = interrupted(tmp_path, 7, 20)
+    assert line.startswith(f"stopped after step 7 of 20{said}")
+    assert ("--resume" in line) == bool(kept)
 
 
 def test_a_score_that_grows_is_better(monkeypatch):

@@ -16,6 +16,8 @@ def joined(place: str, content: Any) -> tuple[Any, tuple[str, ...]]:
     Raises:
         BadRow: a part is no text.
     """
+    if isinstance(content, dict) and isinstance(content.get("parts"), list):  # Gemini's systemInstruction
+        content = content["parts"]
     if isinstance(content, dict) and "text" in content:  # one part alone
         content = [content]
     if not isinstance(content, list) or not all(isinstance(part, (dict, str)) for part in content):
@@ -25,7 +27,10 @@ def joined(place: str, content: Any) -> tuple[Any, tuple[str, ...]]:
         part = part if isinstance(part, dict) else {"text": part}
         kind, text = part.get("type", TEXTS[0]), part.get("text")
         if kind not in TEXTS or not isinstance(text, str):
-            raise BadRow(("data.part", {"field": f"{place}[{i}]", "kind": printable(str(kind))}))
+            named = part.get("type") or next(
+                (name for name in part if name != "text"), kind
+            )  # inlineData, functionCall
+            raise BadRow(("data.part", {"field": f"{place}[{i}]", "kind": printable(str(named))}))
         more = [str(name) for name, value in part.items() if name not in ("type", "text") and not is_empty(value)]
         if media := [name for name in more if name in MEDIA]:
             raise BadRow(("data.media", {"field": f"{place}[{i}].{media[0]}"}))

@@ -34,7 +34,7 @@ _NAMES = {
     "call": ("function_call", "tool_call", "function-call"),
 }
 ROLES = {name: role for role, names in _NAMES.items() for name in names}
-WHO, WHAT = ("role", "from"), ("content", "value", "text")
+WHO, WHAT = ("role", "from"), ("content", "value", "text", "parts")
 REASONING = ("reasoning_content", "reasoning", "thinking")
 # What a turn says of whether it is trained on: the value that means no is `...: False`, or 0; of masks it is True.
 TRAINED, MASKED = ("weight", "train", "loss", "trainable", "training"), ("masked", "mask", "ignore")
