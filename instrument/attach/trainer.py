@@ -41,7 +41,7 @@ def trainer_of(callback: TrainerCallback) -> Any:
 
 def leave_one(trainer: Any, callback: TrainerCallback) -> None:
     """Leaves one of a callback that was given to a Trainer several times."""
-    handler = getattr(trainer, "callback_handler", None)
+    handler: Any = getattr(trainer, "callback_handler", None)
     given = [at for at, one in enumerate(getattr(handler, "callbacks", ())) if one is callback]
     if len(given) > 1:  # a new list: the Trainer walks along the old one
         handler.callbacks = [one for at, one in enumerate(handler.callbacks) if at not in given[1:]]

@@ -15,7 +15,7 @@ from typing import Any
 
 from ..messages import LANGUAGES
 from ..read.damaged import parse_own_json, parse_yaml
-from ..read.files import read_own
+from ..read.files import open_own, read_own
 from ..read.history import History, SourceError
 from ..read.schema import kind_of
 from ..read.store import METRICS
@@ -63,7 +63,7 @@ def peek(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
         started = None
     try:
-        with (path / METRICS).open("rb") as file:
+        with open_own(path / METRICS) as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - PEEKED))
             rows = [row for line in file.read().splitlines() if (row := row_of(line)) is not None]
     except OSError:

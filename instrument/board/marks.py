@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..messages import say
-from ..read.files import write_text
+from ..read.files import read_own, write_text
 
 FILE = ".lora-board.json"
 MOST_TAGS, LONGEST_TAG, LONGEST_NOTE = 20, 60, 2000
@@ -67,7 +67,7 @@ class Marks:
         try:
             if self.path.stat().st_size > LARGEST:
                 raise MarksError(say("board.marks.damaged", path=self.path))
-            found = json.loads(self.path.read_text(encoding="utf-8"))
+            found = json.loads(read_own(self.path))
         except FileNotFoundError:
             return {}
         except (OSError, ValueError, RecursionError) as error:

@@ -18,6 +18,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from ..read.files import open_own
 from ..read.lock import LOCK
 from ..read.store import file_order, stats_files
 
@@ -78,7 +79,7 @@ def is_saved(folder: Path, step: int) -> bool:
         files = sorted(stats_files(folder), key=file_order)
         if not files or files[-1].suffix != ".arrows":
             return True
-        with files[-1].open("rb") as file:
+        with open_own(files[-1]) as file:
             file.seek(-len(END_OF_STREAM), os.SEEK_END)
             return file.read() == END_OF_STREAM
     except OSError:

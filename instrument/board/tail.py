@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..read.damaged import parse_own_json
+from ..read.files import open_own
 from ..read.schema import kind_of
 
 CHUNK = 1 << 22
@@ -35,7 +36,7 @@ class Tail:
 
     def _skip(self) -> None:
         try:
-            with self.path.open("rb") as file:
+            with open_own(self.path) as file:
                 facts = os.fstat(file.fileno())
                 file.seek(max(0, facts.st_size - CHUNK))
                 data = file.read(CHUNK)
@@ -49,7 +50,7 @@ class Tail:
     def read(self) -> list[dict[str, Any]] | None:
         """The new lines that are mappings; None where the file is another one now."""
         try:
-            with self.path.open("rb") as file:
+            with open_own(self.path) as file:
                 facts = os.fstat(file.fileno())
                 if self._identity not in ((0, 0), (facts.st_dev, facts.st_ino)) or facts.st_size < self.offset:
                     return None

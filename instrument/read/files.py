@@ -15,6 +15,7 @@ import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BufferedReader, TextIOWrapper
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -54,11 +55,21 @@ def read_own(path: Path, errors: str = "strict") -> str:
         OSError: it cannot be read, or is no regular file, which might never end.
         UnicodeDecodeError: it is not UTF-8.
     """
-    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    with open(handle, encoding="utf-8", errors=errors) as file:
-        if not stat.S_ISREG(os.fstat(handle).st_mode):
-            raise OSError(errno.EINVAL, say("file.no_file"), str(path))
+    with TextIOWrapper(open_own(path), encoding="utf-8", errors=errors) as file:
         return file.read()
+
+
+def open_own(path: Path) -> BufferedReader:
+    """The bytes of such a file.
+
+    Raises:
+        OSError: it cannot be opened, or is no regular file.
+    """
+    file = open(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb")  # noqa: SIM115
+    if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        return file
+    file.close()
+    raise OSError(errno.EINVAL, say("file.no_file"), str(path))
 
 
 def read_stream(file: Any, most: int, name: str | Path) -> bytes:
@@ -101,30 +112,34 @@ def _awaited(pipe: int, path: Path) -> bytes:
 def written_whole(path: Path) -> Iterator[TextIO]:
     """A file that takes the place of `path` when it is written: another name, sync, rename.
 
-    A link goes on pointing where it points. A pipe or a device, as /dev/stdout is, is written to and not replaced.
+    A link is replaced and not followed: in somebody's run folder it may point anywhere. A pipe or a device, as
+    /dev/stdout is, is written to.
 
     Raises:
         OSError: it cannot be written; what was there is there.
     """
-    if path.exists() and not path.is_file():
+    if _is_system(path) or (path.exists() and not path.is_symlink() and not path.is_file()):
         with path.open("w", encoding="utf-8") as file:
             yield file
         return
-    path = Path(os.path.realpath(path))
     partial = path.with_name(f"{path.name}.tmp")
+    partial.unlink(missing_ok=True)  # of a process that was killed, or a link
     try:
-        with partial.open("w", encoding="utf-8") as file:
+        with partial.open("x", encoding="utf-8") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
     except BaseException as error:
         partial.unlink(missing_ok=True)
-        if (
-            isinstance(error, OSError) and error.filename is None
-        ):  # a full disk names no file: it could be the terminal's
+        if isinstance(error, OSError) and error.filename is None:  # a full disk names none: it could be the terminal
             error.filename = str(path)
         raise
+
+
+def _is_system(path: Path) -> bool:
+    """Whether a path lies where the system keeps its own: /dev/stdout is a link there, to a file as well."""
+    return os.path.realpath(path.parent).startswith(("/dev", "/proc")) and path.exists()
 
 
 def write_text(path: Path, text: str) -> None:

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .damaged import damage
+from .files import open_own
 from .schema import LOOP, Column, Null
 
 if TYPE_CHECKING:
@@ -204,13 +205,13 @@ def _read_stream(path: Path) -> list[pa.RecordBatch]:
     import pyarrow as pa
 
     batches = []
-    with path.open("rb") as file:
-        try:
+    try:
+        with open_own(path) as file:
             for batch in pa.ipc.open_stream(file):
                 batch.validate()
                 batches.append(batch)
-        except damage():
-            pass
+    except damage():
+        pass
     return batches
 
 

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .damaged import damage, parse_own_json
-from .files import read_own, write_text
+from .files import open_own, read_own, write_text
 from .schema import EXPONENTS, STATISTICS, kind_of
 
 if TYPE_CHECKING:
@@ -295,11 +295,11 @@ def stream_facts(path: Path) -> dict[bytes, bytes] | None:
     """The metadata of a stream; None if a kill tore even that."""
     import pyarrow as pa
 
-    with path.open("rb") as file:
-        try:
+    try:
+        with open_own(path) as file:
             return pa.ipc.open_stream(file).schema.metadata
-        except damage():
-            return None
+    except damage():
+        return None
 
 
 def stream_batches(path: Path, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:

@@ -6,6 +6,7 @@ import json
 import os
 
 import pytest
+from lora_train.instrument.board.card import peek
 from lora_train.instrument.board.tail import CHUNK, Tail, points
 
 LINES = [json.dumps({"start": 0, "step": i, "loss": 1 / i}) + "\n" for i in range(1, 9)]
@@ -77,6 +78,12 @@ def test_another_file_is_seen_as_one(log, how):
     else:
         log.write_text("".join(LINES).replace("step", "Step"))
     assert tail.read() is None
+
+
+def test_a_pipe_in_place_of_the_log_is_waited_for_by_nobody(tmp_path):
+    os.mkfifo(tmp_path / "metrics.jsonl")
+    assert Tail(tmp_path / "metrics.jsonl").read() == []
+    assert peek(tmp_path) == {"started": None, "finished": False}
 
 
 def test_a_file_that_is_not_there_yet(tmp_path):

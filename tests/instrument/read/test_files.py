@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -82,12 +84,27 @@ def test_a_file_that_cannot_be_written_whole_leaves_the_old_one(tmp_path, monkey
     assert os.listdir(tmp_path) == ["env.json"]
 
 
-def test_a_link_goes_on_pointing_and_a_pipe_is_written_to(pipe, tmp_path):
+def test_a_link_of_a_run_folder_is_replaced_and_what_it_points_to_is_left(pipe, tmp_path):
     (tmp_path / "file").write_text("old")
-    (tmp_path / "link").symlink_to("file")
-    write_text(tmp_path / "link", "new")
-    assert (tmp_path / "link").is_symlink()
-    assert (tmp_path / "file").read_text() == "new"
+    for target in (tmp_path / "file", pipe, Path("/dev/null"), tmp_path / "gone"):
+        (tmp_path / "link").symlink_to(target)
+        write_text(tmp_path / "link", "new")
+        assert not (tmp_path / "link").is_symlink()
+        assert (tmp_path / "link").read_text() == "new"
+        (tmp_path / "other.tmp").symlink_to(target)
+        write_text(tmp_path / "other", "new")
+        (tmp_path / "link").unlink()
+    assert (tmp_path / "file").read_text() == "old"
+    assert pipe.is_fifo()
+    assert not (tmp_path / "gone").exists()
+
+
+def test_a_pipe_and_standard_output_are_written_to(pipe, tmp_path):
+    command = "import pathlib; from lora_train.instrument.read.files import write_text as w; w(pathlib.Path({!r}), 'x')"
+    with (tmp_path / "out").open("w") as out:  # /dev/stdout is a link to a file here
+        subprocess.run([sys.executable, "-c", command.format("/dev/stdout")], stdout=out, check=True)
+    assert (tmp_path / "out").read_text() == "x"
+    assert Path("/dev/stdout").is_symlink()
     reading = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
     write_text(pipe, "through")  # as to /dev/stdout, or /dev/null, which must stay what they are
     assert pipe.is_fifo()
