@@ -26,7 +26,7 @@ from .schema import COMPUTED, kind_of
 
 from .store import (  # isort: skip
     COLUMNS, EXPONENT_COLUMNS, FLOAT_COLUMNS, METRICS, N_EXPONENTS, SITES, read_metrics, read_sites, stats_files,
-    stream_batches, stream_facts, stream_steps,
+    stream_batches, stream_facts, stream_steps, without_repeats,
 )  # fmt: skip
 
 if TYPE_CHECKING:
@@ -123,6 +123,7 @@ class Run:
         code = {name: at for at, name in enumerate(names)}
         tables = [_read_coded(part, stored, code) for part in parts]
         table = pa.concat_tables([_no_rows(stored), *tables]).sort_by([("step", "ascending"), ("site", "ascending")])
+        table = without_repeats(table)
         frame = table.select(stored).to_pandas(types_mapper={pa.int64(): pd.Int64Dtype()}.get)
         frame["step"], frame["start"] = table["step"].to_numpy(), table["start"].to_numpy()
         frame["site"] = pd.Categorical.from_codes(
@@ -311,8 +312,7 @@ def _read_coded(part: _Part, columns: Sequence[str], code: dict[str, int]) -> pa
     codes = np.array([code.get(name, -1) for name in part.names], np.int64)
     table = (_read_rows if part.path.suffix == ".parquet" else _read_stream)(part, columns, ids)
     site = table["site"].to_numpy()
-    start = np.full(len(site), part.start)
-    keys = {"step": table["step"], "start": start, "site": codes[site]}
+    keys = {"step": table["step"], "start": np.full(len(site), part.start), "site": codes[site]}
     return pa.table({**keys, **{column: table[column] for column in columns}})
 
 

@@ -335,3 +335,10 @@ def stream_batches(path: Path, columns: Sequence[str]) -> Iterator[pa.RecordBatc
 def stream_steps(path: Path) -> dict[int, int]:
     """Step -> position of its last batch in the stream."""
     return {batch["step"][0].as_py(): at for at, batch in enumerate(stream_batches(path, []))}
+
+
+def without_repeats(table: pa.Table) -> pa.Table:
+    """The last row of each step and site of a table that is sorted by both: a damaged file may have more."""
+    step, site = table["step"].to_numpy(), table["site"].to_numpy()
+    last = (step[1:] != step[:-1]) | (site[1:] != site[:-1])
+    return table if last.all() else table.filter([*last, True])

@@ -12,9 +12,12 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from lora_train.instrument.read.compact import GROUP_SITES, GROUP_STEPS, compact
 from lora_train.instrument.read.load import STATS_COLUMNS, load_run
+from lora_train.instrument.read.logs import read_history
 from lora_train.instrument.read.store import (
     COLUMNS,
     FLOAT_COLUMNS,
@@ -25,6 +28,11 @@ from lora_train.instrument.read.store import (
     read_metrics,
     write_sites,
 )
+from lora_train.instrument.show.compare import compare_runs
+
+from ...conftest import ROOT
+
+RUNS = ROOT / "tests" / "runs"
 
 TENSORS = ("out", "grad_out", "grad_in", "lora_A.grad", "lora_B.grad")
 
@@ -264,6 +272,16 @@ def test_a_step_written_twice_counts_once(tmp_path):
     check()
     compact(run)
     check()
+
+
+def test_rows_that_a_damaged_file_repeats_count_once(tmp_path):
+    run = shutil.copytree(RUNS / "healthy", tmp_path / "run")
+    before, file = load_run(run).stats(), run / "stats" / "start-0.parquet"
+    table = pq.read_table(file)
+    facts = {key: value for key, value in pq.read_metadata(file).metadata.items() if key != b"ARROW:schema"}
+    pq.write_table(pa.concat_tables([table, table.slice(3, 5)]).replace_schema_metadata(facts), file)
+    pd.testing.assert_frame_equal(load_run(run).stats(), before)
+    compare_runs([read_history(run), read_history(RUNS / "healed")])
 
 
 def test_a_started_stream_is_never_overwritten(tmp_path):
