@@ -139,7 +139,8 @@ def written_whole(path: Path) -> Iterator[TextIO]:
 
 def _is_system(path: Path) -> bool:
     """Whether a path lies where the system keeps its own: /dev/stdout is a link there, to a file as well."""
-    return os.path.realpath(path.parent).startswith(("/dev", "/proc")) and path.exists()
+    folder = Path(os.path.realpath(path.parent))
+    return path.exists() and (folder == Path("/dev") or folder.is_relative_to("/proc"))
 
 
 def write_text(path: Path, text: str) -> None:
