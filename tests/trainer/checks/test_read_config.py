@@ -193,7 +193,7 @@ YAML_VALUES = st.recursive(
 )
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(changes=st.dictionaries(st.sampled_from(KEYS) | st.text(max_size=12), YAML_VALUES, max_size=5))
 def test_whatever_the_values_are_there_is_a_config_or_an_error_with_words(tmp_path, changes):
     content = {name: dict(values) for name, values in MINIMAL.items()}
@@ -218,7 +218,7 @@ def test_whatever_the_values_are_there_is_a_config_or_an_error_with_words(tmp_pa
     assert all(problem.error.strip() for problem in problems)
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(text=st.text(max_size=60), override=st.text(max_size=30))
 def test_whatever_the_text_is_there_is_a_config_or_an_error_with_words(tmp_path, text, override):
     path = tmp_path / "fuzz.yaml"

@@ -239,7 +239,7 @@ def turns(pairs) -> list[dict]:
     ]
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(pairs=PAIRS, template=st.sampled_from([CHATML, LLAMA2, TAGGED, PLAIN]))
 def test_any_conversation_is_refused_or_its_answers_are_found_exactly(pairs, template):
     specials = {"bos_token": "<s>", "eos_token": "</s>"}
@@ -255,7 +255,6 @@ def test_any_conversation_is_refused_or_its_answers_are_found_exactly(pairs, tem
     assert [rendered.text[start:end] for start, end in rendered.spans] == expected
 
 
-@settings(deadline=None)
 @given(row=JSON | st.fixed_dictionaries({"messages": st.lists(JSON)}))
 def test_any_row_is_rendered_or_refused(row):
     for name in ("messages", "sharegpt"):

@@ -97,7 +97,7 @@ def test_special_tokens_that_the_tokenizer_adds(tokenizers):
     assert (len(ids), ids.dtype, len(supervised)) == (0, np.int32, 0)
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(prompt=TEXT, answer=TEXT.filter(str.strip), name=st.sampled_from(["byte_level", *MADE]))
 def test_supervised_tokens_are_those_whose_characters_reach_into_the_answer(tokenizers, prompt, answer, name):
     """Against the offsets, one by one; and what is masked never holds a character of the answer."""
@@ -116,7 +116,7 @@ def test_supervised_tokens_are_those_whose_characters_reach_into_the_answer(toke
         assert (ids[-1], supervised[-1]) == (tokenizer.eos_token_id, True)
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(instruction=TEXT, output=TEXT)
 def test_koalpaca_trains_on_exactly_the_answer_or_says_what_is_wrong(tokenizers, tmp_path_factory, instruction, output):
     tokenizer = tokenizers["byte_level"]

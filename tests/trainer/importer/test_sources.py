@@ -107,7 +107,7 @@ VALUES = st.recursive(
 )  # fmt: skip
 
 
-@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=400, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     keys=st.dictionaries(st.sampled_from(SIGNS) | st.text(max_size=5), VALUES, max_size=12),
     tool=st.sampled_from([*TOOLS]),
@@ -120,7 +120,7 @@ def test_whatever_the_values_are_there_is_yaml_or_a_sentence(keys, tool):
     assert all(problem.error.strip() for problem in problems_of(nested(draft), "FILE"))
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.binary(max_size=60) | st.text(max_size=60).map(lambda text: text.encode("utf-8", "surrogatepass")),
        kind=st.sampled_from(["yaml", "json", "py", "ipynb", "sh"]))  # fmt: skip
 def test_whatever_the_bytes_are_there_is_a_draft_or_a_sentence(tmp_path, data, kind):
@@ -143,7 +143,7 @@ EXPRESSIONS = st.recursive(
 )  # fmt: skip
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(values=st.lists(EXPRESSIONS, min_size=6, max_size=6))
 def test_whatever_a_script_says_there_is_yaml(tmp_path, values):
     names = ("r", "lora_alpha", "target_modules", "learning_rate", "bf16", "optim")

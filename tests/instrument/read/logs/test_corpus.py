@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from lora_train.instrument.judge.explain import explain, lines
 from lora_train.instrument.judge.wording import TRAINERS
@@ -109,7 +109,7 @@ def folder(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("mutated")
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=300)
 @given(data=st.data())
 def test_a_damaged_log_is_read_or_refused_with_a_sentence(folder, data):
     file, content, _ = SHAPES[data.draw(st.sampled_from(sorted(SHAPES)))]
