@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shlex
 import subprocess
 import sys
 from dataclasses import replace
@@ -72,7 +73,8 @@ def test_a_file_that_nobody_may_open_or_that_has_no_room_is_named(number, code, 
 
 @pytest.mark.parametrize(("closed", "code"), [(">&-", 0), ("2>&-", 0), (">&- 2>&- <&-", 0)])
 def test_closed_streams_are_nothing(closed, code, tmp_path):
-    command = f"{sys.executable} -m lora_train.trainer.cli report {STOCK} -o {tmp_path}/page.html {closed}"
+    words = [sys.executable, "-m", "lora_train.trainer.cli", "report", STOCK, "-o", tmp_path / "page.html"]
+    command = f"{shlex.join(map(str, words))} {closed}"
     ended = subprocess.run(
         ["bash", "-c", command], env=COMMAND_ENVIRONMENT, capture_output=True, text=True, check=False
     )
