@@ -36,7 +36,6 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..messages import say
-from ..read.logs.marks import loss_falls
 from ..read.schema import STEP_COLUMNS
 from ..record.hooks.hook import Hook
 from ..record.once import run_once
@@ -105,7 +104,6 @@ class InstrumentCallback(TrainerCallback):
         self._scaler = getattr(kwargs.get("optimizer"), "scaler", None)
         shown = {name: getattr(args, name, None) for name in SHOWN}
         kind = kind_of(trainer, model)
-        falls = loss_falls(kind["to"], "own_loss" in kind)
         settings = {"training": {name: _plain(value) for name, value in shown.items()}, "attached": kind}
         try:
             instrument = Instrument(
@@ -115,7 +113,6 @@ class InstrumentCallback(TrainerCallback):
                 sites=self._sites,
                 fp16=self._scaler is not None,
                 stops=self._stop and self._alone,
-                loss_falls=falls,
                 n_steps=state.global_step,
                 gradient_accumulation_steps=args.gradient_accumulation_steps,
                 run_once=lambda: _under_autocast(args, model),

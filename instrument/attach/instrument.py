@@ -36,6 +36,7 @@ from ..constants import GIB
 from ..judge.detect import Detectors, Diagnosis, Kind, Trouble
 from ..judge.wording import OTHER_TROUBLE, TROUBLES
 from ..messages import say
+from ..read.logs.marks import loss_falls
 from ..read.schema import StepLine, Summary
 from ..read.store import SCHEMA_VERSION, Site
 from ..record.hooks.hook import Guard
@@ -95,7 +96,6 @@ class Instrument:
         histogram_every: int = 100,
         probe_every: int = 100,
         stops: bool = True,
-        loss_falls: bool = True,
         n_steps: int = 0,
         run_once: Callable[[], Any] | None = None,
         is_last: Callable[[], bool] = lambda: True,
@@ -112,12 +112,12 @@ class Instrument:
             gradient_accumulation_steps: the most micro-batches of a step.
             histogram_every, probe_every: as instrument.* of a configuration.
             stops: whether the loop ends on the step that collapses; for what is said of it.
-            loss_falls: whether a loss that rises is a collapse; not that of reinforcement learning.
             n_steps: steps that were run before, where a run is resumed.
             run_once: a forward pass on a few tokens, under the autocast of the loop; None for four tokens without. If
                 it fails, layers stand in the order of the model's definition and the others are not looked at.
             is_last: whether, after a backward pass, the gradients are those of the whole step: where they are read.
-            settings: {section: {key: value}} for the report.
+            settings: {section: {key: value}} for the report; `attached`, of `kind_of`, tells whether a loss that rises
+                is a collapse, which that of reinforcement learning is not.
             warn: takes a sentence for the user.
         """
         self._model, self._warn, self._trained = model, warn, Trained(model)
@@ -139,10 +139,15 @@ class Instrument:
             unpatch(self._patched)
             raise
         self.run_dir = self._files.folder
-        self._detectors = Detectors(self.recorder.sites, fp16, loss_falls)
+        self._detectors = Detectors(self.recorder.sites, fp16, self._loss_falls(settings or {}))
         self._n_steps = self._updates = n_steps
         self._skips = self._n_diagnosed = self._eval_seconds = 0
         self._stack, self._said_changed, self._last = contextlib.ExitStack(), False, {}
+
+    @staticmethod
+    def _loss_falls(settings: Mapping[str, Mapping[str, Any]]) -> bool:
+        attached = settings.get("attached")
+        return not attached or loss_falls(attached["to"], "own_loss" in attached)
 
     def _facts(self, settings: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
         versions = {name: importlib.metadata.version(name) for name in ("lora-vitals", "torch", "transformers", "peft")}
