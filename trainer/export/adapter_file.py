@@ -19,6 +19,7 @@ from ..errors import UserError, problem
 from ..verbs.adapter_folder import SETTINGS, WEIGHTS, Adapter, scaling
 from ..verbs.adapter_kinds import is_on
 from .families import OUTPUT_LAYERS, Family
+from .values import as_values
 
 _PAIR = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<matrix>[AB])\.weight")
 # They change the base model itself, which llama.cpp loads as it was published.
@@ -111,7 +112,7 @@ def write_adapter_file(adapter: Adapter, family: Family, name: str, path: Path) 
     writer.add_float32(Keys.Adapter.LORA_ALPHA, alpha_of(adapter))
     writer.add_name(name)
     for tensor, values in tensors.items():
-        writer.add_tensor(tensor, np.ascontiguousarray(values))
+        writer.add_tensor(tensor, as_values(values))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -15,6 +15,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from ..errors import UserError, problem
 from .families import OUTPUT_LAYERS, Family
+from .values import as_values
 from .vocabulary import write_vocabulary
 
 FILE_TYPES = {"float32": "ALL_F32", "float16": "MOSTLY_F16", "bfloat16": "MOSTLY_BF16", "q8_0": "MOSTLY_Q8_0"}
@@ -65,7 +66,8 @@ def write_model_file(model: PreTrainedModel, tokenizer: Any, family: Family, dty
     for name, (source, order, offset) in tensors.items():
         values = source.detach().float().numpy()
         values = values if order is None else values[order]
-        writer.write_tensor_data(quants.quantize(np.ascontiguousarray(values + np.float32(offset)), kinds[name]))
+        values = np.ascontiguousarray(values + np.float32(offset))
+        writer.write_tensor_data(as_values(quants.quantize(values, kinds[name])))
     writer.close()
 
 

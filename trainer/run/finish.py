@@ -85,7 +85,9 @@ def write_result(session: Session) -> int:
         console.warn(say("save.not_finite", step=progress.step, name=error))
         return 1
     except (OSError, SafetensorError) as error:
-        console.line(str(problem("end.cannot_write", folder=folder, what=error)))
+        kept = checkpoints(run_dir)
+        sentence = "end.cannot_write" if kept else "end.cannot_write_empty"
+        console.line(str(problem(sentence, folder=folder, what=error, kept=step_of(kept[-1]) if kept else 0)))
         return 1
     compact_statistics(session)
     if progress.step < components.n_steps:

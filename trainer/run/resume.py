@@ -14,7 +14,7 @@ from ..errors import UserError, problem
 from ..loop.checkpoint import checkpoints
 from ..loop.components import Components
 from ..loop.lr_schedule import lr_table
-from ..saved.state import STATE, read_state
+from ..saved.state import STATE, Progress, read_state
 from ..saved.whole import what_is_torn
 from .folder import family
 
@@ -116,6 +116,12 @@ def moved_lengths(checkpoint: Path, components: Components) -> list[str]:
     rates = [lr_table(now, n)[first : last + 1] for n in (n_before, components.n_steps)]
     is_over = progress.step > components.n_steps
     return [] if rates[0] == rates[1] and not is_over else [f"training.{key}" for key in keys]
+
+
+def other_processes(progress: Progress, now: int) -> list[str]:
+    """What is said of another number of processes than the checkpoint's: a step takes other rows."""
+    then = progress.processes
+    return [say("resume.processes", then=then, now=now)] if then not in (0, now) else []
 
 
 def _at(settings: dict, key: str) -> object:

@@ -46,7 +46,7 @@ from .finish import finish, is_complete
 from .folder import family, fresh_folder, next_start, weights_fingerprint, write_config, write_env
 from .hub import check_login
 from .lock import Lock, refuse_if_running
-from .resume import changed_settings, find_checkpoint, moved_lengths, resume_from, with_heals
+from .resume import changed_settings, find_checkpoint, moved_lengths, other_processes, resume_from, with_heals
 
 
 @dataclass(frozen=True)
@@ -173,6 +173,7 @@ def start(launch: Launch, config: Config, checkpoint: Path | None, healing: bool
             return 0
     else:
         start_scale(components)
+    progress.processes = engine.world_size
     # the main process's answer: another may look when the folder has just been made
     folder = checkpoint.parent if checkpoint else fresh_folder(config.training.output_dir)
     run_dir = engine.gather_objects(folder)[0]
@@ -231,7 +232,7 @@ def go_on(
     while True:
         try:
             components, progress = restore(components, checkpoint)
-            changed += moved_lengths(checkpoint, components)
+            changed += moved_lengths(checkpoint, components) + other_processes(progress, components.engine.world_size)
             break
         except UserError as error:
             earlier = [path for path in earlier if not what_is_torn(path)]

@@ -53,6 +53,7 @@ class Progress:
         evaluations: (step, metric_for_best_model) of each evaluation. Lists are replaced, never changed.
         data_begins_after: the step after which the rows began from the first again (training.ignore_data_skip).
         evaluation_due: whether the evaluation after `step` was cut short: going on begins with it.
+        processes: that take part in a step; 0 in a checkpoint that does not say.
     """
 
     step: int = 0
@@ -66,6 +67,7 @@ class Progress:
     evaluations: list[tuple[int, float]] = field(default_factory=list)
     data_begins_after: int = 0
     evaluation_due: bool = False
+    processes: int = 0
 
 
 class Torn(Exception):
@@ -99,6 +101,7 @@ class _State(_Strict):
     evaluations: list[tuple[Count, float]] = []  # a metric may be NaN
     data_begins_after: Count = 0
     evaluation_due: bool = False
+    processes: Count = 0
     config: Config
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 from ...instrument.messages import say
+from ...instrument.read.files import write_text
 from ..console import duration
 from ..errors import UserError, problem
 from .plan import configuration, drawn, seeds
@@ -33,7 +34,7 @@ def measured(study: StudyFile) -> tuple[float, float] | None:
     sections = configuration(study, settings, study.steps)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "trial.yaml"
-        path.write_text(yaml.safe_dump(sections, allow_unicode=True), encoding="utf-8")
+        write_text(path, yaml.safe_dump(sections, allow_unicode=True))
         answer, ended = ask(study, str(path))
     if answer is None and ended.returncode:
         raise UserError(problem("sweep.not_measured", what=last_line(ended.stderr or ended.stdout)))

@@ -70,7 +70,7 @@ class Attempt:
 
     def beat(self, count: int) -> None:
         """Says that its worker is at work."""
-        (self.claim / BEAT).write_text(str(count), encoding="utf-8")
+        write_text(self.claim / BEAT, str(count))
 
     def pulse(self) -> str:
         """What its worker last said; empty where it has said nothing yet."""

@@ -68,8 +68,8 @@ def test_the_file_speaks_korean(monkeypatch, tmp_path, tiny_models):
 @pytest.mark.parametrize(
     ("arguments", "error", "hint"),
     [
-        ([], "--model, --data, --gpu are not given", "lora-train init --model NAME --data NAME --gpu 24"),
-        (["--model", "a/b", "--data", "c/d"], "--gpu are not given", ""),
+        ([], "what is missing: --model, --data, --gpu", "lora-train init --model NAME --data NAME --gpu 24"),
+        (["--model", "a/b", "--data", "c/d"], "what is missing: --gpu", ""),
         (["--model", "a/b", "--data", "c/d", "--gpu", "5"], None, ""),
         (["--model", "a/b", "--data", "c/d", "--gpu", "GTX"], "GTX is neither a size in GiB", "a number such as 24"),
         (["--model", "./nowhere", "--data", "c/d", "--gpu", "8"], "there is no file or folder ./nowhere", ""),

@@ -145,7 +145,9 @@ def test_a_full_disk(cli, tiny_models, small_disk, tmp_path, policy):
     assert [json.loads(line)["start"] for line in lines] == [0] * len(lines)
     if policy == "continue":
         assert "the checkpoint could not be written" in result.stdout
+        kept = max(int(path.name.split("-")[1]) for path in whole)
         assert "adapter could not be written" in result.stdout
+        assert f"--resume auto: it goes on after step {kept}\n" in result.stdout
         assert "step 36/36" in result.stdout
     else:
         assert "the run has stopped (training.on_write_error=stop)" in result.stderr
@@ -229,6 +231,7 @@ def test_a_lost_process_ends_the_other_with_a_checkpoint(cli, tiny_models, tmp_p
     result = cli("--config", config, f"training.max_steps={step + 3}", "--resume", "auto")  # on one process
     assert result.returncode == 0, result.stderr
     assert f"going on after step {step}" in result.stdout
+    assert "the number of processes (2 before, 1 now)" in result.stdout
     assert [row["step"] for row in steps_of(run)] == list(range(1, step + 4))
 
 
