@@ -259,7 +259,7 @@ def _train_parser() -> ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line and returns the exit code: 0 done, 2 wrong input, 3 collapsed, 130/143 interrupted."""
+    """Runs the command line and returns the exit code: 0 done, 2 wrong input, 3 collapsed, 128 + a signal."""
     open_streams()
     argv = list(sys.argv[1:] if argv is None else argv)
     argv = argv[1:] if argv[:1] == ["train"] else argv  # as other trainers are called

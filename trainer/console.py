@@ -6,14 +6,16 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
 from rich.console import Console as RichConsole
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.text import Text
 
 from ..instrument.messages import say
-from .errors import is_output_lost, tell
+from .errors import tell
 from .phases import attach, detach
+from .terminal import Terminal
 
 
 class Console:
@@ -25,7 +27,8 @@ class Console:
 
     def __init__(self, silent: bool = False):
         self.silent = silent
-        self._rich = RichConsole(highlight=False, soft_wrap=True)
+        self._out: Any = Terminal()
+        self._rich = RichConsole(highlight=False, soft_wrap=True, file=self._out)
         self._bar: Progress | None = None
         self._plain = not sys.stdout.isatty() or bool(os.environ.get("NO_COLOR"))
 
@@ -34,24 +37,16 @@ class Console:
         if self.silent:
             return
         if self._plain:
-            self._print(text)
+            print(text, file=self._out, flush=True)
         else:
             self._rich.print(text, markup=False)
-
-    def _print(self, text: str) -> None:
-        """A run does not end because the disk that takes its log is full."""
-        try:
-            print(text, flush=True)
-        except OSError as error:
-            if not is_output_lost(error):
-                raise
 
     def spans(self, pieces: Sequence[tuple[str, bool]]) -> None:
         """Text in pieces, some of them marked: in green on a terminal, where the others are dim, else in ⟦ ⟧."""
         if self.silent:
             return
         if self._plain:
-            self._print("".join(f"⟦{text}⟧" if marked else text for text, marked in pieces))
+            print("".join(f"⟦{text}⟧" if marked else text for text, marked in pieces), file=self._out, flush=True)
         else:
             self._rich.print(Text.assemble(*((text, "green" if marked else "dim") for text, marked in pieces)))
 

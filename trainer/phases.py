@@ -10,7 +10,9 @@ import os
 import sys
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from .terminal import Terminal
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -52,6 +54,7 @@ def phase(text: str, total: int | None = None) -> Iterator[Callable[[int], None]
         with _line(_bars[-1], text, total) as advance:
             yield advance
         return
+    from rich.console import Console
     from rich.progress import (
         BarColumn,
         Progress,
@@ -70,7 +73,8 @@ def phase(text: str, total: int | None = None) -> Iterator[Callable[[int], None]
 
     text_of = TextColumn("{task.description}", markup=False)
     columns = [SpinnerColumn(), text_of, BarColumn(bar_width=30), Count(), TimeRemainingColumn(), TimeElapsedColumn()]
-    with Progress(*columns, transient=True) as bar:
+    out: Any = Terminal()
+    with Progress(*columns, transient=True, console=Console(file=out)) as bar:
         attach(bar)
         try:
             with _line(bar, text, total) as advance:

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM of the command: a sentence and the exit code 128 + number, at every moment.
+"""SIGINT, SIGTERM and SIGHUP of the command: a sentence and the exit code 128 + number, at every moment.
 
 start-up                 at once: libraries that are being imported do not survive an exception in their midst
 the folder is open       KeyboardInterrupt: what is half written goes (loop/session.py, Stop)
@@ -18,7 +18,19 @@ from types import FrameType
 
 from .errors import tell
 
-NUMBERS = (signal.SIGINT, signal.SIGTERM)
+HANGUP = getattr(signal, "SIGHUP", None)  # Windows has none
+NUMBERS = (signal.SIGINT, signal.SIGTERM, *([HANGUP] if HANGUP else []))
+
+
+def heard() -> list[int]:
+    """The signals that end the command. `nohup` has it go on when the terminal is closed."""
+    return [number for number in NUMBERS if number != HANGUP or signal.getsignal(number) != signal.SIG_IGN]
+
+
+def once(number: int) -> None:
+    """In a handler: system and shell both send SIGHUP when a terminal is closed, and the second is no impatience."""
+    if number == HANGUP:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def interruptible(run: Callable[[], int], sentence: str) -> int:
@@ -36,7 +48,7 @@ def interruptible(run: Callable[[], int], sentence: str) -> int:
 
     if threading.current_thread() is not threading.main_thread():
         return run()
-    old = {number: signal.signal(number, leave) for number in NUMBERS}
+    old = {number: signal.signal(number, leave) for number in heard()}
     try:
         code = run()
     finally:
@@ -47,23 +59,25 @@ def interruptible(run: Callable[[], int], sentence: str) -> int:
 
 @contextlib.contextmanager
 def ended_in_order() -> Iterator[None]:
-    """SIGTERM raises KeyboardInterrupt, as SIGINT does: a verb's half-written files go.
+    """The others raise KeyboardInterrupt, as SIGINT does: a verb's half-written files go.
 
     Raises:
         KeyboardInterrupt: carries the signal's number.
     """
 
     def end(number: int, _frame: FrameType | None) -> None:
+        once(number)
         raise KeyboardInterrupt(number)
 
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    old = signal.signal(signal.SIGTERM, end)
+    old = {number: signal.signal(number, end) for number in heard() if number != signal.SIGINT}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, old)
+        for number, handler in old.items():
+            signal.signal(number, handler)
 
 
 def last_word(sentence: str, error: KeyboardInterrupt) -> int:

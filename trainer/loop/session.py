@@ -21,6 +21,7 @@ from ..console import Console
 from ..data.load import listed
 from ..log.streams import write_failed
 from ..saved.state import Progress
+from ..signals import heard, once
 from .best import kept_steps
 from .checkpoint import NotFinite, save_checkpoint
 from .components import Components
@@ -38,15 +39,15 @@ class Stop:
     _old: dict[int, Any] = field(default_factory=dict)
 
     def listen(self) -> None:
-        """From here on SIGINT and SIGTERM end the run after the step in flight; a second one ends it at once."""
+        """From here on a signal ends the run after the step in flight; a second one ends it at once."""
         self._gentle = True
         self.guard()
 
     def guard(self) -> None:
-        """SIGINT and SIGTERM raise KeyboardInterrupt, so that what is half written goes; in the main thread alone."""
+        """A signal raises KeyboardInterrupt, so that what is half written goes; in the main thread alone."""
         if threading.current_thread() is not threading.main_thread():
             return
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in heard():
             if number not in self._old:
                 self._old[number] = signal.signal(number, self._received)
 
@@ -56,6 +57,7 @@ class Stop:
             signal.signal(*self._old.popitem())
 
     def _received(self, number: int, frame: FrameType | None) -> None:
+        once(number)
         if self._gentle and not self.signal:
             self.signal = number
             return

@@ -81,7 +81,7 @@ def run(
     console: Console | None = None,
     opened: Callable[[Path], object] = lambda folder: None,
 ) -> int:
-    """Trains and returns the exit code: 0 done, 3 stopped by a collapse, 130/143 interrupted with a checkpoint written.
+    """Trains and returns the exit code: 0 done, 3 stopped by a collapse, 128 + a signal with a checkpoint written.
 
     Args:
         console: says things to the user; None for that of the command.

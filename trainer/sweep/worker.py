@@ -25,6 +25,7 @@ import yaml
 from ...instrument.judge.metrics import LOWER
 from ...instrument.read.files import write_text
 from ...instrument.read.store import METRICS
+from ..signals import NUMBERS, heard, once
 from .folder import CONFIG, OUTPUT, SETTINGS, Attempt, attempts, inherit
 from .outcome import history_of, hopeless, outcome_of, reached
 from .plan import configuration
@@ -34,7 +35,7 @@ from .study_file import StudyFile
 POLL = 0.5
 """Seconds between two looks, and two beats."""
 EARLY, TAKEN = "early", "taken"
-BY_SIGNAL = (128 + signal.SIGINT, 128 + signal.SIGTERM, -signal.SIGINT, -signal.SIGTERM, -signal.SIGKILL)
+BY_SIGNAL = (*(sign for number in NUMBERS for sign in (128 + number, -number)), -signal.SIGKILL)
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
@@ -236,11 +237,12 @@ class Worker:
         """Signals are remembered, and handed to the trial's process; a second one ends it at once."""
 
         def hear(number: int, _frame: object) -> None:
+            once(number)
             if self._stop:
                 raise Interrupted(number)
             self._stop = number
 
-        old = {number: signal.signal(number, hear) for number in (signal.SIGINT, signal.SIGTERM)}
+        old = {number: signal.signal(number, hear) for number in heard()}
         try:
             yield
         finally:
