@@ -25,22 +25,22 @@ from ..conftest import COMMAND_ENVIRONMENT, ROOT
 from .test_cli import steps_of, write_config
 
 
-@pytest.fixture
-def full(monkeypatch) -> Iterator[TextIO]:
-    """Standard output without room."""
-    file = open("/dev/full", "w")  # noqa: SIM115
-    monkeypatch.setattr(sys, "stdout", file)
-    yield file
-    with contextlib.suppress(OSError):
-        file.close()
+@contextlib.contextmanager
+def output_without_room() -> Iterator[TextIO]:
+    with contextlib.suppress(OSError), open("/dev/full", "w") as full, contextlib.redirect_stdout(full):
+        yield full
 
 
-def test_what_has_no_room_is_lost(full):
-    terminal = Terminal()
-    assert terminal.write("abc") == 3
-    terminal.flush()
-    Console().line("a line")
-    assert terminal.fileno() == full.fileno()
+def test_what_has_no_room_is_lost():
+    ended = False
+    with output_without_room() as full:
+        terminal = Terminal()
+        assert terminal.fileno() == full.fileno()
+        assert terminal.write("abc") == 3
+        terminal.flush()
+        Console().line("a line")
+        ended = True
+    assert ended
 
 
 def test_other_faults_are_raised(monkeypatch):
@@ -97,8 +97,11 @@ def test_a_terminal_that_is_closed(tiny_models, tmp_path, cli, ignored, steps, e
     assert f"going on after step {step}" in again.stdout
 
 
-@pytest.mark.usefixtures("full")
 def test_phases_before_a_run_are_lost_too(monkeypatch):
     monkeypatch.setattr(phases, "is_shown", lambda: True)
-    with phases.phase("reading", 3) as advance:
-        advance(3)
+    ended = False
+    with output_without_room():
+        with phases.phase("reading", 3) as advance:
+            advance(3)
+        ended = True
+    assert ended
