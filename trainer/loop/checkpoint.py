@@ -31,8 +31,8 @@ from ..config.names import checkpoint_step
 from ..errors import UserError, problem
 from ..model.load import trainable
 from ..phases import phase
-from ..saved.state import STATE, Progress, Torn, read_state, state_text
-from ..saved.whole import ADAPTER, OPTIMIZER, write_sums
+from ..saved.state import Progress, Torn, read_state, state_text
+from ..saved.sums import ADAPTER, OPTIMIZER, STATE, write_sums
 from .best import follow_metrics
 from .components import Components
 

@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from ..errors import UserError, first_line, problem, reason
-from ..saved.whole import sha256_of
+from ..saved.sums import sha256_of
 
 PARTIAL = ".tmp"
 ABANDONED = 24 * 3600  # seconds; no conversion takes so long

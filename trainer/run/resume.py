@@ -14,7 +14,8 @@ from ..errors import UserError, problem
 from ..loop.checkpoint import checkpoints
 from ..loop.components import Components
 from ..loop.lr_schedule import lr_table
-from ..saved.state import STATE, Progress, read_state
+from ..saved.state import Progress, read_state
+from ..saved.sums import STATE
 from ..saved.whole import what_is_torn
 from .folder import family
 

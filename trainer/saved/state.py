@@ -21,8 +21,8 @@ from ..config.names import checkpoint_step
 from ..config.schema import Config
 from ..config.settings import with_settings
 from ..errors import kind_of_value
+from .sums import STATE
 
-STATE = "trainer_state.json"
 # What a remedy changes. A checkpoint may come from somebody else: it names no model and lets no code run.
 HEALABLE = (
     "data.skip_rows",

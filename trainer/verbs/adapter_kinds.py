@@ -21,7 +21,7 @@ from typing import Any
 from ...instrument.messages import say
 from ..console import note
 from ..errors import UserError, problem
-from ..saved.whole import wrong_sum
+from ..saved.sums import wrong_sum
 from .adapter_folder import SETTINGS, WEIGHTS, Adapter, read_adapter
 from .inspect_adapter import require_finite
 

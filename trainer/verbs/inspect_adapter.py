@@ -29,6 +29,7 @@ from safetensors import SafetensorError, deserialize, safe_open
 from ...instrument.messages import say
 from ..errors import UserError, first_line, problem
 from ..patterns import require_quick
+from ..saved.sums import wrong_sum
 from .adapter_folder import SETTINGS, adapted_parameters, find_weights, ranks_of, read_settings_of, scaling
 
 EXIT_NON_FINITE = 3
@@ -136,7 +137,10 @@ def read_report(path: Path) -> Report:
         UserError: see inspect_adapter.
     """
     file = path if path.is_file() else find_weights(path)
-    return _report(file, read_settings_of(file.parent))
+    report = _report(file, read_settings_of(file.parent))
+    if what := wrong_sum(file.parent, (file.name, SETTINGS)):
+        report.notes.append(say("inspect.damaged", what=what))
+    return report
 
 
 def _report(file: Path, settings: dict[str, Any] | None) -> Report:

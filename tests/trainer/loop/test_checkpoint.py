@@ -15,8 +15,8 @@ from lora_train.trainer.loop.checkpoint import (
 )
 from lora_train.trainer.loop.train import train_step
 from lora_train.trainer.model.load import trainable
-from lora_train.trainer.saved.state import STATE, Progress
-from lora_train.trainer.saved.whole import ADAPTER, OPTIMIZER, SUMS
+from lora_train.trainer.saved.state import Progress
+from lora_train.trainer.saved.sums import ADAPTER, OPTIMIZER, STATE, SUMS
 from safetensors.torch import load_file, save_file
 
 from .test_train import make_components, make_config

@@ -18,7 +18,7 @@ from lora_train.trainer.loop.session import Session, Stop
 from lora_train.trainer.loop.train import train
 from lora_train.trainer.model.load import trainable
 from lora_train.trainer.saved.state import Progress
-from lora_train.trainer.saved.whole import ADAPTER
+from lora_train.trainer.saved.sums import ADAPTER
 
 from .test_train import make_components, make_config
 

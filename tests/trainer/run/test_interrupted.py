@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from lora_train.trainer.loop.checkpoint import checkpoints
-from lora_train.trainer.saved.state import STATE
+from lora_train.trainer.saved.sums import STATE
 from lora_train.trainer.saved.whole import what_is_torn
 
 from ...conftest import COMMAND_ENVIRONMENT, DATA, ROOT
@@ -64,7 +64,7 @@ def config(tiny_models, tmp_path) -> Path:
     return path
 
 
-SAVE, EVALUATE = "trainer.saved.whole:sha256_of", "trainer.loop.evaluate:collate"
+SAVE, EVALUATE = "trainer.saved.sums:sha256_of", "trainer.loop.evaluate:collate"
 
 
 @pytest.mark.parametrize(

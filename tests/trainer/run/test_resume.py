@@ -14,7 +14,8 @@ from lora_train.trainer.config.schema import Config
 from lora_train.trainer.console import Console
 from lora_train.trainer.errors import UserError
 from lora_train.trainer.run.resume import changed_settings, find_checkpoint, moved_lengths, resume_from, with_heals
-from lora_train.trainer.saved.state import STATE, Progress, state_text
+from lora_train.trainer.saved.state import Progress, state_text
+from lora_train.trainer.saved.sums import STATE
 from safetensors.numpy import save_file
 
 from ..loop.test_train import make_components

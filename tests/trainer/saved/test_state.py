@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 from lora_train.trainer.config.schema import Config
-from lora_train.trainer.saved.state import STATE, Progress, Torn, read_state, state_text
+from lora_train.trainer.saved.state import Progress, Torn, read_state, state_text
+from lora_train.trainer.saved.sums import STATE
 
 CONFIG = Config.model_validate({"model": {"name_or_path": "o/m"}, "data": {"train": "o/d", "format": "text"}})
 HEAL = {

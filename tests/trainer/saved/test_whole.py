@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from lora_train.trainer.saved.state import STATE, Progress, state_text
-from lora_train.trainer.saved.whole import ADAPTER, OPTIMIZER, SUMS, what_is_torn, write_sums
+from lora_train.trainer.saved.state import Progress, state_text
+from lora_train.trainer.saved.sums import ADAPTER, OPTIMIZER, STATE, SUMS, write_sums
+from lora_train.trainer.saved.whole import what_is_torn
 from safetensors.torch import save_file
 
 from .test_state import CONFIG

@@ -8,7 +8,7 @@ import pytest
 import torch
 from lora_train.trainer.config.schema import Config
 from lora_train.trainer.saved.state import Progress, state_text
-from lora_train.trainer.saved.whole import write_sums
+from lora_train.trainer.saved.sums import write_sums
 from lora_train.trainer.sweep.folder import Attempt, attempts, inherit, newest
 from safetensors.torch import save_file
 

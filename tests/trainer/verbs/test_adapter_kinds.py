@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from lora_train.trainer.errors import UserError
-from lora_train.trainer.saved.whole import write_sums
+from lora_train.trainer.saved.sums import write_sums
 from lora_train.trainer.verbs.adapter_folder import WEIGHTS
 from lora_train.trainer.verbs.adapter_kinds import CHAT, MERGE, require_known, usable_adapter
 from safetensors.numpy import save_file

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from lora_train.trainer.cli import main
+from lora_train.trainer.saved.sums import write_sums
 from lora_train.trainer.verbs.inspect_adapter import read_report, require_finite, update_norm
 from safetensors.numpy import save_file
 from safetensors.torch import save_file as save_torch_file
@@ -203,6 +204,20 @@ def test_what_the_norms_leave_out_is_said(tmp_path, capsys):
     )
     assert "what it put into sBA was taken out of the base's weights" in capsys.readouterr().out
     assert read_report(save(tmp_path, make_tensors(), {**SETTINGS, "init_lora_weights": "gaussian"})).notes == []
+
+
+def test_a_file_that_is_not_as_it_was_written_is_told(tmp_path, capsys):
+    folder = save(tmp_path / "checkpoint-9", make_tensors())
+    file = folder / "adapter_model.safetensors"
+    for name in ("optimizer.safetensors", "trainer_state.json"):
+        (folder / name).write_bytes(b"")
+    write_sums(folder)
+    assert read_report(file).notes == []
+    values = bytearray(file.read_bytes())
+    values[-3] ^= 1
+    file.write_bytes(values)
+    assert main(["inspect", str(tmp_path)]) == 0
+    assert "damaged adapter_model.safetensors is not as it was written: its SHA-256 is" in capsys.readouterr().out
 
 
 def test_a_run_means_its_adapter_else_its_newest_checkpoint(tmp_path):
