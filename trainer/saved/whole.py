@@ -15,6 +15,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from ...instrument.messages import say
+from ...instrument.read.files import open_own
 from .state import STATE, Torn, read_state
 
 ADAPTER = "adapter_model.safetensors"
@@ -56,7 +57,8 @@ def wrong_sum(folder: Path, only: Container[str] = ()) -> str:
     sums = folder / SUMS
     if not sums.exists():
         return ""
-    lines = sums.read_bytes().decode("ascii", errors="replace").splitlines()
+    with open_own(sums) as file:
+        lines = file.read().decode("ascii", errors="replace").splitlines()
     noted = {match[2]: match[1] for match in map(_LINE.fullmatch, lines) if match}
     if len(noted) < len(lines) or not {ADAPTER, OPTIMIZER, STATE} <= noted.keys():
         return say("saved.damaged", file=SUMS)
