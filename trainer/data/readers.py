@@ -203,11 +203,11 @@ def _json_rows(name: str, path: Path) -> Iterator[tuple[Where, Any]]:
         if getattr(error, "msg", "") == "Extra data":
             yield from _jsonl_rows(name, path)
             return
-        what = first_line(error)
-        raise UserError(problem("data.not_json_file", source=name, what=what)) from None
+        raise UserError(problem("data.not_json_file", source=name, what=first_line(error))) from None
     rows = content.get("data", content) if isinstance(content, dict) else content
-    if isinstance(content, dict) and content.keys() <= SPLITS and "train" in content:
-        rows = content["train"]  # as of a folder of save_to_disk
+    train = content.get("train") if isinstance(content, dict) else None
+    if isinstance(train, list) and all(isinstance(row, dict) for row in train):
+        rows = train  # as of a folder of save_to_disk
     if isinstance(content, dict) and not isinstance(rows, list):
         rows = [content]  # JSON lines of one line
     if not isinstance(rows, list):

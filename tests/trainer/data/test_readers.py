@@ -38,6 +38,7 @@ FILES = {
     "rows.json": json.dumps(ROWS).encode("utf-16"),
     "data.json": json.dumps({"data": ROWS}).encode(),
     "splits.json": json.dumps({"train": ROWS, "test": ROWS[:1]}).encode(),
+    "named.json": json.dumps({"version": 2, "train": ROWS}).encode(),
     "rows.csv": csv_text(",").encode(),
     "bom.csv": csv_text(",").encode("utf-8-sig"),
     "crlf.csv": csv_text(",", "\r\n").encode(),
