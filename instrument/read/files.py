@@ -65,10 +65,10 @@ def open_own(path: Path) -> BufferedReader:
     Raises:
         OSError: it cannot be opened, or is no regular file.
     """
-    file = open(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb")  # noqa: SIM115
-    if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-        return file
-    file.close()
+    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    if stat.S_ISREG(os.fstat(handle).st_mode):
+        return open(handle, "rb")
+    os.close(handle)
     raise OSError(errno.EINVAL, say("file.no_file"), str(path))
 
 

@@ -299,4 +299,6 @@ def _are_turns(field: str, value: Any) -> bool:
     """Whether a field may hold a conversation: each turn says in two texts who says what."""
     turns = value if isinstance(value, list) and field not in ("tools", "functions") else []
     texts = [[v for v in turn.values() if isinstance(v, str)] if isinstance(turn, dict) else [] for turn in turns]
+    if turns and isinstance(turns[0], dict) and question_and_answer([turns[0]]):  # rows under a name of their own
+        return False
     return bool(texts) and all(len(own) > 1 for own in texts)

@@ -18,7 +18,7 @@ import gzip
 import io
 import json
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,11 @@ OTHER_ENCODINGS = ("cp949", "shift_jis", "gb18030", "cp1252")
 # Of a JSON object that holds them, train is read.
 SPLITS = {"train", "test", "validation", "valid", "val", "dev", "eval"}
 UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+# What files begin with that are no text, whatever their name says.
+SIGNATURES = {
+    b"\x1f\x8b": "gzip", b"PK\x03\x04": "zip (.xlsx, .ods)", b"PAR1": "parquet", b"ARROW1": "arrow",
+    b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\xd0\xcf\x11\xe0": "xls",
+}  # fmt: skip
 # No row is known that needs a tenth of it; Python gives up at some hundreds, by what goes through it.
 DEEPEST = 100
 _TOO_DEEP: tuple[str, dict[str, Any]] = ("data.too_deep", {"levels": DEEPEST})
@@ -65,6 +70,8 @@ def read_rows(name: str, path: Path) -> Iterator[tuple[Where, Any]]:
         UserError: the whole file cannot be read.
     """
     try:
+        if kind_of(path) not in (".parquet", ".arrow"):
+            _refuse_other(name, path)
         yield from READERS[kind_of(path)](name, path)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise UserError(problem("data.unreadable", source=name, what=first_line(error))) from error
@@ -74,6 +81,15 @@ def read_rows(name: str, path: Path) -> Iterator[tuple[Where, Any]]:
 
 def _opened(path: Path) -> Any:
     return gzip.open(path, "rb") if path.name.lower().endswith(".gz") else path.open("rb")
+
+
+def _refuse_other(name: str, path: Path) -> None:
+    """Refuses what is no text: every line of it would be called badly encoded."""
+    with _opened(path) as file:
+        start = file.read(16)
+    for signature, kind in SIGNATURES.items():
+        if start.startswith(signature):
+            raise UserError(problem("data.other_file", source=name, kind=kind))
 
 
 def _is_utf16(path: Path) -> bool:
@@ -95,7 +111,9 @@ def _jsonl_rows(name: str, path: Path) -> Iterator[tuple[Where, Any]]:
             except UnicodeDecodeError as error:
                 yield where, BadRow(_wrong_encoding(raw, error))
                 continue
-            if line.strip():
+            if _is_half_empty(raw):
+                yield where, BadRow(("data.other_encoding", {"byte": raw.index(0), "encoding": "utf-16"}))
+            elif line.strip():
                 yield where, _parsed(line, name, number)
 
 
@@ -107,8 +125,13 @@ def _wrong_encoding(raw: bytes, error: UnicodeDecodeError) -> tuple[str, dict[st
     return "data.other_encoding", {"byte": error.start, "encoding": encoding}
 
 
+def _is_half_empty(raw: bytes) -> bool:
+    """Whether bytes are text of two bytes a letter: UTF-16 without its mark, which is UTF-8 of letters and NULs too."""
+    return raw.count(0) * 4 > len(raw) and any(raw.replace(b"\0", b"").strip())
+
+
 def _probable(raw: bytes) -> str | None:
-    if raw.count(0) * 4 > len(raw):
+    if _is_half_empty(raw):
         return "utf-16"
     for encoding in OTHER_ENCODINGS:
         try:
@@ -130,15 +153,29 @@ def _parsed(line: str, name: str, number: int) -> Any:
         return BadRow(("data.not_json", {"source": name, "line": number, "what": what}))
 
 
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON.
+
+    Raises:
+        BadRow: a name stands in it twice, of which the last would be kept alone.
+    """
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise BadRow(("data.field_twice", {"field": twice.encode("utf-8", "backslashreplace").decode()}))
+    return found
+
+
 def parse_row(text: str) -> Any:
     """What json.loads says.
 
     Raises:
         ValueError: it is no JSON.
-        BadRow: it is nested deeper than DEEPEST.
+        BadRow: it is nested deeper than DEEPEST, or has a field twice.
     """
     try:
-        value = json.loads(text)
+        value = json.loads(text, object_pairs_hook=_object)
     except RecursionError:
         raise BadRow(_TOO_DEEP) from None
     if text.count("[") + text.count("{") > DEEPEST and is_too_deep(value):
@@ -159,16 +196,18 @@ def is_too_deep(value: Any) -> bool:
 
 def _json_rows(name: str, path: Path) -> Iterator[tuple[Where, Any]]:
     try:
-        content = json.loads(_text(name, path))
+        content = json.loads(_text(name, path), object_pairs_hook=_object)
+    except BadRow as twice:
+        raise UserError(*twice.problems(lambda: name)) from None
     except (ValueError, RecursionError) as error:
         if getattr(error, "msg", "") == "Extra data":
             yield from _jsonl_rows(name, path)
             return
-        what = first_line(error)
-        raise UserError(problem("data.not_json_file", source=name, what=what)) from None
+        raise UserError(problem("data.not_json_file", source=name, what=first_line(error))) from None
     rows = content.get("data", content) if isinstance(content, dict) else content
-    if isinstance(content, dict) and content.keys() <= SPLITS and "train" in content:
-        rows = content["train"]  # as of a folder of save_to_disk
+    train = content.get("train") if isinstance(content, dict) else None
+    if isinstance(train, list) and all(isinstance(row, dict) for row in train):
+        rows = train  # as of a folder of save_to_disk
     if isinstance(content, dict) and not isinstance(rows, list):
         rows = [content]  # JSON lines of one line
     if not isinstance(rows, list):
@@ -181,6 +220,8 @@ def _json_rows(name: str, path: Path) -> Iterator[tuple[Where, Any]]:
 def _text(name: str, path: Path) -> str:
     with _opened(path) as file:
         raw = file.read()
+    if raw[:2] not in UTF16 and _is_half_empty(raw):
+        raise UserError(problem("data.other_encoding", where=name, byte=raw.index(0), encoding="utf-16"))
     try:
         return raw.decode("utf-16" if raw[:2] in UTF16 else "utf-8-sig")
     except UnicodeDecodeError as error:
@@ -213,6 +254,12 @@ def _tsv_rows(name: str, path: Path) -> Iterator[tuple[Where, Any]]:
     yield from _records(name, _text(name, path), "\t")
 
 
+def _refuse_twice(name: str, columns: Sequence[str]) -> None:
+    """Refuses columns of one name: a row would keep the last of them alone."""
+    if twice := sorted({column for column in columns if column.strip() and columns.count(column) > 1}):
+        raise UserError(problem("data.column_twice", source=name, fields=", ".join(twice)))
+
+
 def _records(name: str, text: str, delimiter: str) -> Iterator[tuple[Where, Any]]:
     csv.field_size_limit(CSV_FIELD_LIMIT)
     # strict: a quote that is never closed would swallow the rest of the file as one field
@@ -231,6 +278,7 @@ def _records(name: str, text: str, delimiter: str) -> Iterator[tuple[Where, Any]
             continue
         if header is None:
             header = values
+            _refuse_twice(name, header)
         elif len(values) != len(header):
             yield where, BadRow(("data.csv_width", {"found": len(values), "expected": len(header)}))
         else:
@@ -266,10 +314,27 @@ def _arrow_rows(name: str, path: Path) -> Iterator[tuple[Where, Any]]:
         raise UserError(problem("data.unreadable", source=name, what=first_line(error))) from error
 
 
+def _rows_of(name: str, batch: Any) -> list[dict[str, Any]]:
+    """The rows of a batch.
+
+    Raises:
+        UserError: a column holds what Python has no value for: a date past the year 9999, a time zone unknown here.
+    """
+    columns = {}
+    for field, column in zip(batch.schema.names, batch.columns, strict=True):
+        try:
+            columns[field] = column.to_pylist()
+        except (OverflowError, ValueError) as error:
+            values = {"source": name, "field": field, "what": first_line(error)}
+            raise UserError(problem("data.column_unreadable", **values)) from error
+    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+
+
 def _numbered(name: str, batches: Any) -> Iterator[tuple[Where, Any]]:
     index = 0
     for batch in batches:
-        for row in batch.to_pylist():
+        _refuse_twice(name, batch.schema.names)
+        for row in _rows_of(name, batch):
             yield partial(say, "data.row", source=name, row=index), row
             index += 1
 

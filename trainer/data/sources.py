@@ -1,7 +1,7 @@
 """Rows from where the user keeps them: files, a folder, a data set on disk or on the hub.
 
     file       by the kind its name ends in, see readers.py; *, ? and [] in a name stand for all files that fit
-    folder     the data files right in it, sorted by name, or what datasets' save_to_disk wrote (its train split)
+    folder     the data files right in it, of one split and sorted by name, or what save_to_disk wrote (its train split)
     hub id     the train split
     list       of any of the files and folders, one behind the other
 
@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import glob
 import hashlib
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,7 +22,7 @@ from typing import Any
 from ...instrument.messages import say
 from ..config.names import at_home
 from ..errors import UserError, first_line, problem
-from .readers import READERS, BadRow, Where, kind_of, read_rows
+from .readers import READERS, SPLITS, BadRow, Where, kind_of, read_rows
 
 __all__ = ["READERS", "BadRow", "Source", "Where", "data_files", "globbed", "is_saved", "open_source", "source_name"]
 
@@ -101,6 +102,7 @@ def open_source(value: str | Sequence[str]) -> Source:
         files = data_files(path)
         if not files:
             raise UserError(problem("data.no_files", source=name, known=", ".join(READERS)))
+        _refuse_splits(name, files)
         return Source(name, files)
     if not path.exists() and glob.has_magic(name):
         files = globbed(name)
@@ -125,15 +127,36 @@ def _name_of(part: Source, index: int) -> str:
 
 def globbed(pattern: str) -> tuple[Path, ...]:
     """The data files that a pattern stands for, sorted by name."""
-    found = (Path(name) for name in glob.glob(str(at_home(pattern)), recursive=True))
-    return tuple(sorted(path for path in found if path.is_file() and kind_of(path)))
+    return _whole(Path(name) for name in glob.glob(str(at_home(pattern)), recursive=True))
 
 
 def data_files(folder: Path) -> tuple[Path, ...]:
     """The data files right in a folder, sorted by name; hidden ones are not data."""
-    found = sorted(path for path in folder.iterdir() if kind_of(path) and not path.name.startswith("."))
-    files = tuple(path for path in found if path.is_file())
-    return tuple(path for path in files if path.suffix.lower() in FIRST_IN_FOLDERS) or files
+    found = [path for path in folder.iterdir() if not path.name.startswith(".")]
+    return _whole(path for path in found if path.suffix.lower() in FIRST_IN_FOLDERS) or _whole(found)
+
+
+def _whole(paths: Iterable[Path]) -> tuple[Path, ...]:
+    """Those that are data files, sorted by name.
+
+    Raises:
+        UserError: one of them is called so and cannot be read: its rows would be missing in silence.
+    """
+    files = sorted(path for path in paths if kind_of(path) and not path.is_dir())
+    for path in files:
+        if not path.exists():
+            raise UserError(problem("data.lost_link", source=path))
+        if not path.is_file():
+            raise UserError(problem("data.no_regular_file", source=path))
+    return tuple(files)
+
+
+def _refuse_splits(name: str, files: Sequence[Path]) -> None:
+    """Refuses a folder that holds rows to test on beside those to train on: train.jsonl, test-0-of-2.parquet."""
+    parts = {path.name: re.split(r"[-.]", path.name.lower())[0] for path in files}
+    others = [file for file, part in parts.items() if part in SPLITS - {"train"}]
+    if others and "train" in parts.values():
+        raise UserError(problem("data.several_splits", source=name, found=", ".join(others)))
 
 
 def is_saved(folder: Path) -> bool:

@@ -58,11 +58,16 @@ def _require_embeddings(dataset: Dataset, tokenizer: Any, n_rows: int) -> None:
                 beyond.setdefault(token, set()).add(example.row)
     if not beyond:
         return
-    shown = [f"{tokenizer.convert_ids_to_tokens(token)} ({token})" for token in sorted(beyond)[:MAX_TOKENS_SHOWN]]
-    more = " ..." if len(beyond) > MAX_TOKENS_SHOWN else ""
     count = len(set().union(*beyond.values()))
-    values = {"source": dataset.source, "tokens": ", ".join(shown) + more, "count": count, "rows": n_rows}
+    values = {"source": dataset.source, "tokens": named(beyond, tokenizer), "count": count, "rows": n_rows}
     raise UserError(problem("fit.no_embedding", needed=len(tokenizer), **values))
+
+
+def named(tokens: Iterable[int], tokenizer: Any) -> str:
+    """The first few tokens, each with its id."""
+    own = sorted(set(tokens))
+    shown = [f"{tokenizer.convert_ids_to_tokens(token)} ({token})" for token in own[:MAX_TOKENS_SHOWN]]
+    return ", ".join(shown) + (" ..." if len(own) > MAX_TOKENS_SHOWN else "")
 
 
 def _require_positions(dataset: Dataset, family: str, limit: int, console: Console) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...instrument.messages import LANGUAGES, language, say, say_in
-from ..errors import UserError, problem
+from ..errors import UserError, problem, reason
 from ..verbs.lengthen import at_least_one
 
 if TYPE_CHECKING:
@@ -56,7 +56,10 @@ def run(arguments: Namespace) -> int:
     if not config_file.is_file():
         raise UserError(problem("rows.no_run", folder=arguments.run))
     recorded = load_run(arguments.run)
-    frame = recorded.rows()
+    try:
+        frame, steps = recorded.rows(), recorded.metrics()
+    except OSError as error:  # metrics.jsonl is a folder, a pipe, closed
+        raise UserError(problem("data.unreadable", source=arguments.run, what=reason(error))) from error
     if not len(frame):
         raise UserError(problem("rows.none", folder=arguments.run))
     texts, own, probed = None, {}, None
@@ -70,7 +73,7 @@ def run(arguments: Namespace) -> int:
             probed = _probed(config, tokenizer, examples, set(frame["row"].tolist()))
     else:
         run_config(config_file)  # says where it is none
-    found = scored(rank_rows(frame, backed_off(recorded.metrics())), texts, probed)
+    found = scored(rank_rows(frame, backed_off(steps)), texts, probed)
     found["text"] = [own.get(row, "") for row in found["row"].tolist()]
     if arguments.csv:
         _print_csv(found)
@@ -79,7 +82,7 @@ def run(arguments: Namespace) -> int:
     else:
         _print_table(found, arguments, whole=frame.attrs["whole"])
         if frame.attrs["whole"]:
-            _print_heaviest(frame, recorded.metrics(), arguments.lang)
+            _print_heaviest(frame, steps, arguments.lang)
     return 0
 
 

@@ -16,10 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from ...instrument.messages import say
 from ...instrument.read.files import write_text
 from ...instrument.read.store import METRICS, SCHEMA_VERSION, file_order, read_metrics, stats_files
 from ..config.names import at_home
 from ..config.schema import Config
+from ..errors import UserError, problem
 from ..model.load import trainable
 from ..saved.state import LARGEST
 
@@ -57,6 +59,18 @@ def fresh_folder(output_dir: str) -> Path:
         return base
     newest = 1 if runs[-1] == base else int(runs[-1].name.rpartition("-")[2])
     return base.with_name(f"{base.name}-{newest + 1}")
+
+
+def refuse_pipes(folder: Path) -> None:
+    """Looks for what stands where a run writes files and never ends: a pipe would wait for whoever reads.
+
+    Raises:
+        UserError: names it.
+    """
+    for path in sorted(folder.rglob("*")):
+        if path.exists() and not path.is_file() and not path.is_dir():
+            what = f"{say('file.no_file')} ({path})"
+            raise UserError(problem("run.cannot_write", folder=folder, what=what))
 
 
 def next_start(folder: Path, start: int) -> int:

@@ -43,7 +43,7 @@ from ..model.load import load_tokenizer, pad_token_id
 from ..saved.state import Progress
 from ..saved.whole import what_is_torn
 from .finish import finish, is_complete
-from .folder import family, fresh_folder, next_start, weights_fingerprint, write_config, write_env
+from .folder import family, fresh_folder, next_start, refuse_pipes, weights_fingerprint, write_config, write_env
 from .hub import check_login
 from .lock import Lock, refuse_if_running
 from .resume import changed_settings, find_checkpoint, moved_lengths, other_processes, resume_from, with_heals
@@ -118,6 +118,7 @@ def _run(
     checkpoint = find_checkpoint(resume, config.training.output_dir, console) if resume is not None else None
     if engine.is_main:
         refuse_if_running([*family(config.training.output_dir), *([checkpoint.parent] if checkpoint else [])])
+        refuse_pipes(checkpoint.parent if checkpoint else fresh_folder(config.training.output_dir))
     if checkpoint is not None:
         config = with_heals(config, checkpoint)
     tokenizer = load_tokenizer(config)

@@ -25,6 +25,7 @@ from ..data.conversations import find_template
 from ..data.formats import FORMATS, custom_format, template_fields
 from ..data.masks import begins_twice
 from ..errors import UserError, problem
+from ..model.fit import named
 from ..model.load import autocast, load_tokenizer, pad_token_id
 from .adapter_folder import Adapter
 from .ends import trained_end
@@ -172,10 +173,14 @@ def written_after(talker: Talker, ids: Sequence[int], streamer: TextStreamer | N
     """What the model writes after these tokens, and whether it was cut off before it came to an end.
 
     Raises:
-        UserError: they leave no room for an answer.
+        UserError: they leave no room for an answer, or the model has no embedding for one.
     """
     request, device = talker.request, talker.model.device
-    limit = getattr(talker.model.get_base_model().config, "max_position_embeddings", None)
+    own_config: Any = talker.model.get_base_model().config
+    n_rows = getattr(own_config.get_text_config(), "vocab_size", None)
+    if n_rows and (beyond := [token for token in ids if token >= n_rows]):
+        raise UserError(problem("chat.no_embedding", tokens=named(beyond, talker.tokenizer), rows=n_rows))
+    limit = getattr(own_config, "max_position_embeddings", None)
     if limit is not None and len(ids) >= limit:
         raise UserError(problem("chat.too_long", n=len(ids), limit=limit))
     room = request.max_new_tokens if limit is None else min(request.max_new_tokens, limit - len(ids))

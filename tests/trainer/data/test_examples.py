@@ -53,6 +53,15 @@ def test_koalpaca_trains_on_the_answer_and_the_end_of_text_only(tmp_path, tokeni
         assert tokenizer.decode(masked) == f"### 질문: {row['instruction']}\n\n### 답변:"
 
 
+def test_rows_under_another_name_are_not_called_turns(tmp_path, tokenizer):
+    source = jsonl(tmp_path, [{"rows": ROWS}])
+    with pytest.raises(UserError) as raised:
+        load_examples(source, section(), tokenizer)
+    (found,) = raised.value.problems
+    assert "does not know rows with the fields rows" in found.error
+    assert "turns of a conversation" not in found.hint
+
+
 def test_train_on_inputs_trains_on_everything_but_the_first_token(tmp_path, tokenizer):
     dataset = load_examples(jsonl(tmp_path, ROWS), section(train_on_inputs=True), tokenizer)
     for example in dataset.examples:

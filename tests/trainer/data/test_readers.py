@@ -38,6 +38,7 @@ FILES = {
     "rows.json": json.dumps(ROWS).encode("utf-16"),
     "data.json": json.dumps({"data": ROWS}).encode(),
     "splits.json": json.dumps({"train": ROWS, "test": ROWS[:1]}).encode(),
+    "named.json": json.dumps({"version": 2, "train": ROWS}).encode(),
     "rows.csv": csv_text(",").encode(),
     "bom.csv": csv_text(",").encode("utf-8-sig"),
     "crlf.csv": csv_text(",", "\r\n").encode(),
@@ -89,6 +90,69 @@ def test_a_torn_gz_is_an_error(tmp_path, name):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(UserError, match=f"{name} cannot be read"):
             list(read_rows(name, tmp_path / name))
+
+
+OTHERS = {"gzip": gzip.compress(b"{}"), "zip": b"PK\x03\x04..", "parquet": b"PAR1..", "zstd": b"\x28\xb5\x2f\xfd.."}
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv", "a.txt", "a.jsonl.gz"])
+def test_a_file_of_another_kind_is_named_and_not_called_badly_encoded(tmp_path, name, kind):
+    content = OTHERS[kind]
+    (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+    with pytest.raises(UserError, match=f"{name} is a {kind}.* file, whatever its name says"):
+        list(read_rows(name, tmp_path / name))
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv", "a.parquet", "a.arrow"])
+def test_columns_of_one_name_are_refused(tmp_path, name):
+    table = pa.Table.from_arrays([pa.array(["q"]), pa.array(["a"]), pa.array(["b"])], ["prompt", "output", "output"])
+    if name == "a.parquet":
+        pq.write_table(table, tmp_path / name)
+    elif name == "a.arrow":
+        with pa.ipc.new_stream(str(tmp_path / name), table.schema) as writer:
+            writer.write_table(table)
+    else:
+        rows = (["prompt", "output", "output"], ["q", "a", "b"])
+        text = "\n".join(("," if name == "a.csv" else "\t").join(cells) for cells in rows)
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    with pytest.raises(UserError, match="several columns of one name: output"):
+        list(read_rows(name, tmp_path / name))
+
+
+def test_columns_without_a_name_are_nobodys(tmp_path):
+    (tmp_path / "a.csv").write_text("text,,\nq,,\n", encoding="utf-8")
+    assert [row for _, row in read_rows("a.csv", tmp_path / "a.csv")] == [{"text": "q", "": ""}]
+
+
+def test_a_field_that_stands_twice_in_an_object_is_refused(tmp_path):
+    for text in ('{"output": "a", "output": "b"}', '{"messages": [{"content": "a", "content": "b"}]}'):
+        (tmp_path / "a.jsonl").write_text(text, encoding="utf-8")
+        ((_, row),) = read_rows("a.jsonl", tmp_path / "a.jsonl")
+        assert isinstance(row, BadRow)
+        assert row.faults[0][0] == "data.field_twice"
+        (tmp_path / "a.json").write_text(f"[{text}]", encoding="utf-8")
+        with pytest.raises(UserError, match=r"a\.json has the field \w+ twice"):
+            list(read_rows("a.json", tmp_path / "a.json"))
+
+
+def test_a_column_that_python_has_no_value_for_is_named(tmp_path):
+    late = pa.array([2**60], pa.timestamp("us"))
+    pq.write_table(pa.table({"text": ["a"], "made": late}), tmp_path / "a.parquet")
+    with pytest.raises(UserError, match=r"a\.parquet: column made cannot be read"):
+        list(read_rows("a.parquet", tmp_path / "a.parquet"))
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.csv", "a.json", "a.jsonl"])
+def test_utf16_without_its_mark_is_named_though_it_is_utf8_with_zeros(tmp_path, name):
+    (tmp_path / name).write_bytes('{"text": "plain ascii"}\n'.encode("utf-16-le"))
+    said = ""
+    try:
+        for where, row in read_rows(name, tmp_path / name):
+            said += str(row.problems(where)[0]) if isinstance(row, BadRow) else str(row)
+    except UserError as error:
+        said = str(error)
+    assert "it looks like utf-16" in said
 
 
 def test_kinds():

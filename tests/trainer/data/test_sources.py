@@ -140,6 +140,32 @@ def test_a_pipe_is_refused_and_not_waited_for(tmp_path, name):
     assert "is a pipe or a device" in next(str(found) for found in data_problems(data, str))
 
 
+def test_a_file_of_a_folder_that_is_not_there_is_named_and_not_left_out(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "a"}', encoding="utf-8")
+    (tmp_path / "lost.txt").symlink_to("nowhere")  # no data beside a .jsonl
+    assert [path.name for path in open_source(str(tmp_path)).files] == ["a.jsonl"]
+    (tmp_path / "b.jsonl").symlink_to("nowhere.jsonl")
+    for name in (str(tmp_path), str(tmp_path / "*.jsonl")):
+        with pytest.raises(UserError, match=r"b\.jsonl is a link to a file that is not there"):
+            open_source(name)
+    (tmp_path / "b.jsonl").unlink()
+    os.mkfifo(tmp_path / "b.jsonl")
+    with pytest.raises(UserError, match=r"b\.jsonl is a pipe or a device"):
+        open_source(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("train", "test"), [("train.jsonl", "test.jsonl"), ("train-0-of-2.csv", "validation-0-of-1.csv")]
+)
+def test_rows_to_test_on_are_not_trained_on_because_they_lie_beside(tmp_path, train, test):
+    for name in (train, test):
+        (tmp_path / name).write_text("", encoding="utf-8")
+    with pytest.raises(UserError, match=f"rows to evaluate on beside those to train on: {test}"):
+        open_source(str(tmp_path))
+    assert [path.name for path in open_source(str(tmp_path / "train*")).files] == [train]
+    assert len(open_source(str(tmp_path / "*")).files) == 2
+
+
 def test_content_hash_changes_with_any_byte(tmp_path, monkeypatch):
     write_all(tmp_path)
     before = open_source(str(tmp_path)).content_hash()

@@ -68,6 +68,23 @@ def test_resized_tables_are_trained_saved_merged_and_asked(folder, capsys, tied)
     assert run(folder, "model.resize_embeddings=true", "training.max_steps=5", "--resume", str(folder / "run")) == 0
 
 
+def test_a_trained_model_is_not_asked_for_tokens_past_its_table(folder, capsys):
+    tokenizer = AutoTokenizer.from_pretrained(folder / "model")
+    tokenizer.add_tokens(["<회사>"], special_tokens=True)
+    tokenizer.save_pretrained(folder / "model")
+    asked, trained = folder / "rows.jsonl", folder / "trained.jsonl"
+    trained.write_text(json.dumps({"instruction": "물은?", "output": "100도"}), encoding="utf-8")
+    assert run(folder, f"data.train={trained}") == 0
+    for verb in (["predict", "-o", str(folder / "out.jsonl")], ["evaluate"]):
+        assert main([verb[0], str(folder / "run"), str(asked), *verb[1:]]) == 2
+        assert "2 rows hold tokens past the 512 rows" in capsys.readouterr().err
+    assert not (folder / "out.jsonl").exists()
+    assert main(["chat", str(folder / "run"), "--prompt", "물은?<회사>"]) == 2
+    assert "the prompt holds tokens past the 512 rows of the model's embedding table: <회사> (512)" in (
+        capsys.readouterr().err
+    )
+
+
 def test_a_padding_token_past_the_table_does_no_harm(folder):
     tokenizer = AutoTokenizer.from_pretrained(folder / "model")
     tokenizer.add_special_tokens({"pad_token": "<채움>"})

@@ -140,6 +140,15 @@ def test_a_folder_without_rows_is_refused(run: Path, cli: Cli, tmp_path: Path):
     assert "recorded no rows" in result.stderr
 
 
+def test_metrics_that_are_no_file_are_named(run: Path, cli: Cli, tmp_path: Path):
+    shutil.copytree(run, tmp_path / "copy")
+    (tmp_path / "copy" / "metrics.jsonl").unlink()
+    (tmp_path / "copy" / "metrics.jsonl").mkdir()
+    result = cli("rows", tmp_path / "copy")
+    assert result.returncode == 2
+    assert "copy cannot be read: it is not a regular file" in result.stderr
+
+
 def test_a_page_has_texts_only_where_it_is_asked_for_them(run: Path, cli: Cli, tmp_path: Path):
     pages = {}
     for name, more in (("plain", ()), ("texts", ("--rows-text",))):

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
 import json
+import os
 
+import pytest
 import yaml
 from lora_train.trainer.config.schema import Config
-from lora_train.trainer.run.folder import family, fresh_folder, write_config, write_env
+from lora_train.trainer.errors import UserError
+from lora_train.trainer.run.folder import family, fresh_folder, refuse_pipes, write_config, write_env
 
 CONFIG = Config.model_validate({"model": {"name_or_path": "o/m"}, "data": {"train": "o/d", "format": "text"}})
 
@@ -31,6 +34,20 @@ def test_gaps_slashes_and_the_home_folder(tmp_path, monkeypatch):
     assert fresh_folder(f"{tmp_path}/run/") == tmp_path / "run-3"
     monkeypatch.setenv("HOME", str(tmp_path))
     assert fresh_folder("~/new") == tmp_path / "new"
+
+
+@pytest.mark.parametrize("name", [".lock", "env.json", "metrics.jsonl", "stats/0.arrow", "checkpoint-1/SHA256SUMS"])
+def test_a_pipe_where_a_run_writes_is_named_and_never_waited_for(tmp_path, name):
+    make_run(tmp_path / "run")
+    refuse_pipes(tmp_path / "run")
+    refuse_pipes(tmp_path / "nowhere")
+    (tmp_path / "run" / "link").symlink_to("nothing")
+    path = tmp_path / "run" / name
+    path.parent.mkdir(exist_ok=True)
+    path.unlink(missing_ok=True)
+    os.mkfifo(path)
+    with pytest.raises(UserError, match=f"run cannot be written: it is not a regular file .*{name}"):
+        refuse_pipes(tmp_path / "run")
 
 
 def test_runs_of_one_output_dir_are_a_family(tmp_path):

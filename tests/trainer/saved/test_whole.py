@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from pathlib import Path
 
@@ -35,6 +36,13 @@ def test_whole_with_sums_and_without(folder):
     subprocess.run(["sha256sum", "--check", "--strict", SUMS], cwd=folder, check=True, capture_output=True)
     (folder / SUMS).unlink()  # as releases before wrote it
     assert what_is_torn(folder) == ""
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_pipe_in_place_of_a_file_is_not_waited_for(folder, name):
+    (folder / name).unlink()
+    os.mkfifo(folder / name)
+    assert what_is_torn(folder)
 
 
 @pytest.mark.parametrize("name", FILES)

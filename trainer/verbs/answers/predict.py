@@ -17,13 +17,14 @@ import json
 import os
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ....instrument.messages import say
 from ...errors import UserError, problem
 from ..adapter_folder import Adapter
+from ..lengthen import at_least_one
 
 if TYPE_CHECKING:
     import numpy as np
@@ -43,7 +44,9 @@ def predict_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN", type=Path, help=say("cli.adapter"))
     parser.add_argument("file", metavar="FILE", help=say("cli.predict.file"))
     parser.add_argument("-o", "--output", required=True, type=Path, metavar="FILE", help=say("cli.predict.output"))
-    parser.add_argument("--max-new-tokens", type=int, default=256, metavar="N", help=say("cli.chat.max_new_tokens"))
+    parser.add_argument(
+        "--max-new-tokens", type=at_least_one, default=256, metavar="N", help=say("cli.chat.max_new_tokens")
+    )
     parser.add_argument("--trust-remote-code", action="store_true", help=say("cli.trust_remote_code"))
 
 
@@ -58,7 +61,7 @@ def run_predict(arguments: Namespace) -> int:
         raise UserError(problem("predict.no_folder", path=output.absolute().parent))
     adapter = usable_adapter(arguments.run, PREDICT, arguments.trust_remote_code)
     ask_first(adapter.base, adapter.revision)
-    return predict(Request(adapter, arguments.file, output, max(1, arguments.max_new_tokens)))
+    return predict(Request(adapter, arguments.file, output, arguments.max_new_tokens))
 
 
 def predict(request: Request) -> int:
@@ -118,8 +121,10 @@ def _labels(request: Request) -> Iterator[dict[str, Any]]:
 
 def _texts(request: Request) -> Iterator[dict[str, Any]]:
     """A language model's answers, greedy: what it writes after the tokens before the row's last answer."""
+    from ...console import Console
     from ...data.examples import load_examples
     from ...data.load import listed
+    from ...model.fit import require_fit
     from ..chat import Request as Question
     from ..chat import load, written_after
     from .questions import question_settings, questions
@@ -133,8 +138,10 @@ def _texts(request: Request) -> Iterator[dict[str, Any]]:
         values = {"rows": listed(data.dropped), "cutoff": settings.cutoff_len}
         raise UserError(problem("predict.too_long", source=request.file, **values))
     last = {example.row: example for example in data.examples}  # a row of several answers: the one with all its turns
-    for example in last.values():
-        text, cut = written_after(talker, example.input_ids[: begin_of_answer(example.supervised)].tolist())
+    asked = [replace(e, input_ids=e.input_ids[: begin_of_answer(e.supervised)]) for e in last.values()]
+    require_fit(talker.config, talker.tokenizer, [replace(data, examples=asked)], Console(silent=True))
+    for example in asked:
+        text, cut = written_after(talker, example.input_ids.tolist())
         yield {"row": example.row, "answer": text} | ({"cut": True} if cut else {})
 
 

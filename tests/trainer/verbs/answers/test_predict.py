@@ -141,6 +141,13 @@ def test_an_unseen_label_names_file_and_line(runs, cli, tmp_path):
     assert f"{rows} line 2: label meh is not among bad, good" in done.stderr
 
 
+@pytest.mark.parametrize("number", ["0", "-5"])
+def test_no_tokens_are_no_answer(runs, tmp_path, capsys, number):
+    out = str(tmp_path / "out.jsonl")
+    assert main(["predict", str(runs["single"]), "rows.jsonl", "-o", out, "--max-new-tokens", number]) == 2
+    assert "must be a whole number of at least 1" in capsys.readouterr().err
+
+
 def test_chat_says_what_to_do_instead(runs, cli):
     done = cli("chat", runs["single"], "--prompt", "x")
     assert done.returncode == 2
