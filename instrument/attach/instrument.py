@@ -20,6 +20,7 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import json
+import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
@@ -287,7 +288,8 @@ class Instrument:
         diagnosis = Diagnosis(kind, trouble.step, module, blame.phase, [], evidence, action=action)
         self._files.diagnosis(trouble.step, diagnosis.as_json())
         words = say(TROUBLES.get(kind, OTHER_TROUBLE))
-        self._warn(say("attach.trouble", step=trouble.step, trouble=words, module=module or "-", run=self.run_dir))
+        run = shlex.quote(str(self.run_dir))
+        self._warn(say("attach.trouble", step=trouble.step, trouble=words, module=module or "-", run=run))
         return Trouble(trouble.step, kind, module, evidence)
 
     def _blame(self, result: StepResult) -> Blame:
