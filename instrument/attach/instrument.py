@@ -287,8 +287,7 @@ class Instrument:
         action = "stop" if self._options.stops else "none"
         diagnosis = Diagnosis(kind, trouble.step, module, blame.phase, [], evidence, action=action)
         self._files.diagnosis(trouble.step, diagnosis.as_json())
-        words = say(TROUBLES.get(kind, OTHER_TROUBLE))
-        run = shlex.quote(str(self.run_dir))
+        words, run = say(TROUBLES.get(kind, OTHER_TROUBLE)), shlex.quote(str(self.run_dir))
         self._warn(say("attach.trouble", step=trouble.step, trouble=words, module=module or "-", run=run))
         return Trouble(trouble.step, kind, module, evidence)
 

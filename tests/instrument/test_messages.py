@@ -14,8 +14,9 @@ from ..conftest import ROOT
 from .sentences import Asked, asked_by, faults, words
 
 
-def placeholders(sentence: str) -> set[str]:
-    return {name for _, name, _, _ in string.Formatter().parse(sentence) if name}
+def placeholders(sentence: str) -> set[tuple[str, bool]]:
+    """Each with whether it is a number: text has no format."""
+    return {(name, bool(spec)) for _, name, spec, _ in string.Formatter().parse(sentence) if name}
 
 
 def test_both_languages_have_the_same_keys_and_placeholders():

@@ -17,6 +17,24 @@ SHELLS = ("bash", "zsh", "fish")
 # Words behind which a file, a run or a choice is expected, by what argparse calls it.
 RUNS = ("RUN", "RUN|FILE", "RUN|FILE|-", "ADAPTER", "FOLDER", "STUDY.yaml|FOLDER", "RUN_OR_ADAPTER")
 
+_FILES = r"""# a name may hold spaces: the shell quotes what it is given as a file's name
+_lora_train_files() {
+    local IFS=$'\n' plain="${1//\\/}"
+    compopt -o filenames 2>/dev/null
+    COMPREPLY=($(compgen -f -- "${plain#[\'\"]}"))
+}
+_lora_train_runs() {
+    local IFS=$'\n' file plain="${1//\\/}"
+    plain="${plain#[\'\"]}"
+    COMPREPLY=($(for file in "$plain"*/metrics.jsonl "$plain"*/*/metrics.jsonl runs/*/metrics.jsonl; do
+        [[ -f $file && $file == "$plain"* ]] && printf '%s\n' "${file%/metrics.jsonl}"
+    done | sort -u))
+    [[ ${#COMPREPLY[@]} == 0 ]] && _lora_train_files "$1"
+    compopt -o filenames 2>/dev/null
+    return 0
+}
+"""
+
 
 @dataclass(frozen=True)
 class Words:
@@ -130,23 +148,7 @@ def _bash(words: Mapping[str, Words]) -> str:
     esac
     _lora_train_files "$cur"
 }}
-# a name may hold spaces: the shell quotes what it is given as a file's name
-_lora_train_files() {{
-    local IFS=$'\\n' plain="${{1//\\\\/}}"
-    compopt -o filenames 2>/dev/null
-    COMPREPLY=($(compgen -f -- "${{plain#[\\'\\"]}}"))
-}}
-_lora_train_runs() {{
-    local IFS=$'\\n' file plain="${{1//\\\\/}}"
-    plain="${{plain#[\\'\\"]}}"
-    COMPREPLY=($(for file in "$plain"*/metrics.jsonl "$plain"*/*/metrics.jsonl runs/*/metrics.jsonl; do
-        [[ -f $file && $file == "$plain"* ]] && printf '%s\\n' "${{file%/metrics.jsonl}}"
-    done | sort -u))
-    [[ ${{#COMPREPLY[@]}} == 0 ]] && _lora_train_files "$1"
-    compopt -o filenames 2>/dev/null
-    return 0
-}}
-complete -F _lora_train lora-train
+{_FILES}complete -F _lora_train lora-train
 """
 
 
