@@ -9,6 +9,7 @@ import argparse
 import difflib
 import importlib.metadata
 import os
+import shlex
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Sequence
@@ -297,6 +298,8 @@ def _main(argv: list[str]) -> int:
 
 
 def _refuse_unknown_verb(argv: Sequence[str]) -> None:
+    if argv and argv[0].endswith((".yaml", ".yml")) and "=" not in argv[0]:
+        raise UserError(problem("cli.bare_config", file=argv[0], quoted=shlex.quote(argv[0])))
     # an override holds a dot or an equals sign, an option starts with a dash
     if not argv or argv[0].startswith("-") or "." in argv[0] or "=" in argv[0]:
         return

@@ -20,6 +20,7 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import json
+import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
@@ -286,8 +287,8 @@ class Instrument:
         action = "stop" if self._options.stops else "none"
         diagnosis = Diagnosis(kind, trouble.step, module, blame.phase, [], evidence, action=action)
         self._files.diagnosis(trouble.step, diagnosis.as_json())
-        words = say(TROUBLES.get(kind, OTHER_TROUBLE))
-        self._warn(say("attach.trouble", step=trouble.step, trouble=words, module=module or "-", run=self.run_dir))
+        words, run = say(TROUBLES.get(kind, OTHER_TROUBLE)), shlex.quote(str(self.run_dir))
+        self._warn(say("attach.trouble", step=trouble.step, trouble=words, module=module or "-", run=run))
         return Trouble(trouble.step, kind, module, evidence)
 
     def _blame(self, result: StepResult) -> Blame:

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+import json
 import re
 import string
 
 import pytest
 from lora_train.instrument.judge.explain.finding import TOPICS, VERDICTS
-from lora_train.instrument.messages import catalogue, language, say, say_in
+from lora_train.instrument.messages import LANGUAGES, catalogue, language, say, say_in
 from lora_train.trainer.collapse.screen import REMEDIES
 from lora_train.trainer.config.schema import sections
 
@@ -13,8 +14,9 @@ from ..conftest import ROOT
 from .sentences import Asked, asked_by, faults, words
 
 
-def placeholders(sentence: str) -> set[str]:
-    return {name for _, name, _, _ in string.Formatter().parse(sentence) if name}
+def placeholders(sentence: str) -> set[tuple[str, bool]]:
+    """Each with whether it is a number: text has no format."""
+    return {(name, bool(spec)) for _, name, spec, _ in string.Formatter().parse(sentence) if name}
 
 
 def test_both_languages_have_the_same_keys_and_placeholders():
@@ -22,6 +24,14 @@ def test_both_languages_have_the_same_keys_and_placeholders():
     assert english.keys() == korean.keys()
     different = {key for key in english if placeholders(english[key]) != placeholders(korean[key])}
     assert different == set()
+
+
+@pytest.mark.parametrize("lang", LANGUAGES)
+def test_no_key_stands_twice(lang):
+    """The reader would keep the second one, and another sentence would be said."""
+    text = (ROOT / "instrument" / "catalogue" / f"{lang}.json").read_text(encoding="utf-8")
+    names = [name for name, _ in json.loads(text, object_pairs_hook=list)]
+    assert sorted(names) == sorted(set(names))
 
 
 @pytest.mark.parametrize(

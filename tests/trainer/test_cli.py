@@ -347,6 +347,7 @@ BAD = [
     (["training.eval_strategy=epoch"], "there is nothing to evaluate on", "set data.eval=PATH"),
     (["trainer.seed=1"], "trainer is not a known section", "did you mean training?"),
     (["lora.r"], "lora.r is not of the form section.key=value", "for example"),
+    (["max_steps=20"], "max_steps=20 is not of the form section.key=value", "did you mean training.max_steps=20?"),
     (["lora.target_modules=[]"], "lora.target_modules is empty", "all-linear trains every linear layer"),
     (["--resmue", "auto"], "--resmue is no option of lora-train", "did you mean --resume?"),
     (["lora.lora_r=8"], "lora.lora_r is not a known key", "did you mean lora.r?"),
@@ -488,6 +489,7 @@ def test_help_lists_every_verb(capsys):
 @pytest.mark.parametrize(
     ("arguments", "error", "hint"),
     [
+        (["my run.yaml"], "my run.yaml stands there without --config", "lora-train --config 'my run.yaml'"),
         (["mrege", "RUN"], "mrege is no verb of lora-train", "did you mean merge?"),
         (
             ["fit"],
@@ -495,7 +497,6 @@ def test_help_lists_every_verb(capsys):
             "the verbs are init, explain, report, compare, board, ls, advise, lengthen, sweep, rows, replay, inspect",
         ),
         (["train"], "the following arguments are required: --config", "lora-train --config koalpaca.yaml"),
-        (["koalpaca.yaml"], "the following arguments are required: --config", "lora-train --config koalpaca.yaml"),
         ([], "the following arguments are required: --config", "lora-train --config koalpaca.yaml"),
         (["merge"], "the following arguments are required: RUN", "`lora-train merge --help`"),
         (["replay", "RUN", "--step", "x"], "invalid int value: 'x'", "`lora-train replay --help`"),

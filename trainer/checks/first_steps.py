@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from statistics import median
 
+from ...instrument.judge.explain.finding import clock
 from ...instrument.messages import say
 
 # The first steps warm caches up; by then their rate is that of the run. Shorter runs are over before it helps.
@@ -40,7 +41,7 @@ class FirstSteps:
             self._norms.append(grad_norm)
         said = []
         if self._seen == TIMED and self._n_steps >= WORTH:
-            said.append(say("first.hours", hours=seconds_left / 3600, steps=self._n_steps - step))
+            said.append(say("first.hours", hours=clock(seconds_left), steps=self._n_steps - step))
         if self._seen == WATCHED and self._limit > 0 and len(self._norms) > WATCHED // 2:
             share = sum(norm > self._limit for norm in self._norms) / len(self._norms)
             if share >= BINDS:

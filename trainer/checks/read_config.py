@@ -26,7 +26,7 @@ from ..importer.sources import YAML_ERRORS, is_small, text_of
 from ..patterns import wrong_with
 from .data_checks import data_problems
 from .task_checks import task_problems
-from .unknown_keys import Unknown, take_out
+from .unknown_keys import Unknown, bad_override, take_out
 
 # Keys by the names transformers 4 had for them.
 OLD_NAMES = {"training": {"evaluation_strategy": "eval_strategy"}, "model": {"torch_dtype": "dtype"}}
@@ -153,10 +153,9 @@ def _accepted(raw: dict[str, Any]) -> Iterator[str]:
 
 def _foreign(path: Path, tool: str | None) -> Problem:
     """Whose file it is, None for a script, and the command that makes one of ours of it."""
-    output = path.with_suffix("").name + "-lora-train.yaml"
-    if tool is None:
-        return problem("config.script", file=path, output=output)
-    return problem("config.foreign", file=path, tool=tool, output=output)
+    output = shlex.quote(path.with_suffix("").name + "-lora-train.yaml")
+    values = {"file": path, "quoted": shlex.quote(str(path)), "output": output}
+    return problem("config.script", **values) if tool is None else problem("config.foreign", **values, tool=tool)
 
 
 def read_mapping(path: Path) -> dict[str, Any]:
@@ -193,7 +192,7 @@ def _apply_overrides(raw: dict, overrides: Sequence[str], origin: dict[str, str]
         key, equals, text = override.partition("=")
         section, dot, name = key.partition(".")
         if not (equals and dot and section and name):
-            yield problem("config.bad_override", text=override)
+            yield bad_override(override)
             continue
         try:
             value = yaml.load(text, Loader=_Loader)

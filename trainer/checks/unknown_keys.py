@@ -6,6 +6,7 @@ peer's name for one of ours, then a peer's key without a counterpart; only then 
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 from collections.abc import Collection, Iterable, Iterator
 from typing import Any
@@ -289,3 +290,14 @@ def full_key(name: str, options: Collection[str], word: str) -> str:
         meant = say("config.lang", variable=VARIABLE)
     hint = meant or problem("cli.usage", message="").hint
     raise UserError(Problem(say("config.unknown_flag", flag=word), hint))
+
+
+def bad_override(text: str) -> Problem:
+    """What is said of a value on the command line that is not of the form section.key=value."""
+    found = problem("config.bad_override", text=text)
+    name, equals, value = text.partition("=")
+    if not equals or not name:
+        return found
+    with contextlib.suppress(UserError):  # `training.` was left out
+        return Problem(found.error, say("config.did_you_mean", guess=f"{full_key(name, (), name)}={value}"))
+    return found

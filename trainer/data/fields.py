@@ -39,8 +39,8 @@ SYSTEM = ("system", "system_prompt", "systemInstruction", "system_instruction")
 HISTORY = ("history",)
 TREE = ("parent_id", "parent_message_id")
 # Names of the question and of the answer in data sets whose fields are not ours; the first that rows have are read.
-QUESTIONS = ("instruction", "question", "query", "prompt", "problem", "input")
-ANSWERS = ("output", "answer", "response", "completion", "solution", "target")
+QUESTIONS = ("instruction", "question", "query", "prompt", "problem", "input", "질문")
+ANSWERS = ("output", "answer", "response", "completion", "solution", "target", "답변")
 CONTEXTS = ("input", "context")
 ONE, ZERO = (1, "1", "1.0", "true", "True"), (0, "0", "0.0", "false", "False")
 

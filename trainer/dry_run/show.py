@@ -10,6 +10,7 @@ import transformers
 from rich.cells import cell_len
 
 from ...instrument.constants import GIB, MIB
+from ...instrument.judge.explain.finding import clock
 from ...instrument.messages import say
 from ...instrument.record.once import in_mode
 from ..checks.tips import FORWARD, Outlook, tips
@@ -75,7 +76,9 @@ def dry_run(config: Config) -> int:
 
 def show_hours(components: Components, examples: Sequence[Example], outlook: Outlook, console: Console) -> None:
     """How long the whole run would take."""
-    console.line(say("dry_run.hours", **predicted_hours(components, examples, outlook)))
+    found = predicted_hours(components, examples, outlook)
+    times = {name: clock(3600 * found[name]) for name in ("hours", "evals")}
+    console.line(say("dry_run.hours", **found | times))
 
 
 def predicted_hours(components: Components, examples: Sequence[Example], outlook: Outlook) -> dict[str, float]:

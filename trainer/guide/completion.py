@@ -17,6 +17,24 @@ SHELLS = ("bash", "zsh", "fish")
 # Words behind which a file, a run or a choice is expected, by what argparse calls it.
 RUNS = ("RUN", "RUN|FILE", "RUN|FILE|-", "ADAPTER", "FOLDER", "STUDY.yaml|FOLDER", "RUN_OR_ADAPTER")
 
+_FILES = r"""# a name may hold spaces: the shell quotes what it is given as a file's name
+_lora_train_files() {
+    local IFS=$'\n' plain="${1//\\/}"
+    compopt -o filenames 2>/dev/null
+    COMPREPLY=($(compgen -f -- "${plain#[\'\"]}"))
+}
+_lora_train_runs() {
+    local IFS=$'\n' file plain="${1//\\/}"
+    plain="${plain#[\'\"]}"
+    COMPREPLY=($(for file in "$plain"*/metrics.jsonl "$plain"*/*/metrics.jsonl runs/*/metrics.jsonl; do
+        [[ -f $file && $file == "$plain"* ]] && printf '%s\n' "${file%/metrics.jsonl}"
+    done | sort -u))
+    [[ ${#COMPREPLY[@]} == 0 ]] && _lora_train_files "$1"
+    compopt -o filenames 2>/dev/null
+    return 0
+}
+"""
+
 
 @dataclass(frozen=True)
 class Words:
@@ -108,7 +126,7 @@ def _bash(words: Mapping[str, Words]) -> str:
 {by_option}
     esac
     if [[ -n $words ]]; then COMPREPLY=($(compgen -W "$words" -- "$cur")); return; fi
-    case "$prev" in --config|--output|-o|--adapter|--resume) COMPREPLY=($(compgen -f -- "$cur")); return;; esac
+    case "$prev" in --config|--output|-o|--adapter|--resume) _lora_train_files "$cur"; return;; esac
     if [[ $cur == -* ]]; then
         case "$verb" in
 {options}
@@ -126,18 +144,11 @@ def _bash(words: Mapping[str, Words]) -> str:
         help) COMPREPLY=($(compgen -W "{verbs} {" ".join(key_values())}" -- "$cur")); return;;
         completion) COMPREPLY=($(compgen -W "{" ".join(SHELLS)}" -- "$cur")); return;;
         {runs})
-            COMPREPLY=($(compgen -W "$(_lora_train_runs "$cur")" -- "$cur"))
-            [[ ${{#COMPREPLY[@]}} == 0 ]] && COMPREPLY=($(compgen -f -- "$cur")); return;;
+            _lora_train_runs "$cur"; return;;
     esac
-    COMPREPLY=($(compgen -f -- "$cur"))
+    _lora_train_files "$cur"
 }}
-_lora_train_runs() {{
-    local file
-    for file in "$1"*/metrics.jsonl "$1"*/*/metrics.jsonl runs/*/metrics.jsonl; do
-        [[ -f $file ]] && printf '%s\\n' "${{file%/metrics.jsonl}}"
-    done
-}}
-complete -F _lora_train lora-train
+{_FILES}complete -F _lora_train lora-train
 """
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import shlex
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -76,7 +77,7 @@ def read_foreign(path: Path) -> Draft:
     tool = tool_of(source.given)
     if tool is None:
         ours = any(isinstance(source.given.get(name), dict) for name in sections())
-        raise UserError(problem("import.ours" if ours else "import.unknown", file=path))
+        raise UserError(problem("import.ours" if ours else "import.unknown", file=path, quoted=shlex.quote(str(path))))
     draft = TOOLS[tool](source.given)
     for key, text in source.unknown.items():
         draft.leave(key, text, "unknown", say("import.why.not_literal"))

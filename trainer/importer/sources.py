@@ -110,6 +110,8 @@ def text_of(path: Path) -> str:
     limit = LARGEST_NOTEBOOK if path.suffix == ".ipynb" else LARGEST
     try:
         data = read_given(path, limit) if not path.is_file() or path.stat().st_size <= limit else bytes(limit + 1)
+    except FileNotFoundError:
+        raise UserError(problem("config.not_there", file=path)) from None
     except OSError as error:
         raise UserError(problem("config.unreadable", file=path, reason=error.strerror)) from None
     if len(data) > limit:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import yaml
+from rich.cells import cell_len
 
 from ...instrument.messages import say
 from ..config.schema import sections
@@ -71,7 +72,12 @@ def _sections(draft: Draft) -> Iterator[str]:
             line = f"  {key}: {in_yaml(value)}"
             notes = [draft.origin.get(f"{section}.{key}", ""), draft.remarks.get(f"{section}.{key}", "")]
             note = _plain("; ".join(note for note in notes if note and note != key))
-            yield f"{line:<40}  # {note}" if note else line
+            yield commented(line, note, 40) if note else line
+
+
+def commented(line: str, note: str, column: int) -> str:
+    """A line with its comment in a column of the screen, where a Korean letter takes two."""
+    return f"{line}{' ' * max(0, column - cell_len(line))}  # {note}"
 
 
 def in_yaml(value: Any) -> str:

@@ -44,10 +44,8 @@ def run(arguments: Namespace) -> int:
     output: Path = arguments.output
     if output.is_dir() or (output.exists() and not arguments.force):
         raise UserError(problem("import.exists", output=output))
-    model, data = answer(arguments, "model"), answer(arguments, "data")
+    model, data = asked_place(arguments, "model"), asked_place(arguments, "data")
     machine = asked_machine(arguments)
-    for name in (model, data):
-        _require_there(name)
     quiet_libraries()
     with phase(say("phase.importing")):  # torch, which takes seconds
         from .plan import plan_for
@@ -107,14 +105,20 @@ def asked_machine(arguments: Namespace) -> Machine:
         print(unknown)
 
 
-def _require_there(name: str) -> None:
-    """Refuses a path that leads nowhere; a name on the hub is not asked for.
+def asked_place(arguments: Namespace, name: str) -> str:
+    """A path that leads somewhere, or a name on the hub, which is not asked for.
 
     Raises:
-        UserError: there is no such file or folder.
+        UserError: the flag names a file or folder that is not there.
     """
     from ..config.names import is_path
     from ..errors import UserError, problem
 
-    if is_path(name) and "*" not in name and not os.path.exists(os.path.expanduser(name)):
-        raise UserError(problem("init.nothing_there", path=name))
+    while True:
+        said = answer(arguments, name)
+        if not is_path(said) or "*" in said or os.path.exists(os.path.expanduser(said)):
+            return said
+        nothing = problem("init.nothing_there", path=said)
+        if getattr(arguments, name) is not None:
+            raise UserError(nothing)
+        print(nothing)

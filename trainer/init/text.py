@@ -9,7 +9,7 @@ from typing import Any
 
 from ...instrument.messages import language, say
 from ..config.reference import keys
-from ..importer.write import in_yaml
+from ..importer.write import commented, in_yaml
 from .plan import Plan
 
 COLUMN, LONGEST = 42, 70
@@ -65,8 +65,7 @@ def _sections(settings: dict[str, dict[str, Any]]) -> Iterator[str]:
     for section, values in settings.items():
         yield f"{section}:"
         for key, value in values.items():
-            line = f"  {key}: {in_yaml(value)}"
-            yield f"{line:<{COLUMN}}  # {first_sentence(meanings[f'{section}.{key}'])}"
+            yield commented(f"  {key}: {in_yaml(value)}", first_sentence(meanings[f"{section}.{key}"]), COLUMN)
 
 
 def first_sentence(text: str) -> str:

@@ -8,6 +8,7 @@ Trials are numbered through: combinations of a round with the first seed, then w
 from __future__ import annotations
 
 import os
+import shlex
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -108,7 +109,7 @@ def require_same(study: StudyFile) -> dict[str, Any]:
     asked = as_dict(replace(study, threads=study.threads or found.get("threads")))
     other = [key for key, value in asked.items() if found.get(key) != value]
     if other:
-        raise UserError(problem("sweep.other_study", folder=study.folder, keys=", ".join(other)))
+        raise UserError(problem("sweep.other_study", folder=shlex.quote(str(study.folder)), keys=", ".join(other)))
     return found
 
 

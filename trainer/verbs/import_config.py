@@ -5,6 +5,7 @@ The YAML goes to standard output or to a file; what is left to do goes to standa
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 
@@ -41,7 +42,7 @@ def import_config(path: Path, output: Path | None, force: bool) -> int:
     for found in problems_of(nested(draft), str(output or path.name)):
         tell(found)
     if output is not None:
-        tell(say("import.written", output=output))
+        tell(say("import.written", output=shlex.quote(str(output))))
     return 0
 
 

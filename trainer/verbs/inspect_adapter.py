@@ -17,6 +17,7 @@ import json
 import math
 import os
 import re
+import shlex
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
@@ -179,7 +180,8 @@ def require_finite(folder: Path) -> None:
     report = _report(find_weights(folder), None)  # whatever the scaling is
     if n_bad := report.totals()["nonfinite"]:
         worst = [module.module for module in report.modules if module.n_nonfinite] or list(report.other)
-        raise UserError(problem("adapter.not_finite", folder=folder, n=n_bad, module=worst[0]))
+        values = {"folder": folder, "quoted": shlex.quote(str(folder)), "n": n_bad, "module": worst[0]}
+        raise UserError(problem("adapter.not_finite", **values))
 
 
 def measure(values: np.ndarray) -> Tensor:

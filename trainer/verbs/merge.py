@@ -7,6 +7,7 @@ what training saw but also its rounding errors, and other tools would quantize t
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,7 +92,7 @@ def merged_model(adapter: Adapter, asked: str, console: Console) -> Merged:
     try:
         merged = model.merge_and_unload(safe_merge=True)
     except ValueError as error:  # safe_merge found a value that is not finite, in fp16 perhaps an overflow
-        raise UserError(problem("merge.not_finite", folder=adapter.folder, dtype=dtype)) from error
+        raise UserError(problem("merge.not_finite", folder=shlex.quote(str(adapter.folder)), dtype=dtype)) from error
     assert isinstance(merged, PreTrainedModel)
     declare_untied(merged)
     tokenizer, head = tokenizer_of(adapter), head_of(adapter)

@@ -23,8 +23,9 @@ from .common import names, step_with
 FASTER = 1.05
 OVERFIT = ("explain.overfitting", "explain.rows_overfit", "explain.eval_turned", "explain.rows_turned")
 DECIDED = (
-    "explain.underfitting", "explain.eval_falling", "explain.eval_flat", "explain.eval_level", "explain.eval_fell",
-    "explain.eval_unmoved", "explain.rows_fell", "explain.rows_same", "explain.eval_rose", "explain.rows_rose",
+    "explain.underfitting", "explain.eval_falling", "explain.eval_flat", "explain.eval_flat_rate",
+    "explain.eval_level", "explain.eval_fell", "explain.eval_unmoved",
+    "explain.rows_fell", "explain.rows_same", "explain.eval_rose", "explain.rows_rose",
 )  # fmt: skip
 WORK = ("lora.target_modules", "training.gradient_checkpointing", "training.fp16", "training.bf16", "training.optim")
 """What beside model and data decides the speed of a row."""

@@ -106,7 +106,7 @@ def _beyond(point: Point, key: str, value: float, up: bool):
     factor = FURTHER_WHOLE if whole else FURTHER
     further = value * factor if up else value / factor
     further = max(1, round(further)) if whole else float(f"{further:.2g}")
-    if not up and whole and further == value:
+    if further == value:  # a half of the smallest, or any multiple of 0: the same run again
         return None
     return step_with(point.trials[0], {key: further})
 

@@ -19,6 +19,7 @@ CHOICE, BY_LOSS, BY_METRIC = "checkpoint", UP, DOWN
 
 MOVES: dict[str, dict[str, int]] = {
     "explain.loss_flat": {RATE: UP, RANK: UP},
+    "explain.loss_little": {LENGTH: UP, RATE: UP},
     "explain.loss_rose": {RATE: DOWN},
     "explain.loss_turned": {RATE: DOWN},
     "explain.loss_blew_up": {RATE: DOWN},
@@ -90,12 +91,13 @@ STRENGTH = (
     *_COLLAPSED, "explain.healed_worse", "explain.exploding", "explain.vanishing", "explain.overfitting",
     "explain.rows_overfit", "explain.eval_rose", "explain.rows_rose", "explain.loss_rose", "explain.time_eval",
     "explain.eval_costly", "explain.underfitting", "explain.plateau_rate", "explain.plateau_dropped", "explain.plateau",
-    "explain.loss_flat",
+    "explain.loss_flat", "explain.loss_little",
 )  # fmt: skip
 """Strongest evidence first; what is not named comes after, in the order in which rules speak."""
 
 _FLAT = (
-    "explain.loss_flat", "explain.loss_unclear", "explain.plateau", "explain.underfitting", "explain.eval_flat",
+    "explain.loss_flat", "explain.loss_little", "explain.loss_unclear", "explain.plateau", "explain.underfitting",
+    "explain.eval_flat", "explain.eval_flat_rate",
 )  # fmt: skip
 # of the window in which it began a logged loss may be finite and the norm is not
 _COURSE = (*_FLAT, "explain.backward")
@@ -104,16 +106,20 @@ _ROWS_ROSE = ("explain.rows_overfit", "explain.rows_turned", "explain.rows_rose"
 SILENCES: dict[str, tuple[str, ...]] = {
     # a line that is the mean of many steps shows neither single steps nor the fall before the first
     "explain.coarse_stock": (
-        "explain.loss_flat", "explain.jagged", "explain.jagged_more", "explain.stairs", "explain.spikes",
+        "explain.loss_flat", "explain.loss_little", "explain.jagged", "explain.jagged_more", "explain.stairs",
+        "explain.spikes",
     ),
     **dict.fromkeys(_COLLAPSED, _COURSE),
     "explain.gradient_none_scale": _FLAT,  # the overflows are its cause
     # a gradient of a forward pass that is not finite is none either
     **dict.fromkeys(_FORWARD, (*_COURSE, *_NO_GRADIENT)),
-    "explain.overfitting": ("explain.underfitting", "explain.loss_flat"),
+    "explain.overfitting": ("explain.underfitting", "explain.loss_flat", "explain.loss_little"),
     "explain.loss_fell": ("explain.rate_tiny",),  # a rate that was printed with few decimals
-    "explain.rate_tiny": ("explain.loss_flat", "explain.loss_flat_coarse", "explain.loss_unclear", "explain.eval_flat"),
-    "explain.eval_rose": ("explain.underfitting", "explain.loss_flat"),
+    "explain.rate_tiny": (
+        "explain.loss_flat", "explain.loss_little", "explain.loss_flat_coarse", "explain.loss_unclear",
+        "explain.eval_flat", "explain.eval_flat_rate",
+    ),
+    "explain.eval_rose": ("explain.underfitting", "explain.loss_flat", "explain.loss_little"),
     "explain.zero_from_start": (*_COURSE, "explain.gradient_never_finite", "explain.other_step_stock"),
     # rows tell what a few means cannot
     **dict.fromkeys(("explain.rows_fell", "explain.rows_same"), _FEW_MEANS),

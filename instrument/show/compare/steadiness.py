@@ -95,7 +95,9 @@ def foretold(histories: Sequence[History], names: Sequence[str]) -> list[Finding
         micro = micro_batches(one)
         for other, its in zip(histories, names, strict=True):
             rows, (_, norm) = other.rows_per_step, other.finite("grad_norm")
-            if other is one or micro is None or not rows.isdigit() or int(rows) == micro.rows or not len(norm):
+            if other is one or micro is None or not rows.isdigit() or not len(norm):
+                continue
+            if rows in (str(micro.rows), one.rows_per_step):
                 continue  # the last step of an epoch makes a run's mean fewer rows than its own
             there, error = float(np.mean(norm**2)), 2 * float(np.std(norm**2)) / math.sqrt(len(norm))
             low, high = micro.reach(int(rows))

@@ -71,3 +71,13 @@ def test_every_run_that_is_needed_has_its_own_command_and_folder():
     batches = study(*(run([1.5] * 4, settings={batch: size}) for size in (8, 16)))
     found = [words.partition(" ")[0] for words in folders("P9", batches)]
     assert found == ["learning_rate=3e-4", "learning_rate=3.3e-5"] * 2
+
+
+def test_the_next_value_beyond_0_is_not_0_again():
+    """A share of 0 has no multiple: the run proposed would be the one that is there."""
+    rate = "training.warmup_ratio"
+    two = study(
+        run([2.0, 1.5, 1.2, 1.1, 1.0], settings={rate: 0.0}), run([2.0, 1.9, 1.8, 1.8, 1.8], settings={rate: 0.03})
+    )
+    edges = [advice for advice in RULES["P2"](two) if advice.values["key"] == rate]
+    assert [(advice.key, advice.next("en")) for advice in edges] == [("advise.p2_few", None)]

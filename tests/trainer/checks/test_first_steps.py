@@ -15,7 +15,7 @@ def told(norms, limit=1.0, n_steps=1000, left=7200.0) -> list[tuple[int, str]]:
 def test_the_hours_of_the_run_are_said_once():
     ((step, text),) = told([0.5] * 200)
     assert step == TIMED
-    assert "about 2 hours" in text
+    assert "about 2:00:00 at" in text
     assert f"{1000 - TIMED:,} steps" in text
     assert told([0.5] * 200, n_steps=WORTH - 1) == []
 

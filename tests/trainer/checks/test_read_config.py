@@ -154,7 +154,7 @@ def test_unreadable_yaml(tmp_path, text, error):
 
 
 def test_missing_file_folder_and_encoding(tmp_path):
-    assert errors(tmp_path / "run.yaml") == ["FILE cannot be read: No such file or directory"]
+    assert errors(tmp_path / "run.yaml") == ["FILE is not there"]
     (tmp_path / "latin.yaml").write_bytes("# \xe9\n".encode("latin-1"))
     assert errors(tmp_path / "latin.yaml") == ["FILE is not UTF-8 text (byte 2)"]
     with pytest.raises(UserError, match="Is a directory"):

@@ -104,6 +104,7 @@ def test_the_users_own_template_and_columns_may_take_one_of_two_answers(tmp_path
         ({"question": "물은?", "answer": "100도"}, ASKED),
         ({"input": "물은?", "output": "100도"}, ASKED),
         ({"query": "물은?", "response": "100도"}, ASKED),
+        ({"질문": "물은?", "답변": "100도"}, ASKED),
         ({"prompt": "물은?", "response": "100도"}, ASKED),
         (
             {"instruction": "물은?", "context": "섭씨", "response": "100도", "category": "qa"},

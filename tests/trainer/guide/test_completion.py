@@ -12,6 +12,22 @@ from lora_train.trainer.cli import VERBS, main
 
 from ...conftest import COMMAND_ENVIRONMENT
 
+# A Tab behind each line, in a zsh on a terminal of its own.
+ZPTY = r"""
+zmodload zsh/zpty
+zpty z zsh -f -i
+zpty -w z "PS1='% '; autoload -U compinit; compinit -u -D; source script.zsh; lora-train() { :; }; print ready"
+zpty -r -m z said '*ready*ready*'
+for words in TYPED; do
+    zpty -w -n z "$words"$'\t'
+    sleep 1
+    zpty -w -n z $'\x15'
+done
+zpty -w z 'print end'
+zpty -r -m z said '*end*end*'
+print -r -- "$said"
+"""
+
 
 @pytest.fixture
 def script(capsys) -> str:
@@ -60,6 +76,36 @@ def test_run_folders_before_other_files(script, tmp_path):
     assert completed(script, ["lora-train", "merge", "else"], tmp_path) == ["elsewhere"]
     assert completed(script, ["lora-train", "explain", "lo"], tmp_path) == ["log.txt"]
     assert completed(script, ["lora-train", "--config", "lo"], tmp_path) == ["log.txt"]
+
+
+def test_a_run_folder_with_a_space_is_one_word(script, tmp_path):
+    for name in ("runs/my first", "runs/my second"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "metrics.jsonl").touch()
+    (tmp_path / "my rows.jsonl").touch()
+    runs = ["runs/my", "first", "runs/my", "second"]  # as split by `completed`
+    for typed in ("ru", "runs/my\\ ", '"runs/my '):
+        assert completed(script, ["lora-train", "explain", typed], tmp_path) == runs
+    assert completed(script, ["lora-train", "explain", "runs/my\\ s"], tmp_path) == ["runs/my", "second"]
+    assert completed(script, ["lora-train", "--config", "my\\ r"], tmp_path) == ["my", "rows.jsonl"]
+
+
+ZSH = shutil.which("zsh")
+
+
+@pytest.mark.skipif(ZSH is None, reason="no zsh here")
+def test_zsh_completes(capsys, tmp_path):
+    assert main(["completion", "zsh"]) == 0
+    (tmp_path / "script.zsh").write_text(capsys.readouterr().out)
+    (tmp_path / "runs" / "my first").mkdir(parents=True)
+    (tmp_path / "runs" / "my first" / "metrics.jsonl").touch()
+    typed = ("lora-train expl", "lora-train merge ru", "lora-train export r --to gg")
+    program = ZPTY.replace("TYPED", " ".join(f"'{words}'" for words in typed))
+    ended = subprocess.run([ZSH, "-f", "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False)
+    said = ended.stdout
+    assert "lora-train explain" in said, said + ended.stderr
+    assert "lora-train merge runs/my\\ first" in said, said
+    assert "lora-train export r --to gguf-adapter" in said, said
 
 
 @pytest.mark.parametrize("shell", ["zsh", "fish"])

@@ -34,7 +34,7 @@ def test_flags_write_a_file_that_trains(cli, tiny_models, tmp_path):
 
 
 def test_questions_are_asked_until_they_are_answered(monkeypatch, tmp_path, capsys, tiny_models):
-    answers = iter(["", str(tiny_models["gpt_neox"]), str(DATA), "a big one", "24 GB"])
+    answers = iter(["", str(tiny_models["gpt_neox"]), "rosw.jsonl", str(DATA), "a big one", "24 GB"])
     asked = []
 
     def reply(question: str) -> str:
@@ -45,8 +45,10 @@ def test_questions_are_asked_until_they_are_answered(monkeypatch, tmp_path, caps
     monkeypatch.setattr(builtins, "input", reply)
     path = tmp_path / "run.yaml"
     assert main(["init", "-o", str(path)]) == 0
-    assert [question.split()[0] for question in asked] == ["Model", "Model", "Training", "GPU", "GPU"]
-    assert "a big one is neither a size" in capsys.readouterr().out
+    assert [question.split()[0] for question in asked] == ["Model", "Model", "Training", "Training", "GPU", "GPU"]
+    said = capsys.readouterr().out
+    assert "rosw.jsonl" in said
+    assert "a big one is neither a size" in said
     config = yaml.safe_load(path.read_text())
     assert (config["training"]["bf16"], config["data"]["train"]) == (True, str(DATA))
     assert config["training"]["per_device_train_batch_size"] == 8

@@ -7,6 +7,7 @@ import yaml
 from lora_train.trainer.checks.read_config import problems_of
 from lora_train.trainer.init.plan import Plan
 from lora_train.trainer.init.text import as_yaml, first_sentence, settings_of
+from rich.cells import cell_len
 
 
 @pytest.mark.parametrize("lang", ["en", "ko"])
@@ -23,6 +24,8 @@ def test_the_yaml_holds_the_plan_and_is_valid(monkeypatch, lang, precision, four
     assert "#   lora-train explain 'runs/first try'" in text.splitlines()
     assert {config["training"][key] for key in ("eval_steps", "save_steps")} == {0.1}  # 100 of 6 steps is never
     assert max(map(len, text.splitlines())) <= 125
+    wide = as_yaml(plan, "owner/model", "내 행.jsonl", Path("나의 설정.yaml"))
+    assert {cell_len(line.split("  # ")[0]) for line in wide.splitlines() if line.startswith("  ")} == {42}
     long = as_yaml(plan, "o" * 80, "rows: 1 # no comment.jsonl", Path("x.yaml"))
     assert yaml.safe_load(long)["model"]["name_or_path"] == "o" * 80
     assert yaml.safe_load(long)["data"]["train"] == "rows: 1 # no comment.jsonl"

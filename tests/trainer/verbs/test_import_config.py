@@ -98,6 +98,17 @@ def test_what_is_written_is_a_configuration(file, capsys):
     read_config("ours.yaml", REPLACED)
 
 
+def test_a_command_with_a_space_in_a_path_can_be_pasted(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("my run.yaml").write_text(AXOLOTL)
+    assert main(["--config", "my run.yaml"]) == 2
+    assert "lora-train import 'my run.yaml' -o 'my run-lora-train.yaml'  writes it" in capsys.readouterr().err
+    assert main(["import", "my run.yaml", "-o", "our run.yaml"]) == 0
+    assert "lora-train --config 'our run.yaml' --dry-run" in capsys.readouterr().err
+    assert main(["import", "our run.yaml"]) == 2
+    assert "hint: lora-train --config 'our run.yaml'" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("file", ["axolotl.yaml"], indirect=True)
 def test_nothing_is_written_over_unless_asked(file, capsys):
     Path("ours.yaml").write_text("mine")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from pathlib import Path
@@ -63,7 +64,8 @@ def folder_of(given: Path | None) -> Path:
     """
     folder = given or (DEFAULT if DEFAULT.is_dir() else Path.cwd())
     if not folder.is_dir():
-        raise UserError(problem("board.is_file" if folder.exists() else "board.no_folder", folder=folder))
+        told = "board.is_file" if folder.exists() else "board.no_folder"
+        raise UserError(problem(told, folder=folder, quoted=shlex.quote(str(folder))))
     return folder
 
 

@@ -28,6 +28,8 @@ WOBBLE = 0.3
 FAR = 0.1
 # The wobble shrank with the learning rate: by a half, while the rate fell to a half.
 SHRANK = 0.5
+# A rate this far below its peak teaches little more.
+SPENT = 0.1
 # Seconds that more evaluations may cost in all before fewer rows are proposed, and rows that are enough for a turn.
 DEAR, ROWS = 300.0, 100
 
@@ -101,7 +103,8 @@ def course(history: History) -> Finding | None:
             return Finding("eval_loss", "healthy", "explain.eval_falling", values)
         return Finding("eval_loss", "note", "explain.underfitting", values)
     if did.kind == "settled":
-        return Finding("eval_loss", "healthy", "explain.eval_level" if live else "explain.eval_flat", values)
+        key = "explain.eval_level" if live else "explain.eval_flat_rate" if _spent(history) else "explain.eval_flat"
+        return Finding("eval_loss", "healthy", key, values)
     if did.kind == "fell":
         return Finding("eval_loss", "undecided", "explain.eval_fell", values)
     if did.kind == "flat":
@@ -111,6 +114,12 @@ def course(history: History) -> Finding | None:
         return Finding("eval_loss", "undecided", "explain.eval_last_rose", values)
     values |= {"percent": _percent(float(loss.min()), float(loss.max()))}
     return Finding("eval_loss", "undecided", "explain.eval_few", values)
+
+
+def _spent(history: History) -> bool:
+    """Whether the rate ran out: then anything settles, and what more steps would do is not known."""
+    _, rate = history.finite("learning_rate")
+    return len(rate) > 0 and rate[-1] < SPENT * rate.max()
 
 
 def wobble(history: History) -> Finding | None:

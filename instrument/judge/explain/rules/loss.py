@@ -11,7 +11,7 @@ from ....read.logs.marks import NO_LOSS, OTHER
 from ...course import STAYS as FEW
 from ...course import Course, judge
 from ..finding import WINDOW, Finding, at_end, ends, listed, median, scatter
-from .evaluation import evaluations
+from .evaluation import SPENT, evaluations
 from .rows import is_same_file, overlap_of
 from .schedule import FAR_RATE
 
@@ -23,8 +23,10 @@ LEARNED = 0.05
 BY_HEART = 0.1
 # Nats a token of a language model that has not seen the rows; what begins lower may be a loss of another kind.
 UNTRAINED = 0.5
-# A rate this far below its peak teaches little more; and what a schedule of steps takes away at once.
-SPENT, DROP = 0.1, 0.6
+# What a schedule of steps takes away of a rate at once.
+DROP = 0.6
+# An adapter begins at 0 and moves little in so many updates.
+EARLY = 100
 # A drop at an epoch's border that is so many times the scatter of medians within the epochs is a stair.
 STAIR = 3.0
 # What fewer losses than a judgement needs are taken to scatter by: of single steps, and of means of a logging interval.
@@ -82,6 +84,12 @@ def course(history: History) -> Finding | None:
         return Finding("loss", "healthy", "explain.loss_fell", values)
     if did.kind == "flat" and len(loss) >= FEW:
         coarse = history.coarse > 1
+        if not history.stock and not history.finished and step[-1] < min(EARLY, history.planned or 0):
+            return Finding(
+                "loss", "note", "explain.loss_early", values | {"step": int(step[-1]), "planned": history.planned}
+            )
+        if not coarse and first - last > chance:
+            return Finding("loss", "watch", "explain.loss_little", values)
         return Finding(
             "loss",
             "undecided" if coarse else "watch",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from dataclasses import replace
 from typing import Any
 
@@ -50,7 +51,7 @@ def incidents(history: History) -> list[Finding]:
             "rows": listed(incident["evidence"]["rows_alone"] or incident["rows"]) or "-",
             "change": change or "-",
             "together": together,
-            "run": history.name,
+            "run": shlex.quote(history.name),
         }
         ended = history.attached or incident["action"] == "stop"
         finding = Finding("outcome", "wrong" if ended else "watch", _sentence(history, incident, change), values)

@@ -127,4 +127,8 @@ def test_another_batch_is_drawn_over_the_run_that_had_it(opened, tmp_path):
     assert "foretell" not in page.inner_text("#overlay figcaption")
     small.config["training"]["per_device_train_batch_size"] = 9
     assert foretold(small, [small]) == [], "its own batch, whose last steps are smaller"
+    again = with_rows(1.0, 4.0, 8)
+    again.config["training"]["per_device_train_batch_size"] = 9
+    assert foretold(small, [small, again]) == [], "a batch that is no other"
+    assert "compare.norm_foretold" not in {finding.key for finding in compare_runs([small, again]).findings}
     assert foretold(history(loss=[1.0], grad_norm=[1.0]), [small, large]) == []

@@ -47,6 +47,8 @@ CALMER = 1.6 + np.where(np.arange(40) < 20, 5, 0.5) * WOBBLE[:40]
         (evaluated(DOWN, finished=False), evaluation.course, "eval_falling"),
         (evaluated(SETTLED), evaluation.course, "eval_flat"),
         (evaluated(SETTLED, finished=False), evaluation.course, "eval_level"),
+        (evaluated(SETTLED, learning_rate=np.linspace(1e-3, 0, N)), evaluation.course, "eval_flat_rate"),
+        (evaluated(SETTLED, learning_rate=np.full(N, 1e-3)), evaluation.course, "eval_flat"),
         (evaluated([2.4, 1.9, 1.5, 1.2, 1.0]), evaluation.course, "eval_fell"),
         (evaluated([*LEVEL[:11], 1.9]), evaluation.course, "eval_last_rose"),
         (evaluated([1.6, 1.63, 1.58]), evaluation.course, "eval_few"),

@@ -27,6 +27,7 @@ ENDED = np.where(STEPS > 40, 0.0, NOISE)
 IN_BLOCKS = 8.0 + (STEPS > 70) + (STEPS > 20)
 SLOWER = {"step_seconds": 1 + STEPS / N, "tokens": np.full(N, 100)}
 UNKNOWN_LAST = np.where(STEPS < N, STEPS - 20, np.nan)
+SLOW = np.linspace(5.59, 5.51, 20)
 PART, THRICE = np.linspace(0, 0.4, 200), np.linspace(0, 3, 200)
 
 
@@ -43,6 +44,7 @@ def key(finding) -> str | None:
     [
         (loss.course, {"loss": falling()}, "loss_fell"),
         (loss.course, {"loss": falling(last=3.0)}, "loss_flat"),
+        (loss.course, {"loss": SLOW}, "loss_little"),
         (loss.course, {"loss": falling(last=5.0)}, "loss_rose"),
         (loss.course, {"loss": [2.0, 1.9]}, "loss_short"),
         (loss.course, {"loss": [2.0, 1.9, 2.1, 2.0, 2.2, 2.4]}, "loss_unclear"),
@@ -123,6 +125,13 @@ def key(finding) -> str | None:
 )  # fmt: skip
 def test_rule(rule, columns, expected):
     assert key(rule(history(config={"training": {"max_grad_norm": 1.0}}, **columns))) == expected
+
+
+def test_what_has_hardly_begun_is_not_judged():
+    begun = {"loss": SLOW, "planned": 400, "finished": False}
+    assert key(loss.course(history(**begun))) == "loss_early"
+    assert key(loss.course(history(**begun | {"loss": np.full(20, 2.0) + NORMAL[:20]}))) == "loss_early"
+    assert key(loss.course(history(**begun | {"loss": falling(last=3.0)}))) == "loss_flat"  # 100 steps of 400
 
 
 def test_a_rate_that_moves_nothing_is_wrong_where_the_loss_stayed():
