@@ -157,12 +157,12 @@ def loss() -> Iterator[Cell]:
         return explained(make)
 
     rose, fell = frozenset({"loss_rose", "loss_turned", "loss_blew_up"}), frozenset({"loss_fell"})
-    flat = frozenset({"loss_flat"})
+    flat, little = frozenset({"loss_flat", "loss_little"}), frozenset({"loss_little"})
     for n in LINES:
         share = _share(n)
         # neighbours correlated by 0.5: of 50 values there are as many as 17 independent ones
         d = 10 if n == 50 else 5
-        yield Cell("loss", "constant, AR 0.5", n, made(n, 0), rose | fell, FALSE, share=share)
+        yield Cell("loss", "constant, AR 0.5", n, made(n, 0), rose | fell | little, FALSE, share=share)
         yield Cell("loss", f"falls by {d}, AR 0.5", n, made(n, -d), rose | flat, FALSE, share=share)
         yield Cell("loss", f"falls by {d}, AR 0.5", n, made(n, -d), fell, FOUND, found=True, share=share)
         yield Cell("loss", f"rises by {d}, AR 0.5", n, made(n, d), rose, FOUND, found=True, share=share)

@@ -31,7 +31,9 @@ from .adapter_folder import Adapter
 from .ends import trained_end
 from .load_adapter import base_config, load_trained
 
-EXIT = "/exit"
+# What is announced, and what people type who know another tool; on a terminal without the slash too.
+EXIT = ("/exit", "/quit", "/bye")
+TYPED = (*EXIT, "exit", "quit")
 # Formats whose prompt is the user's text itself, and those with a template for one question. All others talk in the
 # tokenizer's chat template and remember the conversation.
 PLAIN = ("text", "prompt_completion")
@@ -223,7 +225,7 @@ def converse(talker: Talker) -> None:
     console.line(say("chat.hello" if remembers else "chat.hello_single", base=talker.request.adapter.base))
     messages: list[Message] = []
     try:
-        while (question := input("> ").strip()) != EXIT:
+        while (question := input("> ").strip()) not in TYPED:
             if not question:
                 continue
             messages = [*messages, user(question)] if remembers else [user(question)]
@@ -245,7 +247,7 @@ def answer_lines(talker: Talker) -> None:
         UserError: a line cannot be answered.
     """
     for question in _lines():
-        if question == EXIT:
+        if question in EXIT:
             return
         answer(talker, [user(question)])
 

@@ -145,7 +145,8 @@ def as_user_errors() -> Iterator[None]:
     except BrokenPipeError:  # whoever read the output has seen enough
         raise
     except OSError as error:
-        if is_output_lost(error):
+        partial = str(error.filename).endswith(".tmp")
+        if is_output_lost(error) or (isinstance(error, PermissionError) and not partial):  # that may not be read
             raise
         what = error.strerror or str(error)
         path = str(error.filename or "").removesuffix(".tmp")

@@ -141,7 +141,7 @@ class Terminal(io.StringIO):
         return True
 
 
-@pytest.mark.parametrize("end", ["/exit", EOFError, KeyboardInterrupt])
+@pytest.mark.parametrize("end", ["/exit", "/bye", "quit", EOFError, KeyboardInterrupt])
 def test_a_conversation_goes_on_until_it_is_ended(run, capsys, monkeypatch, end):
     typed = iter(["", "x" * 5000, "안녕", end])
 

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 import subprocess
 import sys
 
 import pytest
+from lora_train.instrument.show import report as report_module
+from lora_train.trainer.cli import main
+from lora_train.trainer.verbs import read_run
 
 from ...conftest import COMMAND_ENVIRONMENT, ROOT
 
@@ -87,3 +92,17 @@ def test_mistakes_are_answered(arguments, error):
     assert result.stderr.startswith(error)
     assert "hint: " in result.stderr
     assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("verb", ["explain", "report", "compare"])
+def test_a_run_that_may_not_be_read_is_said_to_be_unreadable(verb, tmp_path, monkeypatch, capsys):
+    copy = shutil.copytree(RUNS / "healthy", tmp_path / "run")
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(copy / "metrics.jsonl"))
+
+    monkeypatch.setattr(read_run, "read_history", refuse)
+    monkeypatch.setattr(report_module, "read_history", refuse)
+    assert main([verb, str(copy), *([str(RUNS / "stock")] if verb == "compare" else [])]) == 2
+    said = f"error: {copy}/metrics.jsonl cannot be opened: Permission denied\nhint: ask"
+    assert capsys.readouterr().err.startswith(said)

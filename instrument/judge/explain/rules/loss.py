@@ -27,6 +27,9 @@ UNTRAINED = 0.5
 DROP = 0.6
 # An adapter begins at 0 and moves little in so many updates.
 EARLY = 100
+# So many times what chance does (two standard errors) is said to be a fall, where the course's own test finds none: of
+# runs on noise alone one in a hundred has it, beside those that test calls falling.
+SURELY = 1.5
 # A drop at an epoch's border that is so many times the scatter of medians within the epochs is a stair.
 STAIR = 3.0
 # What fewer losses than a judgement needs are taken to scatter by: of single steps, and of means of a logging interval.
@@ -88,7 +91,7 @@ def course(history: History) -> Finding | None:
             return Finding(
                 "loss", "note", "explain.loss_early", values | {"step": int(step[-1]), "planned": history.planned}
             )
-        if not coarse and first - last > chance:
+        if not coarse and first - last > SURELY * chance:
             return Finding("loss", "watch", "explain.loss_little", values)
         return Finding(
             "loss",
