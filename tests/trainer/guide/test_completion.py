@@ -90,10 +90,7 @@ def test_a_run_folder_with_a_space_is_one_word(script, tmp_path):
     assert completed(script, ["lora-train", "--config", "my\\ r"], tmp_path) == ["my", "rows.jsonl"]
 
 
-ZSH = shutil.which("zsh")
-
-
-@pytest.mark.skipif(ZSH is None, reason="no zsh here")
+@pytest.mark.skipif(shutil.which("zsh") is None, reason="no zsh here")
 def test_zsh_completes(capsys, tmp_path):
     assert main(["completion", "zsh"]) == 0
     (tmp_path / "script.zsh").write_text(capsys.readouterr().out)
@@ -101,7 +98,7 @@ def test_zsh_completes(capsys, tmp_path):
     (tmp_path / "runs" / "my first" / "metrics.jsonl").touch()
     typed = ("lora-train expl", "lora-train merge ru", "lora-train export r --to gg")
     program = ZPTY.replace("TYPED", " ".join(f"'{words}'" for words in typed))
-    ended = subprocess.run([ZSH, "-f", "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False)
+    ended = subprocess.run(["zsh", "-f", "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False)
     said = ended.stdout
     assert "lora-train explain" in said, said + ended.stderr
     assert "lora-train merge runs/my\\ first" in said, said

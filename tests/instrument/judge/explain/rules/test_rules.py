@@ -128,7 +128,7 @@ def test_rule(rule, columns, expected):
 
 
 def test_what_has_hardly_begun_is_not_judged():
-    begun = {"loss": SLOW, "planned": 400, "finished": False}
+    begun: dict[str, Any] = {"loss": SLOW, "planned": 400, "finished": False}
     assert key(loss.course(history(**begun))) == "loss_early"
     assert key(loss.course(history(**begun | {"loss": np.full(20, 2.0) + NORMAL[:20]}))) == "loss_early"
     assert key(loss.course(history(**begun | {"loss": falling(last=3.0)}))) == "loss_flat"  # 100 steps of 400
