@@ -130,8 +130,8 @@ def test_rule(rule, columns, expected):
 def test_what_has_hardly_begun_is_not_judged():
     begun: dict[str, Any] = {"loss": SLOW, "planned": 400, "finished": False}
     assert key(loss.course(history(**begun))) == "loss_early"
-    assert key(loss.course(history(**begun | {"loss": np.full(20, 2.0) + NORMAL[:20]}))) == "loss_early"
-    assert key(loss.course(history(**begun | {"loss": falling(last=3.0)}))) == "loss_flat"  # 100 steps of 400
+    assert key(loss.course(history(**{**begun, "loss": np.full(20, 2.0) + NORMAL[:20]}))) == "loss_early"
+    assert key(loss.course(history(**{**begun, "loss": falling(last=3.0)}))) == "loss_flat"  # 100 steps of 400
 
 
 def test_a_rate_that_moves_nothing_is_wrong_where_the_loss_stayed():
