@@ -61,8 +61,8 @@ def test_what_cannot_be_read_is_said_in_a_sentence(tmp_path, name, data, error):
 
 
 def test_no_file_and_a_folder(tmp_path):
-    for path in (tmp_path / "nowhere.yaml", tmp_path):
-        with pytest.raises(UserError, match="cannot be read: "):
+    for path, said in ((tmp_path / "nowhere.yaml", "nowhere.yaml is not there"), (tmp_path, "cannot be read: ")):
+        with pytest.raises(UserError, match=said):
             read_source(path)
 
 
