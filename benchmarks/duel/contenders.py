@@ -50,6 +50,7 @@ OURS: dict[str, tuple[str, str, str]] = {
     "explain.exploding": ("diverged", "since", "lower_rate"),
     "explain.eval_rose": ("diverged", "since", "lower_rate"),
     "explain.loss_flat": ("not_learning", "everything", "higher_rate"),
+    "explain.loss_little": ("not_learning", "everything", "higher_rate"),
     "explain.rate_tiny": ("not_learning", "everything", "higher_rate"),
     "explain.overfitting": ("overfitting", "nothing", "keep_best"),
     "explain.by_heart": ("by_heart", "nothing", "keep_best"),

@@ -18,7 +18,7 @@ from .draw import NOISES, Random
 FALSE, FALSE_CORRELATED, FOUND = 1 / 20, 1 / 10, 19 / 20
 ROSE = frozenset({"overfitting", "eval_rose", "eval_turned"})
 GOES_ON = frozenset({"underfitting", "eval_falling"})
-SETTLED = frozenset({"eval_flat", "eval_level"})
+SETTLED = frozenset({"eval_flat", "eval_flat_rate", "eval_level"})
 FELL = GOES_ON | SETTLED | {"eval_fell"}
 UNMOVED = frozenset({"eval_unmoved"})
 EVALUATIONS = (3, 4, 5, 6, 8, 12, 20, 40, 80, 200)

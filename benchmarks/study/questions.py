@@ -54,8 +54,8 @@ def page(runs: str, label: str) -> Evidence:
 
 
 COURSES = (
-    "overfitting", "eval_turned", "eval_rose", "underfitting", "eval_flat", "eval_fell", "eval_unmoved",
-    "eval_last_rose", "eval_few", "rows_",
+    "overfitting", "eval_turned", "eval_rose", "underfitting", "eval_flat", "eval_flat_rate", "eval_fell",
+    "eval_unmoved", "eval_last_rose", "eval_few", "rows_",
 )  # fmt: skip
 QUESTIONS = (
     Question(
