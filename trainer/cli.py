@@ -28,7 +28,7 @@ from .guide import completion
 from .guide.words import translated_error, translated_help
 from .guide.wrapping import hanging, width
 from .init import command as init
-from .phases import phase
+from .phases import importing
 from .rows import command as rows
 from .signals import ended_in_order, interruptible, last_word
 from .sweep import command as sweep
@@ -88,7 +88,7 @@ def _train(arguments: Namespace) -> int:
     config = own_word(config, arguments.config, arguments.overrides)
     ask_for_run(config)
     quiet_libraries()
-    with phase(say("phase.importing")):  # torch, which takes seconds
+    with importing():
         if arguments.dry_run:
             from .dry_run.show import dry_run
         else:

@@ -12,12 +12,15 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+from ..instrument.messages import say
 from .terminal import Terminal
 
 if TYPE_CHECKING:
     from rich.progress import Progress
 
 Item = TypeVar("Item")
+# Modules that torch, transformers and peft import, within a tenth: their releases differ, and so do the verbs.
+MODULES = 4_200
 _bars: list[Progress] = []
 """The progress that is on the screen; a phase within it is another line of it."""
 
@@ -81,6 +84,28 @@ def phase(text: str, total: int | None = None) -> Iterator[Callable[[int], None]
                 yield advance
         finally:
             detach(bar)
+
+
+@contextmanager
+def importing() -> Iterator[None]:
+    """The phase of what a verb imports: torch and what stands on it take seconds."""
+    with phase(say("phase.importing"), MODULES) as advance:
+        finder: Any = _Asked(advance)
+        sys.meta_path.insert(0, finder)
+        try:
+            yield
+        finally:
+            sys.meta_path.remove(finder)
+
+
+class _Asked:
+    """Is asked for every module before it is looked for, and finds none."""
+
+    def __init__(self, advance: Callable[[int], None]) -> None:
+        self.advance = advance
+
+    def find_spec(self, name: str, path: object = None, target: object = None) -> None:
+        self.advance(1)
 
 
 @contextmanager

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import csv
 import hashlib
-import io
 import json
 import os
 import subprocess
@@ -18,7 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import yaml
+from lora_train.instrument.judge.row_score import with_score
 
 from ..faults.__main__ import versions
 from .plant import KINDS, plant
@@ -102,16 +102,13 @@ def ranked(folder: Path, model: str, seed: int) -> dict[int, dict[str, Any]]:
             listed = subprocess.run([*command, "rows", str(folder / "run"), "--csv", *more], check=True,
                                     capture_output=True, text=True)  # fmt: skip
             (folder / f"{name}.csv").write_text(listed.stdout, encoding="utf-8")
-    plain, probed = (
-        {int(row["row"]): row for row in csv.DictReader(io.StringIO((folder / f"{name}.csv").read_text("utf-8")))}
-        for name in ("plain", "probed")
-    )
+    # the parts are the run's; what a score makes of them is this code's
+    plain, probed = (with_score(pd.read_csv(folder / f"{name}.csv")).set_index("row") for name in ("plain", "probed"))
     return {
-        row: {"score": float(values["score"]), "probed": float(probed[row]["score"]), "loss": float(values["loss_z"]),
-              "gradient": float(values["grad_z"]), "excess": float(values["grad_excess_z"]),
-              "probe": float(probed[row]["probe_z"] or "nan"),
-              "plain_kind": values["kind"], "probed_kind": probed[row]["kind"]}
-        for row, values in plain.items()
+        row: {"score": values["score"], "probed": probed.at[row, "score"], "loss": values["loss_z"],
+              "gradient": values["grad_z"], "excess": values["grad_excess_z"], "probe": probed.at[row, "probe_z"],
+              "plain_kind": values["kind"], "probed_kind": probed.at[row, "kind"]}
+        for row, values in plain.iterrows()
     }  # fmt: skip
 
 

@@ -31,7 +31,7 @@ FLAGGED = 3.6
 MOST_ALIKE = 7.0
 CUT = 1.0
 # Nats that are no saving; and what a spread counts of what somebody asked for: ranked so, it leads.
-LEAST, PROBED = 0.01, 2.0
+LEAST, PROBED = 0.01, 2.5
 NOT_FINITE = 99.0
 
 
@@ -102,6 +102,15 @@ def scored(ranks: pd.DataFrame, texts: Texts | None, probed: Mapping[int, Probed
     length = np.log(np.maximum(found["n_supervised"].to_numpy("float64"), 1))
     belongs = np.array([one.belongs if one else np.nan for one in own])
     found["probe_z"] = standing_out(-belongs, length)
+    return with_score(found).sort_values(["score", "row"], ascending=[False, True], ignore_index=True)
+
+
+def with_score(found: pd.DataFrame) -> pd.DataFrame:
+    """The rows with their `score` and `kind`.
+
+    Args:
+        found: `loss_z`, `grad_excess_z`, `duplicate`, `probe_z`, `cut` and `not_finite` of each.
+    """
     with np.errstate(invalid="ignore", divide="ignore"):
         alike = -np.log2(1 - found["duplicate"].to_numpy("float64"))
     parts = np.stack([
@@ -114,10 +123,10 @@ def scored(ranks: pd.DataFrame, texts: Texts | None, probed: Mapping[int, Probed
     parts = np.where(np.isfinite(parts), np.maximum(parts, 0.0), 0.0)
     bad = found["not_finite"].to_numpy() > 0
     weights = np.where(np.array(PARTS) == "probe", PROBED, 1.0)[:, None]
-    found["score"] = np.where(bad, NOT_FINITE, np.sqrt(((weights * parts) ** 2).sum(0)))
+    score = np.where(bad, NOT_FINITE, np.sqrt(((weights * parts) ** 2).sum(0)))
     largest = np.where(np.sqrt((parts**2).sum(0)) >= FLAGGED, parts.argmax(0), len(PARTS))
-    found["kind"] = np.where(bad, NOT_FINITE_KIND, np.array([*PARTS, NO_KIND], dtype=object)[largest])
-    return found.sort_values(["score", "row"], ascending=[False, True], ignore_index=True)
+    kind = np.where(bad, NOT_FINITE_KIND, np.array([*PARTS, NO_KIND], dtype=object)[largest])
+    return found.assign(score=score, kind=kind)
 
 
 def to_leave_out(found: pd.DataFrame) -> list[int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pty
+import re
 import subprocess
 import sys
 import time
@@ -63,6 +64,17 @@ def test_a_phase_shows_how_many_of_how_many_and_is_gone_afterwards():
     last = seen[seen.rindex("a line") :]
     assert "END" in last
     assert "evaluating" not in last.split("END")[1]
+
+
+def test_importing_tells_how_many_modules_are_there():
+    code = "from lora_train.trainer.phases import importing\nimport sys\nbefore = list(sys.meta_path)\n"
+    code += "with importing():\n    import concurrent.futures.process, xml.dom.minidom, time\n    time.sleep(0.3)\n"
+    code += "assert sys.meta_path == before\nprint('END')"
+    seen = on_a_terminal(code)
+    assert "importing torch" in seen
+    counts = [int(n) for n in re.findall(r"(\d+)/4,200", seen)]
+    assert 5 < counts[-1] < 4200
+    assert "END" in seen
 
 
 @pytest.mark.parametrize("environment", [{"NO_COLOR": "1"}, {"TERM": "dumb"}, {"RANK": "1"}])

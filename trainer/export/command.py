@@ -14,7 +14,7 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 from ...instrument.messages import say
-from ..phases import phase
+from ..phases import importing
 
 FORMS = {
     "gguf-adapter": "lora.gguf",
@@ -57,7 +57,7 @@ def run(arguments: Namespace) -> int:
     require_new_folder(output)
     ask_first(adapter.base, adapter.revision)
     quiet_libraries()
-    with phase(say("phase.importing")):  # torch, which takes seconds
+    with importing():
         from .write import Request, export
 
     return export(Request(adapter, arguments.to, output, arguments.dtype, arguments.base))

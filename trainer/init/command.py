@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...instrument.messages import say
-from ..phases import phase
+from ..phases import importing
 
 if TYPE_CHECKING:
     from .machines import Machine
@@ -47,7 +47,7 @@ def run(arguments: Namespace) -> int:
     model, data = asked_place(arguments, "model"), asked_place(arguments, "data")
     machine = asked_machine(arguments)
     quiet_libraries()
-    with phase(say("phase.importing")):  # torch, which takes seconds
+    with importing():
         from .plan import plan_for
         from .text import as_yaml
     print(say("init.plans", model=model), flush=True)

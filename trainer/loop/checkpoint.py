@@ -15,7 +15,7 @@ import copy
 import itertools
 import os
 import shutil
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -37,6 +37,8 @@ from .best import follow_metrics
 from .components import Components
 
 OLD, PARTIAL = ".old", ".tmp"
+# Of a checkpoint, about as long as each other: the adapter, the optimizer's state, the sums, and their way to the disk.
+PARTS = 4
 
 
 class NotFinite(Exception):
@@ -86,8 +88,8 @@ def save_checkpoint(
         OSError: the disk refused; earlier checkpoints stay.
     """
     final = run_dir / f"checkpoint-{progress.step}"
-    with phase(say("phase.saving", folder=final.name)), partial_folder(final) as partial:
-        _write(partial, components, state_text(progress, config))
+    with phase(say("phase.saving", folder=final.name), PARTS) as advance, partial_folder(final) as partial:
+        _write(partial, components, state_text(progress, config), advance)
         commit(partial, final)
     if keep is not None:
         for old in checkpoints(run_dir)[:-keep]:
@@ -107,17 +109,20 @@ def partial_folder(final: Path) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _write(folder: Path, components: Components, state: str) -> None:
+def _write(folder: Path, components: Components, state: str, advance: Callable[[int], None]) -> None:
     tensors = {f"optimizer.{key}": value for key, value in components.optimizer.state_dict().items()}
     for name, value in tensors.items():
         if value.is_floating_point() and not torch.isfinite(value).all():
             raise NotFinite(name)
     save_adapter(components.model, folder)
+    advance(1)
     tensors |= {f"loss_scale.{key}": value for key, value in components.loss_scale.state_dict().items()}
     # cloned: bitsandbytes shares one table between parameters, and safetensors takes no shared memory
     save_file({key: value.detach().cpu().clone() for key, value in tensors.items()}, folder / OPTIMIZER)
+    advance(1)
     (folder / STATE).write_text(state, encoding="utf-8")
     write_sums(folder)
+    advance(1)
 
 
 def commit(partial: Path, final: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ....instrument.messages import say
-from ...phases import phase
+from ...phases import importing
 
 
 def merge_arguments(parser: ArgumentParser) -> None:
@@ -36,7 +36,7 @@ def run_merge(arguments: Namespace) -> int:
     require_new_folder(output)
     ask_first(adapter.base, adapter.revision)
     quiet_libraries()
-    with phase(say("phase.importing")):  # torch, which takes seconds
+    with importing():
         from ..merge import Request, merge
 
     return merge(Request(adapter, output, arguments.dtype))
@@ -63,7 +63,7 @@ def run_chat(arguments: Namespace) -> int:
     adapter = usable_adapter(arguments.run, CHAT, arguments.trust_remote_code)
     ask_first(adapter.base, adapter.revision)
     quiet_libraries()
-    with phase(say("phase.importing")):  # torch, which takes seconds
+    with importing():
         from ..chat import Request, chat
 
     return chat(Request(adapter, arguments.prompt, arguments.max_new_tokens, arguments.temperature, arguments.seed))
