@@ -105,10 +105,10 @@ def ranked(folder: Path, model: str, seed: int) -> dict[int, dict[str, Any]]:
     # the parts are the run's; what a score makes of them is this code's
     plain, probed = (with_score(pd.read_csv(folder / f"{name}.csv")).set_index("row") for name in ("plain", "probed"))
     return {
-        row: {"score": values["score"], "probed": probed.at[row, "score"], "loss": values["loss_z"],
+        int(row): {"score": values["score"], "probed": probed.at[row, "score"], "loss": values["loss_z"],
               "gradient": values["grad_z"], "excess": values["grad_excess_z"], "probe": probed.at[row, "probe_z"],
               "plain_kind": values["kind"], "probed_kind": probed.at[row, "kind"]}
-        for row, values in plain.iterrows()
+        for row, values in zip(plain.index, plain.to_dict("records"), strict=True)
     }  # fmt: skip
 
 
