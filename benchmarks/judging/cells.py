@@ -23,6 +23,7 @@ FELL = GOES_ON | SETTLED | {"eval_fell"}
 UNMOVED = frozenset({"eval_unmoved"})
 EVALUATIONS = (3, 4, 5, 6, 8, 12, 20, 40, 80, 200)
 LINES = (50, 200, 1000, 10_000, 50_000)
+SHORT = (8, 12, 16, 20, 30, 39)
 # A spike is so many times the largest norm to be expected; of more lines than these the best test finds every one.
 SPIKE, KNOWN_LINES = 3.0, 200
 # d in noise standard deviations and the evaluations it has to be found from
@@ -158,10 +159,10 @@ def loss() -> Iterator[Cell]:
 
     rose, fell = frozenset({"loss_rose", "loss_turned", "loss_blew_up"}), frozenset({"loss_fell"})
     flat, little = frozenset({"loss_flat", "loss_little"}), frozenset({"loss_little"})
-    for n in LINES:
+    for n in (*SHORT, *LINES):
         share = _share(n)
         # neighbours correlated by 0.5: of 50 values there are as many as 17 independent ones
-        d = 10 if n == 50 else 5
+        d = 10 if n <= 50 else 5
         yield Cell("loss", "constant, AR 0.5", n, made(n, 0), rose | fell | little, FALSE, share=share)
         yield Cell("loss", f"falls by {d}, AR 0.5", n, made(n, -d), rose | flat, FALSE, share=share)
         yield Cell("loss", f"falls by {d}, AR 0.5", n, made(n, -d), fell, FOUND, found=True, share=share)

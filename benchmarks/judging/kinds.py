@@ -39,6 +39,7 @@ def kinds() -> Iterator[Cell]:
     for n in (12, 40, 80):
         yield Cell("kinds", "a rise that came back", n, explained(_hump(n)), ROSE, FALSE)
         yield from _pair("the metric chooses", n, "choice_metric", _chosen(n, "loss"), _chosen(n, "accuracy"))
+        yield from _pair("too early to judge", n, "loss_early", _begun(n, 10.0), _begun(n, 0.0))
 
 
 def _pair(name: str, n: int, key: str, without: Make, with_it: Make) -> Iterator[Cell]:
@@ -184,6 +185,18 @@ def _chosen(n: int, by: str) -> Make:
         }
         config = {"training": {"metric_for_best_model": by}}
         return _of(draw.history(evals, config, loss=draw.training_loss(40, random)), "seq_cls")
+
+    return make
+
+
+def _begun(n: int, d: float) -> Make:
+    """A run that was stopped after n of its steps, up to 20 times as many; its loss fell by d times its noise."""
+
+    def make(random: Random) -> History:
+        fell = 0.1 * (draw.correlated(n, random) - d * np.linspace(0, 1, n))
+        made = draw.history(loss=random.uniform(1, 4) * (1.2 + fell))
+        made.finished, made.planned = False, int(random.integers(n + 1, 20 * n))
+        return made
 
     return make
 

@@ -20,7 +20,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from .noise import ASSUMED, FEW, Noise, noise_of
+from .noise import ASSUMED, FEW, KNOWN_RHO, Noise, noise_of
 
 CLIP = 3.0
 # Longer series are judged by the means of so many blocks, which also leaves their correlation behind.
@@ -36,8 +36,12 @@ CRITICAL = {
     20: 3.2, 30: 3.5, 39: 3.6, 40: 3.25, 60: 3.25, 80: 3.3, 120: 3.4, 200: 3.7,
 }  # fmt: skip
 # The same where neighbours are taken for correlated until they show it (`alike`): that widens the noise already. The
-# second table that --critical prints.
-CRITICAL_ALIKE = {**CRITICAL, 40: 3.05, 60: 3.0, 80: 3.1, 120: 3.3, 200: 3.55}
+# second table that --critical prints; fewer than 40 values are told by it of a training loss alone, and those reach it
+# in one of 50 series whose neighbours are correlated by 0.5.
+CRITICAL_ALIKE = {
+    6: 1.85, 8: 1.9, 10: 2.0, 12: 2.15, 15: 2.25, 20: 2.35, 30: 2.6, 39: 2.8,
+    40: 3.05, 60: 3.0, 80: 3.1, 120: 3.3, 200: 3.55,
+}  # fmt: skip
 # By how much the fit of shapes that have ended must be better than that of shapes that go on (chi-squared units):
 # the shapes of `_shapes` are told apart by 16 and more where the fall is as large as CRITICAL finds.
 GOES_ON = 2.5
@@ -47,6 +51,7 @@ ENDED = {0: -0.7, 15: 0.3, 30: 0.7, 80: 1.5}
 # Standard errors of the best of those shapes that chance alone seldom reaches, by the least number of values; what it
 # costs in false verdicts is printed by python -m benchmarks.judging.
 FALL = {0: 4.3, 10: 3.4, 15: 3.1, 30: 2.9, 40: 2.8, 80: 2.5}
+FALL_ALIKE = {0: 2.5, 40: 2.8, 80: 2.65}
 # Fewer are too few to say that nothing moved.
 STAYS = 10
 # A rise of so many values or more is over where the last ones keep less of it than this.
@@ -133,7 +138,13 @@ def from_table(table: Mapping[int, float], n: int) -> float:
 
 
 def judge(
-    values: np.ndarray, *, small: float = SMALL, assumed: float = ASSUMED, sigma: float = 0.0, alike: float = 0.0
+    values: np.ndarray,
+    *,
+    small: float = SMALL,
+    assumed: float = ASSUMED,
+    sigma: float = 0.0,
+    alike: float = 0.0,
+    alike_from: int = KNOWN_RHO,
 ) -> Course:
     """What a series did, where lower is better.
 
@@ -143,9 +154,10 @@ def judge(
         assumed: the wobble that fewer than FEW values are taken to have, as a share of their level.
         sigma: the least wobble, where counting tells it (a share of correct rows).
         alike: the correlation of neighbours that such series usually have.
+        alike_from: the least number of values of which that is assumed.
     """
     x = np.ascontiguousarray(values, "float64")
-    return _judged(x.tobytes(), small, assumed, sigma, alike)
+    return _judged(x.tobytes(), small, assumed, sigma, alike if max(alike_from, FEW) <= len(x) <= BLOCKS else 0.0)
 
 
 @lru_cache(maxsize=32)
@@ -154,19 +166,19 @@ def _judged(raw: bytes, small: float, assumed: float, sigma: float, alike: float
     values = np.frombuffer(raw)
     x, where = blocks(values)
     n = len(x)
-    seen = noise_of(x, 0.0 if sigma else assumed, alike if n == len(values) else 0.0)
+    seen = noise_of(x, 0.0 if sigma else assumed, alike)
     noise = Noise(max(seen.sigma, sigma), seen.rho, seen.known or sigma > 0)
     if n < 2:
         return Course("undecided", float(x[0]), 0, float(x[0]), noise, n)
     worth = small * abs(float(np.median(x)))
     size, i, k = statistic(x, noise)
-    limit = critical(n, alike > 0 and n == len(values))
+    limit = critical(n, alike > 0)
     low, end = float(np.mean(x[i:k])) if k else float(x.min()), float(np.mean(x[k:])) if k else float(x[-1])
     if size >= limit and end - low > worth and not _came_back(x, low, end):
         return Course("rose", low, int(where[(i + k - 1) // 2]), end, noise, n)
     down, i, k = statistic(-x, noise)
     first, end = (float(np.mean(x[i:k])), float(np.mean(x[k:]))) if k else (float(x[0]), float(x[-1]))
-    if down < limit and trend(x, noise) > from_table(FALL, n):
+    if down < limit and trend(x, noise) > from_table(FALL_ALIKE if alike else FALL, n):
         i, k = 0, max(1, n // 10)
         first, end, down = float(np.mean(x[:k])), float(np.mean(x[n // 2 :])), limit
     if down >= limit and first - end > worth:
@@ -177,6 +189,10 @@ def _judged(raw: bytes, small: float, assumed: float, sigma: float, alike: float
     if last > max(3.5 * noise.sigma * math.sqrt(1 + 1 / len(lately)), worth):
         return Course("last", float(np.mean(lately)), int(where[-2]), float(x[-1]), noise, n)
     still = n >= STAYS or (noise.sigma == 0 and n >= 3)
+    if (
+        alike and n < KNOWN_RHO
+    ):  # what moves if they are independent, and does not if they are not, is not known to stay
+        still = _judged(raw, small, assumed, sigma, 0.0).kind == "flat"
     return Course("flat" if still else "undecided", middle, int(where[n // 4]), end, noise, n)
 
 

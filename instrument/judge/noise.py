@@ -3,7 +3,7 @@
     x_i = m_i + e_i,   i < n:   a level m and a wobble e, drawn anew at every evaluation
 
     sigma   scatter of x_{i+1} - x_i over sqrt(2): outliers are cut off, a trend that is even cancels
-    rho     correlation of neighbours, of what a running mean leaves; 0 where n < 40 cannot tell
+    rho     correlation of neighbours, of what a running mean leaves; where n < 40 cannot tell, what is assumed
 
 What such a series did, course.py tells. Source: a scale from differences, von Neumann (1941).
 """
@@ -91,7 +91,7 @@ def noise_of(values: np.ndarray, assumed: float = ASSUMED, alike: float = 0.0) -
         sigma = rest if x[0] - x[start] > STEEP * rest else sigma
     if len(x) < FEW:
         return Noise(max(sigma, least, assumed * abs(float(np.median(x))) if len(x) else 0.0), known=False)
-    rho = correlation(x, sigma, alike) if len(x) >= KNOWN_RHO and sigma > least else 0.0
+    rho = correlation(x, sigma, alike) if (alike or len(x) >= KNOWN_RHO) and sigma > least else 0.0
     return Noise(max(sigma / math.sqrt(1 - rho), least), rho)
 
 
@@ -110,6 +110,8 @@ def correlation(x: np.ndarray, sigma: float, alike: float = 0.0) -> float:
     correlation along: of independent values -0.1 is left, of an AR of 0.5 about 0.3, hence the correction. A few pairs
     say little: those of a series that rises left 0.8 in 7 of 100, until they were weighed against `alike`.
     """
+    if len(x) < AROUND:
+        return alike
     half = AROUND // 2
     inner = x[half : len(x) - half]
     around = np.convolve(x, np.full(AROUND, 1 / AROUND), "valid")

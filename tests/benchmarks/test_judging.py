@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from lora_train.instrument.judge.explain.rules.evaluation import ALIKE
+from lora_train.instrument.judge.course import CRITICAL_ALIKE
 
 from benchmarks.judging import __main__ as judging
 from benchmarks.judging import bounds, draw
@@ -91,7 +91,11 @@ def test_critical_values_are_drawn(monkeypatch):
     assert list(drawn) == [6, 40]
     assert drawn[6] == pytest.approx(CRITICAL[6], abs=0.6)
     assert drawn[40] == pytest.approx(CRITICAL[40], abs=0.6)
-    assert critical(200, alike=ALIKE)[40] < drawn[40]
+    monkeypatch.setattr(judging, "CRITICAL_ALIKE", {20: 0.0, 40: 0.0})
+    alike = critical(200, alike=True)
+    assert list(alike) == [20, 40]
+    assert alike[20] == pytest.approx(CRITICAL_ALIKE[20], abs=0.4)
+    assert alike[40] < drawn[40]
 
 
 def test_a_summary_names_the_worst_cell_of_a_question():

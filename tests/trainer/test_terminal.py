@@ -59,8 +59,7 @@ def closed_at_step_two(config: Path, ignored: bool, **environment: str) -> subpr
 
     def begin() -> None:
         fcntl.ioctl(other, termios.TIOCSCTTY, 0)
-        if ignored:
-            signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN if ignored else signal.SIG_DFL)  # whatever the tests inherited
 
     command = [sys.executable, "-m", "lora_train.trainer.cli", "--config", str(config)]
     process = subprocess.Popen(

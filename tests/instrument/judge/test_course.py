@@ -122,4 +122,33 @@ def test_nothing_is_told_of_evaluations_that_stay():
         told = [judge(160 + one, alike=0.4).kind for one in draws]
         assert told.count("flat") + told.count("last") >= 278
     assert critical(80, alike=True) < critical(80)
-    assert critical(20, alike=True) == critical(20)
+    assert critical(20, alike=True) < critical(20)
+    assert judge(160 + drawn(20), alike=0.4) == judge(160 + drawn(20))  # of so few nothing is assumed
+
+
+def correlated(n: int, seed: int) -> np.ndarray:
+    """(n,) of standard deviation 1, neighbours correlated by 0.5."""
+    one = np.random.default_rng([seed, n]).standard_normal(n)
+    one[1:] *= np.sqrt(0.75)
+    for i in range(1, n):
+        one[i] += 0.5 * one[i - 1]
+    return one
+
+
+@pytest.mark.parametrize("n", [8, 20, 39])
+def test_a_short_series_whose_neighbours_are_correlated_is_not_called_moving(n):
+    """At most one in 20 of 200, and two standard errors; a fall of ten standard deviations is told in at least 95%."""
+
+    def told(change: float) -> list[str]:
+        lines = (16 + correlated(n, seed) + change * np.linspace(1, 0, n) for seed in range(200))
+        return [judge(line, small=0.02, alike=0.5, alike_from=0).kind for line in lines]
+
+    moves = {"rose", "falling", "settled", "fell"}
+    assert sum(kind in moves for kind in told(0)) <= 16
+    assert sum(kind in moves - {"rose"} for kind in told(10)) >= 184
+
+
+def test_what_moves_only_if_values_are_independent_is_not_called_flat():
+    x = 100 + np.repeat([0.0, 2.0], 10) + drawn(20)
+    assert judge(x).kind == "rose"
+    assert judge(x, alike=0.5, alike_from=0).kind == "undecided"

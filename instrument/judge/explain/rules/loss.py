@@ -85,12 +85,12 @@ def course(history: History) -> Finding | None:
     if history.coarse > 1 and loss[0] - median(loss[1:]) > 4 * did.noise.sigma:
         values |= {"first": float(loss[0]), "percent": 100 * (loss[0] - last) / loss[0] if loss[0] else 0.0}
         return Finding("loss", "healthy", "explain.loss_fell", values)
+    begun = not history.stock and not history.finished and step[-1] < min(EARLY, history.planned or 0)
+    if did.kind in ("flat", "undecided") and len(loss) >= FEW and begun:
+        values |= {"step": int(step[-1]), "planned": history.planned}
+        return Finding("loss", "note", "explain.loss_early", values)
     if did.kind == "flat" and len(loss) >= FEW:
         coarse = history.coarse > 1
-        if not history.stock and not history.finished and step[-1] < min(EARLY, history.planned or 0):
-            return Finding(
-                "loss", "note", "explain.loss_early", values | {"step": int(step[-1]), "planned": history.planned}
-            )
         if not coarse and first - last > SURELY * chance:
             return Finding("loss", "watch", "explain.loss_little", values)
         return Finding(
@@ -106,7 +106,7 @@ def _course(history: History) -> Course:
     """A line of a coarse log is the mean of many steps, which scatters less than a step."""
     _, loss = history.finite("loss")
     assumed = STEPS_SCATTER if history.coarse == 1 else MEANS_SCATTER
-    return judge(loss, small=SMALL, assumed=assumed, alike=ALIKE)
+    return judge(loss, small=SMALL, assumed=assumed, alike=ALIKE, alike_from=0)
 
 
 def blew_up(history: History) -> Finding | None:
