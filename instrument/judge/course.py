@@ -39,7 +39,7 @@ CRITICAL = {
 # second table that --critical prints; fewer than 40 values are told by it of a training loss alone, and those reach it
 # in one of 50 series whose neighbours are correlated by 0.5.
 CRITICAL_ALIKE = {
-    6: 1.85, 8: 1.9, 10: 2.0, 12: 2.15, 15: 2.25, 20: 2.35, 30: 2.6, 39: 2.8,
+    6: 2.4, 8: 2.0, 10: 2.0, 12: 2.15, 15: 2.25, 20: 2.35, 30: 2.6, 39: 2.8,
     40: 3.05, 60: 3.0, 80: 3.1, 120: 3.3, 200: 3.55,
 }  # fmt: skip
 # By how much the fit of shapes that have ended must be better than that of shapes that go on (chi-squared units):

@@ -91,7 +91,10 @@ def noise_of(values: np.ndarray, assumed: float = ASSUMED, alike: float = 0.0) -
         sigma = rest if x[0] - x[start] > STEEP * rest else sigma
     if len(x) < FEW:
         return Noise(max(sigma, least, assumed * abs(float(np.median(x))) if len(x) else 0.0), known=False)
-    rho = correlation(x, sigma, alike) if (alike or len(x) >= KNOWN_RHO) and sigma > least else 0.0
+    if len(x) < KNOWN_RHO:
+        rho = correlation(x, sigma, alike) if alike else 0.0
+    else:
+        rho = correlation(x, sigma, alike) if sigma > least else 0.0
     return Noise(max(sigma / math.sqrt(1 - rho), least), rho)
 
 

@@ -77,6 +77,16 @@ def test_importing_tells_how_many_modules_are_there():
     assert "END" in seen
 
 
+@pytest.mark.parametrize("verb", ["run.start", "verbs.chat"])
+def test_the_bar_of_importing_is_as_long_as_what_is_imported(verb):
+    code = "import sys\nfrom lora_train.trainer import phases\nasked = []\n"
+    code += f"sys.meta_path.insert(0, phases._Asked(asked.append))\nimport lora_train.trainer.{verb}\n"
+    done = subprocess.run(
+        [sys.executable, "-c", f"{code}print(len(asked))"], capture_output=True, text=True, env=COMMAND_ENVIRONMENT
+    )
+    assert int(done.stdout) == pytest.approx(phases.MODULES, rel=0.2)
+
+
 @pytest.mark.parametrize("environment", [{"NO_COLOR": "1"}, {"TERM": "dumb"}, {"RANK": "1"}])
 def test_who_wants_plain_lines_gets_them(environment):
     seen = on_a_terminal(CODE.replace("Console()", "Console(silent=False)"), **environment)

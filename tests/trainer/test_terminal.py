@@ -71,7 +71,10 @@ def closed_at_step_two(config: Path, ignored: bool, **environment: str) -> subpr
     while b"eval 2" not in seen:
         seen += os.read(main, 65536)
     os.close(main)
-    _, errors = process.communicate(timeout=120)
+    try:
+        _, errors = process.communicate(timeout=120)
+    finally:
+        process.kill()
     return subprocess.CompletedProcess(command, process.returncode, "", errors)
 
 
