@@ -198,7 +198,6 @@ TESTED_ELSEWHERE = {
     ("trainer", "errors"): "trainer/checks/test_read_config.py",
     ("trainer", "console"): "trainer/test_cli.py",
     ("trainer", "signals"): "trainer/run/test_interrupted.py",
-    ("trainer/saved", "sums"): "trainer/saved/test_whole.py",
     ("trainer/collapse", "replay_arguments"): "trainer/test_cli.py trainer/collapse/test_replay.py",
     ("trainer/collapse", "extract screen what_if"): "trainer/collapse/test_handle.py",
     ("trainer/collapse", "recorded"): "trainer/collapse/test_replay.py",

@@ -33,6 +33,13 @@ def once(number: int) -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
+def is_impatient(number: int, before: int) -> bool:
+    """Whether a signal that comes after another one asks to end at once: not the terminal that is closed after Ctrl-C,
+    nor the SIGHUP that follows a SIGTERM when a session is ended.
+    """
+    return bool(before) and number != HANGUP
+
+
 def interruptible(run: Callable[[], int], sentence: str) -> int:
     """Runs what takes the signals over once it has something to save; until then they end the process.
 

@@ -9,7 +9,9 @@ from .errors import is_output_lost
 
 
 class Terminal:
-    """sys.stdout of the moment it is made; what a full disk, or a terminal that was closed, refuses is lost."""
+    """sys.stdout of the moment it is made; what a full disk, a closed terminal or a pipe without a reader refuses is
+    lost.
+    """
 
     def __init__(self) -> None:
         self._stream: Any = sys.stdout
@@ -33,6 +35,6 @@ class Terminal:
 
 
 def _lost(error: OSError, n: int = 0) -> int:
-    if not is_output_lost(error):
+    if not (is_output_lost(error) or isinstance(error, BrokenPipeError)):
         raise error
     return n

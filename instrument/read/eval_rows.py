@@ -38,7 +38,7 @@ EVALUATION_ROWS = {
     "hash": Column("", "Of its token ids and mask, 64 bits: rows that have it in common are the same row.",
                    "토큰과 마스크의 64비트 해시. 해시가 같으면 같은 행입니다.", writers=(LOOP,), type="int"),
     "n_correct": Column("", "Of a classifier: how many of its labels were answered right; else the column is missing.",
-                        "분류 모델: 맞힌 라벨 수. 다른 과제에는 이 열이 없습니다.", writers=(LOOP,), type="int"),
+                        "분류 모델: 맞힌 레이블 수. 다른 과제에는 이 열이 없습니다.", writers=(LOOP,), type="int"),
     "weight": Column("", "With class weights: what the row counts in eval_loss; else the column is missing.",
                      "클래스 가중치를 쓸 때 그 행이 eval_loss에서 차지하는 비중. 쓰지 않으면 이 열이 없습니다.",
                      writers=(LOOP,), type="float"),

@@ -109,8 +109,10 @@ def _awaited(pipe: int, path: Path) -> bytes:
 
 
 @contextmanager
-def written_whole(path: Path) -> Iterator[TextIO]:
+def written_whole(path: Path, synced: bool = True) -> Iterator[TextIO]:
     """A file that takes the place of `path` when it is written: another name, sync, rename.
+
+    Not synced it is whole for who reads it, and may be lost with the machine.
 
     A link is replaced and not followed: in somebody's run folder it may point anywhere. A pipe or a device, as
     /dev/stdout is, is written to.
@@ -128,7 +130,8 @@ def written_whole(path: Path) -> Iterator[TextIO]:
         with partial.open("x", encoding="utf-8") as file:
             yield file
             file.flush()
-            os.fsync(file.fileno())
+            if synced:
+                os.fsync(file.fileno())
         partial.replace(path)
     except BaseException as error:
         partial.unlink(missing_ok=True)

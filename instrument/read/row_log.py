@@ -51,7 +51,7 @@ TRAINING_ROWS = {
         ("row", "", "int", "", None, "Index (from 0) in data.train.", "data.train의 행 번호(0부터)."),
         ("n_tokens", "tokens", "int", "", None, "Its tokens, without padding.", "패딩을 뺀 토큰 수."),
         ("n_supervised", "tokens", "int", "", None, "Those that are trained on; of a classifier its labels.",
-         "학습 대상 토큰 수. 분류 모델에서는 라벨 수입니다."),
+         "학습 대상 토큰 수. 분류 모델에서는 레이블 수입니다."),
         ("loss_sum", "nat", "float", "-sum(log p(token))", None,
          "Sum of the losses of its supervised tokens; NaN or inf where one is.",
          "학습 대상 토큰의 loss를 모두 더한 값. 유한하지 않으면 NaN이나 inf입니다."),

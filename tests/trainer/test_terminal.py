@@ -46,11 +46,27 @@ def test_what_has_no_room_is_lost():
 def test_other_faults_are_raised(monkeypatch):
     class Broken:
         def write(self, text: str) -> int:
-            raise OSError(errno.EPIPE, "nobody reads it")
+            raise OSError(errno.EBADF, "it is closed")
 
     monkeypatch.setattr(sys, "stdout", Broken())
-    with pytest.raises(BrokenPipeError):
+    with pytest.raises(OSError, match="it is closed"):
         Terminal().write("abc")
+
+
+def test_a_run_whose_output_nobody_reads_any_more_goes_on(tiny_models, tmp_path):
+    """As `lora-train ... | tee log` after tee was killed."""
+    config = write_config(tmp_path, tiny_models["llama"], max_steps=30, save_strategy="no")
+    command = [sys.executable, "-m", "lora_train.trainer.cli", "--config", str(config)]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=COMMAND_ENVIRONMENT
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline()
+        process.stdout.close()
+        assert process.stderr is not None
+        errors = process.stderr.read()
+    assert (process.returncode, errors) == (0, "")
+    assert steps_of(tmp_path / "run")[-1]["step"] == 30
 
 
 def closed_at_step_two(config: Path, ignored: bool, **environment: str) -> subprocess.CompletedProcess:

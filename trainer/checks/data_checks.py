@@ -11,7 +11,7 @@ from ..data.conversations import is_jinja
 from ..data.formats import CHATS, template_fields
 from ..data.readers import READERS, kind_of
 from ..data.sources import data_files, globbed, is_saved
-from ..errors import Problem, problem
+from ..errors import Problem, UserError, problem
 
 
 def data_problems(data: DataSection, where: Callable[[str], str]) -> Iterator[Problem]:
@@ -25,7 +25,10 @@ def data_problems(data: DataSection, where: Callable[[str], str]) -> Iterator[Pr
         names = [value] if isinstance(value, str) else value or []
         for name in names:
             if is_path(name):
-                yield from _source_problems(key, name, where)
+                try:
+                    yield from _source_problems(key, name, where)
+                except UserError as error:
+                    yield from error.problems
             elif not isinstance(value, str):
                 yield problem("config.no_file", file=where(key), key=key, path=name)
         if value is not None and not names:

@@ -214,7 +214,7 @@ class DataSection(Section):
     """What the rows call the fields: {instruction: question, output: answer}, in conversations also a turn's role and
     content. {label: null} leaves a column out on purpose.
 
-    행의 필드 이름. 예: {instruction: question, output: answer}. 대화라면 각 말의 role과 content도 적을 수 있습니다.
+    행의 필드 이름. 예: {instruction: question, output: answer}. 대화라면 각 턴의 role과 content도 적을 수 있습니다.
     {label: null}이면 그 열을 일부러 읽지 않습니다."""
     labels: Annotated[list[str], BeforeValidator(_as_names), Field(min_length=2)] | None = None
     """Classifiers: the names of the labels, in the order of their numbers. null: those of the training rows, numbers by

@@ -34,6 +34,8 @@ MAX_BAD_ROWS_SHOWN = 5
 # rows rendered and tokenized at a time: offsets are Python objects, 20 times the size of the tokens
 CHUNK = 1000
 CUSTOM = "prompt_template"
+# Formats whose rows may call the question and the answer otherwise, in every file of a run.
+ALIASED = ("koalpaca", "alpaca", "messages")
 
 
 def load_examples(
@@ -223,6 +225,12 @@ def renamed_rows(rows: Iterable[tuple[Where, Any]], columns: Mapping[str, str | 
             yield where, bad
 
 
+def _other_names(aliases: Mapping[str, str], form: str) -> dict[str, str]:
+    """Those that differ, of the fields that the format reads."""
+    unread = {"koalpaca": {"input", "messages"}, "alpaca": {"messages"}}.get(form, set())
+    return {ours: theirs for ours, theirs in aliases.items() if ours != theirs and ours not in unread}
+
+
 def _detected(
     origin: Source,
     data: DataSection,
@@ -233,16 +241,17 @@ def _detected(
     """The format to read, and what its fields are called if the rows call them otherwise."""
     if data.prompt_template is not None:
         return CUSTOM, {}
-    if data.format != "auto":
-        return data.format, {}
     rows = [row for _, row in opening if isinstance(row, dict)]
     name, aliases = detect(rows), {}
-    if name is None:
+    if name is None and data.format in ("auto", *ALIASED):
         aliases = turns_elsewhere(rows) or question_and_answer(rows)
+    if data.format != "auto":
+        return data.format, _other_names(aliases, data.format)
+    if name is None:
         if not aliases:
             raise _unknown_fields(origin, opening, rest)
         name = "messages" if "messages" in aliases else "alpaca" if "input" in aliases else "koalpaca"
-        aliases = {ours: theirs for ours, theirs in aliases.items() if ours != theirs}
+        aliases = _other_names(aliases, name)
     has_template = data.chat_template is not None or tokenizer.chat_template is not None
     if name in ("koalpaca", "alpaca", "prompt_completion") and has_template and any(map(needs_chat, rows)):
         name = "messages"

@@ -1,7 +1,7 @@
 """The rows of one file, by the kind its name ends in; .gz behind it is unpacked.
 
     .jsonl            one JSON object a line; blank lines are no rows
-    .json             a list of objects, {"data": [...]}, or JSON lines under another name
+    .json             a list of objects, {"data": [...]} or {"train": [...]}, or JSON lines under another name
     .csv, .tsv        a header, then one row a record; every field is text. .csv may be divided by semicolons
     .parquet, .arrow  one row a record
     .txt              one row a line, its field is text; blank lines are no rows
@@ -34,7 +34,8 @@ OTHER_ENCODINGS = ("cp949", "shift_jis", "gb18030", "cp1252")
 # Of a JSON object that holds them, train is read.
 SPLITS = {"train", "test", "validation", "valid", "val", "dev", "eval"}
 UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
-# What files begin with that are no text, whatever their name says.
+# What files begin with that are no text, whatever their name says. Some of it could be text: a byte that no text has
+# follows then.
 SIGNATURES = {
     b"\x1f\x8b": "gzip", b"PK\x03\x04": "zip (.xlsx, .ods)", b"PAR1": "parquet", b"ARROW1": "arrow",
     b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\xd0\xcf\x11\xe0": "xls",
@@ -86,9 +87,10 @@ def _opened(path: Path) -> Any:
 def _refuse_other(name: str, path: Path) -> None:
     """Refuses what is no text: every line of it would be called badly encoded."""
     with _opened(path) as file:
-        start = file.read(16)
+        start = file.read(64)
+    has_control = any(byte < 9 or 14 <= byte < 32 for byte in start)
     for signature, kind in SIGNATURES.items():
-        if start.startswith(signature):
+        if start.startswith(signature) and (has_control or not signature.isascii()):
             raise UserError(problem("data.other_file", source=name, kind=kind))
 
 
@@ -103,16 +105,19 @@ def _jsonl_rows(name: str, path: Path) -> Iterator[tuple[Where, Any]]:
             if line.strip():
                 yield partial(say, "data.line", source=name, line=number), _parsed(line, name, number)
         return
+    order = "utf-16"
     with _opened(path) as file:
         for number, raw in enumerate(file, start=1):
             where = partial(say, "data.line", source=name, line=number)
+            if number == 1:  # later lines begin with the second half of a line feed
+                order = _halves(raw) or order
             try:
                 line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
             except UnicodeDecodeError as error:
                 yield where, BadRow(_wrong_encoding(raw, error))
                 continue
             if _is_half_empty(raw):
-                yield where, BadRow(("data.other_encoding", {"byte": raw.index(0), "encoding": "utf-16"}))
+                yield where, BadRow(("data.other_encoding", {"byte": raw.index(0), "encoding": order}))
             elif line.strip():
                 yield where, _parsed(line, name, number)
 
@@ -127,12 +132,22 @@ def _wrong_encoding(raw: bytes, error: UnicodeDecodeError) -> tuple[str, dict[st
 
 def _is_half_empty(raw: bytes) -> bool:
     """Whether bytes are text of two bytes a letter: UTF-16 without its mark, which is UTF-8 of letters and NULs too."""
-    return raw.count(0) * 4 > len(raw) and any(raw.replace(b"\0", b"").strip())
+    return bool(_halves(raw)) and any(raw.replace(b"\0", b"").strip())
+
+
+def _halves(raw: bytes) -> str:
+    """Of which order, where a quarter of the bytes are NULs, most of them first or most of them second of two: a letter
+    in 256 has its NUL in the other place.
+    """
+    even, odd = raw[::2].count(0), raw[1::2].count(0)
+    if (even + odd) * 4 <= len(raw) or max(even, odd) <= 3 * min(even, odd):
+        return ""
+    return "utf-16be" if even > odd else "utf-16le"
 
 
 def _probable(raw: bytes) -> str | None:
     if _is_half_empty(raw):
-        return "utf-16"
+        return _halves(raw)
     for encoding in OTHER_ENCODINGS:
         try:
             text = raw.decode(encoding)
@@ -167,6 +182,26 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
+def _object_or_fault(pairs: list[tuple[str, Any]]) -> Any:
+    """As `_object`, with the fault in the object's place: the rows beside it are whole."""
+    try:
+        return _object(pairs)
+    except BadRow as twice:
+        return twice
+
+
+def _fault_in(row: Any) -> BadRow | None:
+    """The first fault in a row of JSON, in the row's place or below it."""
+    level = [row]
+    while level:
+        for one in level:
+            if isinstance(one, BadRow):
+                return one
+        within = [one.values() if isinstance(one, dict) else one for one in level if isinstance(one, (dict, list))]
+        level = [item for one in within for item in one]
+    return None
+
+
 def parse_row(text: str) -> Any:
     """What json.loads says.
 
@@ -196,32 +231,32 @@ def is_too_deep(value: Any) -> bool:
 
 def _json_rows(name: str, path: Path) -> Iterator[tuple[Where, Any]]:
     try:
-        content = json.loads(_text(name, path), object_pairs_hook=_object)
-    except BadRow as twice:
-        raise UserError(*twice.problems(lambda: name)) from None
+        content = json.loads(_text(name, path), object_pairs_hook=_object_or_fault)
     except (ValueError, RecursionError) as error:
         if getattr(error, "msg", "") == "Extra data":
             yield from _jsonl_rows(name, path)
             return
         raise UserError(problem("data.not_json_file", source=name, what=first_line(error))) from None
+    if isinstance(content, BadRow):  # the one object there is
+        content = [content]
     rows = content.get("data", content) if isinstance(content, dict) else content
-    train = content.get("train") if isinstance(content, dict) else None
-    if isinstance(train, list) and all(isinstance(row, dict) for row in train):
+    train = content.get("train") if isinstance(content, dict) and not isinstance(rows, list) else None
+    if isinstance(train, list) and all(isinstance(row, (dict, BadRow)) for row in train):
         rows = train  # as of a folder of save_to_disk
     if isinstance(content, dict) and not isinstance(rows, list):
         rows = [content]  # JSON lines of one line
     if not isinstance(rows, list):
         raise UserError(problem("data.not_a_list", source=name, kind=kind_of_value(content)))
     for index, row in enumerate(rows):
-        deep = BadRow(_TOO_DEEP) if is_too_deep(row) else row
-        yield partial(say, "data.row", source=name, row=index), deep
+        fault = BadRow(_TOO_DEEP) if is_too_deep(row) else _fault_in(row)
+        yield partial(say, "data.row", source=name, row=index), row if fault is None else fault
 
 
 def _text(name: str, path: Path) -> str:
     with _opened(path) as file:
         raw = file.read()
     if raw[:2] not in UTF16 and _is_half_empty(raw):
-        raise UserError(problem("data.other_encoding", where=name, byte=raw.index(0), encoding="utf-16"))
+        raise UserError(problem("data.other_encoding", where=name, byte=raw.index(0), encoding=_halves(raw)))
     try:
         return raw.decode("utf-16" if raw[:2] in UTF16 else "utf-8-sig")
     except UnicodeDecodeError as error:

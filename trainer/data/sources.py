@@ -31,6 +31,8 @@ SAVED = ("state.json", "dataset_dict.json")
 # Of a folder these are read, and only where there is none of them the others: a README.txt is no data, and
 # rows.jsonl.gz beside rows.jsonl is the same rows again.
 FIRST_IN_FOLDERS = (".jsonl", ".json", ".csv", ".parquet")
+# Files of a folder that are named in a hint.
+SHOWN = 3
 
 
 @dataclass(frozen=True)
@@ -155,8 +157,10 @@ def _refuse_splits(name: str, files: Sequence[Path]) -> None:
     """Refuses a folder that holds rows to test on beside those to train on: train.jsonl, test-0-of-2.parquet."""
     parts = {path.name: re.split(r"[-.]", path.name.lower())[0] for path in files}
     others = [file for file, part in parts.items() if part in SPLITS - {"train"}]
-    if others and "train" in parts.values():
-        raise UserError(problem("data.several_splits", source=name, found=", ".join(others)))
+    train = [file for file, part in parts.items() if part == "train"]
+    if others and train:
+        own = ", ".join(str(Path(name) / file) for file in train[:SHOWN]) + (" ..." if len(train) > SHOWN else "")
+        raise UserError(problem("data.several_splits", source=name, found=", ".join(others), train=own))
 
 
 def is_saved(folder: Path) -> bool:

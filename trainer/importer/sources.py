@@ -111,7 +111,7 @@ def text_of(path: Path) -> str:
     try:
         data = read_given(path, limit) if not path.is_file() or path.stat().st_size <= limit else bytes(limit + 1)
     except FileNotFoundError:
-        raise UserError(problem("config.not_there", file=path)) from None
+        raise UserError(problem("import.not_there", file=path)) from None
     except OSError as error:
         raise UserError(problem("config.unreadable", file=path, reason=error.strerror)) from None
     if len(data) > limit:

@@ -21,7 +21,7 @@ from ..console import Console
 from ..data.load import listed
 from ..log.streams import write_failed
 from ..saved.state import Progress
-from ..signals import heard, once
+from ..signals import heard, is_impatient, once
 from .best import kept_steps
 from .checkpoint import NotFinite, save_checkpoint
 from .components import Components
@@ -58,10 +58,9 @@ class Stop:
 
     def _received(self, number: int, frame: FrameType | None) -> None:
         once(number)
-        if self._gentle and not self.signal:
-            self.signal = number
-            return
-        raise KeyboardInterrupt(number)
+        if not self._gentle or is_impatient(number, self.signal):
+            raise KeyboardInterrupt(number)
+        self.signal = self.signal or number
 
     def wanted(self, reserve: float) -> bool:
         """Whether to stop now, keeping `reserve` seconds before the deadline."""

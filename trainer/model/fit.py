@@ -15,7 +15,7 @@ from ...instrument.messages import say
 from ..config.schema import Config
 from ..console import Console
 from ..data.examples import Dataset
-from ..errors import UserError, problem
+from ..errors import Problem, UserError, problem
 from .load import read_model_config
 
 MAX_TOKENS_SHOWN = 5
@@ -48,6 +48,19 @@ def require_fit(config: Config, tokenizer: Any, datasets: Iterable[Dataset | Non
         if isinstance(limit, int) and limit > 0:
             _require_positions(dataset, str(model.model_type), limit, console)
     return n_rows
+
+
+def require_answerable(config: Config, tokenizer: Any, dataset: Dataset) -> None:
+    """Refuses rows for an adapter that is trained already as `require_fit` does: no setting makes room for them.
+
+    Raises:
+        UserError: see there.
+    """
+    try:
+        require_fit(config, tokenizer, [dataset], Console(silent=True))
+    except UserError as error:
+        hint = say("fit.trained.hint")
+        raise UserError(*(Problem(one.error, hint if one.hint else "") for one in error.problems)) from None
 
 
 def _require_embeddings(dataset: Dataset, tokenizer: Any, n_rows: int) -> None:

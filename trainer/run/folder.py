@@ -33,6 +33,12 @@ RECORDED_PACKAGES = (
     "datasets", "tokenizers", "numpy",
 )  # fmt: skip
 
+# What a run writes into its folder, which may be one that holds other things too.
+_WRITTEN = (
+    ".lock", "*.json", "*.jsonl", "*.yaml", "stats/*", "rows/*", "evaluations/*", "adapter/*", "checkpoint-*/*",
+    "incidents/*/*",
+)  # fmt: skip
+
 
 def holds_run(folder: Path) -> bool:
     """Whether a run was started in this folder."""
@@ -67,7 +73,7 @@ def refuse_pipes(folder: Path) -> None:
     Raises:
         UserError: names it.
     """
-    for path in sorted(folder.rglob("*")):
+    for path in sorted(path for pattern in _WRITTEN for path in folder.glob(pattern)):
         if path.exists() and not path.is_file() and not path.is_dir():
             what = f"{say('file.no_file')} ({path})"
             raise UserError(problem("run.cannot_write", folder=folder, what=what))

@@ -151,7 +151,8 @@ def warn_before(config: Config, resume: str | None, engine: Engine, console: Con
     for text in without_effect(config):
         console.warn(text)
     if config.training.ignore_data_skip and resume is None:
-        console.warn(say("config.no_effect", key="training.ignore_data_skip", reason="training.resume_from_checkpoint"))
+        reason = "training.resume_from_checkpoint=null"
+        console.warn(say("config.no_effect", key="training.ignore_data_skip", reason=reason))
 
 
 def start(launch: Launch, config: Config, checkpoint: Path | None, healing: bool = False) -> int | Decision:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from ...instrument.messages import say
 from ...instrument.read.files import open_own
+from ..errors import reason
 
 ADAPTER = "adapter_model.safetensors"
 OPTIMIZER = "optimizer.safetensors"
@@ -42,8 +43,13 @@ def wrong_sum(folder: Path, only: Container[str] = ()) -> str:
     sums = folder / SUMS
     if not sums.exists():
         return ""
-    with open_own(sums) as file:
-        lines = file.read().decode("ascii", errors="replace").splitlines()
+    if not any((folder / name).exists() for name in (OPTIMIZER, STATE)):
+        return ""  # no checkpoint of ours: somebody else's list
+    try:
+        with open_own(sums) as file:
+            lines = file.read().decode("ascii", errors="replace").splitlines()
+    except OSError as error:
+        return say("saved.unreadable", file=SUMS, what=reason(error))
     noted = {match[2]: match[1] for match in map(_LINE.fullmatch, lines) if match}
     if len(noted) < len(lines) or not {ADAPTER, OPTIMIZER, STATE} <= noted.keys():
         return say("saved.damaged", file=SUMS)

@@ -63,7 +63,7 @@ def run(arguments: Namespace) -> int:
             Worker(study, planner, told, waits).work()
     except (Interrupted, KeyboardInterrupt) as error:
         print(say("sweep.interrupted", study=arguments.study), file=sys.stderr)
-        return ended_by(getattr(error, "number", signal.SIGINT))
+        return ended_by(error.args[0] if error.args else signal.SIGINT)
     if not arguments.worker:
         advise_on(study)
     return 0

@@ -21,7 +21,7 @@ from typing import Any
 import yaml
 
 from ...instrument.read.damaged import parse_yaml
-from ...instrument.read.files import write_text
+from ...instrument.read.files import write_text, written_whole
 from ..config.names import checkpoint_step
 from ..errors import UserError, problem
 
@@ -69,8 +69,9 @@ class Attempt:
         return True
 
     def beat(self, count: int) -> None:
-        """Says that its worker is at work."""
-        write_text(self.claim / BEAT, str(count))
+        """Says that its worker is at work. Not synced: a disk that is busy would hold up who says it."""
+        with written_whole(self.claim / BEAT, synced=False) as file:
+            file.write(str(count))
 
     def pulse(self) -> str:
         """What its worker last said; empty where it has said nothing yet."""

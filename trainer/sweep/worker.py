@@ -25,7 +25,7 @@ import yaml
 from ...instrument.judge.metrics import LOWER
 from ...instrument.read.files import write_text
 from ...instrument.read.store import METRICS
-from ..signals import NUMBERS, heard, once
+from ..signals import NUMBERS, heard, is_impatient, once
 from .folder import CONFIG, OUTPUT, SETTINGS, Attempt, attempts, inherit
 from .outcome import history_of, hopeless, outcome_of, reached
 from .plan import configuration
@@ -46,10 +46,6 @@ def environment(study: StudyFile) -> dict[str, str]:
 
 class Interrupted(Exception):
     """The worker was asked to stop; its trial is given back."""
-
-    def __init__(self, number: int):
-        super().__init__()
-        self.number = number
 
 
 @dataclass
@@ -238,9 +234,9 @@ class Worker:
 
         def hear(number: int, _frame: object) -> None:
             once(number)
-            if self._stop:
+            if is_impatient(number, self._stop):
                 raise Interrupted(number)
-            self._stop = number
+            self._stop = self._stop or number
 
         old = {number: signal.signal(number, hear) for number in heard()}
         try:

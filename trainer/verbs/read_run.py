@@ -145,9 +145,10 @@ def as_user_errors() -> Iterator[None]:
     except BrokenPipeError:  # whoever read the output has seen enough
         raise
     except OSError as error:
-        partial = str(error.filename).endswith(".tmp")
-        if is_output_lost(error) or (isinstance(error, PermissionError) and not partial):  # that may not be read
+        if is_output_lost(error):
             raise
         what = error.strerror or str(error)
+        if isinstance(error, PermissionError) and not str(error.filename).endswith(".tmp"):  # what is read
+            raise UserError(problem("cli.closed", path=error.filename, what=what)) from error
         path = str(error.filename or "").removesuffix(".tmp")
         raise UserError(problem("report.cannot_write", path=path, what=what)) from error

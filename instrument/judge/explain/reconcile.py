@@ -96,8 +96,8 @@ STRENGTH = (
 """Strongest evidence first; what is not named comes after, in the order in which rules speak."""
 
 _FLAT = (
-    "explain.loss_flat", "explain.loss_little", "explain.loss_unclear", "explain.plateau", "explain.underfitting",
-    "explain.eval_flat", "explain.eval_flat_rate",
+    "explain.loss_flat", "explain.loss_little", "explain.loss_early", "explain.loss_unclear", "explain.plateau",
+    "explain.underfitting", "explain.eval_flat", "explain.eval_flat_rate",
 )  # fmt: skip
 # of the window in which it began a logged loss may be finite and the norm is not
 _COURSE = (*_FLAT, "explain.backward")
@@ -116,8 +116,8 @@ SILENCES: dict[str, tuple[str, ...]] = {
     "explain.overfitting": ("explain.underfitting", "explain.loss_flat", "explain.loss_little"),
     "explain.loss_fell": ("explain.rate_tiny",),  # a rate that was printed with few decimals
     "explain.rate_tiny": (
-        "explain.loss_flat", "explain.loss_little", "explain.loss_flat_coarse", "explain.loss_unclear",
-        "explain.eval_flat", "explain.eval_flat_rate",
+        "explain.loss_flat", "explain.loss_little", "explain.loss_early", "explain.loss_flat_coarse",
+        "explain.loss_unclear", "explain.eval_flat", "explain.eval_flat_rate",
     ),
     "explain.eval_rose": ("explain.underfitting", "explain.loss_flat", "explain.loss_little"),
     "explain.zero_from_start": (*_COURSE, "explain.gradient_never_finite", "explain.other_step_stock"),

@@ -58,3 +58,10 @@ def test_what_is_wrong_is_said_before_any_row_is_read(tmp_path, changes, error):
     }
     (message,) = found(**changes)
     assert message.replace(empty, "EMPTY").startswith(f"FILE: {error}")
+
+
+def test_a_lost_link_hides_nothing_that_is_wrong_elsewhere(tmp_path):
+    (tmp_path / "train.jsonl").symlink_to("nowhere")
+    lost, unused = found(train=str(tmp_path), eval_limit=3)
+    assert lost == f"{tmp_path}/train.jsonl is a link to a file that is not there"
+    assert unused.startswith("FILE: data.eval_limit has no effect")

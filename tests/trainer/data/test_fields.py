@@ -11,6 +11,7 @@ from lora_train.trainer.data.examples import load_examples
 from lora_train.trainer.data.fields import needs_chat, question_and_answer
 from lora_train.trainer.data.load import load_data, split_held_out
 from lora_train.trainer.errors import UserError
+from lora_train.trainer.verbs.answers.questions import PLACEHOLDER, asked
 from tokenizers import ByteLevelBPETokenizer, processors
 from transformers import PreTrainedTokenizerFast
 
@@ -116,6 +117,19 @@ def test_questions_and_answers_by_other_names_are_read(tmp_path, tokenizer, row,
     found, wanted = (load(tmp_path, [one], tokenizer).examples[0] for one in (row, expected))
     assert found.input_ids.tolist() == wanted.input_ids.tolist()
     assert found.supervised.tolist() == wanted.supervised.tolist()
+
+
+@pytest.mark.parametrize(
+    ("form", "context", "read"), [("koalpaca", {}, {}), ("alpaca", {"context": "섭씨"}, {"input": "섭씨"})]
+)
+def test_a_file_that_is_evaluated_may_call_them_otherwise_too(tmp_path, tokenizer, form, context, read):
+    """The format of the training rows is settled by then."""
+    row = {"질문": "물은?", "답변": "100도", **context}
+    wanted = {**ASKED, **read}
+    found = load(tmp_path, [row], tokenizer, format=form).examples[0]
+    assert found.input_ids.tolist() == load(tmp_path, [wanted], tokenizer, format=form).examples[0].input_ids.tolist()
+    data = DataSection.model_validate({"train": "x", "format": form})
+    assert asked({"질문": "물은?"}, data) == {"질문": "물은?", "답변": PLACEHOLDER}
 
 
 def test_what_was_read_as_what_is_said(tmp_path, capsys, tokenizer):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
+import re
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -69,7 +71,9 @@ def test_a_text_file_is_a_row_a_line(tmp_path):
     assert [row for _, row in read_rows("a.txt", tmp_path / "a.txt")] == [{"text": "첫 줄"}, {"text": "둘째 줄"}]
 
 
-@pytest.mark.parametrize(("encoding", "named"), [("cp949", "cp949"), ("utf-16-le", "utf-16")])
+@pytest.mark.parametrize(
+    ("encoding", "named"), [("cp949", "cp949"), ("utf-16-le", "utf-16le"), ("utf-16-be", "utf-16be")]
+)
 def test_another_encoding_is_named(tmp_path, encoding, named):
     text = JSONL.replace("서울, 대한민국", "서울, 대한민국의 수도입니다")
     (tmp_path / "a.jsonl").write_bytes(text.encode(encoding))
@@ -92,7 +96,12 @@ def test_a_torn_gz_is_an_error(tmp_path, name):
             list(read_rows(name, tmp_path / name))
 
 
-OTHERS = {"gzip": gzip.compress(b"{}"), "zip": b"PK\x03\x04..", "parquet": b"PAR1..", "zstd": b"\x28\xb5\x2f\xfd.."}
+OTHERS = {
+    "gzip": gzip.compress(b"{}"),
+    "zip": b"PK\x03\x04..",
+    "parquet": b"PAR1\x15\x04",
+    "zstd": b"\x28\xb5\x2f\xfd..",
+}
 
 
 @pytest.mark.parametrize("kind", OTHERS)
@@ -131,9 +140,29 @@ def test_a_field_that_stands_twice_in_an_object_is_refused(tmp_path):
         ((_, row),) = read_rows("a.jsonl", tmp_path / "a.jsonl")
         assert isinstance(row, BadRow)
         assert row.faults[0][0] == "data.field_twice"
-        (tmp_path / "a.json").write_text(f"[{text}]", encoding="utf-8")
-        with pytest.raises(UserError, match=r"a\.json has the field \w+ twice"):
-            list(read_rows("a.json", tmp_path / "a.json"))
+        # of a file of many rows it is that row, and the others are whole
+        (tmp_path / "a.json").write_text(f'[{{"output": "c"}}, {text}]', encoding="utf-8")
+        (_, whole), (where, bad) = read_rows("a.json", tmp_path / "a.json")
+        assert whole == {"output": "c"}
+        assert isinstance(bad, BadRow)
+        assert re.match(r"error: a\.json row 1 has the field \w+ twice", str(bad.problems(where)[0]))
+        (tmp_path / "b.json").write_text(f'{text}\n{{"output": "c"}}\n', encoding="utf-8")  # lines, under another name
+        (_, bad), (_, whole) = read_rows("b.json", tmp_path / "b.json")
+        assert isinstance(bad, BadRow)
+        assert whole == {"output": "c"}
+
+
+def test_what_begins_like_another_kind_and_is_text_is_read(tmp_path):
+    for start in ("PAR1", "BZh", "ARROW1"):
+        (tmp_path / "a.csv").write_text(f"{start},답변\n1,2\n", encoding="utf-8")
+        assert [row for _, row in read_rows("a.csv", tmp_path / "a.csv")] == [{start: "1", "답변": "2"}]
+    (tmp_path / "a.txt").write_bytes(b"abc\0\0\0def\n")
+    assert [row for _, row in read_rows("a.txt", tmp_path / "a.txt")] == [{"text": "abc\0\0\0def"}]
+
+
+def test_a_list_called_data_is_what_is_read_whatever_stands_beside_it(tmp_path):
+    (tmp_path / "a.json").write_text('{"data": [{"text": "a"}], "train": [{"epochs": 3}]}', encoding="utf-8")
+    assert [row for _, row in read_rows("a.json", tmp_path / "a.json")] == [{"text": "a"}]
 
 
 def test_a_column_that_python_has_no_value_for_is_named(tmp_path):
@@ -152,7 +181,11 @@ def test_utf16_without_its_mark_is_named_though_it_is_utf8_with_zeros(tmp_path, 
             said += str(row.problems(where)[0]) if isinstance(row, BadRow) else str(row)
     except UserError as error:
         said = str(error)
-    assert "it looks like utf-16" in said
+    assert "it looks like utf-16le" in said
+    (tmp_path / name).write_bytes('{"text": "plain ascii"}'.encode("utf-16-be"))
+    with pytest.raises(UserError, match="utf-16be") if name != "a.jsonl" else contextlib.nullcontext():
+        ((where, row),) = read_rows(name, tmp_path / name)
+        assert "it looks like utf-16be" in str(row.problems(where)[0])
 
 
 def test_kinds():

@@ -160,8 +160,9 @@ def test_a_file_of_a_folder_that_is_not_there_is_named_and_not_left_out(tmp_path
 def test_rows_to_test_on_are_not_trained_on_because_they_lie_beside(tmp_path, train, test):
     for name in (train, test):
         (tmp_path / name).write_text("", encoding="utf-8")
-    with pytest.raises(UserError, match=f"rows to evaluate on beside those to train on: {test}"):
+    with pytest.raises(UserError, match=f"rows to evaluate on beside those to train on: {test}") as refused:
         open_source(str(tmp_path))
+    assert f"data.train is {tmp_path / train}," in str(refused.value)
     assert [path.name for path in open_source(str(tmp_path / "train*")).files] == [train]
     assert len(open_source(str(tmp_path / "*")).files) == 2
 

@@ -287,6 +287,7 @@ def test_stop_is_wanted_after_a_signal_or_near_the_deadline():
     assert stop.wanted(reserve=90)
     stop = Stop()
     old = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    hangup = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # whatever the tests inherited
     try:
         stop.listen()
         os.kill(os.getpid(), signal.SIGTERM)
@@ -294,12 +295,15 @@ def test_stop_is_wanted_after_a_signal_or_near_the_deadline():
         with pytest.raises(KeyboardInterrupt) as second:
             os.kill(os.getpid(), signal.SIGTERM)
         assert second.value.args == (signal.SIGTERM,)
+        os.kill(os.getpid(), signal.SIGHUP)  # the terminal is closed after Ctrl-C: the checkpoint is still written
+        assert stop.signal == signal.SIGTERM
         assert signal.getsignal(signal.SIGTERM) != old[0]
         stop.end()  # a run that ends by itself gives them back as well
         assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == old
     finally:
         signal.signal(signal.SIGTERM, old[0])
         signal.signal(signal.SIGINT, old[1])
+        signal.signal(signal.SIGHUP, hangup)
 
 
 class HostReads(TorchDispatchMode):

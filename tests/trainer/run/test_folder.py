@@ -50,6 +50,13 @@ def test_a_pipe_where_a_run_writes_is_named_and_never_waited_for(tmp_path, name)
         refuse_pipes(tmp_path / "run")
 
 
+def test_what_no_run_writes_is_not_looked_at(tmp_path):
+    (tmp_path / ".git").mkdir()
+    os.mkfifo(tmp_path / ".git" / "fsmonitor.ipc")
+    os.mkfifo(tmp_path / "mine")
+    refuse_pipes(tmp_path)
+
+
 def test_runs_of_one_output_dir_are_a_family(tmp_path):
     for name in ("run", "run-2", "run-10", "running"):
         make_run(tmp_path / name)

@@ -106,3 +106,5 @@ def test_a_run_that_may_not_be_read_is_said_to_be_unreadable(verb, tmp_path, mon
     assert main([verb, str(copy), *([str(RUNS / "stock")] if verb == "compare" else [])]) == 2
     said = f"error: {copy}/metrics.jsonl cannot be opened: Permission denied\nhint: ask"
     assert capsys.readouterr().err.startswith(said)
+    if verb == "explain":  # nothing is known to be wrong with it
+        assert main([verb, str(copy), "--exit-code"]) == 3

@@ -11,13 +11,12 @@ import torch
 
 from ...config.schema import Config
 from ...config.settings import with_settings
-from ...console import Console
 from ...data.batches import collate, in_batches
 from ...data.dataset import Dataset, Example
 from ...data.labels.labels import SEVERAL, SINGLE, VALUE, Labels
 from ...data.labels.load import Reading, load_labelled
 from ...model.classify import use_padding
-from ...model.fit import require_fit
+from ...model.fit import require_answerable
 from ...model.heads import n_places
 from ...model.load import autocast, load_tokenizer, pad_token_id
 from ..adapter_folder import Adapter
@@ -58,7 +57,7 @@ class Classifier:
         longest = min(longest, n_places(self.model.get_base_model().config))
         reading = Reading(self.config, self.tokenizer, longest, self.labels, needs_label=needs_label)
         data = load_labelled(file, reading)
-        require_fit(self.config, self.tokenizer, [data], Console(silent=True))
+        require_answerable(self.config, self.tokenizer, data)
         return data
 
     @torch.inference_mode()

@@ -109,12 +109,12 @@ def of_text(request: Request) -> dict[str, Any]:
     """Mean loss and accuracy of the answers' tokens, and the rows whose tokens cost most."""
     import torch
 
-    from ...console import Console, note
+    from ...console import note
     from ...data.batches import collate, in_batches
     from ...data.examples import load_examples
     from ...data.load import listed
     from ...errors import UserError, problem
-    from ...model.fit import require_fit
+    from ...model.fit import require_answerable
     from ...model.load import autocast, pad_token_id
     from ...model.loss import SupervisedLoss
     from ..chat import Request as Question
@@ -124,7 +124,7 @@ def of_text(request: Request) -> dict[str, Any]:
         raise UserError(problem("predict.no_format", folder=request.adapter.folder))
     talker = load(Question(request.adapter, None, 1, 0.0, 0))
     data = load_examples(request.file, talker.config.data, talker.tokenizer)
-    require_fit(talker.config, talker.tokenizer, [data], Console(silent=True))
+    require_answerable(talker.config, talker.tokenizer, data)
     if data.dropped:
         note(say("data.dropped", source=data.source, count=len(data.dropped), rows=listed(data.dropped)))
     if data.n_skipped:

@@ -121,10 +121,9 @@ def _labels(request: Request) -> Iterator[dict[str, Any]]:
 
 def _texts(request: Request) -> Iterator[dict[str, Any]]:
     """A language model's answers, greedy: what it writes after the tokens before the row's last answer."""
-    from ...console import Console
     from ...data.examples import load_examples
     from ...data.load import listed
-    from ...model.fit import require_fit
+    from ...model.fit import require_answerable
     from ..chat import Request as Question
     from ..chat import load, written_after
     from .questions import question_settings, questions
@@ -139,7 +138,7 @@ def _texts(request: Request) -> Iterator[dict[str, Any]]:
         raise UserError(problem("predict.too_long", source=request.file, **values))
     last = {example.row: example for example in data.examples}  # a row of several answers: the one with all its turns
     asked = [replace(e, input_ids=e.input_ids[: begin_of_answer(e.supervised)]) for e in last.values()]
-    require_fit(talker.config, talker.tokenizer, [replace(data, examples=asked)], Console(silent=True))
+    require_answerable(talker.config, talker.tokenizer, replace(data, examples=asked))
     for example in asked:
         text, cut = written_after(talker, example.input_ids.tolist())
         yield {"row": example.row, "answer": text} | ({"cut": True} if cut else {})

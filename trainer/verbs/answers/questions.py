@@ -20,7 +20,7 @@ from ...data.formats import CHATS, template_fields
 from ...data.sources import Source, Where, open_source
 
 PLACEHOLDER = "."
-ANSWERS = {"instruction": "output", "prompt": "completion", "question": "answer", "query": "response"}
+ANSWERS = {"instruction": "output", "prompt": "completion", "question": "answer", "query": "response", "질문": "답변"}
 """The field that asks -> the field that answers."""
 SPEAKERS = {"messages": "assistant", "sharegpt": "gpt"}
 

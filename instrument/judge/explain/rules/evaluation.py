@@ -30,6 +30,8 @@ FAR = 0.1
 SHRANK = 0.5
 # A rate this far below its peak teaches little more.
 SPENT = 0.1
+# What settles while the rate is above this share of its peak settles by itself.
+LOWERED = 0.5
 # Seconds that more evaluations may cost in all before fewer rows are proposed, and rows that are enough for a turn.
 DEAR, ROWS = 300.0, 100
 
@@ -103,7 +105,8 @@ def course(history: History) -> Finding | None:
             return Finding("eval_loss", "healthy", "explain.eval_falling", values)
         return Finding("eval_loss", "note", "explain.underfitting", values)
     if did.kind == "settled":
-        key = "explain.eval_level" if live else "explain.eval_flat_rate" if _spent(history) else "explain.eval_flat"
+        settled = "explain.eval_flat_rate" if _spent(history, step, loss, did) else "explain.eval_flat"
+        key = "explain.eval_level" if live else settled
         return Finding("eval_loss", "healthy", key, values)
     if did.kind == "fell":
         return Finding("eval_loss", "undecided", "explain.eval_fell", values)
@@ -116,10 +119,15 @@ def course(history: History) -> Finding | None:
     return Finding("eval_loss", "undecided", "explain.eval_few", values)
 
 
-def _spent(history: History) -> bool:
-    """Whether the rate ran out: then anything settles, and what more steps would do is not known."""
-    _, rate = history.finite("learning_rate")
-    return len(rate) > 0 and rate[-1] < SPENT * rate.max()
+def _spent(history: History, step: np.ndarray, loss: np.ndarray, did: Course) -> bool:
+    """Whether the rate had gone down by the time it settled: then anything does, and what more steps would do is not
+    known.
+    """
+    at, rate = history.finite("learning_rate")
+    above = np.flatnonzero(loss > did.end + 2 * did.noise.sigma)
+    settled = step[min(int(above[-1]) + 1, len(step) - 1)] if len(above) else step[0]
+    lately = rate[at <= settled]
+    return len(rate) > 0 and rate[-1] < SPENT * rate.max() and len(lately) > 0 and lately[-1] < LOWERED * rate.max()
 
 
 def wobble(history: History) -> Finding | None:

@@ -85,7 +85,8 @@ def course(history: History) -> Finding | None:
     if history.coarse > 1 and loss[0] - median(loss[1:]) > 4 * did.noise.sigma:
         values |= {"first": float(loss[0]), "percent": 100 * (loss[0] - last) / loss[0] if loss[0] else 0.0}
         return Finding("loss", "healthy", "explain.loss_fell", values)
-    begun = not history.stock and not history.finished and step[-1] < min(EARLY, history.planned or 0)
+    ours = not history.stock and not history.attached  # an adapter is what is trained
+    begun = ours and not history.finished and step[-1] < min(EARLY, history.planned or 0)
     if did.kind in ("flat", "undecided") and len(loss) >= FEW and begun:
         values |= {"step": int(step[-1]), "planned": history.planned}
         return Finding("loss", "note", "explain.loss_early", values)

@@ -31,6 +31,7 @@ LEVEL = 1.6 * (1 + WOBBLE[:20])
 TURNED = LEVEL + np.linspace(-0.6, 0.6, 20).clip(0)
 DOWN = LEVEL + np.linspace(0.6, 0, 20)
 SETTLED = LEVEL + 0.8 * np.exp(-np.arange(20))
+LATE = np.maximum(0.6 - np.arange(20) / 20, 0)
 RATE = np.where(np.arange(N) < 50, 1e-3, 1e-4)
 CALMER = 1.6 + np.where(np.arange(40) < 20, 5, 0.5) * WOBBLE[:40]
 
@@ -47,8 +48,10 @@ CALMER = 1.6 + np.where(np.arange(40) < 20, 5, 0.5) * WOBBLE[:40]
         (evaluated(DOWN, finished=False), evaluation.course, "eval_falling"),
         (evaluated(SETTLED), evaluation.course, "eval_flat"),
         (evaluated(SETTLED, finished=False), evaluation.course, "eval_level"),
-        (evaluated(SETTLED, learning_rate=np.linspace(1e-3, 0, N)), evaluation.course, "eval_flat_rate"),
         (evaluated(SETTLED, learning_rate=np.full(N, 1e-3)), evaluation.course, "eval_flat"),
+        # settled at a quarter of the way, where a rate that falls to 0 is still high; and with the rate
+        (evaluated(SETTLED, learning_rate=np.linspace(1e-3, 0, N)), evaluation.course, "eval_flat"),
+        (evaluated(LEVEL + LATE, learning_rate=np.linspace(1e-3, 0, N)), evaluation.course, "eval_flat_rate"),
         (evaluated([2.4, 1.9, 1.5, 1.2, 1.0]), evaluation.course, "eval_fell"),
         (evaluated([*LEVEL[:11], 1.9]), evaluation.course, "eval_last_rose"),
         (evaluated([1.6, 1.63, 1.58]), evaluation.course, "eval_few"),

@@ -132,6 +132,13 @@ def test_what_has_hardly_begun_is_not_judged():
     assert key(loss.course(history(**begun))) == "loss_early"
     assert key(loss.course(history(**{**begun, "loss": np.full(20, 2.0) + NORMAL[:20]}))) == "loss_early"
     assert key(loss.course(history(**{**begun, "loss": falling(last=3.0)}))) == "loss_flat"  # 100 steps of 400
+    attached = history(**begun)
+    attached.env = {"attached": True}  # another program trains, perhaps all weights
+    assert key(loss.course(attached)) != "loss_early"
+    tiny: dict[str, Any] = {"learning_rate": np.full(20, 1e-9)}
+    found = keys(explain(history(**{**begun, "loss": np.full(20, 2.0) + NORMAL[:20]}, **tiny)))
+    assert "rate_tiny" in found
+    assert "loss_early" not in found
 
 
 def test_a_rate_that_moves_nothing_is_wrong_where_the_loss_stayed():
