@@ -37,9 +37,9 @@ CRITICAL = {
 }  # fmt: skip
 # The same where neighbours are taken for correlated until they show it (`alike`): that widens the noise already. The
 # second table that --critical prints; fewer than 40 values are told by it of a training loss alone, and those reach it
-# in one of 50 series whose neighbours are correlated by 0.5.
+# in fewer than one of 50 series whose neighbours are correlated by 0.5.
 CRITICAL_ALIKE = {
-    6: 2.4, 8: 2.0, 10: 2.0, 12: 2.15, 15: 2.25, 20: 2.35, 30: 2.6, 39: 2.8,
+    6: 2.4, 8: 2.0, 10: 2.1, 12: 2.25, 15: 2.4, 20: 2.55, 30: 2.75, 39: 2.9,
     40: 3.05, 60: 3.0, 80: 3.1, 120: 3.3, 200: 3.55,
 }  # fmt: skip
 # By how much the fit of shapes that have ended must be better than that of shapes that go on (chi-squared units):

@@ -180,3 +180,20 @@ def test_what_two_seeds_drop_is_independent():
         assert abs((a[shift:] & b[: n - shift]).double().mean().item() - p * p) < limit
         if shift:
             assert abs((a[shift:] & a[: n - shift]).double().mean().item() - p * p) < limit
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-21, 1e-13, 1.0, 1e12, 1e25, 0.0])
+@pytest.mark.parametrize("shape", [(3, 16, 576), (2, 8, 11008), (5, 1, 1), (1, 3, 17), (4, 16, 192), (2, 16, 4099)])
+def test_squares_of_pieces(shape: tuple[int, int, int], scale: float):
+    """Wherever fp32 ends; each piece is a slice of a wider one, as several projections' are."""
+    generator = torch.Generator().manual_seed(shape[2])
+    n, rows, cols = shape
+    pieces = scale * torch.randn(n, 3 * rows, cols, generator=generator)
+    own, into = pieces.split(rows, dim=1)[1], torch.full((n, 2), -1.0, dtype=torch.float64)
+    lora_passes._write_squares(own, into[:, 1])
+    torch.testing.assert_close(into[:, 1], own.double().square().sum((1, 2)), rtol=1e-7, atol=0)
+    assert into[:, 0].tolist() == [-1.0] * n
+    own[0, 0, 0] = torch.inf
+    lora_passes._write_squares(own, into[:, 1])
+    assert into[0, 1] == torch.inf
+    assert bool(into[1:, 1].isfinite().all())
