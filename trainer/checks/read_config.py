@@ -168,7 +168,7 @@ def read_mapping(path: Path) -> dict[str, Any]:
         raise UserError(_foreign(path, None))
     if kind_of_rows(path) not in ("", ".json", ".txt") and path.is_file():
         raise UserError(problem("config.is_data", file=path, quoted=shlex.quote(str(path))))
-    text = text_of(path)
+    text = text_of(path, "config.not_there")
     try:
         raw = yaml.load(text, Loader=_Loader)
     except RecursionError:

@@ -101,7 +101,7 @@ def is_small(value: Any) -> bool:
     return False
 
 
-def text_of(path: Path) -> str:
+def text_of(path: Path, absent: str = "import.not_there") -> str:
     """The text of a configuration or a script.
 
     Raises:
@@ -111,7 +111,7 @@ def text_of(path: Path) -> str:
     try:
         data = read_given(path, limit) if not path.is_file() or path.stat().st_size <= limit else bytes(limit + 1)
     except FileNotFoundError:
-        raise UserError(problem("import.not_there", file=path)) from None
+        raise UserError(problem(absent, file=path)) from None
     except OSError as error:
         raise UserError(problem("config.unreadable", file=path, reason=error.strerror)) from None
     if len(data) > limit:

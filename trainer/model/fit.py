@@ -59,7 +59,7 @@ def require_answerable(config: Config, tokenizer: Any, dataset: Dataset) -> None
     try:
         require_fit(config, tokenizer, [dataset], Console(silent=True))
     except UserError as error:
-        hint = say("fit.trained.hint")
+        hint = say("fit.trained")
         raise UserError(*(Problem(one.error, hint if one.hint else "") for one in error.problems)) from None
 
 
