@@ -206,7 +206,7 @@ def test_koalpaca_yaml_trains_in_4_bits_fp16_and_with_the_paged_optimizer_it_nam
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     assert "가중치 nf4, 계산 float16" in result.stdout
-    assert (f"{optim}은 스텝마다 장치를 기다립니다" in result.stdout) == (optim == "paged_adamw_8bit")
+    assert (f"{optim}: 스텝마다 장치를 기다립니다" in result.stdout) == (optim == "paged_adamw_8bit")
     assert "PEFT의 느린 경로" not in result.stdout
     rows = steps_of(tmp_path / "run")
     assert len(rows) == 12

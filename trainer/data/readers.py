@@ -12,7 +12,6 @@ takes its place as a `BadRow`, so that the indices of the others do not depend o
 
 from __future__ import annotations
 
-import codecs
 import csv
 import gzip
 import io
@@ -24,22 +23,14 @@ from pathlib import Path
 from typing import Any
 
 from ...instrument.messages import say
+from ..encodings import UTF16, halves, is_half_empty, other_kind, probable
 from ..errors import Problem, UserError, first_line, kind_of_value, problem
 
 Where = Callable[[], str]
 # csv's own limit is 128 KiB; C's long is the most it takes
 CSV_FIELD_LIMIT = 2**31 - 1
-# Encodings that Korean Windows and other systems save text in, in the order in which they are tried.
-OTHER_ENCODINGS = ("cp949", "shift_jis", "gb18030", "cp1252")
 # Of a JSON object that holds them, train is read.
 SPLITS = {"train", "test", "validation", "valid", "val", "dev", "eval"}
-UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
-# What files begin with that are no text, whatever their name says. Some of it could be text: a byte that no text has
-# follows then.
-SIGNATURES = {
-    b"\x1f\x8b": "gzip", b"PK\x03\x04": "zip (.xlsx, .ods)", b"PAR1": "parquet", b"ARROW1": "arrow",
-    b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\xd0\xcf\x11\xe0": "xls",
-}  # fmt: skip
 # No row is known that needs a tenth of it; Python gives up at some hundreds, by what goes through it.
 DEEPEST = 100
 _TOO_DEEP: tuple[str, dict[str, Any]] = ("data.too_deep", {"levels": DEEPEST})
@@ -87,10 +78,7 @@ def _opened(path: Path) -> Any:
 def _refuse_other(name: str, path: Path) -> None:
     """Refuses what is no text: every line of it would be called badly encoded."""
     with _opened(path) as file:
-        start = file.read(64)
-    has_control = any(byte < 9 or 14 <= byte < 32 for byte in start)
-    for signature, kind in SIGNATURES.items():
-        if start.startswith(signature) and (has_control or not signature.isascii()):
+        if kind := other_kind(file.read(64)):
             raise UserError(problem("data.other_file", source=name, kind=kind))
 
 
@@ -110,13 +98,13 @@ def _jsonl_rows(name: str, path: Path) -> Iterator[tuple[Where, Any]]:
         for number, raw in enumerate(file, start=1):
             where = partial(say, "data.line", source=name, line=number)
             if number == 1:  # later lines begin with the second half of a line feed
-                order = _halves(raw) or order
+                order = halves(raw) or order
             try:
                 line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
             except UnicodeDecodeError as error:
                 yield where, BadRow(_wrong_encoding(raw, error))
                 continue
-            if _is_half_empty(raw):
+            if is_half_empty(raw):
                 yield where, BadRow(("data.other_encoding", {"byte": raw.index(0), "encoding": order}))
             elif line.strip():
                 yield where, _parsed(line, name, number)
@@ -124,38 +112,10 @@ def _jsonl_rows(name: str, path: Path) -> Iterator[tuple[Where, Any]]:
 
 def _wrong_encoding(raw: bytes, error: UnicodeDecodeError) -> tuple[str, dict[str, Any]]:
     """The fault of bytes that are not UTF-8, with the encoding they are probably in."""
-    encoding = _probable(raw)
+    encoding = probable(raw)
     if encoding is None:
         return "data.not_utf8", {"byte": error.start}
     return "data.other_encoding", {"byte": error.start, "encoding": encoding}
-
-
-def _is_half_empty(raw: bytes) -> bool:
-    """Whether bytes are text of two bytes a letter: UTF-16 without its mark, which is UTF-8 of letters and NULs too."""
-    return bool(_halves(raw)) and any(raw.replace(b"\0", b"").strip())
-
-
-def _halves(raw: bytes) -> str:
-    """Of which order, where a quarter of the bytes are NULs, most of them first or most of them second of two: a letter
-    in 256 has its NUL in the other place.
-    """
-    even, odd = raw[::2].count(0), raw[1::2].count(0)
-    if (even + odd) * 4 <= len(raw) or max(even, odd) <= 3 * min(even, odd):
-        return ""
-    return "utf-16be" if even > odd else "utf-16le"
-
-
-def _probable(raw: bytes) -> str | None:
-    if _is_half_empty(raw):
-        return _halves(raw)
-    for encoding in OTHER_ENCODINGS:
-        try:
-            text = raw.decode(encoding)
-        except UnicodeDecodeError:
-            continue
-        if all(letter.isprintable() or letter.isspace() for letter in text):
-            return encoding
-    return None
 
 
 def _parsed(line: str, name: str, number: int) -> Any:
@@ -255,8 +215,8 @@ def _json_rows(name: str, path: Path) -> Iterator[tuple[Where, Any]]:
 def _text(name: str, path: Path) -> str:
     with _opened(path) as file:
         raw = file.read()
-    if raw[:2] not in UTF16 and _is_half_empty(raw):
-        raise UserError(problem("data.other_encoding", where=name, byte=raw.index(0), encoding=_halves(raw)))
+    if raw[:2] not in UTF16 and is_half_empty(raw):
+        raise UserError(problem("data.other_encoding", where=name, byte=raw.index(0), encoding=halves(raw)))
     try:
         return raw.decode("utf-16" if raw[:2] in UTF16 else "utf-8-sig")
     except UnicodeDecodeError as error:

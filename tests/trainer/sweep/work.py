@@ -25,7 +25,7 @@ def main(folder: str) -> int:
     try:
         worker.work()
     except Interrupted as error:
-        return 128 + error.number
+        return 128 + error.args[0]
     return 0
 
 
