@@ -189,9 +189,7 @@ def _judged(raw: bytes, small: float, assumed: float, sigma: float, alike: float
     if last > max(3.5 * noise.sigma * math.sqrt(1 + 1 / len(lately)), worth):
         return Course("last", float(np.mean(lately)), int(where[-2]), float(x[-1]), noise, n)
     still = n >= STAYS or (noise.sigma == 0 and n >= 3)
-    if (
-        alike and n < KNOWN_RHO
-    ):  # what moves if they are independent, and does not if they are not, is not known to stay
+    if alike and n < KNOWN_RHO:  # of what moves if neighbours are independent it is not known whether it stays
         still = _judged(raw, small, assumed, sigma, 0.0).kind == "flat"
     return Course("flat" if still else "undecided", middle, int(where[n // 4]), end, noise, n)
 
