@@ -26,10 +26,10 @@ def other_kind(start: bytes) -> str:
 
 def is_half_empty(raw: bytes) -> bool:
     """Whether bytes are text of two bytes a letter: UTF-16 without its mark, which is UTF-8 of letters and NULs too."""
-    return bool(halves(raw)) and any(raw.replace(b"\0", b"").strip())
+    return bool(utf16_order(raw)) and any(raw.replace(b"\0", b"").strip())
 
 
-def halves(raw: bytes) -> str:
+def utf16_order(raw: bytes) -> str:
     """Of which order, where a quarter of the bytes are NULs, most of them first or most of them second of two: a letter
     in 256 has its NUL in the other place.
     """
@@ -42,7 +42,7 @@ def halves(raw: bytes) -> str:
 def probable(raw: bytes) -> str | None:
     """The encoding that bytes which are not UTF-8 are probably in; None where it is none that is known here."""
     if is_half_empty(raw):
-        return halves(raw)
+        return utf16_order(raw)
     for encoding in OTHER_ENCODINGS:
         try:
             text = raw.decode(encoding)

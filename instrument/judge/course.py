@@ -36,8 +36,9 @@ CRITICAL = {
     20: 3.2, 30: 3.5, 39: 3.6, 40: 3.25, 60: 3.25, 80: 3.3, 120: 3.4, 200: 3.7,
 }  # fmt: skip
 # The same where neighbours are taken for correlated until they show it (`alike`): that widens the noise already. The
-# second table that --critical prints; fewer than 40 values are told by it of a training loss alone, and those reach it
-# in fewer than one of 50 series whose neighbours are correlated by 0.5.
+# second table that --critical prints; fewer than 40 values are told by it of a training loss alone. Those entries stand
+# above what is printed (one of 50 series whose neighbours are correlated by 0.5), by as much as the cells of the
+# benchmark asked for: T in both directions and `trend` may speak, and 6 values should say little.
 CRITICAL_ALIKE = {
     6: 2.4, 8: 2.0, 10: 2.1, 12: 2.25, 15: 2.4, 20: 2.55, 30: 2.75, 39: 2.9,
     40: 3.05, 60: 3.0, 80: 3.1, 120: 3.3, 200: 3.55,

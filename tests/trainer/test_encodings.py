@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 
 import pytest
-from lora_train.trainer.encodings import halves, is_half_empty, other_kind, probable
+from lora_train.trainer.encodings import is_half_empty, other_kind, probable, utf16_order
 
 KOREAN = '{"질문": "대한민국의 수도는?", "답변": "서울"}'
 
@@ -16,9 +16,9 @@ def test_the_encoding_of_korean_is_told(encoding):
 
 
 def test_the_order_of_halves_and_none_of_a_text_with_a_few_zeros():
-    assert halves("abc".encode("utf-16-le")) == "utf-16le"
-    assert halves("abc".encode("utf-16-be")) == "utf-16be"
-    assert halves(b"abc\0\0\0def") == halves(b"") == halves(b"abc") == ""
+    assert utf16_order("abc".encode("utf-16-le")) == "utf-16le"
+    assert utf16_order("abc".encode("utf-16-be")) == "utf-16be"
+    assert utf16_order(b"abc\0\0\0def") == utf16_order(b"") == utf16_order(b"abc") == ""
     assert not is_half_empty(b"\0\0\0\0")
 
 

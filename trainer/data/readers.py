@@ -23,14 +23,12 @@ from pathlib import Path
 from typing import Any
 
 from ...instrument.messages import say
-from ..encodings import UTF16, halves, is_half_empty, other_kind, probable
+from ..encodings import UTF16, is_half_empty, other_kind, probable, utf16_order
 from ..errors import Problem, UserError, first_line, kind_of_value, problem
 
 Where = Callable[[], str]
 # csv's own limit is 128 KiB; C's long is the most it takes
 CSV_FIELD_LIMIT = 2**31 - 1
-# Of a JSON object that holds them, train is read.
-SPLITS = {"train", "test", "validation", "valid", "val", "dev", "eval"}
 # No row is known that needs a tenth of it; Python gives up at some hundreds, by what goes through it.
 DEEPEST = 100
 _TOO_DEEP: tuple[str, dict[str, Any]] = ("data.too_deep", {"levels": DEEPEST})
@@ -98,7 +96,7 @@ def _jsonl_rows(name: str, path: Path) -> Iterator[tuple[Where, Any]]:
         for number, raw in enumerate(file, start=1):
             where = partial(say, "data.line", source=name, line=number)
             if number == 1:  # later lines begin with the second half of a line feed
-                order = halves(raw) or order
+                order = utf16_order(raw) or order
             try:
                 line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
             except UnicodeDecodeError as error:
@@ -216,7 +214,7 @@ def _text(name: str, path: Path) -> str:
     with _opened(path) as file:
         raw = file.read()
     if raw[:2] not in UTF16 and is_half_empty(raw):
-        raise UserError(problem("data.other_encoding", where=name, byte=raw.index(0), encoding=halves(raw)))
+        raise UserError(problem("data.other_encoding", where=name, byte=raw.index(0), encoding=utf16_order(raw)))
     try:
         return raw.decode("utf-16" if raw[:2] in UTF16 else "utf-8-sig")
     except UnicodeDecodeError as error:

@@ -22,7 +22,7 @@ from typing import Any
 from ...instrument.messages import say
 from ..config.names import at_home
 from ..errors import UserError, first_line, problem
-from .readers import READERS, SPLITS, BadRow, Where, kind_of, read_rows
+from .readers import READERS, BadRow, Where, kind_of, read_rows
 
 __all__ = ["READERS", "BadRow", "Source", "Where", "data_files", "globbed", "is_saved", "open_source", "source_name"]
 
@@ -31,6 +31,8 @@ SAVED = ("state.json", "dataset_dict.json")
 # Of a folder these are read, and only where there is none of them the others: a README.txt is no data, and
 # rows.jsonl.gz beside rows.jsonl is the same rows again.
 FIRST_IN_FOLDERS = (".jsonl", ".json", ".csv", ".parquet")
+# What files of a folder begin with where train.* is not all there is to train on.
+SPLITS = {"train", "test", "validation", "valid", "val", "dev", "eval"}
 # Files of a folder that are named in a hint.
 SHOWN = 3
 

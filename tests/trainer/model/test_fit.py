@@ -7,7 +7,10 @@ import shutil
 from typing import Any
 
 import pytest
+from lora_train.instrument.messages import say
 from lora_train.trainer.cli import main
+from lora_train.trainer.errors import UserError, problem
+from lora_train.trainer.model import fit
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
@@ -122,3 +125,15 @@ def test_a_module_that_is_not_there_among_others_that_are_is_an_error(folder, ca
     assert run(folder, f"lora.{key}={wanted}") == 2
     assert said in capsys.readouterr().err
     assert not (folder / "run").exists()
+
+
+def test_an_adapter_that_is_trained_is_told_of_no_setting(monkeypatch):
+    def refuse(*_: object) -> None:
+        raise UserError(problem("fit.no_position", source="q.jsonl", count=1, limit=8, row=0, longest=9))
+
+    monkeypatch.setattr(fit, "require_fit", refuse)
+    nothing: Any = None
+    with pytest.raises(UserError, match=r"q\.jsonl: 1 rows are longer than the 8 positions") as refused:
+        fit.require_answerable(nothing, nothing, nothing)
+    (found,) = refused.value.problems
+    assert found.hint == say("fit.trained")
