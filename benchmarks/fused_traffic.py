@@ -12,7 +12,7 @@ chunks of 64, rows = row blocks, and a factor is how often the operand is touche
 of statistics per program where it counts. tests/benchmarks holds these formulas to what the kernels load and store
 in Triton's interpreter, byte for byte. Products that cuBLAS makes are counted as each operand once.
 
-One projection, forward and backward, from sm_80 on (on sm_75 cuBLAS makes the rank products).
+One projection, forward and backward.
 """
 
 import itertools

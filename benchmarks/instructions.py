@@ -2,15 +2,15 @@
 
     python -m benchmarks.compile_kernels --kernel lora
 
-Every `down`, `up`, `grad` and `add` of lora_linear/tiles.py is compiled with and without statistics, without dropout.
+Every `down`, `up` and `grad` of lora_linear/tiles.py is compiled with and without statistics, without dropout.
 
     per value = instructions of the main loop * threads / (BLOCK_M * BLOCK_C * unrolled)
 
-The main loop is the longest that holds a tensor-core instruction, or a 16-byte store in a kernel without (sm_75):
-from the target of a backward branch to the branch, without NOPs. A loop in it counts once, as it runs for a rank that
-fits one chunk. `unrolled` is how many times as many of those instructions it has as the PTX, where each stands once.
-The loops that count again after NaN or infinity hold none and are not counted (kernels/statistics/tile_sums.py says
-when they run).
+The main loop is the longest that holds a tensor-core instruction, or a fused multiply-add in a kernel without
+(sm_75): from the target of a backward branch to the branch, without NOPs. A loop in it counts once, as it runs for a
+rank that fits one chunk. `unrolled` is how many times as many of those instructions it has as the PTX, where each
+stands once, to a whole number: some multiply-adds stand outside the loop. The loops that count again after NaN or
+infinity hold none and are not counted (kernels/statistics/tile_sums.py says when they run).
 
 Blocks per SM: what registers (given out by 8 a thread), threads and shared memory (1 KiB a block for the system)
 allow.
@@ -25,7 +25,7 @@ from pathlib import Path
 import triton
 from lora_train.kernels.backend import AotVariant
 
-KERNELS = ("down", "up", "grad", "add")
+KERNELS = ("down", "up", "grad")
 BARS = {"fp16": 1.5, "bf16": 2.2, "fp32": 2.2}
 CHIPS_WITH_A_BAR = (80, 86, 89, 90)
 
@@ -39,8 +39,8 @@ INSTRUCTION = re.compile(r"^\s+/\*[0-9a-f]+\*/\s+(.*?)\s*;")
 BRANCH = re.compile(r"\bBRA\b.*?`\((\.L_x_\d+)\)")
 PRODUCT = re.compile(r"\b(?:HMMA|HGMMA|UTC\w*MMA)\b")
 PRODUCT_PTX = re.compile(r"\b(?:mma\.sync|wgmma\.mma_async|tcgen05\.mma)\b")
-STORE = re.compile(r"\bSTG\.E(?:\.\w+)*\.128\b")
-STORE_PTX = re.compile(r"\bst\.global\.v4\.b32\b")
+MULTIPLY_ADD = re.compile(r"\bFFMA\b")
+MULTIPLY_ADD_PTX = re.compile(r"\bfma\.rn\.f32\b")
 DOUBLE = re.compile(r"\bD(?:ADD|MUL|FMA|SETP|MNMX)\b|\.F64\b")
 
 
@@ -107,9 +107,9 @@ def main_loop(sass: str, mark: re.Pattern[str]) -> list[str]:
 
 def count(variant: AotVariant, cubin: bytes, ptx: str) -> Loop:
     """The main loop of a compiled variant."""
-    mark, mark_ptx = (PRODUCT, PRODUCT_PTX) if PRODUCT_PTX.search(ptx) else (STORE, STORE_PTX)
+    mark, mark_ptx = (PRODUCT, PRODUCT_PTX) if PRODUCT_PTX.search(ptx) else (MULTIPLY_ADD, MULTIPLY_ADD_PTX)
     loop = main_loop(disassemble(cubin), mark)
-    unrolled = len([*filter(mark.search, loop)]) / len(mark_ptx.findall(ptx))
+    unrolled = max(1, round(len([*filter(mark.search, loop)]) / len(mark_ptx.findall(ptx))))
     values = variant.constexprs["BLOCK_M"] * variant.constexprs["BLOCK_C"] * unrolled
     return Loop(
         per_value=len(loop) * 32 * variant.num_warps / values,
@@ -125,10 +125,10 @@ def blocks_per_sm(chip: int, registers: int, shared_bytes: int, num_warps: int) 
     return min(by_registers, by_shared, THREADS_PER_SM[chip] // (32 * num_warps))
 
 
-def is_counted(variant: AotVariant, chip: int) -> bool:
-    """Whether `variant` has a main loop on `chip` that may be without statistics. `add` is the `up` of sm_75."""
+def is_counted(variant: AotVariant) -> bool:
+    """Whether `variant` has a main loop that may be without statistics."""
     family, kernel, *_ = [*variant.name.split(), ""]
-    return family == "lora" and kernel in KERNELS and (kernel != "add" or chip == 75)
+    return family == "lora" and kernel in KERNELS
 
 
 def bar(variant: AotVariant, chip: int) -> float | None:

@@ -42,6 +42,9 @@ BATCHES: dict[str, tuple[int, ...]] = {
 }
 """Tokens of each example of a micro-batch."""
 
+CHIPS = {"T4": 40, "RTX 3090": 82, "RTX 4090": 128, "H100": 132}
+"""Multiprocessors, by which the work is split."""
+
 MODELS = {
     "Polyglot-Ko 12.8B": {
         "query_key_value": (5120, 15360),
@@ -265,23 +268,34 @@ def cut(layer: Linear, examples: tuple[int, ...]) -> Cut:
     return Cut(hbm[1] / hbm[0] - 1, len(lists[1]) - len(lists[0]))
 
 
+def most_of_examples(chip: str, dropout: bool, examples: tuple[int, ...]) -> tuple[Cut, str]:
+    """The most that squares of `examples` add to a linear of `MODELS` on a chip, and to which."""
+    added, where = Cut(0.0, 0), ""
+    for model, linears in MODELS.items():
+        for linear in linears:
+            for rank in RANKS:
+                layer = replace(layer_of(model, linear, rank, dropout), n_multiprocessors=CHIPS[chip])
+                found = cut(layer, examples)
+                if found.n_bytes > added.n_bytes:
+                    where = f"{model} {linear} r={rank}"
+                added = Cut(max(found.n_bytes, added.n_bytes), max(found.launches, added.launches))
+    return added, where
+
+
 def print_examples(dropout: bool) -> list[str]:
-    """What squares of examples add, at most over all linears; returns what is missed."""
+    """What squares of examples add, at most over all linears and ranks; returns what is missed."""
     print(f"what squares of examples add to a linear, at most: bytes (target: {TARGET_SQUARES:.0%}) and launches (0)")
+    print(f"  {'':<18}", "".join(f"{chip:>12}" for chip in CHIPS))
     missed = []
     for name, examples in BATCHES.items():
-        words = []
-        for rank in RANKS:
-            found = [
-                (cut(layer_of(model, linear, rank, dropout), examples), f"{model} {linear}")
-                for model, linears in MODELS.items()
-                for linear in linears
-            ]
-            worst, where = max(found, key=lambda one: one[0].n_bytes)
-            words.append(f"r={rank} {worst.n_bytes:.2%} ({where})")
-            if worst.n_bytes > TARGET_SQUARES or any(one.launches for one, _ in found):
-                missed.append(f"squares of {name}, r={rank}: {worst.n_bytes:.2%}, {worst.launches} launches")
-        print(f"  {name:<22}", ", ".join(words))
+        found = {chip: most_of_examples(chip, dropout, examples) for chip in CHIPS}
+        cells = [f"{added.n_bytes:.2%} {added.launches}" for added, _ in found.values()]
+        print(f"  {name:<18}", "".join(f"{cell:>12}" for cell in cells))
+        missed += [
+            f"squares of {name} on a {chip}: {added.n_bytes:.2%} ({where}), {added.launches} launches"
+            for chip, (added, where) in found.items()
+            if added.n_bytes > TARGET_SQUARES or added.launches
+        ]
     print()
     return missed
 

@@ -185,7 +185,7 @@ TESTED_ELSEWHERE = {
     ("kernels/frozen", "base_product"): "kernels/lora_linear/test_lora_linear.py",
     (
         "kernels/lora_linear",
-        "aten gemm kernels launch ops projections reference tiles totals",
+        "aten kernels launch ops projections reference tiles totals",
     ): "kernels/lora_linear/test_lora_linear.py kernels/lora_linear/test_shapes.py",
     (
         "kernels/lora_linear/read",

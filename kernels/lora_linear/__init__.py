@@ -39,19 +39,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..backend import has_tensor_cores, runs_directly, uses_triton_on
+from ..backend import runs_directly
 from ..frozen.nf4 import NF4Weight
 from ..operators import store
 from ..statistics.pending_rows import PendingRows
 from .group import NO_DROPOUT, Dropout, Examples, Group
 from .ops import Call, cast_with_stats, directly, lora_linear_op, operands
 
-__all__ = ["Examples", "NF4Weight", "fuses_squares", "lora_linear", "site_names"]
-
-
-def fuses_squares(device: torch.device) -> bool:
-    """Whether the squares of examples come from the passes that sum the gradients. On sm_75 they are products again."""
-    return not uses_triton_on(device) or has_tensor_cores(device)
+__all__ = ["Examples", "NF4Weight", "lora_linear", "site_names"]
 
 
 def site_names(group: int) -> list[tuple[str, int | None]]:

@@ -8,7 +8,6 @@
                                                                          without D (read/grad.py)
     total down       G = sum of its parts               fixed order
     total gradients  dA_i, dB_i = sums of their parts   fixed order      statistics of dA_i and dB_i
-    widen            fp32 of keep(Z)                    for sm_75        statistics of Z
     cast             16-bit of fp32                     autocast         statistics, overflow and underflow exact
 
 up and grad serve up to four projections in one launch: z0_ptr .. z3_ptr are their tensors, c0 .. c3 their columns,
@@ -17,8 +16,9 @@ never specialised: a batch of another length must not compile anything.
 
 Shapes: X [M, K], Y_i and dY_i [M, N_i], H and G fp32 [M, sum of ranks], masks none: whether an element is kept is a
 function of (seed, row, column). Rank products run on tensor cores as TF32 where the stored side is 16-bit (11 bits like
-fp16, and no underflow of small B), as three TF32 products where it is fp32. The 1 / (1 - p) of dropout is part of s_i
-everywhere. The rank is padded to 16, 32 or 64 inside and never in memory; more than 64 go in chunks.
+fp16, and no underflow of small B), as three TF32 products where it is fp32; and in fp32 on sm_75, where Triton has no
+tensor cores. The 1 / (1 - p) of dropout is part of s_i everywhere. The rank is padded to 16, 32 or 64 inside and never
+in memory; more than 64 go in chunks.
 """
 
 import triton.language as tl
@@ -142,11 +142,11 @@ def _product_by_chunks(
     return acc
 
 
-@jit(do_not_specialize=["n_rows", "n_l_parts", "first_row", "tiles_per_program"])
+@jit(do_not_specialize=["n_rows", "n_l_parts", "tiles_per_program"])
 def _up_kernel(
     z0_ptr, z1_ptr, z2_ptr, z3_ptr, r0_ptr, r1_ptr, r2_ptr, r3_ptr,
-    l_ptr, l_out_ptr, delta_ptr, seed_ptr, partials_ptr, c0, c1, c2, c3, k0, k1, k2, k3, l_row_stride,
-    n_rows, n_l_parts, first_row, tiles_per_program, s0, s1, s2, s3, p,
+    l_ptr, l_out_ptr, seed_ptr, partials_ptr, c0, c1, c2, c3, k0, k1, k2, k3, l_row_stride,
+    n_rows, n_l_parts, tiles_per_program, s0, s1, s2, s3, p,
     GROUP: tl.constexpr, ACROSS: tl.constexpr, CHUNKED: tl.constexpr, DROPOUT: tl.constexpr, STATS: tl.constexpr,
     ROUNDED: tl.constexpr, COUNT_SMALL: tl.constexpr, PRECISION: tl.constexpr, RANK: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr,
@@ -155,8 +155,8 @@ def _up_kernel(
 
     l [parts, M, k0 + k1 + ...] is added up here, and the sum left in l_out by the programs of each projection's first
     columns, if there were several parts. r_i is [k_i, c_i], or [c_i, k_i] if ACROSS. CHUNKED: a rank is more than RANK.
-    RANK = 0 adds scale keep(delta) instead, delta [M, C] fp32 a product that cuBLAS made (sm_75). ROUNDED where z is
-    fp32: nothing is rounded then, and overflow and underflow are 0. In 16 bits they are null: z was rounded before.
+    ROUNDED where z is fp32: nothing is rounded then, and overflow and underflow are 0. In 16 bits they are null: z was
+    rounded before.
     """
     row_block, col_block = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int32)
     _, own_block, z_ptr, r_ptr, n_cols, rank, scale, l_first = projection(
@@ -167,7 +167,7 @@ def _up_kernel(
     rows = row_block * BLOCK_M + tl.arange(0, BLOCK_M).to(tl.int64)
     row_mask = rows < n_rows
     sums = start_sums()
-    if RANK > 0 and not CHUNKED:
+    if not CHUNKED:
         ranks = tl.arange(0, RANK).to(tl.int64)
         left = _left(
             l_ptr, l_out_ptr, rows, row_mask, ranks, l_first, rank, n_rows, l_row_stride, n_l_parts, own_block == 0,
@@ -178,9 +178,7 @@ def _up_kernel(
         cols = start + tl.arange(0, BLOCK_C)
         mask = row_mask[:, None] & (cols < n_cols)[None, :]
         offsets = rows[:, None] * n_cols + cols[None, :]
-        if RANK == 0:
-            acc = tl.load(delta_ptr + offsets, mask=mask, other=0.0)
-        elif not CHUNKED:
+        if not CHUNKED:
             right = _rights(r_ptr, ranks, cols, rank, n_cols, ACROSS)
             acc = tl.dot(left, operand(right, PRECISION), input_precision=PRECISION)
         else:
@@ -189,7 +187,7 @@ def _up_kernel(
                 start == 0, ACROSS, PRECISION, RANK, BLOCK_M, BLOCK_C,
             )  # fmt: skip
         if DROPOUT:
-            acc = kept(acc, seed_ptr, first_row + rows, start, n_cols, p, BLOCK_M, BLOCK_C)
+            acc = kept(acc, seed_ptr, rows, start, n_cols, p, BLOCK_M, BLOCK_C)
         z = tl.load(z_ptr + offsets, mask=mask, other=0.0)
         z = (z.to(tl.float32) + scale * acc).to(z.dtype)
         tl.store(z_ptr + offsets, z, mask=mask)
@@ -203,32 +201,6 @@ def _up_kernel(
             BLOCK_M, BLOCK_C,
         )  # fmt: skip
         write_partials(partials_ptr, tl.cast(col_block, tl.int64) * tl.num_programs(0) + row_block, total)
-
-
-@jit(do_not_specialize=["n_rows", "first_row"])
-def _widen_kernel(
-    z_ptr, out_ptr, seed_ptr, partials_ptr, n_cols, n_rows, first_row, p,
-    DROPOUT: tl.constexpr, STATS: tl.constexpr, COUNT_SMALL: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr,
-):  # fmt: skip
-    """out [M, C] fp32 = keep(z), for GEMMs on chips without TF32. Rows count from `first_row`."""
-    row_block, col_block = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
-    n_cols = tl.cast(n_cols, tl.int64)
-    rows = row_block * BLOCK_M + tl.arange(0, BLOCK_M).to(tl.int64)
-    start = col_block * BLOCK_C
-    cols = start + tl.arange(0, BLOCK_C)
-    mask = (rows < n_rows)[:, None] & (cols < n_cols)[None, :]
-    offsets = rows[:, None] * n_cols + cols[None, :]
-    stored = tl.load(z_ptr + offsets, mask=mask, other=0.0)
-    z = stored.to(tl.float32)
-    if DROPOUT:
-        z = kept(z, seed_ptr, first_row + rows, start, n_cols, p, BLOCK_M, BLOCK_C)
-    tl.store(out_ptr + offsets, z, mask=mask)
-    if STATS:
-        program = row_block * tl.num_programs(1) + col_block
-        n_valid = tl.minimum(n_rows - row_block * BLOCK_M, BLOCK_M) * tl.minimum(n_cols - start, BLOCK_C)
-        partials = only_tile_partials(stored, stored, mask, BLOCK_M * BLOCK_C - n_valid, False, COUNT_SMALL)
-        write_partials(partials_ptr, program, partials)
 
 
 @jit(do_not_specialize=["n"])

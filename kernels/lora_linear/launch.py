@@ -7,8 +7,7 @@ costs the host the same however little it computes, so a group of up to four pro
     backward    grad of every dY, total of G, grad of X for dA, total of every dA and dB, up of dX
 
 Those of backward but the last are in read/. Rows of statistics, and the squares of examples, wait for a launch of all
-together (pending_rows.py). On sm_75, where Triton has no tensor cores, the
-rank products are cuBLAS's too: gemm.py.
+together (pending_rows.py). It is the same on every chip: on sm_75 alone Triton multiplies without tensor cores.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from ..backend import cdiv, has_tensor_cores, n_multiprocessors
+from ..backend import cdiv, n_multiprocessors
 from ..frozen.base_product import base_grad, base_product
 from ..launcher import launch
 from ..statistics.pending_rows import (
@@ -32,10 +31,10 @@ from ..statistics.pending_rows import (
     regions,
     room,
 )
-from . import gemm, kernels
+from . import kernels
 from .group import NO_DROPOUT, Dropout, Factor, Group
 from .projections import MAX_GROUP, four
-from .read.launches import Passed, Sides, add_squares, grad, read, total_gradients
+from .read.launches import Sides, add_squares, grad, read, total_gradients
 from .shapes import down_shape, up_shape
 from .tiles import CAST_BLOCK, precision
 from .tiles import aot_variants as aot_variants
@@ -43,8 +42,6 @@ from .tiles import aot_variants as aot_variants
 
 def down(x: Tensor, a: Tensor, dropout: Dropout, with_stats: bool) -> tuple[Tensor, Tensor]:
     """H = keep(x) a^T in parts [S, M, R] fp32, and partials: non-finite counts of x."""
-    if not has_tensor_cores(x.device):
-        return gemm.down(x, a, dropout, with_stats)
     seed, p = dropout
     n_rows, n_cols, rank = *x.shape, a.shape[0]
     shape = down_shape(n_rows, n_cols, rank, x.dtype, n_multiprocessors(x.device))
@@ -73,8 +70,6 @@ def up(
         left [M, sum of k_i], and where the statistics of each z_i are.
     """
     z, (n_parts, n_rows) = zs[0], left.shape[:2]
-    if not has_tensor_cores(z.device):
-        return left[0], gemm.up(zs, left[0], right, scales, dropout, with_stats)
     (rights, across), (seed, p) = right, dropout
     side = 1 if across else 0
     ranks = tuple([matrix.shape[side] for matrix in rights])
@@ -85,8 +80,8 @@ def up(
     is_wide = z.dtype == torch.float32
     launch(
         kernels._up_kernel, shape.grid,
-        (*four(zs), *four(rights), left, total, left, z if seed is None else seed, found),
-        (*shape.sizes, left.stride(1)), (n_rows, n_parts, 0, shape.tiles, *four(scales), p),
+        (*four(zs), *four(rights), left, total, z if seed is None else seed, found),
+        (*shape.sizes, left.stride(1)), (n_rows, n_parts, shape.tiles, *four(scales), p),
         (len(zs), across, shape.chunked, p > 0, with_stats, is_wide, not is_wide, precision(z), shape.padded,
          tile.block_m, tile.block_c),
         num_warps=tile.num_warps, num_stages=tile.num_stages, enable_fp_fusion=False,
@@ -153,7 +148,6 @@ def backward(
             weight = next(weights)  # zip would hold on to those before
             dx = base_grad(dy, weight, dx if i else None)
     dAs, dBs, passes, of_gradients, of_examples, first = [], [], [], [], [], 0
-    on_tensor_cores = has_tensor_cores(x.device)
     for some in _chunks(len(grads)):
         a, b = lora_A[some], right[some]
         ranks = tuple([matrix.shape[0] for matrix in a])
@@ -162,12 +156,8 @@ def backward(
         # G's parts are as wide as the rows of what is read beside them
         own_h = h if len(grads) <= MAX_GROUP else h[:, columns].contiguous()
         sides = Sides(own_h, b, ranks, scales[some])
-        if on_tensor_cores:
-            found = grad(grads[some], sides, g[:, columns], with_stats, group.examples)
-            da = read([x], Sides(g[:, columns], None, ranks, [1.0]), dropout, False, group.examples)
-        else:
-            found = Passed(*gemm.grad(grads[some], sides, g[:, columns], with_stats))
-            da = Passed(gemm.da(x, g[:, columns], dropout), [], [])
+        found = grad(grads[some], sides, g[:, columns], with_stats, group.examples)
+        da = read([x], Sides(g[:, columns], None, ranks, [1.0]), dropout, False, group.examples)
         both = total_gradients(da, found, a, b, with_stats)
         dAs += both.values[: len(ranks)]
         dBs += both.values[len(ranks) :]
@@ -180,10 +170,7 @@ def backward(
     if rows is not None:
         _add_rows(rows, passes, of_gradients, dx_site, [*grads, dx], [*dAs, *dBs])
     if group.examples is not None and group.examples.squares is not None:
-        if on_tensor_cores:
-            _add_squares(rows, group.examples.squares, of_examples)
-        else:
-            gemm.squares(grads, x, (h, g), group)
+        _add_squares(rows, group.examples.squares, of_examples)
     return dx, dAs, dBs
 
 

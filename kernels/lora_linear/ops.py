@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..backend import has_tensor_cores, is_gpu, segment_sums, uses_triton
+from ..backend import is_gpu, segment_sums, uses_triton
 from ..frozen.nf4 import NF4Weight
 from ..operators import Saved, direct, operator, store
 from ..statistics.pending_rows import Partials, PendingRows, Rows
@@ -102,10 +102,9 @@ def _inner_products(
 
 
 def _without_autocast(x: Tensor) -> AbstractContextManager:
-    """No autocast where products in fp32 are meant. On tensor cores there are none but Triton's, and it costs 10 us."""
-    device = x.device
-    casts = torch.is_autocast_enabled(device.type) and not (is_gpu(device) and has_tensor_cores(device))
-    return torch.autocast(device.type, enabled=False) if casts else _NOTHING
+    """No autocast where products in fp32 are meant. On a GPU there are none but Triton's, and it costs 10 us."""
+    casts = torch.is_autocast_enabled(x.device.type) and not is_gpu(x.device)
+    return torch.autocast(x.device.type, enabled=False) if casts else _NOTHING
 
 
 class Operands(NamedTuple):

@@ -1,5 +1,5 @@
-"""Bytes that the operators of a LoRA linear take beside what they return, in the order of aten.py, passes.py, launch.py
-and gemm.py, whose functions have the same names here.
+"""Bytes that the operators of a LoRA linear take beside what they return, in the order of aten.py, passes.py and
+launch.py, whose functions have the same names here.
 
 M tokens, K in, N_i out, r_i the ranks, R their sum. Of the loops over a group each turn's tensors live until the next
 one's are made. What depends on values is left out: a tensor that is not finite is looked at again.
@@ -16,13 +16,12 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
 from .. import cpu
-from ..backend import cdiv, has_tensor_cores, n_multiprocessors, uses_triton
+from ..backend import cdiv, n_multiprocessors, uses_triton
 from ..frozen.nf4 import NF4Weight, decode_scratch
 from ..frozen.product import multiplies_in_tiles, product_scratch
 from ..ledger import FLOAT, Ledger, Matrix, Scratch, dense, low_rank, size
 from ..statistics.pending_rows import PARTIAL_BYTES, ROW_BYTES
 from ..statistics.tensor_stats_aten import round_scratch, stats_scratch
-from . import gemm
 from .group import NO_DROPOUT, Dropout, Examples, Group
 from .ops import Operands
 from .passes import Cuts, n_drawn, outer_scratch
@@ -244,17 +243,11 @@ def _da(ledger: Ledger, x: Tensor, group: Group, with_stats: bool, examples: Cut
 def forward_on_gpu(ledger: Ledger, x: Tensor, group: Group, with_stats: bool) -> None:
     """Partials wait for those who write rows."""
     (m, k), ranks, n_sm = x.shape, _ranks(group), n_multiprocessors(x.device)
-    n, tensor_cores = len(ranks), has_tensor_cores(x.device)
-    stacked, parts = ledger.take(FLOAT * sum(ranks) * k if n > 1 else 0), FLOAT * m * sum(ranks)
-    if tensor_cores:
-        shape = down_shape(m, k, sum(ranks), x.dtype, n_sm)
-        parts = ledger.take(parts * shape.splits)
-        ledger.wait(PARTIAL_BYTES * shape.n_programs if with_stats else 0)
-        is_split = shape.splits > 1
-    else:
-        ledger.take(parts)
-        gemm.down_scratch(ledger, m, k, with_stats)
-        is_split = False
+    n, h = len(ranks), FLOAT * m * sum(ranks)
+    stacked = ledger.take(FLOAT * sum(ranks) * k if n > 1 else 0)
+    shape = down_shape(m, k, sum(ranks), x.dtype, n_sm)
+    parts, is_split = ledger.take(h * shape.splits), shape.splits > 1
+    ledger.wait(PARTIAL_BYTES * shape.n_programs if with_stats else 0)
     ledger.give(stacked)
     weights = _Weights(ledger, group, x)
     for i, bias in enumerate(group.biases):
@@ -264,16 +257,12 @@ def forward_on_gpu(ledger: Ledger, x: Tensor, group: Group, with_stats: bool) ->
         ledger.keep(size(x.dtype) * m * weight.n_rows)
         ledger.give(cast, cast_bias)
     weights.end()
-    h = FLOAT * m * sum(ranks)
     if n > MAX_GROUP:
         ledger.take(h)
         ledger.give(parts if with_stats else 0)  # else there is no other place for "no partials"
         is_split = False
     for start in range(0, n, MAX_GROUP):
         cols = tuple(b.shape[0] for b in group.lora_B[start : start + MAX_GROUP])
-        if not tensor_cores:
-            gemm.up_scratch(ledger, m, cols, with_stats)
-            continue
         shape = up_shape(m, cols, tuple(ranks[start : start + MAX_GROUP]), x.dtype)
         ledger.wait(PARTIAL_BYTES * shape.grid[0] * shape.grid[1] if with_stats else 0)
         ledger.take(h if is_split else 0)
@@ -315,11 +304,8 @@ def backward_on_gpu(
         read.total(sum(shape.n_programs))
     if needs_dx:
         stacked = ledger.take(FLOAT * sum(ranks) * k if len(ranks) > 1 else 0)
-        if has_tensor_cores(x.device):
-            shape = up_shape(m, (k,), (sum(ranks),), x.dtype)
-            ledger.wait(PARTIAL_BYTES * shape.grid[0] * shape.grid[1] if with_stats else 0)
-        else:
-            gemm.up_scratch(ledger, m, (k,), with_stats)
+        shape = up_shape(m, (k,), (sum(ranks),), x.dtype)
+        ledger.wait(PARTIAL_BYTES * shape.grid[0] * shape.grid[1] if with_stats else 0)
         ledger.give(stacked)
         if with_stats and len(ranks) > 2 * MAX_GROUP:
             ledger.wait(PARTIAL_BYTES * n_sites)

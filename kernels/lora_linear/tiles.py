@@ -1,7 +1,7 @@
 """Tiles of the LoRA kernels, and what is compiled of them ahead of time.
 
-One table serves every chip. Each tile was the first tried that all of sm_80 to sm_120 compile without spills,
-within the 99 KiB of shared memory of the smallest; of `grad`, the first of which every SM holds two blocks, with
+One table serves every chip. Each tile was the first tried that all of sm_75 to sm_120 compile without spills,
+within the shared memory of the smallest; of `grad`, the first of which every SM holds two blocks, with
 all that they keep in registers. None has been timed.
 """
 
@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from ..backend import AotVariant
+from ..backend import AotVariant, has_tensor_cores
 from . import kernels, totals
 from .projections import MAX_GROUP
 from .read import grad
@@ -57,19 +57,18 @@ TILES = {
 
 FP32_TILES = {
     ("down", 16): Tile(32, 32, 4, 2), ("down", 32): Tile(32, 32, 4, 2), ("down", 64): Tile(32, 32, 4, 2),
-    ("up", 16): Tile(32, 64, 4, 1), ("up", 32): Tile(32, 64, 8, 1), ("up", 64): Tile(32, 64, 8, 1),
+    ("up", 16): Tile(32, 64, 4, 1), ("up", 32): Tile(32, 64, 8, 1), ("up", 64): Tile(32, 32, 4, 1),
     ("grad", 16): Tile(16, 64, 4, 2, 255), ("grad", 32): Tile(16, 64, 4, 2, 255),
     ("dA", 16): Tile(32, 64, 4, 2, 255), ("dA", 32): Tile(16, 64, 4, 2, 255), ("dA", 64): Tile(16, 64, 4, 2, 255),
 }
 """For fp32 X, whose products are three TF32 products: twice the bytes and three times the registers."""
-
-ADD_TILE = Tile(16, 256, 8, 1)
-WIDEN_TILE = Tile(16, 256, 8, 1)
 # fmt: on
 
 
 def precision(x: torch.Tensor) -> str:
     """How `tl.dot` multiplies where the stored side is `x`: see kernels.py."""
+    if not has_tensor_cores(x.device):
+        return "ieee"
     return "tf32x3" if x.dtype == torch.float32 else "tf32"
 
 
@@ -101,10 +100,15 @@ def aot_variants() -> list[AotVariant]:
         kinds = {"seed_ptr": "*i64", "p": "fp32", **{f"s{i}": "fp32" for i in range(MAX_GROUP)}, **overrides}
         signature = {name: kinds.get(name, pointer.get(name, "i32")) for name in names}
         widths = ("n_cols", "n_in", "width", "out_stride", *(f"c{i}" for i in range(MAX_GROUP)))
-        chips = CHIPS_WITH_TENSOR_CORES if dot else (75, *CHIPS_WITH_TENSOR_CORES)
         aligned = tuple(name for name in names if name in pointer or name in widths)
         how: Any = {"num_warps": tile.num_warps, "num_stages": tile.num_stages, "maxnreg": tile.registers}
-        variants.append(AotVariant(name, fn, signature, constexprs, aligned, **how, chips=chips, tensor_cores=dot))
+        if not dot:
+            variants.append(AotVariant(name, fn, signature, constexprs, aligned, **how))
+            return
+        old = {**constexprs, "PRECISION": "ieee"}
+        variants.append(AotVariant(name, fn, signature, old, aligned, **how, chips=(75,)))
+        how |= {"chips": CHIPS_WITH_TENSOR_CORES, "tensor_cores": True}
+        variants.append(AotVariant(name, fn, signature, constexprs, aligned, **how))
 
     for dtype, precise in (("fp16", "tf32"), ("bf16", "tf32"), ("fp32", "tf32x3")):
         small = {"COUNT_SMALL": dtype != "fp32"}
@@ -127,12 +131,6 @@ def aot_variants() -> list[AotVariant]:
                     continue
                 shape = {"BLOCK_M": tile.block_m, "BLOCK_C": tile.block_c}
                 add(f"lora {name} {dtype} r{rank}", fn, tile, {**base, **extra, **shape}, True, dtype)
-    common = {"DROPOUT": True, "STATS": True, "COUNT_SMALL": True}
-    shape = {"BLOCK_M": ADD_TILE.block_m, "BLOCK_C": ADD_TILE.block_c}
-    alone = {"GROUP": 1, "ACROSS": False, "CHUNKED": False, "ROUNDED": False, "RANK": 0, "PRECISION": "tf32"}
-    add("lora add fp16", kernels._up_kernel, ADD_TILE, {**common, **alone, **shape}, False)
-    shape = {"BLOCK_M": WIDEN_TILE.block_m, "BLOCK_C": WIDEN_TILE.block_c}
-    add("lora widen fp16", kernels._widen_kernel, WIDEN_TILE, {**common, **shape}, False)
     plain = Tile(0, 0, 4, 3)
     strip = {"GROUP": 3, "STRIP": TILES["grad", 16].block_c, "BLOCK": TOTAL_BLOCK}
     add("lora total down", totals._total_down_kernel, plain, strip, False)

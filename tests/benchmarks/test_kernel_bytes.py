@@ -4,13 +4,14 @@ import pytest
 
 from benchmarks.kernel_bytes import (
     BATCHES,
+    CHIPS,
     MODELS,
     TARGET_RATIO,
     TARGET_SQUARES,
     TARGET_STATISTICS,
     compare,
-    cut,
     layer_of,
+    most_of_examples,
 )
 
 
@@ -27,10 +28,8 @@ def test_targets_are_met(model: str, rank: int, dropout: bool):
 
 
 @pytest.mark.parametrize("batch", BATCHES)
-def test_squares_of_examples_take_few_bytes_and_no_launch(batch: str):
-    for model, linears in MODELS.items():
-        for name in linears:
-            for rank in (8, 16, 64):
-                added = cut(layer_of(model, name, rank, True), BATCHES[batch])
-                assert added.n_bytes <= TARGET_SQUARES, (name, rank)
-                assert added.launches == 0
+@pytest.mark.parametrize("chip", CHIPS)
+def test_squares_of_examples_take_few_bytes_and_no_launch(chip: str, batch: str):
+    added, where = most_of_examples(chip, True, BATCHES[batch])
+    assert added.n_bytes <= TARGET_SQUARES, where
+    assert added.launches == 0

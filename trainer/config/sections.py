@@ -325,12 +325,10 @@ class InstrumentSection(Section):
     """Look at the outputs of the modules without LoRA every so many steps, on one micro-batch. 0: never.
 
     이 스텝마다 마이크로배치 하나에서 LoRA가 없는 모듈의 출력을 봅니다. 0이면 보지 않습니다."""
-    rows: bool | Literal["auto"] = "auto"
-    """Record the loss and the gradient norm of every training row at every step (lora-train rows). auto: wherever the
-    kernels that sum the gradients give it: not on GPUs before sm_80 (T4), where it takes matrix products of its own.
+    rows: bool = True
+    """Record the loss and the gradient norm of every training row at every step (lora-train rows).
 
-    모든 스텝에서 학습 행마다 loss와 그래디언트 노름을 기록합니다(lora-train rows). auto이면 그래디언트를 더하는 커널이
-    함께 구해 주는 곳에서 기록합니다. sm_80보다 오래된 GPU(T4)에서는 행렬 곱이 따로 들므로 기록하지 않습니다."""
+    모든 스텝에서 학습 행마다 loss와 그래디언트 노름을 기록합니다(lora-train rows)."""
     rows_every: int = Field(default=100, ge=0)
     """Every so many steps, record each module's share of every row's gradient, and the inner product of the row's
     gradient with its micro-batch's. 0: never.

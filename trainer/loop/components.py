@@ -17,7 +17,6 @@ from ...instrument.record.patch import Patched
 from ...instrument.record.recorder import Recorder
 from ...instrument.record.rows.gradients import RowWatching
 from ...instrument.record.sites import Watching
-from ...kernels.lora_linear import fuses_squares
 from ..config.schema import Config
 from ..console import Console
 from ..data.batches import Plan
@@ -159,7 +158,6 @@ def make_recorder(config: Config, engine: Engine, built: Built, plan: Plan) -> R
     sites, model, keys = config.instrument.sites, built.model, config.instrument
     gather = engine.gather if engine.world_size > 1 else None
     n_micro = plan.most_micro_batches
-    takes_rows = fuses_squares(engine.device) if keys.rows == "auto" else keys.rows
     watching = Watching(
         n_micro,
         histogram_every=config.instrument.histogram_every,
@@ -168,7 +166,7 @@ def make_recorder(config: Config, engine: Engine, built: Built, plan: Plan) -> R
         patterns=["*"] if sites == "all" else sites,
         float32=matching(model, config.precision.fp32_modules),
         gather=gather,
-        rows=RowWatching(n_micro, plan.most_rows, keys.rows_every, keys.row_modules, gather) if takes_rows else None,
+        rows=RowWatching(n_micro, plan.most_rows, keys.rows_every, keys.row_modules, gather) if keys.rows else None,
         micro_gradients=config.is_classifier,
     )
     with autocast(config, engine.device):

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ...backend import has_tensor_cores, n_multiprocessors
+from ...backend import n_multiprocessors
 from ...ledger import FLOAT, Ledger
 from ...statistics.pending_rows import PARTIAL_BYTES
-from .. import gemm
 from ..group import Examples
 from ..shapes import Read, read_shape
 from .launches import DOUBLE
@@ -37,8 +36,6 @@ class ReadScratch:
     def grad(self, cols: tuple[int, ...], ranks: tuple[int, ...]) -> tuple[int, int]:
         """Bytes of dB in parts, and how many partials there are of dY."""
         m, ledger, self._n_cut = self._x.shape[0], self._ledger, 0
-        if not has_tensor_cores(self._x.device):
-            return gemm.grad_scratch(ledger, m, cols, ranks, self._with_stats)
         shape = self._shape("grad", cols, ranks)
         outer = ledger.take(FLOAT * shape.splits * shape.n_outer)
         down = ledger.take(FLOAT * shape.n_strips * m * sum(ranks))
@@ -50,12 +47,7 @@ class ReadScratch:
 
     def da(self, ranks: tuple[int, ...]) -> int:
         """Bytes of dA in parts."""
-        m, k = self._x.shape
-        if not has_tensor_cores(self._x.device):
-            parts = self._ledger.take(FLOAT * sum(ranks) * k)
-            gemm.da_scratch(self._ledger, m, k)
-            return parts
-        shape = self._shape("dA", (k,), ranks)
+        shape = self._shape("dA", (self._x.shape[1],), ranks)
         outer = self._ledger.take(FLOAT * shape.splits * shape.n_outer)
         self._squares(shape)
         return outer

@@ -10,11 +10,11 @@ import torch
 from lora_train.kernels import cpu
 from lora_train.kernels.backend import triton_on_cpu
 from lora_train.kernels.frozen import product as frozen_product
-from lora_train.kernels.lora_linear import gemm as lora_linear_gemm
 from lora_train.kernels.lora_linear import launch as lora_linear_launch
 from lora_train.kernels.lora_linear import lora_linear, site_names
 from lora_train.kernels.lora_linear import passes as lora_passes
-from lora_train.kernels.lora_linear.group import Dropout, Group
+from lora_train.kernels.lora_linear import tiles as lora_linear_tiles
+from lora_train.kernels.lora_linear.group import Dropout, Factor, Group
 from lora_train.kernels.lora_linear.reference import Watched, lora_linear_reference, slot_reference
 from lora_train.kernels.statistics.reduce import FIELDS
 from torch import Tensor
@@ -34,8 +34,15 @@ class Backend:
         """The mask that dropout draws for `x`."""
         if self.name.startswith("cpu"):
             return lora_passes.da(torch.eye(len(x)), torch.ones(x.shape), [len(x)], Dropout(seed, p), [None])[0].bool()
-        ones = torch.ones(x.shape, device=self.device)
-        return lora_linear_gemm.widen(ones, 0, Dropout(seed.to(self.device), p), False)[0].bool().cpu()
+        return drawn_by_triton(x.to(self.device), Dropout(seed.to(self.device), p)).cpu()
+
+
+def drawn_by_triton(x: Tensor, dropout: Dropout) -> Tensor:
+    """The mask that dropout draws for `x` in a Triton kernel: what it leaves of ones."""
+    zeros, ones = x.new_zeros(x.shape, dtype=torch.float32), x.new_ones(1, max(x.shape), 1, dtype=torch.float32)
+    right = Factor([ones.view(1, -1)[:, : x.shape[1]].contiguous()], across=False)
+    lora_linear_launch.up([zeros], ones[:, : len(x)], right, [1.0], dropout, False)
+    return zeros.bool()
 
 
 def on_backend(name: str, monkeypatch: pytest.MonkeyPatch) -> Backend:
@@ -53,7 +60,7 @@ def on_backend(name: str, monkeypatch: pytest.MonkeyPatch) -> Backend:
     if name == "cuda":
         return Backend(name, "cuda", contextlib.nullcontext, sees_accumulator=False, tf32=True)
     if name == "interpreter sm_75":
-        monkeypatch.setattr(lora_linear_launch, "has_tensor_cores", lambda device: False)
+        monkeypatch.setattr(lora_linear_tiles, "has_tensor_cores", lambda device: False)
     return Backend(name, "cpu", triton_on_cpu, sees_accumulator=False, tf32=name == "interpreter")
 
 

@@ -1,8 +1,8 @@
 """Every launcher against float64 on the device at hand; outputs begin as NaN, so that what is not written shows.
 
     lora_linear      forward, backward and every row of statistics: M rows from 1 on, groups, dropout, three dtypes, and
-                     the path of chips without tensor cores, where a block of rows may be one row long; and where
-                     examples are known, the square of each one's gradients, and that asking changes no bit
+                     the products in fp32 of chips without tensor cores; and where examples are known, the square of
+                     each one's gradients, and that asking changes no bit
     the others       statistics, histogram, loss, NF4 decode (passes.py), norms, activations, rotary
                      (elementwise.py)
 
@@ -23,8 +23,7 @@ from unittest import mock
 import torch
 from lora_train.kernels.backend import triton_on_cpu
 from lora_train.kernels.lora_linear import Examples, lora_linear
-from lora_train.kernels.lora_linear import gemm as lora_linear_gemm
-from lora_train.kernels.lora_linear import launch as lora_linear_launch
+from lora_train.kernels.lora_linear import tiles as lora_linear_tiles
 from lora_train.kernels.lora_linear.group import Dropout, Group
 from lora_train.kernels.lora_linear.reference import Watched, lora_linear_reference, slot_reference
 from lora_train.kernels.statistics.reduce import FIELDS
@@ -74,6 +73,7 @@ def layers(small: bool) -> list[Layer]:
             Layer(33, 48, (64,), r=33),
             Layer(33, 48, (64,), old=True),
             Layer(1, 48, (64,), r=1, old=True),
+            Layer(49, 48, (80, 32), r=4, p=0.25, old=True, examples=(30, 1, 0, 18)),
             Layer(1, 1, (1,), r=1),
             *(Layer(49, 48, (80, 32), r=4, dtype=d, p=0.25, examples=(30, 1, 0, 18)) for d in (FP16, FP32)),
         ]
@@ -81,7 +81,9 @@ def layers(small: bool) -> list[Layer]:
         *(Layer(m, 256, (512,), dtype=d) for m in (1, 2, 17, 273, 274, 820, 1025) for d in (FP16, BF16, FP32)),
         *(Layer(m, 256, (512, 128, 128), 16, d, 0.05, True) for m in (1, 274, 2048) for d in (FP16, BF16, FP32)),
         *(Layer(1025, 250, (530,), r, d) for r in (1, 33, 64, 100, 256) for d in (FP16, FP32)),
-        *(Layer(m, 512, (15360,), old=True) for m in (1, 274, 547, 2048)),
+        *(Layer(m, 512, (15360,), old=True) for m in (1, 274, 2048)),
+        *(Layer(1025, 250, (530,), r, d, old=True) for r in (33, 64, 100) for d in (FP16, FP32)),
+        Layer(2048, 4096, (4096, 1024, 1024), 16, p=0.05, old=True, examples=(20, 400, 74, 345, 128, 1081)),
         *(Layer(m, 256, (512, 128, 128), 16, d, 0.05, True, True) for m in (1, 274) for d in (FP16, FP32)),
         Layer(2048, 4096, (14336,), 16),
         Layer(2048, 14336, (4096,), 16, BF16),
@@ -147,13 +149,9 @@ def poisoned() -> Iterator[None]:
 
 @contextlib.contextmanager
 def chip_of(layer: Layer) -> Iterator[None]:
-    """A chip without tensor cores if the layer wants one; where it is small, blocks so short that one is left over."""
-    if not layer.old:
-        yield
-        return
-    block = lora_linear_gemm.BLOCK if layer.ns[0] > 1024 else 32 * layer.ns[0]
-    without = mock.patch.object(lora_linear_launch, "has_tensor_cores", return_value=False)
-    with without, mock.patch.object(lora_linear_gemm, "BLOCK", block):
+    """A chip without tensor cores if the layer wants one."""
+    without = mock.patch.object(lora_linear_tiles, "has_tensor_cores", return_value=False)
+    with without if layer.old else contextlib.nullcontext():
         yield
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from lora_train.kernels.backend import triton_on_cpu
-from lora_train.kernels.lora_linear import gemm, launch
+from lora_train.kernels.lora_linear import launch, tiles
 from lora_train.kernels.lora_linear.group import NO_DROPOUT, Dropout, Examples, Group
 from lora_train.kernels.lora_linear.read import launches
 from lora_train.kernels.lora_linear.read.launches import Sides, add_squares, grad, read, total_gradients
@@ -21,6 +21,7 @@ from lora_train.kernels.statistics.pending_rows import PendingRows, Rows
 from torch import Tensor
 
 from ...helpers import DTYPES
+from ..lora_layer import drawn_by_triton
 
 
 def rounded(x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -33,7 +34,7 @@ def rounded(x: Tensor, dtype: torch.dtype) -> Tensor:
 
 def kept(x: Tensor, dropout: Dropout) -> Tensor:
     """What dropout leaves of X, in float64."""
-    return gemm.widen(x, 0, dropout, False)[0].double()
+    return torch.where(drawn_by_triton(x, dropout), x.double(), 0.0)
 
 
 def random_examples(rng: random.Random) -> list[int]:
@@ -45,9 +46,14 @@ def random_examples(rng: random.Random) -> list[int]:
     return [rng.choice([0, 1, 16, 17, 100, rng.randint(1, 60)]) for _ in range(rng.randint(1, 6))] or [1]
 
 
+@pytest.mark.parametrize("on_tensor_cores", [True, False], ids=["", "sm_75"])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("seed", range(5))
-def test_squares_and_sums_over_the_operands_as_rounded(triton_device: str, dtype: torch.dtype, seed: int):
+def test_squares_and_sums_over_the_operands_as_rounded(
+    triton_device: str, dtype: torch.dtype, seed: int, on_tensor_cores: bool, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(tiles, "has_tensor_cores", lambda device: on_tensor_cores)
+    of_operands = dtype if on_tensor_cores else torch.float32
     rng = random.Random(f"{dtype} {seed}")
     lengths = random_examples(rng)
     starts, m = (0, *accumulate(lengths)), sum(lengths)
@@ -74,8 +80,8 @@ def test_squares_and_sums_over_the_operands_as_rounded(triton_device: str, dtype
         assert examples.squares is not None
         add_squares(pending, (examples.squares, 0), (da.pieces, db.pieces), both.cut)
         pending.flush()
-        left, x_kept = rounded(g, dtype), kept(x, dropout)
-    hs = [part.double() * s for part, s in zip(rounded(h, dtype).split(list(ranks), 1), scales, strict=True)]
+        left, x_kept = rounded(g, of_operands), kept(x, dropout)
+    hs = [part.double() * s for part, s in zip(rounded(h, of_operands).split(list(ranks), 1), scales, strict=True)]
     terms = [
         *((part, x_kept) for part in left.split(list(ranks), 1)),
         *((dy.double(), own) for dy, own in zip(dys, hs, strict=True)),
@@ -102,7 +108,7 @@ def launched(monkeypatch: pytest.MonkeyPatch, examples: Examples | None, n_proje
 
         monkeypatch.setattr(module, "launch", counting)
 
-    for module in (launch, launches, gemm):
+    for module in (launch, launches):
         count(module)
     x, weights = torch.randn(40, 16), [torch.randn(24, 16) for _ in range(n_projections)]
     lora_A, lora_B = [torch.randn(4, 16) for _ in weights], [torch.randn(24, 4) for _ in weights]
