@@ -62,8 +62,9 @@ def test_what_cannot_be_read_is_said_in_a_sentence(tmp_path, name, data, error):
 
 def test_no_file_and_a_folder(tmp_path):
     for path, said in ((tmp_path / "nowhere.yaml", "nowhere.yaml is not there"), (tmp_path, "cannot be read: ")):
-        with pytest.raises(UserError, match=said):
+        with pytest.raises(UserError, match=said) as raised:
             read_source(path)
+        assert "lora-train init" not in str(raised.value)  # which is for one's own configuration
 
 
 def test_a_byte_order_mark_is_no_key(tmp_path):

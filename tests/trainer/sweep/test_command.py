@@ -99,6 +99,19 @@ def test_without_a_terminal_nobody_agrees(tmp_path, monkeypatch, capsys):
     assert list(tmp_path.iterdir()) == [tmp_path / "asked.yaml"]
 
 
+@pytest.mark.parametrize(("signals", "code"), [((), 130), ((signal.SIGTERM,), 143)])
+def test_interrupted_while_it_asks_which_card_is_meant(tmp_path, monkeypatch, capsys, signals, code):
+    def interrupted(study):
+        raise KeyboardInterrupt(*signals)
+
+    study, _ = begun(tmp_path)
+    monkeypatch.setattr("lora_train.trainer.sweep.cost.ask", interrupted)
+    monkeypatch.setattr("lora_train.trainer.sweep.command.ended_by", lambda number: 128 + number)  # it ignores signals
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert run(arguments(study.folder)) == code
+    assert f"lora-train sweep {study.folder}" in capsys.readouterr().err
+
+
 def test_a_folder_of_anothers_that_lets_code_run_is_refused(tmp_path):
     base = {**BASE, "model": {"name_or_path": "owner/model", "trust_remote_code": True}}
     study, _ = begun(tmp_path, base=base)

@@ -52,6 +52,17 @@ def test_the_highest_attempt_counts(tmp_path):
     assert found[0].outcome() is None  # what a superseded one says is not heard
 
 
+def test_a_beat_does_not_wait_for_the_disk(tmp_path, monkeypatch):
+    synced: list[int] = []
+    monkeypatch.setattr("os.fsync", synced.append)
+    attempt = Attempt(tmp_path, 0)
+    attempt.take()
+    attempt.beat(7)
+    assert (attempt.pulse(), synced) == ("7", [])
+    attempt.end({"ended": "done"})
+    assert len(synced) == 1
+
+
 @pytest.mark.parametrize("text", ["", "{", "[]", "\x00"])
 def test_a_torn_outcome_is_none(tmp_path, text):
     attempt = Attempt(tmp_path, 0)
