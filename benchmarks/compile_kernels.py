@@ -46,9 +46,8 @@ FILES = (
 # capability"; 1 KiB of each SM is the system's).
 SHARED_LIMIT_KIB = {75: 64, 80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}
 
-# The rank bucket compiled for a chip without --all: each for two chips, one old and one new, and the largest for
-# sm_75, which has the fewest registers left.
-SAMPLED_RANK = {75: 64, 80: 16, 86: 32, 89: 64, 90: 16, 100: 64, 120: 32}
+# The rank bucket compiled for a chip without --all: each for two chips at least, one old and one new.
+SAMPLED_RANK = {75: 16, 80: 16, 86: 32, 89: 64, 90: 16, 100: 64, 120: 32}
 RANK_SUFFIX = re.compile(r" r\d+$")
 
 TENSOR_CORES = re.compile(r"\b(?:mma\.sync|wgmma\.mma_async|tcgen05\.mma)\b")
@@ -102,7 +101,7 @@ def compile_variant(variant: AotVariant, chip: int) -> Compiled:
         shared_limit_bytes=SHARED_LIMIT_KIB[chip] * 1024,
         tensor_core_instructions=len(TENSOR_CORES.findall(ptx)),
         copies_16_bytes=len(COPIES_16_BYTES.findall(ptx)),
-        wants_tensor_cores=variant.tensor_cores and chip >= 80,
+        wants_tensor_cores=variant.tensor_cores,
     )
 
 
@@ -151,7 +150,7 @@ Chips = tuple[int, ...]
 
 def tasks_for(kernel: str, chips: Chips, every_rank: bool) -> list[tuple[int, int, int]]:
     """File, variant in it, and chip of all that is to be compiled: a kernel cannot be sent to another process."""
-    names = [variant.name for file in FILES for variant in file.aot_variants()]
+    names = sorted({variant.name for file in FILES for variant in file.aot_variants()})
     return [
         (file, index, chip)
         for file in range(len(FILES))
@@ -165,7 +164,7 @@ def tasks_for(kernel: str, chips: Chips, every_rank: bool) -> list[tuple[int, in
 def compile_all(kernel: str = "", chips: Chips = tuple(SHARED_LIMIT_KIB), every_rank: bool = True) -> list[Compiled]:
     """Every shipped variant whose name contains `kernel`, on every one of `chips` it is shipped for.
 
-    One process per core: about 320 compilations take one to four seconds each. Triton caches them.
+    One process per core: a compilation takes one to four seconds. Triton caches them.
     """
     with multiprocessing.get_context("spawn").Pool(os.cpu_count()) as pool:
         return pool.map(_compile_task, tasks_for(kernel, chips, every_rank), chunksize=4)

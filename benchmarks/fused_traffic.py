@@ -23,7 +23,7 @@ import torch
 import triton
 from lora_train.kernels.lora_linear.read.spans import SPAN_COLUMNS, Spans, cut
 from lora_train.kernels.lora_linear.shapes import MAX_PARTIALS, read_shape, shares
-from lora_train.kernels.lora_linear.tiles import CAST_BLOCK, TOTAL_BLOCK, chunk_of, padded_rank, tile_for
+from lora_train.kernels.lora_linear.tiles import CAST_BLOCK, TILES, TOTAL_BLOCK, chunk_of, padded_rank, precision_of
 from lora_train.kernels.statistics.pending_rows import N_COLUMNS
 from lora_train.kernels.statistics.reduce import N_FIELDS, N_PARTIALS
 
@@ -55,6 +55,12 @@ class Linear:
     """X arrives in fp32, as from GPT-NeoX's LayerNorm under autocast, and is rounded here. False: in `dtype`."""
     examples: tuple[int, ...] = ()
     """Tokens of each example, whose squares are taken; empty: nobody knows."""
+    on_tensor_cores: bool = True
+
+    @property
+    def precision(self) -> str:
+        """How products are made."""
+        return precision_of(self.dtype, self.on_tensor_cores)
 
     @property
     def starts(self) -> tuple[int, ...]:
@@ -75,8 +81,8 @@ def _add_seed(launch: Launch, layer: Linear, n_tiles: int) -> None:
 
 def _down_shape(layer: Linear) -> tuple[int, int]:
     """Row blocks and splits of H's launch."""
-    row_blocks = triton.cdiv(layer.n_tokens, tile_for("down", layer.dtype, padded_rank(layer.rank)).block_m)
-    block = tile_for("down", layer.dtype, padded_rank(layer.rank)).block_c
+    row_blocks = triton.cdiv(layer.n_tokens, TILES[layer.precision]["down", padded_rank(layer.rank)].block_m)
+    block = TILES[layer.precision]["down", padded_rank(layer.rank)].block_c
     return row_blocks, shares(layer.n_in, block, 2 * layer.n_multiprocessors // row_blocks)[0]
 
 
@@ -84,7 +90,7 @@ def down(layer: Linear) -> Launch:
     """The parts of H = dropout(X) A^T."""
     m, k, r = layer.n_tokens, layer.n_in, layer.rank
     padded = padded_rank(r)
-    tile = tile_for("down", layer.dtype, padded)
+    tile = TILES[layer.precision]["down", padded]
     chunks = triton.cdiv(r, padded)
     row_blocks, splits = _down_shape(layer)
     x, a, h = m * k * layer.dtype.itemsize, r * k * 4, m * r * 4
@@ -142,7 +148,7 @@ def _gradient_programs(layer: Linear) -> tuple[int, int]:
 
 def _up_shape(layer: Linear, n_cols: int) -> tuple[int, int, int]:
     """Row blocks, blocks of columns, and tiles of an up launch."""
-    tile = tile_for("up", layer.dtype, padded_rank(layer.rank))
+    tile = TILES[layer.precision]["up", padded_rank(layer.rank)]
     row_blocks = triton.cdiv(layer.n_tokens, tile.block_m)
     col_blocks, length = shares(n_cols, tile.block_c, MAX_PARTIALS // row_blocks)
     return row_blocks, col_blocks, col_blocks * length // tile.block_c
@@ -196,14 +202,14 @@ def da(layer: Linear) -> Launch:
 def _spans(layer: Linear, kernel: str) -> Spans:
     """How the examples are dealt to splits."""
     cols = (layer.n_out if kernel == "grad" else layer.n_in,)
-    shape = read_shape(kernel, cols, (layer.rank,), layer.dtype, layer.n_multiprocessors, layer.starts)
+    shape = read_shape(kernel, cols, (layer.rank,), layer.precision, layer.n_multiprocessors, layer.starts)
     return cut(layer.starts, shape.tile.block_m, shape.wanted)
 
 
 def _read_shape(layer: Linear, kernel: str) -> tuple[int, int, int]:
     """Strips of columns, splits of rows and chunks of the rank."""
-    padded = chunk_of(kernel, layer.dtype, layer.rank)
-    tile = tile_for(kernel, layer.dtype, padded)
+    padded = chunk_of(kernel, layer.precision, layer.rank)
+    tile = TILES[layer.precision][kernel, padded]
     strips = triton.cdiv(layer.n_out if kernel == "grad" else layer.n_in, tile.block_c)
     splits, _ = shares(layer.n_tokens, tile.block_m, layer.n_multiprocessors // strips)
     if layer.examples:
@@ -215,7 +221,7 @@ def _read(layer: Linear, kernel: str, names: tuple[str, str, str], n_cols: int, 
     """`names` are those of Z, of what stands left of it and of the gradient."""
     (z, left, outer), m, r = names, layer.n_tokens, layer.rank
     strips, splits, chunks = _read_shape(layer, kernel)
-    block_m = tile_for(kernel, layer.dtype, chunk_of(kernel, layer.dtype, r)).block_m
+    block_m = TILES[layer.precision][kernel, chunk_of(kernel, layer.precision, r)].block_m
     z_bytes, left_bytes, outer_bytes = m * n_cols * layer.dtype.itemsize, m * r * 4, splits * n_cols * r * 4
     launch = Launch(
         kernel,

@@ -9,8 +9,8 @@ Every `down`, `up` and `grad` of lora_linear/tiles.py is compiled with and witho
 The main loop is the longest that holds a tensor-core instruction, or a fused multiply-add in a kernel without
 (sm_75): from the target of a backward branch to the branch, without NOPs. A loop in it counts once, as it runs for a
 rank that fits one chunk. `unrolled` is how many times as many of those instructions it has as the PTX, where each
-stands once, to a whole number: some multiply-adds stand outside the loop. The loops that count again after NaN or
-infinity hold none and are not counted (kernels/statistics/tile_sums.py says when they run).
+stands once. The loops that count again after NaN or infinity hold none and are not counted
+(kernels/statistics/tile_sums.py says when they run).
 
 Blocks per SM: what registers (given out by 8 a thread), threads and shared memory (1 KiB a block for the system)
 allow.
@@ -109,7 +109,7 @@ def count(variant: AotVariant, cubin: bytes, ptx: str) -> Loop:
     """The main loop of a compiled variant."""
     mark, mark_ptx = (PRODUCT, PRODUCT_PTX) if PRODUCT_PTX.search(ptx) else (MULTIPLY_ADD, MULTIPLY_ADD_PTX)
     loop = main_loop(disassemble(cubin), mark)
-    unrolled = max(1, round(len([*filter(mark.search, loop)]) / len(mark_ptx.findall(ptx))))
+    unrolled = len([*filter(mark.search, loop)]) / len(mark_ptx.findall(ptx))
     values = variant.constexprs["BLOCK_M"] * variant.constexprs["BLOCK_C"] * unrolled
     return Loop(
         per_value=len(loop) * 32 * variant.num_warps / values,

@@ -195,7 +195,7 @@ class AotVariant:
     chips: tuple[int, ...] = field(default=(75, 80, 86, 89, 90, 100, 120))
     """Compute capabilities it is shipped for."""
     tensor_cores: bool = False
-    """True if it has a `tl.dot`, which must become tensor-core instructions on every chip from sm_80."""
+    """True if its `tl.dot` must become tensor-core instructions on every one of `chips`."""
 
 
 def runs_directly(x: torch.Tensor) -> bool:

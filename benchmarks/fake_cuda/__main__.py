@@ -29,8 +29,8 @@ from .runs import Run, Seen
 CHIPS = (75, 80, 90)
 
 LAYER_BUDGET, LINEAR_BUDGET, VARIANTS_BUDGET = 30, 7, 60
-"""Triton launches of a LLaMA layer of seven LoRA linears and of one LoRA linear, forward and backward with statistics,
-from sm_80 on; variants that a whole run compiles."""
+"""Triton launches of a LLaMA layer of seven LoRA linears and of one LoRA linear, forward and backward with statistics;
+variants that a whole run compiles."""
 
 
 def many_lengths(n: int) -> list[int]:
@@ -142,11 +142,11 @@ def check_launches(chip: int) -> list[str]:
     try:
         counts = launches_of_a_layer(chip)
     except Exception as error:
-        return [described(error)]
+        return [f"sm_{chip}: {described(error)}"]
     print(f"launches of a LLaMA layer of 7 LoRA linears, sm_{chip}: {counts['layer']} (at most {LAYER_BUDGET})")
     print(f"launches of one LoRA linear, sm_{chip}: {counts['linear']} (at most {LINEAR_BUDGET})")
     exceeded = counts["layer"] > LAYER_BUDGET or counts["linear"] > LINEAR_BUDGET
-    return [f"more launches than the budget: {counts}"] if exceeded else []
+    return [f"sm_{chip}: more launches than the budget: {counts}"] if exceeded else []
 
 
 def described(error: Exception) -> str:

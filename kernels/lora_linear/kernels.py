@@ -16,9 +16,9 @@ never specialised: a batch of another length must not compile anything.
 
 Shapes: X [M, K], Y_i and dY_i [M, N_i], H and G fp32 [M, sum of ranks], masks none: whether an element is kept is a
 function of (seed, row, column). Rank products run on tensor cores as TF32 where the stored side is 16-bit (11 bits like
-fp16, and no underflow of small B), as three TF32 products where it is fp32; and in fp32 on sm_75, where Triton has no
-tensor cores. The 1 / (1 - p) of dropout is part of s_i everywhere. The rank is padded to 16, 32 or 64 inside and never
-in memory; more than 64 go in chunks.
+fp16, and no underflow of small B), as three TF32 products where it is fp32. On sm_75, where Triton uses none, they are
+products of fp32. The 1 / (1 - p) of dropout is part of s_i everywhere. The rank is padded to 16, 32 or 64 inside and
+never in memory; more than 64 go in chunks.
 """
 
 import triton.language as tl

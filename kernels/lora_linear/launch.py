@@ -7,7 +7,7 @@ costs the host the same however little it computes, so a group of up to four pro
     backward    grad of every dY, total of G, grad of X for dA, total of every dA and dB, up of dX
 
 Those of backward but the last are in read/. Rows of statistics, and the squares of examples, wait for a launch of all
-together (pending_rows.py). It is the same on every chip: on sm_75 alone Triton multiplies without tensor cores.
+together (pending_rows.py). The launches are the same on every chip.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def down(x: Tensor, a: Tensor, dropout: Dropout, with_stats: bool) -> tuple[Tens
     """H = keep(x) a^T in parts [S, M, R] fp32, and partials: non-finite counts of x."""
     seed, p = dropout
     n_rows, n_cols, rank = *x.shape, a.shape[0]
-    shape = down_shape(n_rows, n_cols, rank, x.dtype, n_multiprocessors(x.device))
+    shape = down_shape(n_rows, n_cols, rank, precision(x), n_multiprocessors(x.device))
     tile = shape.tile
     h = x.new_empty((shape.splits, n_rows, rank), dtype=torch.float32)
     found = room(h, shape.n_programs, with_stats)
@@ -73,7 +73,7 @@ def up(
     (rights, across), (seed, p) = right, dropout
     side = 1 if across else 0
     ranks = tuple([matrix.shape[side] for matrix in rights])
-    shape = up_shape(n_rows, tuple([z.shape[1] for z in zs]), ranks, z.dtype)
+    shape = up_shape(n_rows, tuple([z.shape[1] for z in zs]), ranks, precision(z))
     tile = shape.tile
     found = room(left, shape.grid[0] * shape.grid[1], with_stats)
     total = left.new_empty(left.shape[1:]) if n_parts > 1 else left[0]

@@ -28,7 +28,7 @@ from .passes import Cuts, n_drawn, outer_scratch
 from .projections import MAX_GROUP
 from .read.scratch import ReadScratch
 from .shapes import down_shape, gradients_shape, up_shape
-from .tiles import CAST_BLOCK
+from .tiles import CAST_BLOCK, precision
 
 
 def cast_scratch(x: Tensor, dtype: torch.dtype) -> Scratch:
@@ -245,7 +245,7 @@ def forward_on_gpu(ledger: Ledger, x: Tensor, group: Group, with_stats: bool) ->
     (m, k), ranks, n_sm = x.shape, _ranks(group), n_multiprocessors(x.device)
     n, h = len(ranks), FLOAT * m * sum(ranks)
     stacked = ledger.take(FLOAT * sum(ranks) * k if n > 1 else 0)
-    shape = down_shape(m, k, sum(ranks), x.dtype, n_sm)
+    shape = down_shape(m, k, sum(ranks), precision(x), n_sm)
     parts, is_split = ledger.take(h * shape.splits), shape.splits > 1
     ledger.wait(PARTIAL_BYTES * shape.n_programs if with_stats else 0)
     ledger.give(stacked)
@@ -263,7 +263,7 @@ def forward_on_gpu(ledger: Ledger, x: Tensor, group: Group, with_stats: bool) ->
         is_split = False
     for start in range(0, n, MAX_GROUP):
         cols = tuple(b.shape[0] for b in group.lora_B[start : start + MAX_GROUP])
-        shape = up_shape(m, cols, tuple(ranks[start : start + MAX_GROUP]), x.dtype)
+        shape = up_shape(m, cols, tuple(ranks[start : start + MAX_GROUP]), precision(x))
         ledger.wait(PARTIAL_BYTES * shape.grid[0] * shape.grid[1] if with_stats else 0)
         ledger.take(h if is_split else 0)
     ledger.kept += h
@@ -304,7 +304,7 @@ def backward_on_gpu(
         read.total(sum(shape.n_programs))
     if needs_dx:
         stacked = ledger.take(FLOAT * sum(ranks) * k if len(ranks) > 1 else 0)
-        shape = up_shape(m, (k,), (sum(ranks),), x.dtype)
+        shape = up_shape(m, (k,), (sum(ranks),), precision(x))
         ledger.wait(PARTIAL_BYTES * shape.grid[0] * shape.grid[1] if with_stats else 0)
         ledger.give(stacked)
         if with_stats and len(ranks) > 2 * MAX_GROUP:

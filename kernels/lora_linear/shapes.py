@@ -1,6 +1,7 @@
 """How the launches of a LoRA linear share their work: grids, splits, sizes. Kept by shape, for every layer asks again.
 
-M tokens, K in, c_i columns and k_i ranks of up to four projections, `n_sm` multiprocessors.
+M tokens, K in, c_i columns and k_i ranks of up to four projections, `n_sm` multiprocessors, `precision` as tiles.py
+has it.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import torch
 from ..backend import cdiv
 from .projections import four
 from .read.spans import cut
-from .tiles import GRADIENT_ALIGN, TOTAL_BLOCK, Tile, chunk_of, padded_rank, tile_for
+from .tiles import GRADIENT_ALIGN, TILES, TOTAL_BLOCK, Tile, chunk_of, padded_rank
 
 MAX_PARTIALS = 512
 """Programs of one launch that leave statistics, for a projection: one program adds them up, and they live as long as a
@@ -43,10 +44,10 @@ class Down:
 
 
 @functools.lru_cache(maxsize=4096)
-def down_shape(m: int, k: int, rank: int, dtype: torch.dtype, n_sm: int) -> Down:
+def down_shape(m: int, k: int, rank: int, precision: str, n_sm: int) -> Down:
     """X [M, K] with `rank` rows of A."""
     padded = padded_rank(rank)
-    tile = tile_for("down", dtype, padded)
+    tile = TILES[precision]["down", padded]
     row_blocks = max(1, cdiv(m, tile.block_m))
     splits, length = shares(k, tile.block_c, 2 * n_sm // row_blocks)
     grid = row_blocks, splits, cdiv(rank, padded)
@@ -67,10 +68,10 @@ class Up:
 
 
 @functools.lru_cache(maxsize=4096)
-def up_shape(m: int, cols: tuple[int, ...], ranks: tuple[int, ...], dtype: torch.dtype) -> Up:
+def up_shape(m: int, cols: tuple[int, ...], ranks: tuple[int, ...], precision: str) -> Up:
     """z_i [M, c_i], of rank k_i."""
     padded = padded_rank(max(ranks))
-    tile = tile_for("up", dtype, padded)
+    tile = TILES[precision]["up", padded]
     row_blocks = max(1, cdiv(m, tile.block_m))
     length = shares(max(cols), tile.block_c, MAX_PARTIALS // row_blocks)[1]
     col_blocks = [cdiv(n, length) for n in cols]
@@ -105,15 +106,15 @@ class Read:
 
 @functools.lru_cache(maxsize=4096)
 def read_shape(
-    kernel: str, cols: tuple[int, ...], ranks: tuple[int, ...], dtype: torch.dtype, n_sm: int, rows: Rows
+    kernel: str, cols: tuple[int, ...], ranks: tuple[int, ...], precision: str, n_sm: int, rows: Rows
 ) -> Read:
     """z_i [M, c_i], of rank k_i, for grad; one z [M, c] and the ranks k_i of every gradient, for dA. `rows` is M, or
     where examples begin and M, as in read/spans.py.
     """
     alone = kernel == "dA"
     rank = sum(ranks) if alone else max(ranks)
-    padded = chunk_of(kernel, dtype, rank)
-    tile, chunks = tile_for(kernel, dtype, padded), cdiv(rank, padded)
+    padded = chunk_of(kernel, precision, rank)
+    tile, chunks = TILES[precision][kernel, padded], cdiv(rank, padded)
     strips = [cdiv(n, tile.block_c) for n in cols]
     busy = max(1, n_sm // sum(strips))
     wanted = busy, max(busy, min(busy + busy // 2, n_sm * tile.blocks_per_sm // sum(strips)))

@@ -1,8 +1,8 @@
 """Tiles of the LoRA kernels, and what is compiled of them ahead of time.
 
-One table serves every chip. Each tile was the first tried that all of sm_75 to sm_120 compile without spills,
-within the shared memory of the smallest; of `grad`, the first of which every SM holds two blocks, with
-all that they keep in registers. None has been timed.
+One table serves every chip from sm_80 to sm_120, one sm_75. Each tile was the first tried that they compile without
+spills, within the shared memory of the smallest; of `grad`, the first of which every SM holds two blocks, with all
+that they keep in registers. None has been timed.
 """
 
 import re
@@ -47,33 +47,44 @@ class Tile:
 
 # fmt: off
 TILES = {
-    ("down", 16): Tile(32, 64, 4, 3), ("down", 32): Tile(32, 64, 4, 3), ("down", 64): Tile(32, 64, 8, 2),
-    ("up", 16): Tile(32, 64, 4, 2), ("up", 32): Tile(32, 64, 4, 2), ("up", 64): Tile(64, 64, 8, 1),
-    ("grad", 16): Tile(32, 128, 4, 2, 255), ("grad", 32): Tile(32, 64, 4, 2, 255),
-    ("grad", 64): Tile(16, 64, 4, 1, 255),
-    ("dA", 16): Tile(32, 128, 4, 2, 255), ("dA", 32): Tile(16, 128, 4, 2, 255), ("dA", 64): Tile(32, 128, 8, 2, 255),
+    "tf32": {
+        ("down", 16): Tile(32, 64, 4, 3), ("down", 32): Tile(32, 64, 4, 3), ("down", 64): Tile(32, 64, 8, 2),
+        ("up", 16): Tile(32, 64, 4, 2), ("up", 32): Tile(32, 64, 4, 2), ("up", 64): Tile(64, 64, 8, 1),
+        ("grad", 16): Tile(32, 128, 4, 2, 255), ("grad", 32): Tile(32, 64, 4, 2, 255),
+        ("grad", 64): Tile(16, 64, 4, 1, 255),
+        ("dA", 16): Tile(32, 128, 4, 2, 255), ("dA", 32): Tile(16, 128, 4, 2, 255),
+        ("dA", 64): Tile(32, 128, 8, 2, 255),
+    },
+    "tf32x3": {
+        ("down", 16): Tile(32, 32, 4, 2), ("down", 32): Tile(32, 32, 4, 2), ("down", 64): Tile(32, 32, 4, 2),
+        ("up", 16): Tile(32, 64, 4, 1), ("up", 32): Tile(32, 64, 8, 1), ("up", 64): Tile(32, 64, 8, 2),
+        ("grad", 16): Tile(16, 64, 4, 2, 255), ("grad", 32): Tile(16, 64, 4, 2, 255),
+        ("dA", 16): Tile(32, 64, 4, 2, 255), ("dA", 32): Tile(16, 64, 4, 2, 255), ("dA", 64): Tile(16, 64, 4, 2, 255),
+    },
+    "ieee": {
+        ("down", 16): Tile(32, 64, 4, 1), ("down", 32): Tile(32, 64, 4, 1), ("down", 64): Tile(32, 64, 8, 1),
+        ("up", 16): Tile(32, 32, 4, 1), ("up", 32): Tile(32, 64, 4, 1), ("up", 64): Tile(32, 32, 4, 1),
+        ("grad", 16): Tile(16, 128, 4, 1, 255), ("grad", 32): Tile(32, 64, 4, 1, 255),
+        ("dA", 16): Tile(32, 128, 4, 1, 255), ("dA", 32): Tile(16, 128, 4, 1, 255),
+        ("dA", 64): Tile(32, 128, 8, 1, 255),
+    },
 }
-"""By kernel and padded rank, for 16-bit X."""
-
-FP32_TILES = {
-    ("down", 16): Tile(32, 32, 4, 2), ("down", 32): Tile(32, 32, 4, 2), ("down", 64): Tile(32, 32, 4, 2),
-    ("up", 16): Tile(32, 64, 4, 1), ("up", 32): Tile(32, 64, 8, 1), ("up", 64): Tile(32, 32, 4, 1),
-    ("grad", 16): Tile(16, 64, 4, 2, 255), ("grad", 32): Tile(16, 64, 4, 2, 255),
-    ("dA", 16): Tile(32, 64, 4, 2, 255), ("dA", 32): Tile(16, 64, 4, 2, 255), ("dA", 64): Tile(16, 64, 4, 2, 255),
-}
-"""For fp32 X, whose products are three TF32 products: twice the bytes and three times the registers."""
+"""By how `tl.dot` multiplies, kernel and padded rank. Three TF32 products take twice the bytes and three times the
+registers of one; fused multiply-adds take a thread's operands into registers.
+"""
 # fmt: on
 
 
 def precision(x: torch.Tensor) -> str:
     """How `tl.dot` multiplies where the stored side is `x`: see kernels.py."""
-    if not has_tensor_cores(x.device):
+    return precision_of(x.dtype, has_tensor_cores(x.device))
+
+
+def precision_of(dtype: torch.dtype, on_tensor_cores: bool) -> str:
+    """The same by the dtype of the stored side."""
+    if not on_tensor_cores:
         return "ieee"
-    return "tf32x3" if x.dtype == torch.float32 else "tf32"
-
-
-def tile_for(kernel: str, dtype: torch.dtype, padded: int) -> Tile:
-    return (FP32_TILES if dtype == torch.float32 else TILES)[kernel, padded]
+    return "tf32x3" if dtype == torch.float32 else "tf32"
 
 
 def padded_rank(rank: int) -> int:
@@ -81,10 +92,10 @@ def padded_rank(rank: int) -> int:
     return 16 if rank <= 16 else 32 if rank <= 32 else MAX_CHUNK
 
 
-def chunk_of(kernel: str, dtype: torch.dtype, rank: int) -> int:
-    """Ranks of one pass of `kernel`: grad has no registers for 64 of fp32."""
+def chunk_of(kernel: str, precision: str, rank: int) -> int:
+    """Ranks of one pass of `kernel`: of fp32 operands grad has no registers for 64."""
     padded = padded_rank(rank)
-    return min(padded, 32) if kernel == "grad" and dtype == torch.float32 else padded
+    return padded if (kernel, padded) in TILES[precision] else padded // 2
 
 
 def aot_variants() -> list[AotVariant]:
@@ -105,34 +116,32 @@ def aot_variants() -> list[AotVariant]:
         if not dot:
             variants.append(AotVariant(name, fn, signature, constexprs, aligned, **how))
             return
-        old = {**constexprs, "PRECISION": "ieee"}
-        variants.append(AotVariant(name, fn, signature, old, aligned, **how, chips=(75,)))
-        how |= {"chips": CHIPS_WITH_TENSOR_CORES, "tensor_cores": True}
+        fast = constexprs["PRECISION"] != "ieee"
+        how |= {"chips": CHIPS_WITH_TENSOR_CORES if fast else (75,), "tensor_cores": fast}
         variants.append(AotVariant(name, fn, signature, constexprs, aligned, **how))
 
-    for dtype, precise in (("fp16", "tf32"), ("bf16", "tf32"), ("fp32", "tf32x3")):
+    made = (("fp16", "tf32"), ("fp16", "ieee"), ("bf16", "tf32"), ("fp32", "tf32x3"), ("fp32", "ieee"))
+    for dtype, precise in made:
         small = {"COUNT_SMALL": dtype != "fp32"}
         for rank in (16,) if dtype == "bf16" else (16, 32, 64):  # bf16 compiles as fp16 does
             base = {"DROPOUT": True, "STATS": True, "PRECISION": precise, "RANK": rank}
+            up = {**small, "CHUNKED": False, "ROUNDED": dtype == "fp32"}
             for name, fn, extra in (
                 ("down", kernels._down_kernel, {}),
-                (
-                    "up",
-                    kernels._up_kernel,
-                    {**small, "GROUP": 1, "ACROSS": False, "CHUNKED": False, "ROUNDED": dtype == "fp32"},
-                ),
+                ("up", kernels._up_kernel, {**up, "GROUP": 1, "ACROSS": False}),
+                ("up_Y", kernels._up_kernel, {**up, "GROUP": 4, "ACROSS": True, "DROPOUT": False}),
                 ("grad", grad._grad_kernel, {**small, "GROUP": 3, "DOWN": True, "DROPOUT": False, "CUT": False}),
                 ("grad_rows", grad._grad_kernel, {**small, "GROUP": 3, "DOWN": True, "DROPOUT": False, "CUT": True}),
                 ("dA_rows", grad._grad_kernel, {**small, "GROUP": 3, "DOWN": False, "STATS": False, "CUT": True}),
                 ("dA", grad._grad_kernel, {**small, "GROUP": 1, "DOWN": False, "STATS": False, "CUT": False}),
             ):
-                tile = (FP32_TILES if dtype == "fp32" else TILES).get((name.removesuffix("_rows"), rank))
+                tile = TILES[precise].get((name.partition("_")[0], rank))
                 if tile is None:
                     continue
                 shape = {"BLOCK_M": tile.block_m, "BLOCK_C": tile.block_c}
                 add(f"lora {name} {dtype} r{rank}", fn, tile, {**base, **extra, **shape}, True, dtype)
     plain = Tile(0, 0, 4, 3)
-    strip = {"GROUP": 3, "STRIP": TILES["grad", 16].block_c, "BLOCK": TOTAL_BLOCK}
+    strip = {"GROUP": 3, "STRIP": TILES["tf32"]["grad", 16].block_c, "BLOCK": TOTAL_BLOCK}
     add("lora total down", totals._total_down_kernel, plain, strip, False)
     ends = {"GROUP": 3, "STATS": True, "ALIGNED": True, "BLOCK": TOTAL_BLOCK, "ALIGN": GRADIENT_ALIGN}
     add("lora total gradients", totals._total_gradients_kernel, plain, {**ends, "CUT": False}, False)

@@ -89,10 +89,11 @@ RULES: list[tuple[tuple[str, ...], Callable[[Config], bool], str]] = [
         "quantization.load_in_4bit=false",
     ),
     (
-        ("instrument.sites", "instrument.histogram_every", "instrument.probe_every"),
+        tuple(f"instrument.{key}" for key in ("sites", "histogram_every", "probe_every", "rows_every", "row_modules")),
         lambda c: not c.instrument.enabled,
         "instrument.enabled=false",
     ),
+    (("instrument.rows_every", "instrument.row_modules"), lambda c: not c.instrument.rows, "instrument.rows=false"),
 ]
 
 

@@ -40,7 +40,7 @@ PARTS = (
     Part("setup", "installs the wheels that are missing, and lora-train, into a folder of its own", 45),
     Part("compile", "compiles what the launchers launch, on all cores, into the cache that all parts share", 35),
     Part("ceilings", "what the card can do: copy bandwidth, an 8192^3 product", 15),
-    Part("smokes", "every launcher against float64, outputs poisoned, one row, sm_75's path", 30, True, True,
+    Part("smokes", "every launcher against float64, outputs poisoned, one row, sm_75's products", 30, True, True,
          SAME_PRODUCTS),
     Part("sanitizer", "the smokes under compute-sanitizer's memcheck and racecheck", 40, True, True, SAME_PRODUCTS),
     Part("pytest", "the tests that need a GPU", 75, True, False, SAME_PRODUCTS, "gpu_tests"),

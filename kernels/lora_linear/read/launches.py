@@ -72,8 +72,8 @@ class Passed(NamedTuple):
     outer: Tensor
     sites: list[Partials]
     bad: list[Partials]
-    pieces: Pieces | None = None
-    down: Tensor | None = None
+    pieces: Pieces | None
+    down: Tensor | None
 
 
 def starts_of(examples: Examples, n_rows: int) -> tuple[int, ...]:
@@ -108,7 +108,7 @@ def read(
     (left, rights, ranks, scales), z, n_rows, (seed, p) = sides, zs[0], zs[0].shape[0], dropout
     cols, kernel = tuple([z.shape[1] for z in zs]), "dA" if rights is None else "grad"
     rows = n_rows if examples is None else starts_of(examples, n_rows)
-    shape = read_shape(kernel, cols, ranks, z.dtype, n_multiprocessors(z.device), rows)
+    shape = read_shape(kernel, cols, ranks, precision(z), n_multiprocessors(z.device), rows)
     tile = shape.tile
     outer = left.new_empty((shape.splits, shape.n_outer))
     down = None if rights is None else left.new_empty((shape.n_strips, n_rows, sum(ranks)))
@@ -139,7 +139,7 @@ def grad(
     """The pass over every dY_i. Writes G to `g` [M, sum of ranks], a slice of columns."""
     found = read(grads, sides, NO_DROPOUT, with_stats, examples)
     cols = tuple([dy.shape[1] for dy in grads])
-    shape = read_shape("grad", cols, sides.ranks, grads[0].dtype, n_multiprocessors(g.device), 1)
+    shape = read_shape("grad", cols, sides.ranks, precision(grads[0]), n_multiprocessors(g.device), 1)
     assert found.down is not None
     total_down(found.down, g, cols, sides.ranks, shape.tile.block_c)
     return found._replace(down=None)

@@ -9,6 +9,7 @@ from ...ledger import FLOAT, Ledger
 from ...statistics.pending_rows import PARTIAL_BYTES
 from ..group import Examples
 from ..shapes import Read, read_shape
+from ..tiles import precision
 from .launches import DOUBLE
 from .spans import cut
 
@@ -25,7 +26,7 @@ class ReadScratch:
         self._n_cut = 0
 
     def _shape(self, kernel: str, cols: tuple[int, ...], ranks: tuple[int, ...]) -> Read:
-        shape = read_shape(kernel, cols, ranks, self._x.dtype, n_multiprocessors(self._x.device), self._rows)
+        shape = read_shape(kernel, cols, ranks, precision(self._x), n_multiprocessors(self._x.device), self._rows)
         if isinstance(self._rows, tuple) and self._n_examples:
             self._n_cut = max(self._n_cut, cut(self._rows, shape.tile.block_m, shape.wanted).n_cut)
         return shape
