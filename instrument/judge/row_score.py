@@ -6,8 +6,8 @@
     grad          the same of its gradient norm, held against rows of such a loss
     duplicate     log2(1 / (1 - share)), at most MOST_ALIKE: how often the share of its runs of tokens that stand in no
                   other row has halved
-    probe         PROBED times how far below that of other rows ln(saved / (1 + better)) is: what its own question saves
-                  it, and what another row's saves it beyond that (rows/probe.py); with --probe only
+    probe         PROBED times how far below that of other rows ln(saved / sqrt(1 + better)) is: what its own question
+                  saves it, and what another row's saves it beyond that (rows/probe.py); with --probe only
     cut           CUT where it has as many tokens as data.cutoff_len leaves
 
 A row that was not finite is the worst of all. A row stands out whose score is at least FLAGGED with the probe counted
@@ -16,7 +16,6 @@ once: PROBED decides in which order rows are read, and makes no row further out 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -72,8 +71,15 @@ class Probed:
 
     @property
     def belongs(self) -> float:
-        """How far the answer belongs to its question: ln(saved / (1 + better)), of a saving of at least LEAST."""
-        return math.log(max(self.saved, LEAST)) - math.log1p(self.better)
+        """How far the answer belongs to its question."""
+        return float(belonging(np.float64(self.saved), np.float64(self.better)))
+
+
+def belonging(saved: np.ndarray | np.float64, better: np.ndarray | np.float64) -> np.ndarray:
+    """ln(saved / sqrt(1 + better)), of a saving of at least LEAST. A question that fits better tells half as much as
+    one that saves little: rows that ask about the same things have such questions, too.
+    """
+    return np.log(np.maximum(saved, LEAST)) - np.log1p(better) / 2
 
 
 def scored(ranks: pd.DataFrame, texts: Texts | None, probed: Mapping[int, Probed] | None) -> pd.DataFrame:
@@ -99,25 +105,25 @@ def scored(ranks: pd.DataFrame, texts: Texts | None, probed: Mapping[int, Probed
         better=[one.better if one else np.nan for one in own],
         fits=pd.array([one.fits if one else None for one in own], dtype="Int64"),
     )
-    length = np.log(np.maximum(found["n_supervised"].to_numpy("float64"), 1))
-    belongs = np.array([one.belongs if one else np.nan for one in own])
-    found["probe_z"] = standing_out(-belongs, length)
     return with_score(found).sort_values(["score", "row"], ascending=[False, True], ignore_index=True)
 
 
 def with_score(found: pd.DataFrame) -> pd.DataFrame:
-    """The rows with their `score` and `kind`.
+    """The rows with their `probe_z`, `score` and `kind`.
 
     Args:
-        found: `loss_z`, `grad_excess_z`, `duplicate`, `probe_z`, `cut` and `not_finite` of each.
+        found: `n_supervised`, `loss_z`, `grad_excess_z`, `duplicate`, `saved`, `better`, `cut` and `not_finite` of
+            each.
     """
+    saved, better, length = (found[name].to_numpy("float64") for name in ("saved", "better", "n_supervised"))
+    probe_z = standing_out(-belonging(saved, better), np.log(np.maximum(length, 1)))
     with np.errstate(invalid="ignore", divide="ignore"):
         alike = -np.log2(1 - found["duplicate"].to_numpy("float64"))
     parts = np.stack([
         found["loss_z"].to_numpy("float64"),
         found["grad_excess_z"].to_numpy("float64"),
         np.minimum(alike, MOST_ALIKE),
-        found["probe_z"].to_numpy("float64"),
+        probe_z,
         np.where(found["cut"], CUT, 0.0),
     ])  # fmt: skip
     parts = np.where(np.isfinite(parts), np.maximum(parts, 0.0), 0.0)
@@ -126,7 +132,7 @@ def with_score(found: pd.DataFrame) -> pd.DataFrame:
     score = np.where(bad, NOT_FINITE, np.sqrt(((weights * parts) ** 2).sum(0)))
     largest = np.where(np.sqrt((parts**2).sum(0)) >= FLAGGED, parts.argmax(0), len(PARTS))
     kind = np.where(bad, NOT_FINITE_KIND, np.array([*PARTS, NO_KIND], dtype=object)[largest])
-    return found.assign(score=score, kind=kind)
+    return found.assign(probe_z=probe_z, score=score, kind=kind)
 
 
 def to_leave_out(found: pd.DataFrame) -> list[int]:

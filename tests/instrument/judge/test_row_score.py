@@ -59,6 +59,12 @@ def test_an_answer_that_another_question_fits_better_stands_out_as_much():
     assert (found["row"][0], found["kind"][0], found["fits"][0], found["better"][0]) == (7, "probe", 5, 40.0)
 
 
+def test_a_question_that_fits_better_counts_half():
+    assert Probed(8.0, 0.0, None).belongs == pytest.approx(np.log(8))
+    assert Probed(8.0, 15.0, 3).belongs == pytest.approx(np.log(2))
+    assert Probed(-1.0, 3.0, 3).belongs == pytest.approx(np.log(0.005))
+
+
 def test_the_probe_orders_rows_and_flags_no_more_of_them_by_chance():
     draw = np.random.default_rng(2)
     loss, grad, saved = draw.normal(size=(3, 100_000))
