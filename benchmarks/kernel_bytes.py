@@ -42,7 +42,13 @@ BATCHES: dict[str, tuple[int, ...]] = {
 }
 """Tokens of each example of a micro-batch."""
 
-CHIPS = {"T4": (40, False), "RTX 3090": (82, True), "RTX 4090": (128, True), "H100": (132, True)}
+CHIPS = {
+    "T4": (40, False),
+    "RTX 3090": (82, True),
+    "RTX 4090": (128, True),
+    "H100": (132, True),
+    "RTX 5090": (170, True),
+}
 """Multiprocessors, by which the work is split, and whether Triton has tensor cores there; what reaches HBM is one rule
 for all."""
 

@@ -101,7 +101,7 @@ class Read:
     n_squares: tuple[int, ...]
     """Programs that leave a square of an example, for each gradient."""
     wanted: tuple[int, int]
-    """Splits that keep every multiprocessor busy once, and at most."""
+    """Splits where examples are not known, which keep every multiprocessor busy about once; and at most."""
 
 
 @functools.lru_cache(maxsize=4096)
@@ -117,10 +117,9 @@ def read_shape(
     tile, chunks = TILES[precision][kernel, padded], cdiv(rank, padded)
     strips = [cdiv(n, tile.block_c) for n in cols]
     busy = max(1, n_sm // sum(strips))
-    wanted = busy, max(busy, min(busy + busy // 2, n_sm * tile.blocks_per_sm // sum(strips)))
-    if isinstance(rows, int):
-        splits, length = shares(rows, tile.block_m, busy)
-    else:
+    splits, length = shares(rows if isinstance(rows, int) else rows[-1], tile.block_m, busy)
+    wanted = splits, max(busy, min(busy + busy // 2, n_sm * tile.blocks_per_sm // sum(strips)))
+    if not isinstance(rows, int):
         splits, length = cut(rows, tile.block_m, wanted).n, 0
     n_outer = cols[0] * rank if alone else sum(n * rank for n, rank in zip(cols, ranks, strict=True))
     n_programs, sizes = tuple(n * splits for n in strips), (*four(cols), *four(ranks))
